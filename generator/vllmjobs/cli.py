@@ -1,0 +1,136 @@
+"""The commands. Each joins a core room to the edge and holds no rule of its own."""
+
+import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from vllmjobs import __version__
+from vllmjobs.environment.load import find, load
+from vllmjobs.environment.problems import InvalidEnvironmentError
+from vllmjobs.environment.reference import reference
+from vllmjobs.environment.schema import json_schema
+from vllmjobs.render.job import RenderError, jobs
+from vllmjobs.render.job import render as render_job
+from vllmjobs.templates import shipped, template_reader
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done, or no change
+  1  error
+  2  there are changes
+  3  valid, but cannot be placed
+  4  refused by a gate or a verdict"""
+
+
+class Commands(click.Group):
+    """Turns what cannot be done into lines on stderr and exit code 1; Click's own 2 means changes here."""
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line; see `click.Command.make_context`."""
+        with _errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; see `click.Command.invoke`."""
+        with _errors():
+            return super().invoke(ctx)
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    try:
+        yield
+    except click.UsageError as error:
+        error.exit_code = 1
+        raise
+    except (InvalidEnvironmentError, RenderError) as error:
+        click.echo(str(error), err=True)
+        raise click.exceptions.Exit(1) from error
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="vllmjobs")
+def main() -> None:
+    """vLLM on HashiCorp Nomad, from one YAML file per environment."""
+
+
+def environment_options(command: Callable[..., None]) -> Callable[..., None]:
+    """ENV, --set and --project: for every command that reads an environment."""
+    for option in (
+        click.option(
+            "--project",
+            type=click.Path(path_type=Path, file_okay=False),
+            default=".",
+            envvar="VLLMJOBS_PROJECT",
+            help="Folder with envs/ and, for templates of your own, jobs/.",
+        ),
+        click.option(
+            "--set",
+            "settings",
+            multiple=True,
+            metavar="KEY=VALUE",
+            help="Set one value, such as models.chat.replicas=3. May be repeated.",
+        ),
+        click.argument("env"),
+    ):
+        command = option(command)
+    return command
+
+
+@main.command()
+@environment_options
+@click.option("--job", metavar="NAME", help="Which job: vllm (the default), fabio or nginx.")
+@click.option("--model", metavar="NAME", help="Only this model's group; to run it stops the other groups.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    metavar="DIR",
+    help="Write every job of the environment there, one file each.",
+)
+def render(
+    env: str, settings: tuple[str, ...], project: Path, job: str | None, model: str | None, out: Path | None
+) -> None:
+    """Print one Nomad job of ENV, for `nomad job run -`.
+
+    ENV is the name of a file in envs/, or a path.
+    """
+    environment = load(find(project, env), settings)
+    read = template_reader(project)
+    if out is None:
+        click.echo(render_job(environment, job or "vllm", read, model), nl=False)
+        return
+    chosen = [job] if job else jobs(environment)
+    rendered = {name: render_job(environment, name, read, model) for name in chosen}
+    out.mkdir(parents=True, exist_ok=True)
+    for name, text in rendered.items():
+        path = out / f"{name}.nomad.hcl"
+        path.write_text(text, encoding="utf-8")
+        click.echo(f"wrote {path}", err=True)
+
+
+@main.command()
+@click.option("--format", "form", type=click.Choice(["json", "markdown"]), default="json", show_default=True,
+              help="JSON Schema, or the reference as a page.")  # fmt: skip
+def schema(form: str) -> None:
+    """Print the JSON Schema of an environment."""
+    text = reference(json_schema()) if form == "markdown" else json.dumps(json_schema(), indent=2) + "\n"
+    click.echo(text, nl=False)
+
+
+@main.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+def init(directory: Path) -> None:
+    """Write a project to start from: environments that render as they stand."""
+    sources = sorted(shipped("envs").iterdir())
+    targets = [directory / "envs" / source.name for source in sources]
+    if there := [str(target) for target in targets if target.exists()]:
+        raise click.ClickException(f"{', '.join(there)} would be overwritten; name an empty folder")
+    (directory / "envs").mkdir(parents=True, exist_ok=True)
+    for source, target in zip(sources, targets, strict=True):
+        target.write_bytes(source.read_bytes())
+        click.echo(f"wrote {target}", err=True)
+    click.echo(f"next: vllmjobs render --project {directory} dev", err=True)

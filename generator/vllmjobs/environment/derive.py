@@ -1,0 +1,101 @@
+"""What follows from an environment's own figures: every deadline, in one place.
+
+pull_time + load_time = start
+pull_time × 1.25      → image_pull_timeout
+start × 1.25          → healthy_deadline, grace of the check, VLLM_ENGINE_READY_TIMEOUT_S
+longest_stream        → --shutdown-timeout
+  + 15 s              → kill_timeout
+balancer              → shutdown_delay
+all of these + 1 min  → progress_deadline
+"""
+
+import math
+from typing import NamedTuple
+
+from vllmjobs.environment.model import Balancer, Environment, Model
+from vllmjobs.environment.quantity import seconds
+
+START_MARGIN = 1.25  # a cold page cache or a busy registry is no reason to fail a deployment
+KILL_MARGIN_S = 15.0  # vLLM 0.32 left 7 s after its last stream; the rest is for the executor
+# Fabio follows Consul by a blocking query; nginx by a template that waits up to 5 s, then reloads.
+SHUTDOWN_DELAY_S = {"fabio": 10.0, "nginx": 15.0, "none": 0.0}
+MIN_PULL_S = 300.0  # the docker driver's own default
+MIN_ENGINE_READY_S = 600.0  # vLLM's own default
+
+
+class Deadlines(NamedTuple):
+    """All in seconds."""
+
+    start: float
+    pull: float
+    min_healthy_time: float
+    healthy_deadline: float
+    progress_deadline: float
+    grace: float
+    engine_ready: float
+    longest_stream: float
+    kill_timeout: float
+    shutdown_delay: float
+
+
+def deadlines(model: Model, balancer: Balancer) -> Deadlines:
+    """The deadlines of one model, derived where the environment does not say."""
+    start = seconds(model.pull_time) + seconds(model.load_time)
+    patience = _minutes(start * START_MARGIN)
+    longest_stream = seconds(model.drain.longest_stream)
+    kill_timeout = _given(model.drain.kill_timeout, longest_stream + KILL_MARGIN_S)
+    shutdown_delay = _given(model.drain.shutdown_delay, SHUTDOWN_DELAY_S[balancer.kind])
+    min_healthy_time = seconds(model.rollout.min_healthy_time)
+    healthy = _given(model.rollout.healthy_deadline, patience + _minutes(min_healthy_time))
+    # A replacement waits for the GPUs of the instance that it replaces.
+    progress = _minutes(healthy + shutdown_delay + kill_timeout + 60)
+    return Deadlines(
+        start=start,
+        pull=max(MIN_PULL_S, _minutes(seconds(model.pull_time) * START_MARGIN)),
+        min_healthy_time=min_healthy_time,
+        healthy_deadline=healthy,
+        progress_deadline=_given(model.rollout.progress_deadline, progress),
+        grace=_given(model.health.grace, patience),
+        engine_ready=max(MIN_ENGINE_READY_S, patience),
+        longest_stream=longest_stream,
+        kill_timeout=kill_timeout,
+        shutdown_delay=shutdown_delay,
+    )
+
+
+def canaries(model: Model) -> int:
+    """How many new instances stand beside the old ones before a promotion."""
+    return {
+        "canary": model.rollout.canaries,
+        "blue_green": model.replicas,
+        "rolling": 0,
+    }[model.rollout.strategy]
+
+
+def service_name(environment: Environment, model_name: str) -> str:
+    """The name under which Consul knows a model's instances."""
+    return f"{environment.job}-{model_name}"
+
+
+def tensor_parallel_size(model: Model) -> int:
+    """GPUs over which each layer is split: those of a server, less what other parallelism takes."""
+    if model.strategy == "multi_instance":
+        return 1
+    taken = 1
+    for name, value in model.args.items():
+        if argument_name(name) in ("pipeline-parallel-size", "data-parallel-size") and isinstance(value, int):
+            taken *= max(1, value)
+    return max(1, model.gpus.count // taken)
+
+
+def argument_name(name: str) -> str:
+    """The spelling by which arguments are compared: vLLM reads `max_model_len` as `max-model-len`."""
+    return name.replace("_", "-").lower() if "." not in name else name.replace("_", "-")
+
+
+def _given(override: str | None, derived: float) -> float:
+    return derived if override is None else seconds(override)
+
+
+def _minutes(value: float) -> float:
+    return math.ceil(value / 60) * 60

@@ -1,0 +1,148 @@
+"""The one file of this room that reads files: a path, to the environment that it describes."""
+
+from collections.abc import Sequence
+from pathlib import Path as FilePath
+
+import msgspec
+
+from vllmjobs.environment import rules
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import InvalidEnvironmentError, Mark, Problem
+from vllmjobs.environment.schema import explain
+from vllmjobs.environment.settings import parse_setting
+from vllmjobs.environment.tree import Map, Node, Scalar, locate, merge, parse, plain
+
+_BOM = "\ufeff"
+
+
+def find(project: FilePath, name: str) -> FilePath:
+    """The file of an environment: `envs/NAME.yaml` of the project, or NAME itself when it is a path."""
+    given = FilePath(name)
+    if given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
+        return given
+    return project / "envs" / f"{name}.yaml"
+
+
+def names(project: FilePath) -> list[str]:
+    """The environments of a project that name models, by name (`base` is for others to extend)."""
+    found = []
+    for path in sorted((project / "envs").glob("*.yaml")):
+        tree, _ = _read(path)
+        if isinstance(tree, Map) and "models" in tree.entries:
+            found.append(path.stem)
+    return found
+
+
+def load(path: FilePath, settings: Sequence[str] = ()) -> Environment:
+    """Read an environment file, what it extends, and `--set` options laid over it.
+
+    Raises `InvalidEnvironmentError` with every problem that was found.
+    """
+    tree, problems = _read(path)
+    for setting in settings:
+        over, wrong = parse_setting(setting)
+        problems += wrong
+        tree = merge(tree, over) if tree and over else tree
+    if tree is None:
+        raise InvalidEnvironmentError(problems)
+    return _decode(tree, path.stem, problems)
+
+
+def _decode(tree: Node, name: str, problems: list[Problem]) -> Environment:
+    try:
+        environment = _typed(tree, name)
+    except msgspec.ValidationError as error:
+        problems = problems + (explain(tree) or [Problem(tree.mark, (), str(error))])
+        try:  # the models that are well typed are checked all the same, to report everything at once
+            environment = _typed(_without_broken_models(tree, problems), name)
+        except msgspec.ValidationError:
+            raise InvalidEnvironmentError(problems) from None
+    problems = problems + [
+        Problem(locate(tree, path), path, message) for path, message in rules.problems(environment)
+    ]
+    if problems:
+        raise InvalidEnvironmentError(problems)
+    return environment
+
+
+def _typed(tree: Node, name: str) -> Environment:
+    data = plain(_with_defaults(tree))
+    if isinstance(data, dict):
+        data.setdefault("job", f"vllm-{name}")
+    return msgspec.convert(data, Environment)
+
+
+def _with_defaults(tree: Node) -> Node:
+    """Every model laid over `defaults`."""
+    if not isinstance(tree, Map):
+        return tree
+    models, defaults = tree.entries.get("models"), tree.entries.get("defaults")
+    if not (isinstance(models, Map) and isinstance(defaults, Map)):
+        return tree
+    laid = {name: merge(defaults, model) for name, model in models.entries.items()}
+    return Map(tree.mark, tree.entries | {"models": Map(models.mark, laid, models.keys)}, tree.keys)
+
+
+def _without_broken_models(tree: Node, problems: list[Problem]) -> Node:
+    broken = {problem.path[1] for problem in problems if problem.path[:1] == ("models",) and problem.path[1:]}
+    if not (isinstance(tree, Map) and isinstance(models := tree.entries.get("models"), Map)):
+        return tree
+    sound = {name: model for name, model in models.entries.items() if name not in broken}
+    return Map(tree.mark, tree.entries | {"models": Map(models.mark, sound, models.keys)}, tree.keys)
+
+
+def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()) -> tuple[
+    Node | None, list[Problem]
+]:  # fmt: skip
+    """A file's tree over the trees that it extends; `asked` is where the file was named."""
+    text, problems = _text(path, asked)
+    if text is None:
+        return None, problems
+    tree, more = parse(text.removeprefix(_BOM), str(path))
+    problems += more
+    if isinstance(tree, Scalar) and tree.value is None:
+        return None, [*problems, Problem(tree.mark, (), "is empty; an environment needs at least `models:`")]
+    extends = tree.entries.get("extends") if isinstance(tree, Map) else None
+    if not (isinstance(tree, Map) and isinstance(extends, Scalar) and isinstance(extends.value, str)):
+        return tree, problems  # anything but a string is reported by the schema
+    place = tree.keys["extends"]
+    base_path = path.parent / extends.value
+    chain = (*above, path.resolve())
+    if base_path.resolve() in chain:
+        loop = " → ".join(step.name for step in (*chain, base_path))
+        return tree, [*problems, Problem(place, ("extends",), f"leads back to itself: {loop}")]
+    base, more = _read(base_path, asked=place, above=chain)
+    return merge(base, tree) if base else tree, problems + more
+
+
+def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]]:
+    """A file's text with line feeds only, and what is wrong with its bytes."""
+    start = Mark(str(path), 1, 1)
+    try:
+        raw = path.read_bytes()
+    except IsADirectoryError:
+        return None, [
+            Problem(asked or start, (), f"{path} is a directory; name a file, such as envs/prod.yaml")
+        ]
+    except FileNotFoundError:
+        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no *.yaml files"
+        return None, [Problem(asked or start, (), f"{path} does not exist; {path.parent}/ has {there}")]
+    except OSError as error:
+        return None, [Problem(asked or start, (), f"{path} cannot be read: {error.strerror}")]
+    problems = []
+    try:
+        text = raw.decode()
+    except UnicodeDecodeError as error:
+        line, column = raw.count(b"\n", 0, error.start) + 1, error.start - raw.rfind(b"\n", 0, error.start)
+        message = f"byte 0x{raw[error.start]:02x} is not valid UTF-8; save the file as UTF-8"
+        return None, [Problem(Mark(str(path), line, column), (), message)]
+    if text.startswith(_BOM):
+        problems.append(
+            Problem(start, (), "starts with a byte order mark; save the file as UTF-8 without BOM")
+        )
+    if (at := text.find("\r")) >= 0:
+        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
+        ends = "CRLF line ends" if text[at : at + 2] == "\r\n" else "a carriage return"
+        message = f"has {ends}; save the file with LF (git: `*.yaml text eol=lf` in .gitattributes)"
+        problems.append(Problem(Mark(str(path), line, column), (), message))
+    return text.replace("\r\n", "\n").replace("\r", "\n"), problems

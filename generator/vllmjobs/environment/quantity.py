@@ -1,0 +1,68 @@
+"""Durations and sizes as Nomad writes them."""
+
+import re
+from typing import Annotated
+
+from msgspec import Meta
+
+
+def matching(pattern: str, title: str, description: str | None = None) -> Meta:
+    """A string that matches `pattern` as a whole; `title` is what an error calls it.
+
+    The lookahead is for Python, where `$` also matches before a last newline.
+    """
+    return Meta(pattern=f"^({pattern})$(?!\\n)", description=description, extra_json_schema={"title": title})
+
+
+# https://pkg.go.dev/time#ParseDuration, less the units below a millisecond and the sign.
+Duration = Annotated[
+    str,
+    matching(
+        r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+",
+        "duration",
+        "A duration as Nomad writes it, such as `90s`, `10m` or `1h30m`.",
+    ),
+]
+# go-units as Nomad's device attributes know it (nomad/plugins/shared/structs/units.go): a number without
+# a unit, or with `Gi`, matches no device at all, so a unit is required here.
+Size = Annotated[
+    str,
+    matching(
+        r"[0-9]+(\.[0-9]+)? ?(MiB|GiB|TiB|MB|GB|TB)",
+        "size",
+        "An amount of memory with its unit, such as `16 GiB` or `500 MB`.",
+    ),
+]
+
+_SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+_BYTES = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def seconds(duration: str) -> float:
+    """Seconds in a duration: `seconds("1m30s") == 90`."""
+    parts = re.findall(r"([0-9.]+)(ms|s|m|h)", duration)
+    return sum(float(number) * _SECONDS[unit] for number, unit in parts)
+
+
+def duration(value: float) -> str:
+    """Whole seconds, rounded up, in the largest units that hold them: `duration(90) == "1m30s"`."""
+    whole = -int(-value // 1)
+    hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
+    text = "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)
+    return text or "0s"
+
+
+def size_bytes(size: str) -> int:
+    """Bytes in a size: `size_bytes("1 GiB") == 1073741824`."""
+    number, unit = re.fullmatch(r"([0-9.]+) ?(\w+)", size).groups()  # type: ignore[union-attr]
+    return int(float(number) * _BYTES[unit])
+
+
+def mebibytes(size: str) -> int:
+    """MiB in a size, rounded up: what Nomad's `memory` and `size` count."""
+    return -(-size_bytes(size) // 2**20)
+
+
+def spaced(size: str) -> str:
+    """The one spelling that is rendered: `70GiB` and `70 GiB` are both `70 GiB`."""
+    return re.sub(r"([0-9]) ?([A-Z])", r"\1 \2", size, count=1)

@@ -1,0 +1,113 @@
+"""The JSON Schema of an environment, from the types; and what its errors mean to a person."""
+
+import difflib
+from collections.abc import Iterator
+from typing import Any
+
+import msgspec
+
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import Path, Problem
+from vllmjobs.environment.tree import Node, locate, plain
+
+_TYPES = {
+    "string": "a string",
+    "integer": "a whole number",
+    "number": "a number",
+    "boolean": "true or false",
+    "array": "a list",
+    "object": "a map",
+    "null": "null",
+}
+_EXAMPLES = {
+    "duration": 'such as "90s", "10m" or "1h30m"',
+    "size": 'with a unit, such as "16 GiB" or "500 MB"',
+    "name": "of lower-case letters, digits and dashes, 63 characters at most",
+    "variable name": "of letters, digits and underscores",
+    "argument name": "such as max-num-seqs",
+    "absolute path": "that begins with /",
+    "URL path": "that begins with /, such as /v1/",
+    "host name": "in lower case, such as chat.example.com",
+    "secret reference": "such as nomad/jobs/vllm-prod#hf_token or vault:kv/data/vllm#hf_token",
+}
+_UNSHOWN = {"env", "secrets"}  # what stands below these may be a secret
+
+
+def json_schema() -> dict[str, Any]:
+    """The JSON Schema (2020-12) of an environment file, for editors and for error messages."""
+    schema = msgspec.json.schema(Environment)
+    named = schema["$defs"]["Environment"]
+    # A file that others extend needs no models of its own.
+    named["required"] = []
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "vllmjobs environment",
+        **schema,
+    }
+
+
+def explain(tree: Node) -> list[Problem]:
+    """Everything in the tree that the schema does not allow, with place, rule and way out."""
+    # Imported here: a valid environment never pays for it (about 60 ms).
+    from jsonschema import Draft202012Validator  # noqa: PLC0415
+
+    schema = json_schema()
+    schema["$defs"]["Environment"]["required"] = ["models"]
+    found = Draft202012Validator(schema).iter_errors(plain(tree))
+    return [Problem(locate(tree, path), path, message) for error in found for path, message in _said(error)]
+
+
+def _said(error: Any) -> Iterator[tuple[Path, str]]:
+    """One schema error as (path, message) pairs."""
+    path: Path = tuple(error.absolute_path)
+    value, rule, limit = error.instance, error.validator, error.validator_value
+    got = "" if _UNSHOWN & set(path) else f" (got {_shown(value)})"
+    kind = error.schema.get("title", "")
+    if rule == "additionalProperties":
+        known = list(error.schema["properties"])
+        for key in value.keys() - set(known):
+            yield (*path, key), f"unknown key; {_nearest(key, known)}"
+    elif rule == "required":
+        for key in set(limit) - value.keys():
+            yield path, f"missing required key {key!r}"
+    elif rule == "propertyNames":
+        pass  # its parts are reported one by one
+    elif rule == "anyOf":
+        yield from _narrowed(error, path, got)
+    elif "propertyNames" in error.absolute_schema_path:
+        yield (*path, value), f"must be a {kind} {_EXAMPLES.get(kind, '')}"
+    elif kind in _EXAMPLES:
+        yield path, f"must be a {kind} {_EXAMPLES[kind]}{got}"
+    elif rule == "type":
+        yield path, f"must be {_TYPES[limit]}{got}"
+    elif rule == "enum":
+        yield path, f"must be one of {', '.join(map(str, limit))}{got}; {_nearest(str(value), limit)}"
+    elif rule in ("minimum", "maximum"):
+        yield path, f"must be at {'least' if rule == 'minimum' else 'most'} {limit}{got}"
+    else:  # minLength, minItems, minProperties
+        yield path, "must not be empty"
+
+
+def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
+    """What a value that may be one of several types (most often: or null) should have been."""
+    nearer = [inner for inner in error.context if inner.validator != "type"]
+    if nearer:
+        yield from _said(nearer[0])
+        return
+    kinds = [inner.schema.get("title") for inner in error.context if inner.schema.get("title") in _EXAMPLES]
+    if kinds:
+        yield path, f"must be a {kinds[0]} {_EXAMPLES[kinds[0]]}{got}"
+    else:
+        names = [_TYPES[inner.validator_value] for inner in error.context if inner.validator_value != "null"]
+        yield path, f"must be {' or '.join(names)}{got}"
+
+
+def _shown(value: object) -> str:
+    names = {dict: "a map", list: "a list", type(None): "nothing", bool: str(value).lower()}
+    text = names.get(type(value), repr(value))
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _nearest(word: str, known: list[Any]) -> str:
+    close = difflib.get_close_matches(word, [str(name) for name in known], 1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(str, known))}"

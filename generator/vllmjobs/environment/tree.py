@@ -1,0 +1,248 @@
+"""YAML text to a tree whose every key and value knows where it was written.
+
+The tree is built from libyaml's events and not by PyYAML's composer, which recurses in C, keeps only
+the last of two equal keys, and reads YAML 1.1 (`no` is false, `12:30` is 750). Scalars follow the core
+schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), less infinities and NaN.
+"""
+
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import yaml
+
+from vllmjobs.environment.problems import Mark, Path, Problem
+
+MAX_DEPTH = 64
+MAX_VALUES = 1_000_000  # after aliases are expanded
+
+_INT = re.compile(r"[-+]?[0-9]{1,18}|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
+_FLOAT = re.compile(r"[-+]?([0-9]{0,300}\.[0-9]+|[0-9]{1,300}\.|[0-9]{1,200}(?=[eE]))([eE][-+]?[0-9]{1,2})?")
+_WORDS: dict[str, bool | None] = {
+    **dict.fromkeys(("", "~", "null", "Null", "NULL")),
+    **dict.fromkeys(("true", "True", "TRUE"), True),
+    **dict.fromkeys(("false", "False", "FALSE"), False),
+}
+_MERGE, _STRING_TAG = "<<", "tag:yaml.org,2002:str"
+
+
+@dataclass(slots=True)
+class Scalar:
+    """A string, number, boolean or null."""
+
+    mark: Mark
+    value: str | int | float | bool | None
+
+
+@dataclass(slots=True)
+class Seq:
+    """A list."""
+
+    mark: Mark
+    items: list["Node"] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class Map:
+    """A mapping; `keys` holds the place of each key."""
+
+    mark: Mark
+    entries: dict[str, "Node"] = field(default_factory=dict)
+    keys: dict[str, Mark] = field(default_factory=dict)
+
+
+Node = Scalar | Seq | Map
+
+
+def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
+    """Read one YAML document; the tree is None when the text cannot be read to its end.
+
+    An empty document is an empty scalar. Anchors, aliases and merge keys (`<<`) are resolved.
+    """
+    if bad := yaml.reader.Reader.NON_PRINTABLE.search(text.removeprefix("\ufeff")):
+        before = text[: bad.start()]
+        place = Mark(source, before.count("\n") + 1, bad.start() - before.rfind("\n"))
+        return None, [Problem(place, (), f"holds the character U+{ord(bad[0]):04X}; YAML does not allow it")]
+    composer = _Composer(source)
+    try:
+        for event in yaml.parse(text, Loader=yaml.CSafeLoader):
+            composer.take(event)
+    except _UnreadableError as error:
+        return None, [*composer.problems, error.problem]
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        place = Mark(source, mark.line + 1, mark.column + 1) if mark else Mark(source, 1, 1)
+        reason = ", ".join(filter(None, (error.context, error.problem)))
+        return None, [*composer.problems, Problem(place, (), f"is not valid YAML: {reason}")]
+    return composer.root or Scalar(Mark(source, 1, 1), None), composer.problems
+
+
+def plain(node: Node) -> Any:
+    """The tree as dicts, lists and scalars."""
+    if isinstance(node, Map):
+        return {key: plain(value) for key, value in node.entries.items()}
+    return [plain(item) for item in node.items] if isinstance(node, Seq) else node.value
+
+
+def merge(base: Node, over: Node) -> Node:
+    """Lay `over` on `base`: maps merge deeply, everything else (lists too) replaces."""
+    if not (isinstance(base, Map) and isinstance(over, Map)):
+        return over
+    entries = base.entries | {
+        key: merge(base.entries[key], value) if key in base.entries else value
+        for key, value in over.entries.items()
+    }
+    return Map(over.mark, entries, base.keys | over.keys)
+
+
+def locate(node: Node, path: Path) -> Mark:
+    """Where the key or list item at `path` stands, or the nearest thing above it that does."""
+    mark = node.mark
+    for part in path:
+        if isinstance(node, Map) and isinstance(part, str) and part in node.entries:
+            mark, node = node.keys[part], node.entries[part]
+        elif isinstance(node, Seq) and isinstance(part, int) and part < len(node.items):
+            node = node.items[part]
+            mark = node.mark
+        else:
+            break
+    return mark
+
+
+class _UnreadableError(Exception):
+    def __init__(self, mark: Mark, message: str) -> None:
+        self.problem = Problem(mark, (), message)
+
+
+class _Composer:
+    """Builds the tree with a stack of its own, so that deep nesting is an error and not a crash."""
+
+    def __init__(self, source: str) -> None:
+        self.root: Node | None = None
+        self.problems: list[Problem] = []
+        self._source = source
+        self._open: list[_Open] = []
+        self._anchors: dict[str, Node] = {}
+        self._sizes: dict[int, int] = {}  # id of a finished collection → values in it, aliases expanded
+        self._documents = 0
+
+    def take(self, event: yaml.Event) -> None:
+        """Add one event of the parser to the tree."""
+        mark = Mark(self._source, event.start_mark.line + 1, event.start_mark.column + 1)
+        match event:
+            case yaml.DocumentStartEvent():
+                self._documents += 1
+                if self._documents > 1:
+                    raise _UnreadableError(mark, "a second document starts here; write one file per document")
+            case yaml.AliasEvent():
+                self._add(self._aliased(event.anchor, mark), mark)
+            case yaml.ScalarEvent():
+                self._add(self._anchored(event, Scalar(mark, self._scalar(event, mark))), mark)
+            case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
+                if len(self._open) == MAX_DEPTH:
+                    raise _UnreadableError(mark, f"is nested deeper than {MAX_DEPTH} levels")
+                kind = Seq if isinstance(event, yaml.SequenceStartEvent) else Map
+                self._open.append(_Open(self._anchored(event, kind(mark)), mark))
+                self._check_tag(event, mark)
+            case yaml.SequenceEndEvent() | yaml.MappingEndEvent():
+                done = self._open.pop()
+                for source in reversed(done.merges):
+                    _inherit(done.node, source)
+                self._sizes[id(done.node)] = done.size
+                self._add(done.node, done.mark)
+
+    def _add(self, node: Node, mark: Mark) -> None:
+        if not self._open:
+            self.root = node
+            return
+        parent = self._open[-1]
+        parent.size += self._sizes.get(id(node), 1)
+        if parent.size > MAX_VALUES:
+            raise _UnreadableError(mark, f"its aliases expand to more than {MAX_VALUES:,} values")
+        if isinstance(parent.node, Seq):
+            parent.node.items.append(node)
+        elif parent.key is None:
+            parent.key = self._key(node, mark, parent)
+        else:
+            key, parent.key = parent.key, None
+            self._set(parent, key, node, mark)
+
+    def _key(self, node: Node, mark: Mark, parent: "_Open") -> tuple[str, Mark]:
+        if isinstance(node, Scalar):
+            return self._last_text if not isinstance(node.value, str) else node.value, mark
+        raise _UnreadableError(mark, "a key must be a plain word, not a list or a map")
+
+    def _set(self, parent: "_Open", key: tuple[str, Mark], node: Node, mark: Mark) -> None:
+        name, place = key
+        assert isinstance(parent.node, Map)
+        if name == _MERGE:
+            sources = node.items if isinstance(node, Seq) else [node]
+            if all(isinstance(source, Map) for source in sources):
+                parent.merges += sources
+            else:
+                self.problems.append(Problem(place, (), "`<<` takes a map or a list of maps (aliases)"))
+        elif name in parent.node.entries:
+            first = parent.node.keys[name]
+            self.problems.append(
+                Problem(place, (), f"key {name!r} is given twice (first on line {first.line})")
+            )
+        else:
+            parent.node.entries[name], parent.node.keys[name] = node, place
+
+    def _anchored(self, event: yaml.NodeEvent, node: Node) -> Node:
+        if event.anchor:
+            self._anchors[event.anchor] = node
+        return node
+
+    def _aliased(self, name: str, mark: Mark) -> Node:
+        node = self._anchors.get(name)
+        if node is None:
+            known = ", ".join(f"&{anchor}" for anchor in self._anchors) or "none so far"
+            self.problems.append(
+                Problem(mark, (), f"alias *{name} has no anchor above it (anchors: {known})")
+            )
+        elif any(opened.node is node for opened in self._open):
+            self.problems.append(Problem(mark, (), f"alias *{name} stands inside its own anchor"))
+        else:
+            return node
+        return Scalar(mark, None)
+
+    def _check_tag(self, event: yaml.NodeEvent, mark: Mark) -> None:
+        if getattr(event, "tag", None) not in (None, "!", _STRING_TAG):
+            self.problems.append(Problem(mark, (), f"tag {event.tag} is not supported; write a plain value"))
+
+    def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> str | int | float | bool | None:
+        self._check_tag(event, mark)
+        self._last_text = text = event.value
+        if "\0" in text:
+            self.problems.append(Problem(mark, (), "holds a NUL character; no process can be given one"))
+        if not event.implicit[0] or event.tag == _STRING_TAG:
+            return str(text)
+        return _resolve(text)
+
+
+@dataclass(slots=True)
+class _Open:
+    """A collection whose end has not come yet."""
+
+    node: Node
+    mark: Mark
+    key: tuple[str, Mark] | None = None
+    merges: list[Node] = field(default_factory=list)
+    size: int = 1
+
+
+def _inherit(node: Node, source: Node) -> None:
+    """Fill what a `<<` brings below the map's own keys; of several sources the first wins."""
+    assert isinstance(node, Map) and isinstance(source, Map)
+    for key, value in source.entries.items():
+        if key not in node.entries:
+            node.entries[key], node.keys[key] = value, source.keys[key]
+
+
+def _resolve(text: str) -> str | int | float | bool | None:
+    if text in _WORDS:
+        return _WORDS[text]
+    if _INT.fullmatch(text):
+        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+    return float(text) if _FLOAT.fullmatch(text) else text

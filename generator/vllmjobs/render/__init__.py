@@ -1,0 +1,1 @@
+"""An environment, to the HCL of one Nomad job."""

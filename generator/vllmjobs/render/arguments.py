@@ -1,0 +1,79 @@
+"""The command line and the variables of one vLLM server."""
+
+import json
+from collections.abc import Iterator
+
+from vllmjobs.environment.derive import Deadlines, tensor_parallel_size
+from vllmjobs.environment.model import ArgValue, Environment, Model
+
+# Fabio keeps idle connections for 15 s and nginx for 60 s; vLLM closes them after 5 s unless told so,
+# and the request that crosses the close is lost with a 502.
+KEEP_ALIVE_S = 120
+
+
+def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
+    """What follows `vllm serve`: the model, what vllmjobs sets, then the environment's own `args`."""
+    own: dict[str, ArgValue] = {
+        "served-model-name": model.served_name or name,
+        "host": listen_host(model),
+        "port": str(model.ports.base) if is_bridged(model) else "${NOMAD_PORT_http}",
+        "tensor-parallel-size": tensor_parallel_size(model) if model.strategy == "tensor_parallel" else None,
+        "gpu-memory-utilization": model.gpu_memory_utilization,
+        "max-model-len": model.max_model_len,
+        "shutdown-timeout": int(deadlines.longest_stream),
+    }
+    given = {key.replace("_", "-") if "." not in key else key: value for key, value in model.args.items()}
+    return [model.model, *(word for key, value in (own | given).items() for word in _words(key, value))]
+
+
+def variables(environment: Environment, model: Model, deadlines: Deadlines) -> dict[str, str]:
+    """The variables of a server, less its secrets; the environment's own `env` wins."""
+    own = {"HOME": "${NOMAD_TASK_DIR}", **_cache_variables(model)}
+    if environment.debug:
+        own["VLLM_LOGGING_LEVEL"] = "DEBUG"
+    own["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = str(KEEP_ALIVE_S)
+    own["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(deadlines.engine_ready))
+    if not is_bridged(model):
+        # Engines on one node look for free ports upwards from here; each starts at a port that Nomad
+        # keeps for it alone. A bridged container has all ports to itself.
+        own["VLLM_PORT"] = "${NOMAD_PORT_engine}"
+    return own | {key: str(value) for key, value in model.env.items()}
+
+
+def is_bridged(model: Model) -> bool:
+    """Whether the server has a network namespace of its own."""
+    return model.driver == "docker" and model.container.network == "bridge"
+
+
+def listen_host(model: Model) -> str:
+    """The address to listen on: everywhere inside a container, else only the allocation's own."""
+    return model.ports.host or ("0.0.0.0" if is_bridged(model) else "${NOMAD_IP_http}")
+
+
+def cache_path(model: Model) -> str | None:
+    """Where the server finds its model cache; None without one."""
+    if model.cache is None:
+        return None
+    return model.cache.bind if model.driver == "raw_exec" else model.cache.path
+
+
+def _cache_variables(model: Model) -> dict[str, str]:
+    path = cache_path(model)
+    if path is None:
+        return {}
+    compiled = "${NOMAD_TASK_DIR}" if model.cache and model.cache.read_only else path
+    return {"HF_HOME": f"{path}/huggingface", "VLLM_CACHE_ROOT": f"{compiled}/vllm"}
+
+
+def _words(name: str, value: ArgValue) -> Iterator[str]:
+    if value is None:
+        return
+    if isinstance(value, bool):
+        yield f"--{name}" if value else f"--no-{name}"
+    elif isinstance(value, list):
+        yield f"--{name}"
+        yield from (item if isinstance(item, str) else json.dumps(item) for item in value)
+    elif isinstance(value, dict):
+        yield f"--{name}={json.dumps(value, separators=(',', ':'), ensure_ascii=False)}"
+    else:
+        yield f"--{name}={value}"

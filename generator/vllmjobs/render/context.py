@@ -1,0 +1,130 @@
+"""What the templates see. Names here are the template author's interface."""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vllmjobs.environment.derive import Deadlines, canaries, deadlines, service_name
+from vllmjobs.environment.model import Balancer, Environment, Images, Model, Route
+from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
+from vllmjobs.render.arguments import arguments, cache_path, is_bridged, variables
+from vllmjobs.render.hcl import quote, quote_lines
+
+RESTART_ATTEMPTS = 2
+MIN_RESTART_INTERVAL_S = 1800.0
+BALANCER_IMAGES = {"fabio": "fabiolb/fabio:1.7.3", "nginx": "nginx:1.30-alpine"}
+BALANCER_PORTS = {"fabio": 9999, "nginx": 80}
+
+FILTERS: dict[str, Callable[..., Any]] = {
+    "hcl": quote,
+    "hcl_lines": quote_lines,
+    "duration": duration,
+    "mebibytes": mebibytes,
+    "bytes": size_bytes,
+    "spaced": spaced,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One model, as the job template writes it."""
+
+    name: str
+    model: Model
+    service: str
+    tags: list[str]
+    canary_tags: list[str]
+    canaries: int
+    deadlines: Deadlines
+    restart_attempts: int
+    restart_interval: float
+    image: str
+    command: str | None
+    args: list[str]
+    env: dict[str, str]
+    secrets: dict[str, dict[str, list[tuple[str, str]]]]
+    device: str
+    shm_bytes: int
+    bridged: bool
+    cache_path: str | None
+
+
+def vllm_context(environment: Environment, only: str | None = None) -> dict[str, Any]:
+    """The context of `vllm.nomad.hcl.j2`; with `only`, a single group."""
+    names = [only] if only else list(environment.models)
+    return {"environment": environment, "groups": [_group(environment, name) for name in names]}
+
+
+def balancer_context(environment: Environment) -> dict[str, Any]:
+    """The context of `fabio.nomad.hcl.j2` and `nginx.nomad.hcl.j2`."""
+    balancer = environment.balancer
+    models = environment.models.items()
+    return {
+        "environment": environment,
+        "balancer": balancer,
+        "name": f"{environment.job}-{balancer.kind}",
+        "port": balancer.port or BALANCER_PORTS[balancer.kind],
+        "image": balancer.image or BALANCER_IMAGES[balancer.kind],
+        "command": balancer.command or balancer.kind,
+        "models": [(service_name(environment, name), model) for name, model in models],
+        "longest_stream": max(deadlines(model, balancer).longest_stream for _, model in models),
+    }
+
+
+def _group(environment: Environment, name: str) -> Group:
+    model = environment.models[name]
+    times = deadlines(model, environment.balancer)
+    count = canaries(model)
+    words = arguments(name, model, times)
+    command, *before = model.entrypoint if model.driver != "docker" else [None]
+    return Group(
+        name=name,
+        model=model,
+        service=service_name(environment, name),
+        tags=_tags(environment.balancer, model.route, None),
+        canary_tags=_tags(environment.balancer, model.route, model.rollout.weight / count) if count else [],
+        canaries=count,
+        deadlines=times,
+        restart_attempts=RESTART_ATTEMPTS,
+        # Long enough that servers which crash while they load use the attempts up, and are rescheduled.
+        restart_interval=max(MIN_RESTART_INTERVAL_S, (RESTART_ATTEMPTS + 1) * times.healthy_deadline),
+        image=model.image or _image(environment.images, model),
+        command=command,
+        args=[*before, *words],
+        env=variables(environment, model, times),
+        secrets=_secrets(model.secrets),
+        device="/".join(filter(None, (model.gpus.vendor, model.gpus.type, model.gpus.model))),
+        shm_bytes=size_bytes(model.resources.shm or ("1 GiB" if model.gpus.count == 1 else "8 GiB")),
+        bridged=is_bridged(model),
+        cache_path=cache_path(model),
+    )
+
+
+def _image(images: Images, model: Model) -> str:
+    return images.gptoss if model.install == "gptoss" else images.standard
+
+
+def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list[str]:
+    """Consul tags: what Fabio routes on, and `vllm`, by which Prometheus finds every instance."""
+    tags = ["vllm"] if canary_weight is None else ["vllm", "canary"]
+    if balancer.kind != "fabio":
+        return tags
+    options = [f"{route.host}{route.path}"]
+    if route.strip:
+        options.append(f"strip={route.strip}")
+    if canary_weight is not None:
+        # Per instance; Fabio resolves 0.01 % (fabiolb/fabio#352 for the option itself).
+        options.append(f"weight={max(0.0001, math.floor(canary_weight * 10000) / 10000):g}")
+    return [f"urlprefix-{' '.join(options)}", *tags]
+
+
+def _secrets(references: dict[str, str]) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """References by kind (`nomad`, `vault`), then by path: the variables and fields read from there."""
+    by_kind: dict[str, dict[str, list[tuple[str, str]]]] = {"nomad": {}, "vault": {}}
+    for variable, reference in references.items():
+        path, _, key = reference.rpartition("#")
+        kind = "vault" if path.startswith("vault:") else "nomad"
+        place = path.removeprefix("vault:")
+        by_kind[kind].setdefault(place, []).append((variable, key))
+    return by_kind

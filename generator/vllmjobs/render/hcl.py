@@ -1,0 +1,82 @@
+"""HCL as Nomad reads it: quoting, and the layout of `nomad fmt`."""
+
+import re
+from collections.abc import Iterable
+
+# HCL's native syntax, "Template Expressions": a quoted string ends at `"`, escapes with `\`, and starts
+# an interpolation at `${` or a directive at `%{`, which are doubled to be literal.
+_ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
+# Nomad's own references are kept by its HCL parser as they are, and filled in on the client.
+_REFERENCE = r"\{(?:NOMAD_\w+|(?:attr|device|meta|node)(?:\.[A-Za-z_]\w*)+)\}"
+_SPECIAL = re.compile(
+    rf'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|\$(?=\{{)(?!{_REFERENCE})|%(?=\{{)', re.ASCII
+)
+_ASSIGNMENT = re.compile(r'( *)([\w.-]+|"[^"]*") = (.+)')
+_HEREDOC = re.compile(r"<<-?(\w+)$")
+
+
+def quote(value: object) -> str:
+    r"""A value as an HCL literal: strings are quoted so that a parser gives them back as they were.
+
+    `quote('say "${hi}"')` is `"say \"$${hi}\""`. Booleans, numbers and lists of these work too.
+    HCL itself normalizes strings to NFC; the environment's loader refuses any that would change.
+    """
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, int | float):
+        return str(value)
+    if isinstance(value, str):
+        return f'"{_SPECIAL.sub(_escaped, value)}"'
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(quote, value))}]"
+    raise TypeError(f"no HCL literal for {type(value).__name__}")
+
+
+def quote_lines(values: Iterable[object], indent: int) -> str:
+    """A list with one value a line, its closing bracket indented by `indent` spaces."""
+    lines = [f"{' ' * (indent + 2)}{quote(value)},\n" for value in values]
+    return f"[\n{''.join(lines)}{' ' * indent}]" if lines else "[]"
+
+
+def align(text: str) -> str:
+    """Lay out rendered HCL as `nomad fmt` would: the `=` of neighbouring lines in one column.
+
+    Like hclwrite's `formatCells`: a line that opens a list over several lines takes no part. The lines
+    of a heredoc are left alone; runs of empty lines, and those inside brackets, are taken out.
+    """
+    lines: list[str] = []
+    chain: list[tuple[str, str, str]] = []
+    heredoc_end = ""
+
+    def close_chain() -> None:
+        width = max((len(key) for _, key, _ in chain), default=0)
+        lines.extend(f"{indent}{key:<{width}} = {value}" for indent, key, value in chain)
+        chain.clear()
+
+    for line in text.splitlines():
+        if heredoc_end:
+            lines.append(line)
+            heredoc_end = "" if line.strip() == heredoc_end else heredoc_end
+            continue
+        line = line.rstrip()
+        match = _ASSIGNMENT.fullmatch(line)
+        if match and not line.endswith(("[", "{")):
+            chain.append((match[1], match[2], match[3]))
+            if opening := _HEREDOC.search(line):
+                close_chain()
+                heredoc_end = opening[1]
+            continue
+        close_chain()
+        if line.strip() in ("}", "]") and lines and not lines[-1]:
+            lines.pop()
+        if line or (lines and lines[-1] and not lines[-1].endswith("{")):
+            lines.append(line)
+    close_chain()
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _escaped(match: re.Match[str]) -> str:
+    character = match[0]
+    if character in "$%":
+        return character * 2
+    return _ESCAPES.get(character) or f"\\u{ord(character):04x}"

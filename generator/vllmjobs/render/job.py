@@ -1,0 +1,70 @@
+"""`render`: an environment and a template, to the HCL of one job."""
+
+import traceback
+from collections.abc import Callable
+
+import jinja2
+
+from vllmjobs.environment.model import Environment
+from vllmjobs.render.context import FILTERS, balancer_context, vllm_context
+from vllmjobs.render.hcl import align
+
+# A template's text and where it was found, by its name; None where there is none.
+TemplateReader = Callable[[str], tuple[str, str] | None]
+
+
+class RenderError(Exception):
+    """What was asked for cannot be rendered; the message says where and why."""
+
+
+def jobs(environment: Environment) -> list[str]:
+    """The jobs that this environment has: `vllm`, and its balancer."""
+    return ["vllm"] if environment.balancer.kind == "none" else ["vllm", environment.balancer.kind]
+
+
+def render(environment: Environment, job: str, template: TemplateReader, model: str | None = None) -> str:
+    """The HCL of one job, laid out as `nomad fmt` would.
+
+    `model` keeps only that model's group. Raises `RenderError` for a job or a model that the
+    environment does not have, and for a template that is missing or at fault.
+    """
+    if job not in jobs(environment):
+        raise RenderError(f"{environment.job} has no job {job!r}; it has {', '.join(jobs(environment))}")
+    if model is not None and model not in environment.models:
+        raise RenderError(f"{environment.job} has no model {model!r}; it has {', '.join(environment.models)}")
+    context = vllm_context(environment, model) if job == "vllm" else balancer_context(environment)
+    name = f"{job}.nomad.hcl.j2"
+    try:
+        return align(_templates(template).get_template(name).render(context))
+    except jinja2.TemplateNotFound as error:
+        raise RenderError(f"jobs/{error.name} does not exist, and is not shipped") from error
+    except jinja2.TemplateSyntaxError as error:
+        raise RenderError(f"{error.filename}:{error.lineno}: {error.message}") from error
+    except Exception as error:  # whatever an expression of a user's template raises is the template's fault
+        raise RenderError(f"{_place(error)}: {error}") from error
+
+
+def _templates(template: TemplateReader) -> jinja2.Environment:
+    """Nomad's own `{{ }}` and `${ }` stay readable: ours are `[[ ]]`, `[% %]` and `[# #]`."""
+    templates = jinja2.Environment(
+        loader=jinja2.FunctionLoader(lambda name: (*found, None) if (found := template(name)) else None),
+        undefined=jinja2.StrictUndefined,
+        autoescape=False,  # the output is HCL; every value goes through `hcl`
+        variable_start_string="[[",
+        variable_end_string="]]",
+        block_start_string="[%",
+        block_end_string="%]",
+        comment_start_string="[#",
+        comment_end_string="#]",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    templates.filters.update(FILTERS)
+    return templates
+
+
+def _place(error: Exception) -> str:
+    """The innermost line of a template that the error passed through."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
+    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "the template"
