@@ -45,8 +45,8 @@ def _errors() -> Iterator[None]:
     try:
         yield
     except click.UsageError as error:
-        error.exit_code = 1
-        raise
+        error.show()
+        raise click.exceptions.Exit(1) from error
     except (InvalidEnvironmentError, RenderError) as error:
         click.echo(str(error), err=True)
         raise click.exceptions.Exit(1) from error

@@ -77,20 +77,22 @@ def service_name(environment: Environment, model_name: str) -> str:
     return f"{environment.job}-{model_name}"
 
 
+def other_parallelism(model: Model) -> int:
+    """GPUs of a server that pipeline and data parallelism multiply tensor parallelism by."""
+    sizes = {argument_name(key): value for key, value in model.args.items()}
+    found = (sizes.get("pipeline-parallel-size"), sizes.get("data-parallel-size"))
+    return math.prod(size for size in found if isinstance(size, int) and size > 0)
+
+
 def tensor_parallel_size(model: Model) -> int:
     """GPUs over which each layer is split: those of a server, less what other parallelism takes."""
-    if model.strategy == "multi_instance":
-        return 1
-    taken = 1
-    for name, value in model.args.items():
-        if argument_name(name) in ("pipeline-parallel-size", "data-parallel-size") and isinstance(value, int):
-            taken *= max(1, value)
-    return max(1, model.gpus.count // taken)
+    return max(1, model.gpus.count // other_parallelism(model))
 
 
 def argument_name(name: str) -> str:
     """The spelling by which arguments are compared: vLLM reads `max_model_len` as `max-model-len`."""
-    return name.replace("_", "-").lower() if "." not in name else name.replace("_", "-")
+    flag, dot, option = name.partition(".")
+    return flag.replace("_", "-") + dot + option
 
 
 def _given(override: str | None, derived: float) -> float:

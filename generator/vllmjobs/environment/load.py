@@ -1,5 +1,6 @@
 """The one file of this room that reads files: a path, to the environment that it describes."""
 
+import re
 from collections.abc import Sequence
 from pathlib import Path as FilePath
 
@@ -42,7 +43,7 @@ def load(path: FilePath, settings: Sequence[str] = ()) -> Environment:
     for setting in settings:
         over, wrong = parse_setting(setting)
         problems += wrong
-        tree = merge(tree, over) if tree and over else tree
+        tree = merge(tree, over) if tree and over and not wrong else tree
     if tree is None:
         raise InvalidEnvironmentError(problems)
     return _decode(tree, path.stem, problems)
@@ -68,7 +69,7 @@ def _decode(tree: Node, name: str, problems: list[Problem]) -> Environment:
 def _typed(tree: Node, name: str) -> Environment:
     data = plain(_with_defaults(tree))
     if isinstance(data, dict):
-        data.setdefault("job", f"vllm-{name}")
+        data.setdefault("job", "vllm-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
     return msgspec.convert(data, Environment)
 
 
@@ -117,18 +118,16 @@ def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, .
 
 def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]]:
     """A file's text with line feeds only, and what is wrong with its bytes."""
-    start = Mark(str(path), 1, 1)
     try:
         raw = path.read_bytes()
-    except IsADirectoryError:
-        return None, [
-            Problem(asked or start, (), f"{path} is a directory; name a file, such as envs/prod.yaml")
-        ]
-    except FileNotFoundError:
-        there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no *.yaml files"
-        return None, [Problem(asked or start, (), f"{path} does not exist; {path.parent}/ has {there}")]
     except OSError as error:
-        return None, [Problem(asked or start, (), f"{path} cannot be read: {error.strerror}")]
+        reason = {
+            FileNotFoundError: f"does not exist; {path.parent}/ has {_siblings(path)}",
+            IsADirectoryError: "is a directory; name a file, such as envs/prod.yaml",
+        }.get(type(error), f"cannot be read: {error.strerror}")
+        if asked:
+            return None, [Problem(asked, ("extends",), f"{path} {reason}")]
+        return None, [Problem(Mark(str(path)), (), reason)]
     problems = []
     try:
         text = raw.decode()
@@ -138,7 +137,9 @@ def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]
         return None, [Problem(Mark(str(path), line, column), (), message)]
     if text.startswith(_BOM):
         problems.append(
-            Problem(start, (), "starts with a byte order mark; save the file as UTF-8 without BOM")
+            Problem(
+                Mark(str(path), 1, 1), (), "starts with a byte order mark; save the file as UTF-8 without BOM"
+            )
         )
     if (at := text.find("\r")) >= 0:
         line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
@@ -146,3 +147,7 @@ def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]
         message = f"has {ends}; save the file with LF (git: `*.yaml text eol=lf` in .gitattributes)"
         problems.append(Problem(Mark(str(path), line, column), (), message))
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
+
+
+def _siblings(path: FilePath) -> str:
+    return ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no *.yaml files"

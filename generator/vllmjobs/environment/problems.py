@@ -33,7 +33,9 @@ class InvalidEnvironmentError(Exception):
     """An environment that cannot be used; carries every problem that was found, in reading order."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        self.problems = sorted(dict.fromkeys(problems), key=lambda problem: problem.mark)
+        # What `defaults` says is wrong in every model that inherits it; one line is enough.
+        once = {(problem.mark, problem.message): problem for problem in reversed(list(problems))}
+        self.problems = [once[place] for place in sorted(once)]
         super().__init__("\n".join(map(str, self.problems)))
 
 

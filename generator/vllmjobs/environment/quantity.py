@@ -1,38 +1,6 @@
-"""Durations and sizes as Nomad writes them."""
+"""Amounts as Nomad writes them, as numbers."""
 
 import re
-from typing import Annotated
-
-from msgspec import Meta
-
-
-def matching(pattern: str, title: str, description: str | None = None) -> Meta:
-    """A string that matches `pattern` as a whole; `title` is what an error calls it.
-
-    The lookahead is for Python, where `$` also matches before a last newline.
-    """
-    return Meta(pattern=f"^({pattern})$(?!\\n)", description=description, extra_json_schema={"title": title})
-
-
-# https://pkg.go.dev/time#ParseDuration, less the units below a millisecond and the sign.
-Duration = Annotated[
-    str,
-    matching(
-        r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+",
-        "duration",
-        "A duration as Nomad writes it, such as `90s`, `10m` or `1h30m`.",
-    ),
-]
-# go-units as Nomad's device attributes know it (nomad/plugins/shared/structs/units.go): a number without
-# a unit, or with `Gi`, matches no device at all, so a unit is required here.
-Size = Annotated[
-    str,
-    matching(
-        r"[0-9]+(\.[0-9]+)? ?(MiB|GiB|TiB|MB|GB|TB)",
-        "size",
-        "An amount of memory with its unit, such as `16 GiB` or `500 MB`.",
-    ),
-]
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 _BYTES = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}

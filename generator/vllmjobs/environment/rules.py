@@ -10,10 +10,11 @@ from vllmjobs.environment.derive import (
     argument_name,
     canaries,
     deadlines,
+    other_parallelism,
     service_name,
-    tensor_parallel_size,
 )
-from vllmjobs.environment.model import Environment, Model, Placement
+from vllmjobs.environment.model import Environment, Model
+from vllmjobs.environment.placement import Placement
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import duration, mebibytes, seconds
 
@@ -145,7 +146,8 @@ def _deadlines_are_in_order(environment: Environment, model: Model) -> Findings:
     if 0 < d.progress_deadline < d.kill_timeout:
         yield (
             ("rollout", "progress_deadline"),
-            f"{duration(d.progress_deadline)} is below kill_timeout {duration(d.kill_timeout)}; Nomad refuses it",
+            f"{duration(d.progress_deadline)} is below kill_timeout {duration(d.kill_timeout)}; "
+            "Nomad refuses it",
         )
 
 
@@ -188,15 +190,12 @@ def _strategy_fits_gpus(_: Environment, model: Model) -> Findings:
                 f"use replicas: {count} with gpus.count: 1, or strategy: tensor_parallel"
             ),
         )
-    parallel = {"pipeline-parallel-size", "data-parallel-size"} & set(map(argument_name, model.args))
-    if model.strategy == "tensor_parallel" and parallel:
-        size = tensor_parallel_size(model)
-        others = [v for k, v in model.args.items() if argument_name(k) in parallel and isinstance(v, int)]
-        total = size
-        for other in others:
-            total *= other
-        if total != count:
-            yield ("gpus", "count"), f"{count} GPUs do not divide by {' × '.join(map(str, others))} of args"
+    others = other_parallelism(model)
+    if model.strategy == "tensor_parallel" and count % others:
+        yield (
+            ("gpus", "count"),
+            f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args",
+        )
 
 
 def _resources_are_consistent(_: Environment, model: Model) -> Findings:

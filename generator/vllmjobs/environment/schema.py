@@ -66,22 +66,21 @@ def _said(error: Any) -> Iterator[tuple[Path, str]]:
     if rule == "additionalProperties":
         known = list(error.schema["properties"])
         for key in value.keys() - set(known):
-            yield (*path, key), f"unknown key; {_nearest(key, known)}"
+            yield (*path, key), "unknown key; " + (_nearest(key, known) or f"known: {', '.join(known)}")
     elif rule == "required":
         for key in set(limit) - value.keys():
             yield path, f"missing required key {key!r}"
-    elif rule == "propertyNames":
-        pass  # its parts are reported one by one
     elif rule == "anyOf":
         yield from _narrowed(error, path, got)
     elif "propertyNames" in error.absolute_schema_path:
-        yield (*path, value), f"must be a {kind} {_EXAMPLES.get(kind, '')}"
+        yield (*path, value), f"must be {_kind(kind)}"
     elif kind in _EXAMPLES:
-        yield path, f"must be a {kind} {_EXAMPLES[kind]}{got}"
+        yield path, f"must be {_kind(kind)}{got}"
     elif rule == "type":
         yield path, f"must be {_TYPES[limit]}{got}"
     elif rule == "enum":
-        yield path, f"must be one of {', '.join(map(str, limit))}{got}; {_nearest(str(value), limit)}"
+        hint = _nearest(value, limit)
+        yield path, f"must be one of {', '.join(limit)}{got}{hint and f'; {hint}'}"
     elif rule in ("minimum", "maximum"):
         yield path, f"must be at {'least' if rule == 'minimum' else 'most'} {limit}{got}"
     else:  # minLength, minItems, minProperties
@@ -96,10 +95,16 @@ def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
         return
     kinds = [inner.schema.get("title") for inner in error.context if inner.schema.get("title") in _EXAMPLES]
     if kinds:
-        yield path, f"must be a {kinds[0]} {_EXAMPLES[kinds[0]]}{got}"
+        yield path, f"must be {_kind(kinds[0])}{got}"
     else:
         names = [_TYPES[inner.validator_value] for inner in error.context if inner.validator_value != "null"]
-        yield path, f"must be {' or '.join(names)}{got}"
+        quoted = "; quote it" if "a string" in names and isinstance(error.instance, bool | float) else ""
+        yield path, f"must be {' or '.join(names)}{got}{quoted}"
+
+
+def _kind(kind: str) -> str:
+    article = "an" if kind[0] in "aeio" else "a"
+    return f"{article} {kind} {_EXAMPLES[kind]}"
 
 
 def _shown(value: object) -> str:
@@ -108,6 +113,6 @@ def _shown(value: object) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def _nearest(word: str, known: list[Any]) -> str:
-    close = difflib.get_close_matches(word, [str(name) for name in known], 1)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(map(str, known))}"
+def _nearest(word: object, known: list[str]) -> str:
+    close = difflib.get_close_matches(str(word), known, 1)
+    return f"did you mean {close[0]!r}?" if close else ""

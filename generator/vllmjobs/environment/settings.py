@@ -11,8 +11,8 @@ def parse_setting(text: str) -> tuple[Node | None, list[Problem]]:
 
     A dot inside a key is written `\\.`. The tree's marks name the option itself.
     """
-    mark = Mark(f"--set {text}")
     name, equals, value = text.partition("=")
+    mark = Mark(f"--set {name}")  # without the value, which may be a secret
     keys = [key.replace("\\.", ".") for key in re.split(r"(?<!\\)\.", name)]
     if not equals or not all(keys):
         return None, [Problem(mark, (), "must be KEY=VALUE, such as models.chat.replicas=3")]

@@ -6,6 +6,7 @@ schema of YAML 1.2 (https://yaml.org/spec/1.2.2/#103-core-schema), less infiniti
 """
 
 import re
+import unicodedata
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -70,8 +71,7 @@ def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
     except _UnreadableError as error:
         return None, [*composer.problems, error.problem]
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        place = Mark(source, mark.line + 1, mark.column + 1) if mark else Mark(source, 1, 1)
+        place = _mark(source, error.problem_mark or error.context_mark)
         reason = ", ".join(filter(None, (error.context, error.problem)))
         return None, [*composer.problems, Problem(place, (), f"is not valid YAML: {reason}")]
     return composer.root or Scalar(Mark(source, 1, 1), None), composer.problems
@@ -109,6 +109,10 @@ def locate(node: Node, path: Path) -> Mark:
     return mark
 
 
+def _mark(source: str, mark: Any) -> Mark:
+    return Mark(source, mark.line + 1, mark.column + 1) if mark else Mark(source, 1, 1)
+
+
 class _UnreadableError(Exception):
     def __init__(self, mark: Mark, message: str) -> None:
         self.problem = Problem(mark, (), message)
@@ -128,14 +132,14 @@ class _Composer:
 
     def take(self, event: yaml.Event) -> None:
         """Add one event of the parser to the tree."""
-        mark = Mark(self._source, event.start_mark.line + 1, event.start_mark.column + 1)
+        mark = _mark(self._source, event.start_mark)
         match event:
             case yaml.DocumentStartEvent():
                 self._documents += 1
                 if self._documents > 1:
                     raise _UnreadableError(mark, "a second document starts here; write one file per document")
             case yaml.AliasEvent():
-                self._add(self._aliased(event.anchor, mark), mark)
+                self._add(self._aliased(str(event.anchor), mark), mark)
             case yaml.ScalarEvent():
                 self._add(self._anchored(event, Scalar(mark, self._scalar(event, mark))), mark)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
@@ -151,11 +155,15 @@ class _Composer:
                 self._sizes[id(done.node)] = done.size
                 self._add(done.node, done.mark)
 
-    def _add(self, node: Node, mark: Mark) -> None:
+    def _add(self, node: Node | None, mark: Mark) -> None:
+        """Put a finished node where it belongs; None, an alias to nothing, leaves its key out."""
         if not self._open:
             self.root = node
             return
         parent = self._open[-1]
+        if node is None:
+            parent.key = None
+            return
         parent.size += self._sizes.get(id(node), 1)
         if parent.size > MAX_VALUES:
             raise _UnreadableError(mark, f"its aliases expand to more than {MAX_VALUES:,} values")
@@ -194,7 +202,7 @@ class _Composer:
             self._anchors[event.anchor] = node
         return node
 
-    def _aliased(self, name: str, mark: Mark) -> Node:
+    def _aliased(self, name: str, mark: Mark) -> Node | None:
         node = self._anchors.get(name)
         if node is None:
             known = ", ".join(f"&{anchor}" for anchor in self._anchors) or "none so far"
@@ -205,10 +213,10 @@ class _Composer:
             self.problems.append(Problem(mark, (), f"alias *{name} stands inside its own anchor"))
         else:
             return node
-        return Scalar(mark, None)
+        return None
 
-    def _check_tag(self, event: yaml.NodeEvent, mark: Mark) -> None:
-        if getattr(event, "tag", None) not in (None, "!", _STRING_TAG):
+    def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, mark: Mark) -> None:
+        if event.tag not in (None, "!", _STRING_TAG):
             self.problems.append(Problem(mark, (), f"tag {event.tag} is not supported; write a plain value"))
 
     def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> str | int | float | bool | None:
@@ -216,6 +224,12 @@ class _Composer:
         self._last_text = text = event.value
         if "\0" in text:
             self.problems.append(Problem(mark, (), "holds a NUL character; no process can be given one"))
+        if not unicodedata.is_normalized("NFC", text):
+            self.problems.append(
+                Problem(
+                    mark, (), "is not in Unicode's normal form NFC, into which Nomad's HCL would change it"
+                )
+            )
         if not event.implicit[0] or event.tag == _STRING_TAG:
             return str(text)
         return _resolve(text)

@@ -3,8 +3,9 @@
 import json
 from collections.abc import Iterator
 
-from vllmjobs.environment.derive import Deadlines, tensor_parallel_size
-from vllmjobs.environment.model import ArgValue, Environment, Model
+from vllmjobs.environment.derive import Deadlines, argument_name, tensor_parallel_size
+from vllmjobs.environment.model import Environment, Model
+from vllmjobs.environment.values import ArgValue
 
 # Fabio keeps idle connections for 15 s and nginx for 60 s; vLLM closes them after 5 s unless told so,
 # and the request that crosses the close is lost with a 502.
@@ -22,7 +23,7 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
         "max-model-len": model.max_model_len,
         "shutdown-timeout": int(deadlines.longest_stream),
     }
-    given = {key.replace("_", "-") if "." not in key else key: value for key, value in model.args.items()}
+    given = {argument_name(key): value for key, value in model.args.items()}
     return [model.model, *(word for key, value in (own | given).items() for word in _words(key, value))]
 
 

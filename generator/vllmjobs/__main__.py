@@ -1,0 +1,5 @@
+"""`python -m vllmjobs`."""
+
+from vllmjobs.cli import main
+
+main(prog_name="vllmjobs")

@@ -1,0 +1,119 @@
+"""Whatever a string holds, Nomad's own parser gives it back as it was written in the environment."""
+
+import json
+import re
+import shutil
+import subprocess
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from vllmjobs.environment.load import load
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.schema import json_schema
+from vllmjobs.render.job import render
+from vllmjobs.templates import template_reader
+
+EVERY_KEY = Path(__file__).parent / "every_key.yaml"
+HERE = "HOSTILE"
+TEMPLATES = template_reader(Path("nowhere"))
+# Not written into the vllm job: what the loader uses up, and what only other jobs or drivers show.
+ELSEWHERE = {"extends", "balancer.image", "balancer.command", "balancer.consul", "images.gptoss"}
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every leaf of plain data, by its path without model names, keys of maps and list indexes."""
+    if isinstance(value, dict):
+        for key, item in value.items():
+            yield from leaves(item, f"{path}.{key}".lstrip("."))
+    elif isinstance(value, list):
+        for item in value:
+            yield from leaves(item, path)
+    else:
+        yield path, value
+
+
+def free_text(schema: dict[str, Any], described: dict[str, Any], path: str = "") -> Iterator[str]:
+    """The path of every string of an environment that may hold anything."""
+    if "$ref" in described:
+        described = schema["$defs"][described["$ref"].rpartition("/")[2]]
+    for key, item in described.get("properties", {}).items():
+        yield from free_text(schema, item, f"{path}.{key}".lstrip("."))
+    for kind in described.get("anyOf", described.get("allOf", [])):
+        yield from free_text(schema, kind, path)
+    if isinstance(values := described.get("additionalProperties"), dict):
+        yield from free_text(schema, values, f"{path}.*")
+    if isinstance(items := described.get("items"), dict):
+        yield from free_text(schema, items, path)
+    if described.get("type") == "string" and not {"pattern", "enum"} & described.keys():
+        yield path
+
+
+def replaced(value: Any, text: str) -> Any:
+    if isinstance(value, dict):
+        return {replaced(key, text): replaced(item, text) for key, item in value.items()}
+    if isinstance(value, list):
+        return [replaced(item, text) for item in value]
+    return value.replace(HERE, text) if isinstance(value, str) else value
+
+
+def parsed_by_nomad(hcl: str) -> Any:
+    nomad = shutil.which("nomad")
+    assert nomad, "nomad is not on PATH; run scripts/test cases"
+    done = subprocess.run(
+        [nomad, "job", "run", "-output", "-"], input=hcl.encode(), capture_output=True, check=False
+    )
+    assert done.returncode == 0, done.stderr.decode()
+    return json.loads(done.stdout)
+
+
+hostile = (
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
+    | st.lists(
+        st.sampled_from(
+            ['"', "\\", "$", "${", "%{", "}", "$${", "%%{", "\n", "\r", "\t", "<<EOF", "EOF", "//", "#", "/*", "*/",
+             "${x}", "${NOMAD_PORT_http}", "${node.class}", "${attr.cpu.arch}", "${env[\"HOME\"]}", "${upper(\"a\")}",
+             "{{", "}}", "[[", "]]", "[%", "%]", "[#", "é", "漢", "🦜", "\u2028", "\x7f", "\x1b", " ", "a", "="]
+        ),
+        min_size=1,
+    ).map("".join)
+).map(lambda text: unicodedata.normalize("NFC", text)).filter(bool)  # fmt: skip
+
+
+@settings(max_examples=150, deadline=None)
+@given(hostile)
+@example('"\\${%{\n' * (64 * 1024 // 8))
+@example("${")
+@example("$")
+@example("$${NOMAD_PORT_http}")
+@example("%%{if true}")
+def test_hostile_strings_come_back_from_nomads_parser_as_they_were(text: str) -> None:
+    sample = msgspec.to_builtins(load(EVERY_KEY))
+    environment = msgspec.convert(replaced(sample, text), Environment)
+    found = {value for _, value in leaves(parsed_by_nomad(render(environment, "vllm", TEMPLATES)))}
+    found |= {value.partition("=")[2] for value in found if isinstance(value, str) and value.startswith("--")}
+    found |= {json.dumps(value) for value in found if isinstance(value, str)}
+    found |= {part for value in found if isinstance(value, str) for part in value.split("/")}
+    for path, value in leaves(sample):
+        if isinstance(value, str) and HERE in value and path not in ELSEWHERE:
+            assert value.replace(HERE, text) in found, path
+
+
+def generic(path: str) -> str:
+    """A leaf's path as the schema has it: `*` for a model's name, an argument, a variable."""
+    return re.sub(r"(?<=^models\.)[^.]+|(?<=\.args\.)[^.]+$|(?<=\.env\.)[^.]+$", "*", path)
+
+
+@pytest.mark.parametrize(
+    "path", sorted({p for p in free_text(json_schema(), json_schema()) if "defaults" not in p})
+)
+def test_every_string_that_may_hold_anything_is_tried(path: str) -> None:
+    sample = msgspec.to_builtins(load(EVERY_KEY))
+    tried = {generic(path) for path, value in leaves(sample) if isinstance(value, str) and HERE in value}
+    assert path in tried | ELSEWHERE

@@ -1,0 +1,176 @@
+"""From the first signal handler to the exit code: bind, load, serve, stop.
+
+Measured on vLLM 0.32.0 (`facts/vllm.md`): SIGTERM cuts what is in flight and the process hangs around;
+with `--shutdown-timeout N` what is in flight ends whole while /health stays 200 and new requests get 500.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Awaitable, Iterator
+from typing import TYPE_CHECKING
+
+from sandbox.standin.flags import Flags
+from sandbox.standin.knobs import Knobs
+
+if TYPE_CHECKING:
+    import uvicorn
+
+    from sandbox.standin.engine import Engine
+
+STALLED_READER = 5  # seconds that a client may take to read the end of its answer
+
+log = logging.getLogger("standin")
+
+
+async def serve(flags: Flags, knobs: Knobs) -> int:
+    """Run until a signal or the engine's death; the exit code."""
+    _log_like_vllm()
+    stop = _on_signals(knobs.failure.ignore_term)
+    log.info("stand-in for vLLM: no model is loaded and every answer is made up")
+    log.info("model %s, flags: %s", flags.model, flags.listed)
+    try:
+        listener = _bind(flags)
+    except OSError as error:
+        log.error("%s:%d: %s", flags.host, flags.port, error)
+        return 1
+    with listener:
+        loading = asyncio.create_task(_load(flags, knobs))
+        await _first(loading, stop.wait())
+        if not loading.done():
+            return 0
+        if knobs.failure.exit_1_before_ready:
+            log.error("RuntimeError: Engine core initialization failed. (stand-in: exit-1-before-ready)")
+            return 1
+        server, engine = loading.result()
+        serving = asyncio.create_task(server.serve(sockets=[listener]))
+        stepping = asyncio.create_task(engine.run())
+        await _first(stop.wait(), engine.died.wait(), serving, stepping)
+        for broken in (task for task in (serving, stepping) if task.done()):
+            broken.result()
+        linger = await _end(flags, knobs, server, engine)
+        server.should_exit = True
+        await serving
+    await asyncio.sleep(linger)
+    log.info("Shutdown complete.")
+    return 0
+
+
+async def _end(flags: Flags, knobs: Knobs, server: "uvicorn.Server", engine: "Engine") -> float:
+    """Finish or cut what is in flight; how long to hang around after the port is closed."""
+    if engine.died.is_set():
+        log.error("EngineCore died (stand-in: exit-0-after)")  # and yet exit 0: vllm-project/vllm#48966
+        await asyncio.sleep(knobs.death_seconds)
+        return 0
+    engine.draining = True
+    if not flags.shutdown_timeout:
+        log.info("Shutting down: aborting requests in flight")
+        busy = engine.busy
+        _cut(server)
+        return knobs.linger_seconds if busy else 0
+    log.info("Draining for up to %d s", flags.shutdown_timeout)
+    try:
+        async with asyncio.timeout(flags.shutdown_timeout):
+            while engine.busy:
+                await asyncio.sleep(0.02)
+    except TimeoutError:
+        log.warning("Drain timed out: aborting requests in flight")
+        _cut(server)
+    await asyncio.sleep(knobs.exit_seconds)
+    return 0
+
+
+def _cut(server: "uvicorn.Server") -> None:
+    """Break every connection in the middle, so that no client takes half an answer for a whole one."""
+    for connection in list(server.server_state.connections):
+        if connection.transport is not None:
+            connection.transport.abort()
+
+
+async def _load(flags: Flags, knobs: Knobs) -> "tuple[uvicorn.Server, Engine]":
+    """Pretend to load a model; the imports that take time happen meanwhile."""
+    ready_at = asyncio.get_running_loop().time() + knobs.load_seconds
+    log.info("Starting to load model %s on %d GPU(s)", flags.model, flags.tensor_parallel_size)
+    await asyncio.sleep(0)
+
+    import uvicorn  # noqa: PLC0415
+
+    from sandbox.standin.app import build  # noqa: PLC0415
+    from sandbox.standin.engine import Engine  # noqa: PLC0415
+    from sandbox.standin.metrics import Metrics  # noqa: PLC0415
+
+    class Server(uvicorn.Server):
+        @contextlib.contextmanager
+        def capture_signals(self) -> Iterator[None]:
+            yield  # signals are handled here, as vLLM does it
+
+        async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+            await super().startup(sockets)
+            log.info("Application startup complete.")
+
+    metrics = Metrics(flags.served_model_name[0])
+    engine = Engine(flags, knobs, metrics)
+    config = uvicorn.Config(
+        build(flags, knobs, engine, metrics),
+        loop="asyncio",
+        ws="none",
+        lifespan="off",
+        access_log=flags.access_log,
+        timeout_keep_alive=flags.keep_alive,
+        timeout_graceful_shutdown=STALLED_READER,
+    )
+    if knobs.failure.never_ready:
+        await asyncio.Event().wait()
+    await asyncio.sleep(ready_at - asyncio.get_running_loop().time())
+    log.info("Model loading took %.2f GiB memory and %.2f seconds", 0, knobs.load_seconds)
+    log.info("GPU KV cache size: %s tokens", f"{knobs.kv_tokens:,}")
+    return Server(config), engine
+
+
+def _bind(flags: Flags) -> socket.socket:
+    """Take the port as vLLM does: before the load, and without listening, so clients are refused.
+
+    With SO_REUSEPORT, as vLLM sets it (`create_server_socket`): a second vLLM on the same port starts
+    without an error and takes a share of the connections.
+    """
+    listener = socket.socket(socket.AF_INET6 if ":" in flags.host else socket.AF_INET)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind((flags.host, flags.port))
+    return listener
+
+
+def _on_signals(ignore: bool) -> asyncio.Event:
+    """Return an event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+    stop = asyncio.Event()
+
+    def on(number: int) -> None:
+        if ignore:
+            log.warning("%s ignored (stand-in: ignore-term)", signal.Signals(number).name)
+        elif stop.is_set():
+            log.warning("%s again: leaving at once", signal.Signals(number).name)
+            os._exit(128 + number)
+        else:
+            stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, on, number)
+    return stop
+
+
+async def _first(*events: Awaitable[object]) -> None:
+    """Wait until one of them has happened."""
+    await asyncio.wait([asyncio.ensure_future(event) for event in events], return_when="FIRST_COMPLETED")
+
+
+def _log_like_vllm() -> None:
+    logging.basicConfig(
+        stream=sys.stderr,
+        level=logging.INFO,
+        format="%(levelname)s %(asctime)s [%(filename)s:%(lineno)d] %(message)s",
+        datefmt="%m-%d %H:%M:%S",
+    )
