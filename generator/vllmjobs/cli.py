@@ -11,11 +11,9 @@ import click
 from vllmjobs import __version__
 from vllmjobs.environment.load import find, load
 from vllmjobs.environment.problems import InvalidEnvironmentError
-from vllmjobs.environment.reference import reference
-from vllmjobs.environment.schema import json_schema
 from vllmjobs.render.job import RenderError, jobs
 from vllmjobs.render.job import render as render_job
-from vllmjobs.templates import shipped, template_reader
+from vllmjobs.templates import shipped, templates
 
 EXIT_CODES = """\b
 Exit codes:
@@ -99,12 +97,12 @@ def render(
     ENV is the name of a file in envs/, or a path.
     """
     environment = load(find(project, env), settings)
-    read = template_reader(project)
+    found = templates(project)
     if out is None:
-        click.echo(render_job(environment, job or "vllm", read, model), nl=False)
+        click.echo(render_job(environment, job or "vllm", found, model), nl=False)
         return
     chosen = [job] if job else jobs(environment)
-    rendered = {name: render_job(environment, name, read, model) for name in chosen}
+    rendered = {name: render_job(environment, name, found, model) for name in chosen}
     out.mkdir(parents=True, exist_ok=True)
     for name, text in rendered.items():
         path = out / f"{name}.nomad.hcl"
@@ -117,6 +115,10 @@ def render(
               help="JSON Schema, or the reference as a page.")  # fmt: skip
 def schema(form: str) -> None:
     """Print the JSON Schema of an environment."""
+    # Not needed, and so not waited for, by any other command.
+    from vllmjobs.environment.reference import reference  # noqa: PLC0415
+    from vllmjobs.environment.schema import json_schema  # noqa: PLC0415
+
     text = reference(json_schema()) if form == "markdown" else json.dumps(json_schema(), indent=2) + "\n"
     click.echo(text, nl=False)
 

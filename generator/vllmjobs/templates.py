@@ -1,8 +1,13 @@
 """Where templates and examples are read from: the project's own folder, then what is shipped."""
 
+import os
+from contextlib import suppress
 from pathlib import Path
 
-from vllmjobs.render.job import TemplateReader
+import jinja2
+import jinja2.bccache
+
+from vllmjobs.render.job import Templates
 
 _PACKAGE = Path(__file__).parent
 
@@ -13,8 +18,8 @@ def shipped(folder: str) -> Path:
     return installed if installed.is_dir() else _PACKAGE.parents[1] / folder
 
 
-def template_reader(project: Path) -> TemplateReader:
-    """Reads a template by its name; one in the project's `jobs/` wins over the shipped one."""
+def templates(project: Path) -> Templates:
+    """Templates by name; one in the project's `jobs/` wins over the shipped one of that name."""
 
     def read(name: str) -> tuple[str, str] | None:
         for path in (project / "jobs" / name, shipped("jobs") / name):
@@ -22,4 +27,23 @@ def template_reader(project: Path) -> TemplateReader:
                 return path.read_text(encoding="utf-8"), str(path)
         return None
 
-    return read
+    return Templates(read, _compiled())
+
+
+def _compiled() -> jinja2.BytecodeCache | None:
+    """Compiling takes a sixth of a cold start, so it is done once per template and user."""
+    folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vllmjobs", "templates")
+    try:
+        folder = folder.expanduser()
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except (OSError, RuntimeError):  # the latter for a user without a home
+        return None
+    return _BestEffort(str(folder))
+
+
+class _BestEffort(jinja2.FileSystemBytecodeCache):
+    """A full or read-only disk is no reason not to render."""
+
+    def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
+        with suppress(OSError):
+            super().dump_bytecode(bucket)

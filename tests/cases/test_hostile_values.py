@@ -18,11 +18,11 @@ from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.schema import json_schema
 from vllmjobs.render.job import render
-from vllmjobs.templates import template_reader
+from vllmjobs.templates import templates
 
 EVERY_KEY = Path(__file__).parent / "every_key.yaml"
 HERE = "HOSTILE"
-TEMPLATES = template_reader(Path("nowhere"))
+TEMPLATES = templates(Path("nowhere"))
 # Not written into the vllm job: what the loader uses up, and what only other jobs or drivers show.
 ELSEWHERE = {"extends", "balancer.image", "balancer.command", "balancer.consul", "images.gptoss"}
 
@@ -73,17 +73,16 @@ def parsed_by_nomad(hcl: str) -> Any:
     return json.loads(done.stdout)
 
 
+TROUBLE = (
+    r"""" \ $ ${ %{ } $${ %%{ <<EOF EOF // # /* */ {{ }} [[ ]] [% %] [# é 漢 🦜 a = """
+    """${x} ${NOMAD_PORT_http} ${node.class} ${attr.cpu.arch} ${env["HOME"]} ${upper("a")}"""
+).split() + ["\n", "\r", "\t", "\u2028", "\x7f", "\x1b", " "]
+ANYTHING = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
 hostile = (
-    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"), min_size=1)
-    | st.lists(
-        st.sampled_from(
-            ['"', "\\", "$", "${", "%{", "}", "$${", "%%{", "\n", "\r", "\t", "<<EOF", "EOF", "//", "#", "/*", "*/",
-             "${x}", "${NOMAD_PORT_http}", "${node.class}", "${attr.cpu.arch}", "${env[\"HOME\"]}", "${upper(\"a\")}",
-             "{{", "}}", "[[", "]]", "[%", "%]", "[#", "é", "漢", "🦜", "\u2028", "\x7f", "\x1b", " ", "a", "="]
-        ),
-        min_size=1,
-    ).map("".join)
-).map(lambda text: unicodedata.normalize("NFC", text)).filter(bool)  # fmt: skip
+    (ANYTHING | st.lists(st.sampled_from(TROUBLE), min_size=1).map("".join))
+    .map(lambda text: unicodedata.normalize("NFC", text))
+    .filter(bool)
+)
 
 
 @settings(max_examples=150, deadline=None)

@@ -9,7 +9,6 @@ import msgspec
 from vllmjobs.environment import rules
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Mark, Problem
-from vllmjobs.environment.schema import explain
 from vllmjobs.environment.settings import parse_setting
 from vllmjobs.environment.tree import Map, Node, Scalar, locate, merge, parse, plain
 
@@ -53,6 +52,8 @@ def _decode(tree: Node, name: str, problems: list[Problem]) -> Environment:
     try:
         environment = _typed(tree, name)
     except msgspec.ValidationError as error:
+        from vllmjobs.environment.schema import explain  # noqa: PLC0415 (a sound file never waits for it)
+
         problems = problems + (explain(tree) or [Problem(tree.mark, (), str(error))])
         try:  # the models that are well typed are checked all the same, to report everything at once
             environment = _typed(_without_broken_models(tree, problems), name)

@@ -280,10 +280,19 @@ class Balancer(Block, frozen=True):
         Text | None, said("Container image: fabiolb/fabio:1.7.3 or nginx:1.30-alpine when not given.")
     ] = None
     command: Annotated[Text | None, said("Program for exec and raw_exec; fabio or nginx on PATH.")] = None
+    user: Annotated[
+        Text | None,
+        said("User that it runs as: 65534 in docker, else nobody. A port below 1024 may need another."),
+    ] = None
     consul: Annotated[Text, said("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
     cpu: Annotated[Positive, said("CPU share in MHz.")] = 200
     memory: Annotated[Size, said("Memory reserved.")] = "256 MiB"
-    placement: Annotated[Placement, said("Where it may run.")] = Placement()
+    node_pool: Annotated[
+        Text | None, said("Node pool; the namespace's default when not given, not the models'.", "all")
+    ] = None
+    placement: Annotated[Placement, said("Where it may run; what `nomad` says is for the models.")] = (
+        Placement()
+    )
 
 
 class Environment(Block, frozen=True, kw_only=True):

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
+from jsonschema import Draft202012Validator
 
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import Path, Problem
@@ -48,9 +49,6 @@ def json_schema() -> dict[str, Any]:
 
 def explain(tree: Node) -> list[Problem]:
     """Everything in the tree that the schema does not allow, with place, rule and way out."""
-    # Imported here: a valid environment never pays for it (about 60 ms).
-    from jsonschema import Draft202012Validator  # noqa: PLC0415
-
     schema = json_schema()
     schema["$defs"]["Environment"]["required"] = ["models"]
     found = Draft202012Validator(schema).iter_errors(plain(tree))

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from typing import NamedTuple
 
 import jinja2
 
@@ -9,8 +10,14 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.render.context import FILTERS, balancer_context, vllm_context
 from vllmjobs.render.hcl import align
 
-# A template's text and where it was found, by its name; None where there is none.
-TemplateReader = Callable[[str], tuple[str, str] | None]
+
+class Templates(NamedTuple):
+    """Where templates come from."""
+
+    read: Callable[[str], tuple[str, str] | None]
+    """A template's text and where it was found, by its name; None where there is none."""
+    compiled: jinja2.BytecodeCache | None = None
+    """Where compiled templates are kept between runs."""
 
 
 class RenderError(Exception):
@@ -22,7 +29,7 @@ def jobs(environment: Environment) -> list[str]:
     return ["vllm"] if environment.balancer.kind == "none" else ["vllm", environment.balancer.kind]
 
 
-def render(environment: Environment, job: str, template: TemplateReader, model: str | None = None) -> str:
+def render(environment: Environment, job: str, templates: Templates, model: str | None = None) -> str:
     """The HCL of one job, laid out as `nomad fmt` would.
 
     `model` keeps only that model's group. Raises `RenderError` for a job or a model that the
@@ -35,7 +42,7 @@ def render(environment: Environment, job: str, template: TemplateReader, model: 
     context = vllm_context(environment, model) if job == "vllm" else balancer_context(environment)
     name = f"{job}.nomad.hcl.j2"
     try:
-        return align(_templates(template).get_template(name).render(context))
+        return align(_jinja(templates).get_template(name).render(context))
     except jinja2.TemplateNotFound as error:
         raise RenderError(f"jobs/{error.name} does not exist, and is not shipped") from error
     except jinja2.TemplateSyntaxError as error:
@@ -44,10 +51,13 @@ def render(environment: Environment, job: str, template: TemplateReader, model: 
         raise RenderError(f"{_place(error)}: {error}") from error
 
 
-def _templates(template: TemplateReader) -> jinja2.Environment:
+def _jinja(templates: Templates) -> jinja2.Environment:
     """Nomad's own `{{ }}` and `${ }` stay readable: ours are `[[ ]]`, `[% %]` and `[# #]`."""
-    templates = jinja2.Environment(
-        loader=jinja2.FunctionLoader(lambda name: (*found, None) if (found := template(name)) else None),
+    jinja = jinja2.Environment(
+        loader=jinja2.FunctionLoader(
+            lambda name: (*found, None) if (found := templates.read(name)) else None
+        ),
+        bytecode_cache=templates.compiled,
         undefined=jinja2.StrictUndefined,
         autoescape=False,  # the output is HCL; every value goes through `hcl`
         variable_start_string="[[",
@@ -60,8 +70,8 @@ def _templates(template: TemplateReader) -> jinja2.Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    templates.filters.update(FILTERS)
-    return templates
+    jinja.filters.update(FILTERS)
+    return jinja
 
 
 def _place(error: Exception) -> str:

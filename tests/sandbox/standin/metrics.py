@@ -1,6 +1,6 @@
 """vLLM's metrics: names, labels, types and buckets as in `vllm/v1/metrics/loggers.py` (0.33).
 
-Only those that `facts/vllm.md` lists, and `http_requests_total` of prometheus-fastapi-instrumentator, which
+Only those that operators watch, and `http_requests_total` of prometheus-fastapi-instrumentator, which
 vLLM mounts too and which alone knows the answers' status codes.
 """
 

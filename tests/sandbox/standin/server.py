@@ -1,6 +1,6 @@
 """From the first signal handler to the exit code: bind, load, serve, stop.
 
-Measured on vLLM 0.32.0 (`facts/vllm.md`): SIGTERM cuts what is in flight and the process hangs around;
+Measured on vLLM 0.32.0 (CPU build): SIGTERM cuts what is in flight and the process hangs around;
 with `--shutdown-timeout N` what is in flight ends whole while /health stays 200 and new requests get 500.
 """
 
