@@ -1,5 +1,6 @@
 """The commands. Each joins a core room to the edge and holds no rule of its own."""
 
+import errno
 import json
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -47,6 +48,11 @@ def _errors() -> Iterator[None]:
         raise click.exceptions.Exit(1) from error
     except (InvalidEnvironmentError, RenderError) as error:
         click.echo(str(error), err=True)
+        raise click.exceptions.Exit(1) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `| head` has seen enough; Click ends quietly
+            raise
+        click.echo(f"{error.filename}: {error.strerror}", err=True)
         raise click.exceptions.Exit(1) from error
 
 

@@ -85,6 +85,21 @@ def test_a_wrong_command_line_is_exit_1_since_2_means_changes(arguments: list[st
     assert CliRunner().invoke(main, arguments).exit_code == 1
 
 
+def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    for command in (["render", "dev", "--project", str(ROOT), "--out"], ["init"]):
+        done = CliRunner().invoke(main, [*command, f"{tmp_path}/file/out"])
+        assert done.exit_code == 1
+        assert done.stderr.startswith(f"{tmp_path}/file/out")
+        assert done.stderr.endswith(": Not a directory\n")
+
+
+def test_a_reader_that_stops_reading_ends_it_quietly() -> None:
+    command = f"{sys.executable} -m vllmjobs render --project {ROOT} prod | head -n 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert (done.stdout, done.stderr) == ('job "vllm-prod" {\n', "")
+
+
 def test_rendering_twice_gives_the_same_bytes() -> None:
     command = [sys.executable, "-m", "vllmjobs", "render", "--project", str(ROOT), "prod"]
     outputs = {

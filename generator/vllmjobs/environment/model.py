@@ -282,7 +282,7 @@ class Balancer(Block, frozen=True):
     command: Annotated[Text | None, said("Program for exec and raw_exec; fabio or nginx on PATH.")] = None
     user: Annotated[
         Text | None,
-        said("User that it runs as: 65534 in docker, else nobody. A port below 1024 may need another."),
+        said("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "nobody"),
     ] = None
     consul: Annotated[Text, said("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
     cpu: Annotated[Positive, said("CPU share in MHz.")] = 200

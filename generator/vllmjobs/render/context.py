@@ -17,6 +17,7 @@ RESTART_ATTEMPTS = 2
 MIN_RESTART_INTERVAL_S = 1800.0
 BALANCER_IMAGES = {"fabio": "fabiolb/fabio:1.7.3", "nginx": "nginx:1.30-alpine"}
 BALANCER_PORTS = {"fabio": 9999, "nginx": 80}
+BALANCER_USERS = {"docker": "65534", "exec": "nobody", "raw_exec": None}
 BALANCER_START_S = 360.0  # the docker driver's own limit for a pull is 5 minutes
 BALANCER_SHUTDOWN_DELAY_S = 5.0  # for clients that find it through Consul
 MIN_READ_TIMEOUT_S = 300.0
@@ -90,7 +91,7 @@ def balancer_context(environment: Environment) -> dict[str, Any]:
         "port": balancer.port or BALANCER_PORTS[balancer.kind],
         "image": balancer.image or BALANCER_IMAGES[balancer.kind],
         "command": balancer.command or balancer.kind,
-        "user": balancer.user or ("65534" if docker else "nobody"),
+        "user": balancer.user or BALANCER_USERS[balancer.driver],
         # Only there may a user who is not root listen on a port below 1024.
         "bridged": docker and balancer.kind == "nginx",
         "backends": backends,

@@ -6,16 +6,15 @@ from collections.abc import Iterable
 # HCL's native syntax, "Template Expressions": a quoted string ends at `"`, escapes with `\`, and starts
 # an interpolation at `${` or a directive at `%{`, which are doubled to be literal.
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# Nomad's own references are kept by its HCL parser as they are, and filled in on the client.
-_REFERENCE = r"\{(?:NOMAD_\w+|(?:attr|device|meta|node)(?:\.[A-Za-z_]\w*)+)\}"
-_SPECIAL = re.compile(
-    rf'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|\$(?=\{{)(?!{_REFERENCE})|%(?=\{{)', re.ASCII
-)
+# Nomad's own references are kept by its HCL parser as they are, and filled in on the client. After
+# another `$` one would be read as escaped.
+_REFERENCE = r"(?<!\$)\$\{(?:NOMAD_\w+|(?:attr|device|meta|node)(?:\.[A-Za-z_]\w*)+)\}"
+_SPECIAL = re.compile(rf'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|(?!{_REFERENCE})[$%](?=\{{)', re.ASCII)
 _ASSIGNMENT = re.compile(r'( *)([\w.-]+|"[^"]*") = (.+)')
 _HEREDOC = re.compile(r"<<-?(\w+)$")
 
 
-def quote(value: object) -> str:
+def quote(value: object, *, label: bool = False) -> str:
     r"""A value as an HCL literal: strings are quoted so that a parser gives them back as they were.
 
     `quote('say "${hi}"')` is `"say \"$${hi}\""`. Booleans, numbers and lists of these work too.
@@ -26,7 +25,8 @@ def quote(value: object) -> str:
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, str):
-        return f'"{_SPECIAL.sub(_escaped, value)}"'
+        special = _SPECIAL_IN_LABEL if label else _SPECIAL
+        return f'"{special.sub(_escaped, value)}"'
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(quote, value))}]"
     raise TypeError(f"no HCL literal for {type(value).__name__}")

@@ -1,0 +1,86 @@
+"""Every job that is shipped, and every golden case, as the real Nomad sees it."""
+
+import itertools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.cluster import Sandbox
+
+ROOT = Path(__file__).parents[2]
+GOLDEN = sorted(
+    path
+    for path in (ROOT / "tests/cases/render").glob("*.txt")
+    if "=== 0\n" in path.read_text() and "max_client_disconnect" not in path.read_text()
+)
+BALANCERS = {"vllm": "fabio", "fabio": "fabio", "nginx": "nginx"}
+
+
+@pytest.fixture(scope="module")
+def cluster(sandbox: Sandbox) -> Iterator[Sandbox]:
+    """The sandbox, with the node pool and namespace that the environments and cases name."""
+    for kind, name in (("node pool", "gpu"), ("namespace", "ml")):
+        text = f'{kind.replace(" ", "_")} "{name}" {{}}' if kind == "node pool" else f'name = "{name}"'
+        done = sandbox.nomad_cli(*kind.split(" "), "apply", "-", input=text)
+        assert done.returncode == 0, done.stderr
+    yield sandbox
+    for kind, name in (("node pool", "gpu"), ("namespace", "ml")):
+        sandbox.nomad_cli(*kind.split(" "), "delete", name)
+
+
+def shipped(cluster: Sandbox, environment: str, job: str) -> str:
+    return cluster.render(
+        *("--project", str(ROOT), environment, "--job", job),
+        *("--set", f"job=shipped-{environment}", "--set", f"balancer.kind={BALANCERS[job]}"),
+        *("--set", "balancer.port=1", "--set", "balancer.admin_port=2"),  # never placed: no docker here
+    )
+
+
+def validated(cluster: Sandbox, hcl: str) -> dict[str, Any]:
+    job = cluster.nomad.jobs.parse(hcl)
+    job["Region"] = None  # the sandbox has one region
+    answer: dict[str, Any] = cluster.nomad.validate.validate_job({"Job": job}).json()
+    return answer
+
+
+@pytest.mark.parametrize(
+    ("environment", "job"), itertools.product(("dev", "staging", "prod"), BALANCERS), ids="-".join
+)
+def test_a_shipped_job_is_valid_and_running_it_again_is_no_change(
+    cluster: Sandbox, environment: str, job: str
+) -> None:
+    hcl = shipped(cluster, environment, job)
+    answer = validated(cluster, hcl)
+    assert not answer["ValidationErrors"] and not answer["Warnings"]
+    assert cluster.plan(hcl)["Diff"]["Type"] == "Added"
+    cluster.run(hcl)
+    try:
+        assert cluster.plan(shipped(cluster, environment, job))["Diff"]["Type"] == "None"
+    finally:
+        cluster.purge(cluster.nomad.jobs.parse(hcl)["ID"])
+
+
+@pytest.mark.parametrize("path", GOLDEN, ids=lambda path: path.stem)
+def test_a_golden_case_is_a_job_that_nomad_takes(cluster: Sandbox, path: Path) -> None:
+    hcl = path.read_text().partition("=== 0\n")[2]
+    answer = validated(cluster, hcl)
+    assert not answer["ValidationErrors"] and not answer["Warnings"]
+
+
+def test_a_wrong_value_that_is_refused_here_is_one_that_nomad_refuses_too(cluster: Sandbox) -> None:
+    """The rules that say "Nomad refuses it" are Nomad's own."""
+    hcl = shipped(cluster, "dev", "vllm")
+    for line, wrong in {
+        'healthy_deadline  = "6m"': 'healthy_deadline  = "1s"',
+        'progress_deadline = "8m"': 'progress_deadline = "6m"',
+        'kill_timeout   = "30s"': 'kill_timeout   = "10m"',
+        'interval = "5s"': 'interval = "500ms"',
+        "auto_promote      = false": "auto_promote      = true\n canary = 0",
+        "size = 1024": "size = 60",
+    }.items():
+        assert line in hcl
+        assert validated(cluster, hcl.replace(line, wrong, 1).replace("canary            = 1", ""))[
+            "ValidationErrors"
+        ], wrong

@@ -1,0 +1,103 @@
+"""What README and docs show is what happens: every command is run, and its output compared.
+
+A ```console block holds commands after `$ `, each followed by its output, stderr included; `...` stands for
+anything. A ```yaml block whose first line names a file of envs/ is that file. The commands of a page run one
+after the other in one folder, against the sandbox.
+"""
+
+import doctest
+import re
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.cluster import Sandbox
+from vllmjobs.cli import EXIT_CODES, main
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+# Run by something else: what runs this test, and what made the virtual environment that it runs in.
+NOT_HERE = {"scripts/test", "pip install ."}
+
+
+def commands(block: str) -> Iterator[tuple[str, str]]:
+    """The commands of a console block, each with the output that is shown."""
+    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
+        command, _, output = part.partition("\n")
+        yield command, output
+
+
+@pytest.fixture
+def registered(sandbox: Sandbox) -> Iterator[None]:
+    """Takes away the jobs that a page has run."""
+    before = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
+    yield
+    sandbox.purge(*({job["ID"] for job in sandbox.nomad.jobs.get_jobs()} - before))
+
+
+def run(command: str, folder: Path, env: dict[str, str]) -> str:
+    done = subprocess.run(
+        ["bash", "-c", command],
+        cwd=folder,
+        env=env,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=False,
+    )
+    return done.stdout
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.usefixtures("registered")
+def test_every_command_of_a_page_prints_what_the_page_shows(
+    page: Path, sandbox: Sandbox, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    folder, env = tmp_path, sandbox.env | {"COLUMNS": "100", "VLLMJOBS_PROJECT": "."}
+    text = page.read_text()
+    for kind, block in BLOCK.findall(text):
+        if kind == "yaml" and (named := re.match(r"# (envs/\S+\.yaml)\n", block)):
+            (folder / named[1]).write_text(block)
+        if kind != "console":
+            continue
+        for command, shown in commands(block):
+            if command in NOT_HERE:
+                continue
+            if command.startswith("cd "):
+                folder /= command.removeprefix("cd ")
+                continue
+            printed = run(command, ROOT if command.startswith("scripts/") else folder, env)
+            if request.config.getoption("--rewrite") and "..." not in shown:
+                text = text.replace(f"$ {command}\n{shown}", f"$ {command}\n{printed}", 1)
+                page.write_text(text)
+                continue
+            # doctest takes an ellipsis at the start of a line for a continuation only in its own parser.
+            assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), (
+                f"{page.name}: $ {command}\nshows:\n{shown}\nprints:\n{printed}"
+            )
+
+
+def test_the_readme_lists_every_command_and_exit_code() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert re.findall(r"^\| `vllmjobs (\w+)", readme, re.MULTILINE) == ["render", "schema", "init"]
+    assert set(main.commands) == {"render", "schema", "init"}
+    for code, meaning in re.findall(r"^  (\d)  (.+)$", EXIT_CODES, re.MULTILINE):
+        assert f"| {code} | {meaning} |" in readme
+
+
+def test_the_settings_that_the_cluster_page_shows_are_valid(tmp_path: Path, sandbox: Sandbox) -> None:
+    for number, (kind, block) in enumerate(BLOCK.findall((ROOT / "docs/cluster.md").read_text())):
+        if kind == "hcl":
+            (tmp_path / f"{number}.hcl").write_text(f'data_dir = "{tmp_path}"\n{block}')
+            done = sandbox.nomad_cli("config", "validate", str(tmp_path / f"{number}.hcl"))
+            assert done.returncode == 0, done.stderr
+
+
+def test_every_link_of_a_page_leads_somewhere() -> None:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+        for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name}: {link}"
