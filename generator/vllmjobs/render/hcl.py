@@ -6,10 +6,12 @@ from collections.abc import Iterable
 # HCL's native syntax, "Template Expressions": a quoted string ends at `"`, escapes with `\`, and starts
 # an interpolation at `${` or a directive at `%{`, which are doubled to be literal.
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
-# Nomad's own references are kept by its HCL parser as they are, and filled in on the client. After
-# another `$` one would be read as escaped.
+_SPECIAL = r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|[$%](?=\{)'
+# Nomad's own references are kept by its HCL parser as they are, and filled in on the client; but not after
+# another `$`, which would make them escaped, and not in the label of a block.
 _REFERENCE = r"(?<!\$)\$\{(?:NOMAD_\w+|(?:attr|device|meta|node)(?:\.[A-Za-z_]\w*)+)\}"
-_SPECIAL = re.compile(rf'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|(?!{_REFERENCE})[$%](?=\{{)', re.ASCII)
+_SPECIAL_IN_LABEL = re.compile(_SPECIAL)
+_SPECIAL_IN_VALUE = re.compile(rf"(?!{_REFERENCE})(?:{_SPECIAL})", re.ASCII)
 _ASSIGNMENT = re.compile(r'( *)([\w.-]+|"[^"]*") = (.+)')
 _HEREDOC = re.compile(r"<<-?(\w+)$")
 
@@ -17,7 +19,8 @@ _HEREDOC = re.compile(r"<<-?(\w+)$")
 def quote(value: object, *, label: bool = False) -> str:
     r"""A value as an HCL literal: strings are quoted so that a parser gives them back as they were.
 
-    `quote('say "${hi}"')` is `"say \"$${hi}\""`. Booleans, numbers and lists of these work too.
+    `quote('say "${hi}"')` is `"say \"$${hi}\""`; `${NOMAD_PORT_http}` stays readable, but not in the
+    `label` of a block, which has no references. Booleans, numbers and lists work too.
     HCL itself normalizes strings to NFC; the environment's loader refuses any that would change.
     """
     if isinstance(value, bool):
@@ -25,7 +28,7 @@ def quote(value: object, *, label: bool = False) -> str:
     if isinstance(value, int | float):
         return str(value)
     if isinstance(value, str):
-        special = _SPECIAL_IN_LABEL if label else _SPECIAL
+        special = _SPECIAL_IN_LABEL if label else _SPECIAL_IN_VALUE
         return f'"{special.sub(_escaped, value)}"'
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(quote, value))}]"
