@@ -69,12 +69,12 @@ def _cache_variables(model: Model) -> dict[str, str]:
 def _words(name: str, value: ArgValue) -> Iterator[str]:
     if value is None:
         return
-    if isinstance(value, bool):
+    if isinstance(value, bool) and "." not in name:
         yield f"--{name}" if value else f"--no-{name}"
     elif isinstance(value, list):
         yield f"--{name}"
         yield from (item if isinstance(item, str) else json.dumps(item) for item in value)
-    elif isinstance(value, dict):
+    elif isinstance(value, dict | bool):  # as JSON; an option inside a JSON argument has no --no- form
         yield f"--{name}={json.dumps(value, separators=(',', ':'), ensure_ascii=False)}"
     else:
         yield f"--{name}={value}"

@@ -1,6 +1,5 @@
 """What the templates see. Names here are the template author's interface."""
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -176,7 +175,7 @@ def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list
         options.append(f"strip={route.strip}")
     if canary_weight is not None:
         # Per instance; Fabio resolves 0.01 % (fabiolb/fabio#352 for the option itself).
-        options.append(f"weight={max(0.0001, math.floor(canary_weight * 10000) / 10000):g}")
+        options.append(f"weight={max(0.0001, round(canary_weight, 4)):g}")
     return [f"urlprefix-{' '.join(options)}", *tags]
 
 
