@@ -51,7 +51,7 @@ def listen_host(model: Model) -> str:
     return model.ports.host or ("0.0.0.0" if is_bridged(model) else "${NOMAD_IP_http}")
 
 
-def cache_path(model: Model) -> str | None:
+def _cache_path(model: Model) -> str | None:
     """Where the server finds its model cache; None without one."""
     if model.cache is None:
         return None
@@ -59,7 +59,7 @@ def cache_path(model: Model) -> str | None:
 
 
 def _cache_variables(model: Model) -> dict[str, str]:
-    path = cache_path(model)
+    path = _cache_path(model)
     if path is None:
         return {}
     compiled = "${NOMAD_TASK_DIR}" if model.cache and model.cache.read_only else path

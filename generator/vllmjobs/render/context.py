@@ -9,7 +9,7 @@ from msgspec import structs
 from vllmjobs.environment.derive import KILL_MARGIN_S, Deadlines, canaries, deadlines, service_name
 from vllmjobs.environment.model import Balancer, Environment, Images, Model, Route
 from vllmjobs.environment.quantity import duration, mebibytes, seconds, size_bytes, spaced
-from vllmjobs.render.arguments import KEEP_ALIVE_S, arguments, cache_path, is_bridged, variables
+from vllmjobs.render.arguments import KEEP_ALIVE_S, arguments, is_bridged, variables
 from vllmjobs.render.hcl import quote, quote_lines
 
 RESTART_ATTEMPTS = 2
@@ -52,7 +52,6 @@ class Group:
     device: str
     shm_bytes: int
     bridged: bool
-    cache_path: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +156,6 @@ def _group(environment: Environment, name: str) -> Group:
         device="/".join(filter(None, (model.gpus.vendor, model.gpus.type, model.gpus.model))),
         shm_bytes=size_bytes(model.resources.shm or ("1 GiB" if model.gpus.count == 1 else "8 GiB")),
         bridged=is_bridged(model),
-        cache_path=cache_path(model),
     )
 
 
