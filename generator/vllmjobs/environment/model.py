@@ -89,7 +89,13 @@ class Container(Block, frozen=True):
     read_only: Annotated[bool, said("Root file system is read-only.")] = True
     pids: Annotated[int, Meta(ge=64, description="Limit of processes and threads.")] = 4096
     tmp: Annotated[Size, said("Size of the tmpfs at /tmp.")] = "1 GiB"
-    cap_add: Annotated[list[Text], said("Capabilities given back, after all were dropped.")] = []
+    cap_add: Annotated[
+        list[Text],
+        said(
+            "Capabilities given back after all were dropped. Only root can use them, "
+            "and the clients' `allow_caps` must list them."
+        ),
+    ] = []
 
 
 class Cache(Block, frozen=True):

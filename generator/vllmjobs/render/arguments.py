@@ -29,7 +29,16 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
 
 def variables(environment: Environment, model: Model, deadlines: Deadlines) -> dict[str, str]:
     """The variables of a server, less its secrets; the environment's own `env` wins."""
-    own = {"HOME": "${NOMAD_TASK_DIR}", **_cache_variables(model)}
+    own = {
+        "HOME": "${NOMAD_TASK_DIR}",
+        # Compiled kernels are loaded from where they were written, and Docker's tmpfs at /tmp is noexec.
+        "TORCHINDUCTOR_CACHE_DIR": "${NOMAD_TASK_DIR}/torchinductor",
+        **_cache_variables(model),
+    }
+    if model.driver == "docker":
+        own["USER"] = (
+            "vllm"  # else torch looks the user up, who may not be in the image (vllm-project/vllm#44548)
+        )
     if environment.debug:
         own["VLLM_LOGGING_LEVEL"] = "DEBUG"
     own["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = str(KEEP_ALIVE_S)

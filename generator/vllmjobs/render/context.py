@@ -136,7 +136,9 @@ def _group(environment: Environment, name: str) -> Group:
     times = deadlines(model, environment.balancer)
     count = canaries(model)
     words = arguments(name, model, times)
-    command, *before = model.entrypoint if model.driver != "docker" else [None]
+    # The exec driver sets HOME to that of the task's user, after `env`: /nonexistent for nobody.
+    isolated = ["/usr/bin/env", "HOME=${NOMAD_TASK_DIR}"] if model.driver == "exec" else []
+    command, *before = [*isolated, *model.entrypoint] if model.driver != "docker" else [None]
     return Group(
         name=name,
         model=model,

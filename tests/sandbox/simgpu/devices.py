@@ -105,6 +105,5 @@ def reservation(groups: Iterable[Group], ids: Sequence[str]) -> dict[str, str]:
         raise UnknownDevicesError(unknown)
     if not ids:
         return {}
-    visible = ",".join(ids)
-    # The nvidia plugin sets only the first, for the container runtime; a bare process needs the second.
-    return {"NVIDIA_VISIBLE_DEVICES": visible, "CUDA_VISIBLE_DEVICES": visible}
+    # All that the nvidia plugin sets, for Docker's runtime; CUDA_VISIBLE_DEVICES is the job's to make of it.
+    return {"NVIDIA_VISIBLE_DEVICES": ",".join(ids)}
