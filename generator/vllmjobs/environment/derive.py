@@ -77,6 +77,16 @@ def service_name(environment: Environment, model_name: str) -> str:
     return f"{environment.job}-{model_name}"
 
 
+def balancer_name(environment: Environment) -> str:
+    """The name of the balancer's job and of its service in Consul."""
+    return f"{environment.job}-{environment.balancer.kind}"
+
+
+def balancer_port(balancer: Balancer) -> int:
+    """The port that clients use."""
+    return balancer.port or {"fabio": 9999, "nginx": 80, "none": 0}[balancer.kind]
+
+
 def other_parallelism(model: Model) -> int:
     """GPUs of a server that pipeline and data parallelism multiply tensor parallelism by."""
     sizes = {argument_name(key): value for key, value in model.args.items()}

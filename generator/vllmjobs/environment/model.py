@@ -21,6 +21,7 @@ from vllmjobs.environment.values import (
     Name,
     Port,
     Positive,
+    RoutePath,
     SecretRef,
     Size,
     Strategy,
@@ -126,9 +127,9 @@ class Route(Block, frozen=True):
     """Under which address the balancer serves the model."""
 
     host: Annotated[HostName, said("Host name to match; any when empty.", "chat.example.com")] = ""
-    path: Annotated[UrlPath, said("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
+    path: Annotated[RoutePath, said("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
     strip: Annotated[
-        UrlPath | None,
+        RoutePath | None,
         said("Prefix that is taken off before the request is passed on.", "/chat"),
     ] = None
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 
 from vllmjobs.environment.derive import (
     argument_name,
+    balancer_name,
+    balancer_port,
     canaries,
     deadlines,
     other_parallelism,
@@ -84,6 +86,23 @@ def _routes_differ(environment: Environment) -> Findings:
                 f"serves {''.join(route)}, and so does {other!r}: requests would reach either; "
                 f"give it a path such as /{name}/v1/ with strip: /{name}",
             )
+
+
+def _balancer_fits(environment: Environment) -> Findings:
+    balancer = environment.balancer
+    if balancer.kind == "none":
+        return
+    name = balancer_name(environment)
+    if len(name) > 63:
+        yield ("balancer",), f"its service name {name!r} has {len(name)} characters; Consul allows 63"
+    if balancer_port(balancer) == balancer.admin_port:
+        yield ("balancer", "admin_port"), f"is {balancer.admin_port}, as port is; give each its own"
+
+
+def _stripped_is_a_prefix(_: Environment, model: Model) -> Findings:
+    strip = model.route.strip
+    if strip and not model.route.path.startswith(strip):
+        yield ("route", "strip"), f"{strip} does not begin path {model.route.path}; nothing would be stripped"
 
 
 def _placement_is_complete(environment: Environment) -> Findings:
@@ -274,6 +293,7 @@ def _amounts_have_units(_: Environment, model: Model) -> Findings:
 ENVIRONMENT_RULES: list[Callable[[Environment], Findings]] = [
     _service_names_fit,
     _routes_differ,
+    _balancer_fits,
     _placement_is_complete,
 ]
 MODEL_RULES: list[Callable[[Environment, Model], Findings]] = [
@@ -283,6 +303,7 @@ MODEL_RULES: list[Callable[[Environment, Model], Findings]] = [
     _strategy_fits_gpus,
     _resources_are_consistent,
     _driver_can_do_it,
+    _stripped_is_a_prefix,
     _rollout_is_possible,
     _arguments_are_free,
     _variables_are_free,

@@ -39,7 +39,11 @@ Argument = Annotated[str, matching(r"[A-Za-z][A-Za-z0-9_.-]*", "argument name")]
 Text = Annotated[str, Meta(min_length=1)]
 AbsolutePath = Annotated[str, matching(r"/[^\x00-\x1f]*", "absolute path")]
 UrlPath = Annotated[str, matching(r"/[!-~]*", "URL path")]
-HostName = Annotated[str, matching(r"[a-z0-9.-]*", "host name")]
+# What is safe in the configuration of nginx and in a tag of Fabio, and means the same to both.
+RoutePath = Annotated[str, matching(r"/|(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?", "route")]
+HostName = Annotated[
+    str, matching(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)?", "host name")
+]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 SecretRef = Annotated[

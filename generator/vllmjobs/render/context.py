@@ -4,22 +4,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from msgspec import structs
-
-from vllmjobs.environment.derive import KILL_MARGIN_S, Deadlines, canaries, deadlines, service_name
+from vllmjobs.environment.derive import Deadlines, canaries, deadlines, service_name
 from vllmjobs.environment.model import Balancer, Environment, Images, Model, Route
-from vllmjobs.environment.quantity import duration, mebibytes, seconds, size_bytes, spaced
-from vllmjobs.render.arguments import KEEP_ALIVE_S, arguments, is_bridged, variables
+from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
+from vllmjobs.render.arguments import arguments, is_bridged, variables
 from vllmjobs.render.hcl import quote, quote_lines
 
 RESTART_ATTEMPTS = 2
 MIN_RESTART_INTERVAL_S = 1800.0
-BALANCER_IMAGES = {"fabio": "fabiolb/fabio:1.7.3", "nginx": "nginx:1.30-alpine"}
-BALANCER_PORTS = {"fabio": 9999, "nginx": 80}
-BALANCER_USERS = {"docker": "65534", "exec": "nobody", "raw_exec": None}
-BALANCER_START_S = 360.0  # the docker driver's own limit for a pull is 5 minutes
-BALANCER_SHUTDOWN_DELAY_S = 5.0  # for clients that find it through Consul
-MIN_READ_TIMEOUT_S = 300.0
 
 FILTERS: dict[str, Callable[..., Any]] = {
     "hcl": quote,
@@ -54,81 +46,10 @@ class Group:
     bridged: bool
 
 
-@dataclass(frozen=True, slots=True)
-class Backend:
-    """One model, as a balancer sees it."""
-
-    name: str
-    service: str
-    variable: str
-    route: Route
-    weight: str
-    weight_key: str
-    wanted: bool
-
-
 def vllm_context(environment: Environment, only: str | None = None) -> dict[str, Any]:
     """The context of `vllm.nomad.hcl.j2`; with `only`, a single group."""
     names = [only] if only else list(environment.models)
     return {"environment": environment, "groups": [_group(environment, name) for name in names]}
-
-
-def balancer_context(environment: Environment) -> dict[str, Any]:
-    """The context of `fabio.nomad.hcl.j2` and `nginx.nomad.hcl.j2`."""
-    balancer = environment.balancer
-    docker = balancer.driver == "docker"
-    backends = [_backend(environment, name) for name in environment.models]
-    longest_stream = max(deadlines(model, balancer).longest_stream for model in environment.models.values())
-    kill_timeout = min(longest_stream + KILL_MARGIN_S, seconds(environment.nomad.max_kill_timeout))
-    return {
-        "environment": environment,
-        # Of the job as a whole, a balancer shares what is not about GPUs.
-        "nomad": structs.replace(environment.nomad, node_pool=balancer.node_pool),
-        "balancer": balancer,
-        "name": f"{environment.job}-{balancer.kind}",
-        "port": balancer.port or BALANCER_PORTS[balancer.kind],
-        "image": balancer.image or BALANCER_IMAGES[balancer.kind],
-        "command": balancer.command or balancer.kind,
-        "user": balancer.user or BALANCER_USERS[balancer.driver],
-        # Only there may a user who is not root listen on a port below 1024.
-        "bridged": docker and balancer.kind == "nginx",
-        "backends": backends,
-        "servers": _servers(backends),
-        "longest_stream": longest_stream,
-        "kill_timeout": kill_timeout,
-        "shutdown_delay": BALANCER_SHUTDOWN_DELAY_S,
-        "healthy_deadline": BALANCER_START_S,
-        "progress_deadline": BALANCER_START_S + BALANCER_SHUTDOWN_DELAY_S + kill_timeout + 60,
-        # A server that answers at once says nothing until all is generated.
-        "read_timeout": max(MIN_READ_TIMEOUT_S, longest_stream),
-        "keep_alive": KEEP_ALIVE_S // 2,
-    }
-
-
-def _backend(environment: Environment, name: str) -> Backend:
-    model = environment.models[name]
-    return Backend(
-        name=name,
-        service=service_name(environment, name),
-        variable=name.replace("-", "_"),
-        route=model.route,
-        # split_clients and Fabio alike resolve 0.01 %.
-        weight=f"{model.rollout.weight:.4f}".rstrip("0").rstrip("."),
-        weight_key=f"vllmjobs/{environment.job}/{name}/canary_weight",
-        wanted=model.replicas > 0,
-    )
-
-
-def _servers(backends: list[Backend]) -> dict[str, list[Backend]]:
-    """What each host name serves, as Fabio would: its own models, then those of any host ("")."""
-    hosts: dict[str, list[Backend]] = {"": []}
-    for backend in backends:
-        hosts.setdefault(backend.route.host, []).append(backend)
-    for host, own in hosts.items():
-        if host:
-            covered = tuple(backend.route.path for backend in own)
-            own += [other for other in hosts[""] if not other.route.path.startswith(covered)]
-    return hosts
 
 
 def _group(environment: Environment, name: str) -> Group:

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import jinja2
 
 from vllmjobs.environment.model import Environment
-from vllmjobs.render.context import FILTERS, balancer_context, vllm_context
+from vllmjobs.render.balancers import balancer_context
+from vllmjobs.render.context import FILTERS, vllm_context
 from vllmjobs.render.hcl import align
 
 
