@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
-from vllmjobs.environment.load import load, names
+from vllmjobs.environment.load import load
 from vllmjobs.environment.problems import InvalidEnvironmentError
 
 SOUND = b"models:\n  chat:\n    model: facebook/opt-125m\n"
@@ -102,13 +102,6 @@ def test_yaml_1_2_is_read_so_no_and_on_stay_words(file: Path) -> None:
 def test_a_number_too_long_for_a_machine_stays_a_word(file: Path) -> None:
     file.write_text(f"models: {{chat: {{model: a, env: {{A: {'9' * 5000}}}}}}}")
     assert load(file).models["chat"].env["A"] == "9" * 5000
-
-
-def test_names_leaves_out_what_only_others_extend(tmp_path: Path) -> None:
-    (tmp_path / "envs").mkdir()
-    (tmp_path / "envs/base.yaml").write_text("debug: true")
-    (tmp_path / "envs/prod.yaml").write_bytes(SOUND)
-    assert names(tmp_path) == ["prod"]
 
 
 @settings(max_examples=300, deadline=None)

@@ -12,6 +12,7 @@ from vllmjobs.environment.problems import InvalidEnvironmentError, Mark, Problem
 from vllmjobs.environment.settings import parse_setting
 from vllmjobs.environment.tree import Map, Node, Scalar, locate, merge, parse, plain
 
+Read = tuple[Node | None, list[Problem]]
 _BOM = "\ufeff"
 
 
@@ -21,16 +22,6 @@ def find(project: FilePath, name: str) -> FilePath:
     if given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
         return given
     return project / "envs" / f"{name}.yaml"
-
-
-def names(project: FilePath) -> list[str]:
-    """The environments of a project that name models, by name (`base` is for others to extend)."""
-    found = []
-    for path in sorted((project / "envs").glob("*.yaml")):
-        tree, _ = _read(path)
-        if isinstance(tree, Map) and "models" in tree.entries:
-            found.append(path.stem)
-    return found
 
 
 def load(path: FilePath, settings: Sequence[str] = ()) -> Environment:
@@ -93,9 +84,7 @@ def _without_broken_models(tree: Node, problems: list[Problem]) -> Node:
     return Map(tree.mark, tree.entries | {"models": Map(models.mark, sound, models.keys)}, tree.keys)
 
 
-def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()) -> tuple[
-    Node | None, list[Problem]
-]:  # fmt: skip
+def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()) -> Read:
     """A file's tree over the trees that it extends; `asked` is where the file was named."""
     text, problems = _text(path, asked)
     if text is None:
