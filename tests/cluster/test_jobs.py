@@ -19,17 +19,19 @@ BALANCERS = {"vllm": "fabio", "fabio": "fabio", "nginx": "nginx"}
 
 @pytest.fixture(scope="module")
 def cluster(sandbox: Sandbox) -> Iterator[Sandbox]:
-    """The sandbox, with the node pool and namespace that the environments and cases name."""
+    """The sandbox, with the node pools and namespace that the environments and cases name."""
     sandbox.nomad.namespace.create_namespace({"Name": "ml"})
     for command, text in (
         ("node pool apply -", 'node_pool "gpu" {}'),
+        ("node pool apply -", 'node_pool "edge" {}'),
         ("operator scheduler set-config -memory-oversubscription=true", ""),
     ):
         done = sandbox.nomad_cli(*command.split(), input=text)
         assert done.returncode == 0, done.stderr
     yield sandbox
     sandbox.nomad.namespace.delete_namespace("ml")
-    sandbox.nomad_cli("node", "pool", "delete", "gpu")
+    for pool in ("gpu", "edge"):
+        sandbox.nomad_cli("node", "pool", "delete", pool)
 
 
 def shipped(cluster: Sandbox, environment: str, job: str) -> str:

@@ -92,7 +92,9 @@ def test_the_readme_lists_every_command_and_exit_code() -> None:
 def test_the_settings_that_the_cluster_page_shows_are_valid(tmp_path: Path, sandbox: Sandbox) -> None:
     for number, (kind, block) in enumerate(BLOCK.findall((ROOT / "docs/cluster.md").read_text())):
         if kind == "hcl":
-            (tmp_path / f"{number}.hcl").write_text(block.replace("client {", f'data_dir = "{tmp_path}"\nclient {{\n  enabled = true'))
+            (tmp_path / f"{number}.hcl").write_text(
+                block.replace("client {", f'data_dir = "{tmp_path}"\nclient {{\n  enabled = true')
+            )
             done = sandbox.nomad_cli("config", "validate", str(tmp_path / f"{number}.hcl"))
             assert done.returncode == 0, done.stderr
 

@@ -137,7 +137,9 @@ def _bind(flags: Flags) -> socket.socket:
     With SO_REUSEPORT, as vLLM sets it (`create_server_socket`): a second vLLM on the same port starts
     without an error and takes a share of the connections.
     """
-    listener = socket.socket(socket.AF_INET6 if ":" in flags.host else socket.AF_INET)
+    family = socket.AF_INET6 if ":" in flags.host else socket.AF_INET
+    # Without the protocol, asyncio sets no TCP_NODELAY, and each answer takes 40 ms.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind((flags.host, flags.port))

@@ -1,0 +1,346 @@
+"""The sandbox: Consul, Nomad, Fabio and nginx on loopback, from the start to a stop that leaves nothing."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import signal
+import socket
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from types import FrameType, TracebackType
+
+import nomad
+import requests
+import yaml
+from consul import Consul
+from consul.exceptions import ConsulException
+
+from sandbox import consul as consul_config
+from sandbox import leftovers, ports
+from sandbox import nomad as nomad_config
+from sandbox.errors import SandboxError
+from sandbox.jobs import Jobs
+from sandbox.process import Process, start, stop, wait_until
+from sandbox.programs import TESTS, programs
+from sandbox.simgpu.devices import Health
+from sandbox.simgpu.launcher import plugin_executable
+
+READY = 60.0  # seconds for each agent
+SECRET = "nomad/jobs"  # where envs/base.yaml says that it is
+# raw_exec tasks get the agent's environment, and Fabio takes any variable for a setting.
+INHERITED = ("HOME", "LANG", "LC_ALL", "TZ", "USER")
+# Linux allows 107 bytes for the path of a socket. Without its plugins' Nomad does not start; without that
+# of the Task API a task starts all the same.
+LONGEST_PARENT = 107 - len(f"/{leftovers.PREFIX}12345/tmp/plugin1234567890")
+LONGEST_FOR_TASK_API = 107 - len(f"/gpu-1/alloc/{'x' * 36}/vllm/secrets/api.sock")
+BALANCERS = ("fabio", "nginx")  # they run as nobody, who cannot reach into anybody's ~/.cache
+NOT_YET = (nomad.api.exceptions.BaseNomadException, ConsulException, requests.RequestException)
+
+Say = Callable[[str], None]
+
+
+class Sandbox(Jobs):
+    """A context: up when it is entered, gone without a trace when it is left.
+
+    `gpus` are per client. Without `balancers`, Fabio and nginx are left out.
+    """
+
+    def __init__(
+        self,
+        clients: int = 2,
+        gpus: int = 4,
+        parent: Path | None = None,
+        balancers: bool = True,
+        say: Say = lambda _: None,
+    ) -> None:
+        self.nodes = [f"gpu-{number}" for number in range(1, clients + 1)]
+        self.hf_token = f"sandbox-{secrets.token_hex(8)}"
+        self.keep_files = False
+        self._parent = (parent or Path(tempfile.gettempdir())).absolute()
+        self._gpus = [replace(nomad_config.H100, count=gpus)]
+        self._balancers = balancers
+        self._say = say
+        self._block: ports.Block | None = None
+        self._servers: list[Process] = []
+        self._clients: list[Process] = []
+
+    def __enter__(self) -> Sandbox:
+        try:
+            self._start()
+        except BaseException as error:
+            self._stop(keep_files=isinstance(error, Exception))
+            raise
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stop(keep_files=self.keep_files or isinstance(error, Exception))
+
+    def set_gpu_health(self, node: str, gpu: str, health: Health) -> None:
+        """Make a GPU unhealthy, absent or healthy again; Nomad sees it a few seconds later."""
+        path = self._health_file(node)
+        states = json.loads(path.read_text()) if path.exists() else {}
+        new = path.with_suffix(".new")
+        new.write_text(json.dumps({**states, gpu: health}))
+        new.replace(path)
+
+    def ended(self) -> list[Process]:
+        """List the agents that have ended by themselves."""
+        return [agent for agent in (*self._servers, *self._clients) if agent.exit_code is not None]
+
+    def _start(self) -> None:
+        if len(str(self._parent)) > LONGEST_PARENT:
+            raise SandboxError(f"{self._parent} is too long for Nomad's sockets; name a shorter --dir")
+        self._parent.mkdir(parents=True, exist_ok=True)
+        for folder in leftovers.clear(self._parent):
+            self._say(f"removed what an earlier sandbox left in {folder}")
+        self._programs = programs()
+        block = ports.take_block()
+        self._block, self.folder = block, leftovers.folder_of(self._parent, block)
+        if self.folder.exists():
+            leftovers.remove(self.folder)
+        self._say(f"folder  {self.folder}")
+        if len(str(self.folder)) > LONGEST_FOR_TASK_API:
+            self._say("        too long a name for Nomad's Task API: tasks will not have it")
+        self._lay_out()
+        self._start_servers()
+        self._start_clients()
+        self.nomad.variable.create_variable(SECRET, {"Path": SECRET, "Items": {"hf_token": self.hf_token}})
+        if self._balancers:
+            self._start_balancers()
+
+    def _lay_out(self) -> None:
+        """Make the folder: programs by name, a project with the environments, a file to source."""
+        assert self._block
+        take = self._block.take
+        fabio, fabio_admin, nginx, nginx_admin = take(), take(), take(), take()
+        self._consul_server = consul_config.Agent("server", take(), take(), take())
+        self._nomad_server = nomad_config.Agent("server", take(), take(), take())
+        self.consul_address = f"http://{self._consul_server.address}"
+        self.nomad_address = self._nomad_server.address
+        self.fabio_address = f"http://127.0.0.1:{fabio}"
+        self.nginx_address = f"http://127.0.0.1:{nginx}"
+
+        for name in ("bin", "envs", "plugins", "tmp"):
+            (self.folder / name).mkdir(parents=True)
+        # Open to nobody, too, as whom the balancers run: Nomad would make its own folder 700.
+        for name in (".", "bin", *self.nodes):
+            (self.folder / name).mkdir(exist_ok=True)
+            (self.folder / name).chmod(0o755)
+        for name, program in self._programs.items():
+            _provide(program, self.folder / "bin" / name)
+        plugin = self.folder / "plugins" / "simgpu"
+        plugin.write_text(plugin_executable(sys.executable, str(TESTS)))
+        plugin.chmod(0o755)
+
+        base = {"extends": str(Path(__file__).parent / "sandbox.yaml"), "job": "vllm-dev"}
+        at = {"consul": self._consul_server.address}
+        self._write_environment("dev", base, {**at, "port": fabio, "admin_port": fabio_admin})
+        self._write_environment(
+            "dev-nginx", base, {**at, "kind": "nginx", "port": nginx, "admin_port": nginx_admin}
+        )
+        path = f"{self.folder}/bin:{os.environ.get('PATH', os.defpath)}"
+        theirs = {
+            "PATH": path,
+            "NOMAD_ADDR": self.nomad_address,
+            "CONSUL_HTTP_ADDR": self.consul_address,
+            "VLLMJOBS_PROJECT": str(self.folder),
+        }
+        own = ("NOMAD_", "CONSUL_", "VAULT_", "VLLMJOBS_")
+        self.env = {key: value for key, value in os.environ.items() if not key.startswith(own)} | theirs
+        self._agent_env = {
+            **{key: os.environ[key] for key in INHERITED if key in os.environ},
+            "PATH": path,
+            "TMPDIR": str(self.folder / "tmp"),
+            leftovers.MARK: str(self.folder),
+        }
+        exports = [f"export {key}={value}" for key, value in theirs.items() if key != "PATH"]
+        exports.append(f'export PATH={self.folder}/bin:"$PATH"')
+        (self.folder / "env").write_text("\n".join(exports) + "\n")
+
+        self.consul = _consul_client(self._consul_server)
+        session = requests.Session()
+        session.trust_env = False  # a proxy does not reach this loopback
+        self.nomad = nomad.Nomad(
+            address=self.nomad_address,
+            namespace="default",
+            region="global",
+            verify=True,
+            timeout=30,
+            session=session,
+        )
+
+    def _write_environment(self, name: str, base: dict[str, str], balancer: dict[str, object]) -> None:
+        text = yaml.safe_dump({**base, "balancer": balancer}, sort_keys=False)
+        (self.folder / "envs" / f"{name}.yaml").write_text(text)
+
+    def _start_servers(self) -> None:
+        server, consul = self._nomad_server, self._consul_server
+        consul_agent = self._start_consul(consul)
+        self._servers.append(consul_agent)
+        data = str(self.folder / server.name)
+        nomad_agent = self._start_nomad(server, nomad_config.server_config(server, data, consul.address))
+        self._servers.append(nomad_agent)
+        leader = self.consul.status.leader
+        consul_agent.wait_until(leader, READY, "Consul has a leader", ignoring=NOT_YET)
+        self._say(f"consul  {self.consul_address}")
+        leader = self.nomad.status.leader.get_leader
+        nomad_agent.wait_until(leader, READY, "Nomad has a leader", ignoring=NOT_YET)
+        self._say(f"nomad   {self.nomad_address}")
+
+    def _start_clients(self) -> None:
+        assert self._block
+        take = self._block.take
+        agents = [consul_config.Agent(name, take(), take(), take()) for name in self.nodes]
+        processes = [self._start_consul(agent, self._consul_server) for agent in agents]
+        self._servers += processes
+        for agent, process in zip(agents, processes, strict=True):
+            local = _consul_client(agent)
+            # Nomad asks its agent once at the start, and then only every 15 s.
+            process.wait_until(
+                lambda local=local: local.status.leader(),  # type: ignore[misc]
+                READY,
+                f"the Consul agent of {agent.name} has joined",
+                ignoring=NOT_YET,
+            )
+        for number, agent in enumerate(agents, 1):
+            self._clients.append(self._start_client(number, agent))
+        for process in self._clients:
+            process.wait_until(
+                lambda name=process.name: self._is_ready(name),  # type: ignore[misc]
+                READY,
+                f"{process.name} is ready with its GPUs",
+                ignoring=(*NOT_YET, KeyError),
+            )
+            gpu = self._gpus[0]
+            self._say(f"node    {process.name.removeprefix('nomad-')}, with {gpu.count} x {gpu.model}")
+
+    def _start_client(self, number: int, consul: consul_config.Agent) -> Process:
+        assert self._block
+        take = self._block.take
+        agent = nomad_config.Agent(self.nodes[number - 1], take(), take(), take())
+        config = nomad_config.client_config(
+            agent,
+            str(self.folder / agent.name),
+            consul.address,
+            server=self._nomad_server,
+            ports=self._block.dynamic(number),
+            plugin_dir=str(self.folder / "plugins"),
+            gpus=self._gpus,
+            health_file=str(self._health_file(agent.name)),
+            meta={"balancer": "true"} if number == 1 else {},
+        )
+        return self._start_nomad(agent, config)
+
+    def _is_ready(self, process: str) -> bool:
+        name = process.removeprefix("nomad-")
+        node = self.node(name)
+        return (
+            node["Status"] == "ready"
+            and "consul.version" in node["Attributes"]
+            and node["Drivers"]["raw_exec"]["Healthy"]
+            # A plugin that does not start is no error to Nomad: the node has no devices, and nothing says so.
+            and list(self.gpus(name).values()) == [True] * sum(gpu.count for gpu in self._gpus)
+        )
+
+    def _start_balancers(self) -> None:
+        jobs = {
+            "vllm-dev-fabio": self.render("dev", "--job", "fabio"),
+            "vllm-dev-nginx": self.render("dev-nginx", "--job", "nginx"),
+        }
+        for hcl in jobs.values():
+            self.run(hcl)
+        for job, address in zip(jobs, (self.fabio_address, self.nginx_address), strict=True):
+            port = int(address.rpartition(":")[2])
+            wait_until(
+                lambda port=port: _listens(port),  # type: ignore[misc]
+                READY,
+                f"{job} listens",
+                evidence=lambda job=job: self.evidence(job),  # type: ignore[misc]
+            )
+            self._say(f"{job.rpartition('-')[2]:<7} {address}")
+
+    def _start_consul(self, agent: consul_config.Agent, join: consul_config.Agent | None = None) -> Process:
+        name = f"consul-{agent.name}"
+        config = self.folder / f"{name}.json"
+        config.write_text(consul_config.config(agent, str(self.folder / name), join))
+        return self._start_agent(name, [self._programs["consul"], "agent", "-config-file", config])
+
+    def _start_nomad(self, agent: nomad_config.Agent, text: str) -> Process:
+        name = f"nomad-{agent.name}"
+        config = self.folder / f"{name}.hcl"
+        config.write_text(text)
+        return self._start_agent(name, [self._programs["nomad"], "agent", "-config", config])
+
+    def _start_agent(self, name: str, command: list[str | Path]) -> Process:
+        return start(name, command, self.folder / f"{name}.log", self._agent_env)
+
+    def _health_file(self, node: str) -> Path:
+        return self.folder / f"{node}.health.json"
+
+    def _stop(self, keep_files: bool) -> None:
+        """Jobs first: an agent that ends leaves its tasks running."""
+        if not self._block:
+            return
+        self._say("stopping")
+        with _undisturbed(self._say):
+            with suppress(*NOT_YET, SandboxError):
+                self._stop_jobs()
+            stop(self._clients)
+            stop(self._servers)
+            leftovers.remove(self.folder, keep_files)
+            self._block.release()
+        if keep_files:
+            self._say(f"logs are in {self.folder}, until the next sandbox starts")
+
+    def _stop_jobs(self) -> None:
+        if not self._clients:
+            return
+        self.purge(*(job["ID"] for job in self.nomad.jobs.get_jobs()))
+
+
+def _consul_client(agent: consul_config.Agent) -> Consul:
+    client = Consul(host="127.0.0.1", port=agent.http, token="")
+    client.http.session.trust_env = False
+    return client
+
+
+def _provide(program: Path, path: Path) -> None:
+    if path.name in BALANCERS:
+        shutil.copy(program.resolve(), path)
+        path.chmod(0o755)
+    else:
+        path.symlink_to(program)
+
+
+def _listens(port: int) -> bool:
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False
+
+
+@contextmanager
+def _undisturbed(say: Say) -> Iterator[None]:
+    """Finish what is inside: a second Ctrl-C would leave half of it behind."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def insist(_number: int, _frame: FrameType | None) -> None:
+        say("still stopping")
+
+    before = {number: signal.signal(number, insist) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

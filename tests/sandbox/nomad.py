@@ -1,0 +1,119 @@
+"""Nomad: the configuration of a server, and of clients that have simulated GPUs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sandbox.simgpu.config import GpuModel
+from sandbox.simgpu.launcher import plugin_config
+
+H100 = GpuModel("NVIDIA H100 80GB HBM3", memory_mib=81559, power_w=700, cores_clock_mhz=1980)
+# Named in sandbox.yaml, too: Nomad cuts a longer kill_timeout in silence.
+MAX_KILL_TIMEOUT = "2m"
+# They would ask the metadata service of a cloud that is not there; env_aws can end the agent's start.
+CLOUDS = "env_aws,env_azure,env_digitalocean,env_gce"
+
+
+@dataclass(frozen=True)
+class Agent:
+    """Where one Nomad agent listens, all of it on loopback."""
+
+    name: str
+    http: int
+    rpc: int
+    serf: int
+
+    @property
+    def address(self) -> str:
+        return f"http://127.0.0.1:{self.http}"
+
+
+def server_config(agent: Agent, data_dir: str, consul: str) -> str:
+    """Write the configuration of the server."""
+    return f"""\
+{_common(agent, data_dir, consul)}
+server {{
+  enabled          = true
+  bootstrap_expect = 1
+}}
+"""
+
+
+def client_config(
+    agent: Agent,
+    data_dir: str,
+    consul: str,
+    *,
+    server: Agent,
+    ports: range,
+    plugin_dir: str,
+    gpus: Sequence[GpuModel],
+    health_file: str,
+    meta: dict[str, str],
+) -> str:
+    """Write the configuration of a client; the ports are those that it may give to tasks."""
+    said = "\n".join(f"    {key} = {json.dumps(value)}" for key, value in meta.items())
+    return f"""\
+{_common(agent, data_dir, consul)}
+plugin_dir = {json.dumps(plugin_dir)}
+
+client {{
+  enabled           = true
+  servers           = ["127.0.0.1:{server.rpc}"]
+  network_interface = "lo"
+  min_dynamic_port  = {ports[0]}
+  max_dynamic_port  = {ports[-1]}
+  max_kill_timeout  = "{MAX_KILL_TIMEOUT}"
+
+  # The same on every machine. Nothing holds a raw_exec task to what it asks for.
+  cpu_total_compute = 32000
+  memory_total_mb   = 65536
+
+  options {{
+    "driver.allowlist"     = "raw_exec"
+    "fingerprint.denylist" = "{CLOUDS}"
+  }}
+
+  meta {{
+{said}
+  }}
+}}
+
+plugin "raw_exec" {{
+  config {{
+    enabled = true
+  }}
+}}
+
+{plugin_config(gpus, agent.name, health_file)}"""
+
+
+def _common(agent: Agent, data_dir: str, consul: str) -> str:
+    return f"""\
+name                 = "{agent.name}"
+datacenter           = "dc1"
+data_dir             = {json.dumps(data_dir)}
+bind_addr            = "127.0.0.1"
+disable_update_check = true
+
+ports {{
+  http = {agent.http}
+  rpc  = {agent.rpc}
+  serf = {agent.serf}
+}}
+
+advertise {{
+  http = "127.0.0.1:{agent.http}"
+  rpc  = "127.0.0.1:{agent.rpc}"
+  serf = "127.0.0.1:{agent.serf}"
+}}
+
+consul {{
+  address          = "{consul}"
+  auto_advertise   = false
+  server_auto_join = false
+  client_auto_join = false
+}}
+"""

@@ -1,0 +1,73 @@
+"""A job of a test's own, so that tests can share one sandbox."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator
+from itertools import count
+from typing import Any
+
+import httpx
+
+from sandbox.cluster import Sandbox
+from sandbox.jobs import Json
+from sandbox.process import wait_until
+from sandbox.traffic import http, version
+
+_numbers = count(1)
+ROUTED = 15.0  # seconds from healthy in Nomad to served by Fabio
+
+
+class Release:
+    """The `dev` environment under another name, and under a path of its own at the balancers."""
+
+    def __init__(self, sandbox: Sandbox, job: str, settings: dict[str, Any]) -> None:
+        self.sandbox = sandbox
+        self.job = job
+        self.address = f"{sandbox.fabio_address}/{job}"
+        route = {"path": f"/{job}/v1/", "strip": f"/{job}"}
+        self.settings = {"job": job, **{f"models.chat.route.{key}": value for key, value in route.items()}}
+        self.settings |= settings
+
+    def render(self, **chat: Any) -> str:
+        """Render it with keys of `models.chat` laid over: `max_model_len=2048`."""
+        settings = self.settings | {f"models.chat.{key}": value for key, value in chat.items()}
+        options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
+        return self.sandbox.render("dev", *options)
+
+    def run(self, **chat: Any) -> Json:
+        """Run it and wait until it is healthy, or its canaries are; return the deployment."""
+        self.sandbox.run(self.render(**chat))
+        return self.sandbox.wait_until_healthy(self.job)
+
+    def plan(self, **chat: Any) -> Json:
+        return self.sandbox.plan(self.render(**chat))
+
+    def wait_until_routed(self, max_model_len: int) -> None:
+        """Wait until that version answers through Fabio."""
+
+        def answers() -> bool:
+            with http() as client:
+                return max_model_len in {version(client, self.address) for _ in range(20)}
+
+        wait_until(answers, ROUTED, f"{self.job} answers", ignoring=(httpx.HTTPError,))
+
+    def allocations(self) -> list[Json]:
+        return self.sandbox.allocations(self.job)
+
+
+NewRelease = Callable[..., Release]
+
+
+def releases(sandbox: Sandbox, name: str) -> Iterator[NewRelease]:
+    """Give out new releases; at the end, purge them."""
+    made: list[Release] = []
+
+    def new(**chat: Any) -> Release:
+        job = f"{re.sub('[^a-z0-9]+', '-', name)[:30].strip('-')}-{next(_numbers)}"
+        made.append(Release(sandbox, job, {f"models.chat.{key}": value for key, value in chat.items()}))
+        return made[-1]
+
+    yield new
+    known = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
+    sandbox.purge(*(one.job for one in made if one.job in known))
