@@ -25,8 +25,10 @@ class Problem(NamedTuple):
     message: str
 
     def __str__(self) -> str:
-        where = f"{dotted(self.path)}: " if self.path else ""
-        return f"{self.mark}: {where}{self.message}"
+        place, path = str(self.mark), dotted(self.path)
+        if path and not place.endswith(f" {path}"):  # `--set` has said it already
+            place += f": {path}"
+        return f"{place}: {self.message}"
 
 
 class InvalidEnvironmentError(Exception):
