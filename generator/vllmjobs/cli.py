@@ -52,7 +52,7 @@ def _errors() -> Iterator[None]:
     except OSError as error:
         if error.errno == errno.EPIPE:  # `| head` has seen enough; Click ends quietly
             raise
-        click.echo(f"{error.filename}: {error.strerror}", err=True)
+        click.echo(f"{error.filename or 'standard output'}: {error.strerror}", err=True)
         raise click.exceptions.Exit(1) from error
 
 
@@ -108,7 +108,9 @@ def render(
         click.echo(render_job(environment, job or "vllm", found, model), nl=False)
         return
     chosen = [job] if job else jobs(environment)
-    rendered = {name: render_job(environment, name, found, model) for name in chosen}
+    rendered = {
+        name: render_job(environment, name, found, model if name == "vllm" else None) for name in chosen
+    }
     out.mkdir(parents=True, exist_ok=True)
     for name, text in rendered.items():
         path = out / f"{name}.nomad.hcl"
@@ -125,19 +127,28 @@ def schema(form: str) -> None:
     from vllmjobs.environment.reference import reference  # noqa: PLC0415
     from vllmjobs.environment.schema import json_schema  # noqa: PLC0415
 
-    text = reference(json_schema()) if form == "markdown" else json.dumps(json_schema(), indent=2) + "\n"
+    text = (
+        reference(json_schema(whole=True))
+        if form == "markdown"
+        else json.dumps(json_schema(), indent=2) + "\n"
+    )
     click.echo(text, nl=False)
 
 
 @main.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-def init(directory: Path) -> None:
-    """Write a project to start from: environments that render as they stand."""
-    sources = sorted(shipped("envs").iterdir())
-    targets = [directory / "envs" / source.name for source in sources]
+@click.option(
+    "--templates", "with_templates", is_flag=True, help="Write the job templates too, to change them."
+)
+def init(directory: Path, with_templates: bool) -> None:
+    """Write a project to start from."""
+    folders = ("envs", "jobs") if with_templates else ("envs",)
+    sources = [source for folder in folders for source in sorted(shipped(folder).iterdir())]
+    targets = [directory / source.parent.name / source.name for source in sources]
     if there := [str(target) for target in targets if target.exists()]:
         raise click.ClickException(f"{', '.join(there)} would be overwritten; name an empty folder")
-    (directory / "envs").mkdir(parents=True, exist_ok=True)
+    for folder in folders:
+        (directory / folder).mkdir(parents=True, exist_ok=True)
     for source, target in zip(sources, targets, strict=True):
         target.write_bytes(source.read_bytes())
         click.echo(f"wrote {target}", err=True)

@@ -7,7 +7,7 @@ from pathlib import Path
 import jinja2
 import jinja2.bccache
 
-from vllmjobs.render.job import Templates
+from vllmjobs.render.job import RenderError, Templates
 
 _PACKAGE = Path(__file__).parent
 
@@ -23,11 +23,18 @@ def templates(project: Path) -> Templates:
 
     def read(name: str) -> tuple[str, str] | None:
         for path in (project / "jobs" / name, shipped("jobs") / name):
-            if path.is_file():
-                return path.read_text(encoding="utf-8"), str(path)
+            if os.path.lexists(path):  # a broken link is an error, and no reason to take the next
+                return _text(path), str(path)
         return None
 
     return Templates(read, _compiled())
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise RenderError(f"{path}: byte {error.start} is not valid UTF-8; save the file as UTF-8") from error
 
 
 def _compiled() -> jinja2.BytecodeCache | None:

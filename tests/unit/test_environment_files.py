@@ -60,8 +60,23 @@ def file(tmp_path: Path) -> Path:
             ),
             "its aliases expand to more than 1,000,000 values",
         ),
+        (
+            b"a0: &a0 " + b"[" * 50 + b"]" * 50 + b"\na1: &a1 " + b"[" * 50 + b"*a0" + b"]" * 50 + b"\n",
+            "case.yaml:2:59: its aliases are nested deeper than 64 levels",
+        ),
     ],
-    ids=["empty", "comment", "bom", "crlf", "utf8", "control", "flow depth", "block depth", "aliases"],
+    ids=[
+        "empty",
+        "comment",
+        "bom",
+        "crlf",
+        "utf8",
+        "control",
+        "flow depth",
+        "block depth",
+        "aliases",
+        "deep aliases",
+    ],
 )
 def test_a_file_that_is_no_environment_is_refused_with_its_place(
     file: Path, content: bytes, message: str
@@ -88,6 +103,43 @@ def test_a_directory_is_refused(tmp_path: Path) -> None:
 def test_a_file_without_permission_or_with_a_file_above_it_is_refused(file: Path) -> None:
     file.write_bytes(SOUND)
     assert refused(file / "prod.yaml") == ["prod.yaml: cannot be read: Not a directory"]
+
+
+@pytest.mark.parametrize(
+    "setting", [".".join("a" * 3000) + "=1", "models.chat.\udcff=1", "debug=\udcff", "=", "a", ""]
+)
+def test_a_setting_that_is_none_is_refused(file: Path, setting: str) -> None:
+    file.write_bytes(SOUND)
+    with pytest.raises(InvalidEnvironmentError):
+        load(file, [setting])
+
+
+@pytest.mark.parametrize("name", ["loop.yaml", '"a\\0b"', "case.yaml", "../gone/x.yaml", "."])
+def test_a_file_that_cannot_be_extended_is_named(file: Path, name: str) -> None:
+    (file.parent / "loop.yaml").symlink_to("loop.yaml")
+    file.write_bytes(f"extends: {name}\n".encode() + SOUND)
+    assert any(problem.startswith("case.yaml:1:1: extends: ") for problem in refused(file))
+
+
+def test_a_chain_of_extends_has_an_end(tmp_path: Path) -> None:
+    for number in range(1100):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    (problem,) = [line for line in refused(tmp_path / "0.yaml") if "extends" in line]
+    assert "leads back to itself, or too far" in problem
+
+
+def test_an_empty_file_can_be_extended(file: Path) -> None:
+    (file.parent / "base.yaml").write_text("# nothing yet\n")
+    file.write_bytes(b"extends: base.yaml\n" + SOUND)
+    assert load(file).job == "vllm-case"
+
+
+@pytest.mark.parametrize(
+    ("name", "job"), [("_", "vllm"), ("x" * 50, "vllm-" + "x" * 50), ("My Env", "vllm-my-env")]
+)
+def test_a_jobs_name_is_made_from_any_files_name(tmp_path: Path, name: str, job: str) -> None:
+    (tmp_path / f"{name}.yaml").write_bytes(SOUND)
+    assert load(tmp_path / f"{name}.yaml", ["balancer.kind=none", "models.chat.route.path=/"]).job == job
 
 
 def test_yaml_1_2_is_read_so_no_and_on_stay_words(file: Path) -> None:

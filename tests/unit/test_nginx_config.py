@@ -191,7 +191,7 @@ def test_a_container_is_hardened(tmp_path: Path, kind: str) -> None:
 def test_without_a_container_the_user_is_the_drivers_own_or_as_given(
     tmp_path: Path, driver: str, setting: str, user: str
 ) -> None:
-    assert value(job(tmp_path, f"{{kind: nginx, driver: {driver}{setting}}}"), "user") == user
+    assert value(job(tmp_path, f"{{kind: nginx, port: 8080, driver: {driver}{setting}}}"), "user") == user
 
 
 def test_a_bridged_nginx_listens_above_1024_and_is_reached_at_its_port(tmp_path: Path) -> None:
@@ -206,7 +206,9 @@ def test_fabio_gets_only_flags_that_all_its_versions_know(tmp_path: Path) -> Non
     assert '"-registry.consul.addr=10.0.0.1:8500"' in hcl
 
 
-@pytest.mark.parametrize(("weight", "shown"), [(0, "0"), (0.00004, "0"), (0.05, "0.05"), (1, "1")])
+@pytest.mark.parametrize(
+    ("weight", "shown"), [(0.001, "0.001"), (0.05, "0.05"), (0.33333, "0.3333"), (1, "1")]
+)
 def test_the_canaries_share_is_written_as_nginx_resolves_it(
     tmp_path: Path, weight: float, shown: str
 ) -> None:

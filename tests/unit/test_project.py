@@ -99,6 +99,52 @@ def test_a_reader_that_stops_reading_ends_it_quietly() -> None:
     assert (done.stdout, done.stderr) == ('job "vllm-prod" {\n', "")
 
 
+def test_a_full_disk_is_named() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "vllmjobs", "schema"],
+            stdout=full,
+            stderr=subprocess.PIPE,
+            text=True,
+            check=False,
+        )
+    assert (done.returncode, done.stderr) == (1, "standard output: No space left on device\n")
+
+
+@pytest.mark.parametrize("broken", ["folder", "link", "bytes"])
+def test_a_broken_template_of_the_users_is_not_passed_over(tmp_path: Path, broken: str) -> None:
+    template = tmp_path / "jobs/vllm.nomad.hcl.j2"
+    template.parent.mkdir()
+    match broken:
+        case "folder":
+            template.mkdir()
+        case "link":
+            template.symlink_to("nowhere")
+        case "bytes":
+            template.write_bytes(b"job \xff")
+    environment = str(ROOT / "envs/dev.yaml")
+    done = CliRunner().invoke(main, ["render", environment, "--project", str(tmp_path)])
+    assert done.exit_code == 1
+    assert str(template) in done.stderr
+
+
+def test_templates_can_be_had_to_change_them(tmp_path: Path) -> None:
+    invoke("init", str(tmp_path), "--templates")
+    template = tmp_path / "jobs/vllm.nomad.hcl.j2"
+    template.write_text(template.read_text().replace('type = "service"', 'type = "batch"'))
+    assert 'type        = "batch"' in invoke("render", "--project", str(tmp_path), "dev")
+
+
+def test_a_sound_environment_waits_for_no_import_that_it_does_not_need() -> None:
+    code = (
+        "import sys; from vllmjobs.cli import main; "
+        f"main(['render', '--project', {str(ROOT)!r}, 'prod'], standalone_mode=False); "
+        "print(sorted({'jsonschema', 'difflib', 'requests', 'httpx', 'asyncio'} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.endswith("}\n[]\n")
+
+
 def test_rendering_twice_gives_the_same_bytes() -> None:
     command = [sys.executable, "-m", "vllmjobs", "render", "--project", str(ROOT), "prod"]
     outputs = {

@@ -72,6 +72,11 @@ def canaries(model: Model) -> int:
     }[model.rollout.strategy]
 
 
+def is_bridged(model: Model) -> bool:
+    """Whether the server has a network namespace of its own."""
+    return model.driver == "docker" and model.container.network == "bridge"
+
+
 def service_name(environment: Environment, model_name: str) -> str:
     """The name under which Consul knows a model's instances."""
     return f"{environment.job}-{model_name}"
@@ -90,8 +95,8 @@ def balancer_port(balancer: Balancer) -> int:
 def other_parallelism(model: Model) -> int:
     """GPUs of a server that pipeline and data parallelism multiply tensor parallelism by."""
     sizes = {argument_name(key): value for key, value in model.args.items()}
-    found = (sizes.get("pipeline-parallel-size"), sizes.get("data-parallel-size"))
-    return math.prod(size for size in found if isinstance(size, int) and size > 0)
+    found = (str(sizes.get(f"{kind}-parallel-size", 1)) for kind in ("pipeline", "data"))
+    return math.prod(int(size) for size in found if size.isdecimal() and size != "0")
 
 
 def tensor_parallel_size(model: Model) -> int:

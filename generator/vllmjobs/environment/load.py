@@ -1,5 +1,6 @@
 """The one file of this room that reads files: a path, to the environment that it describes."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path as FilePath
@@ -10,10 +11,11 @@ from vllmjobs.environment import rules
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Mark, Problem
 from vllmjobs.environment.settings import parse_setting
-from vllmjobs.environment.tree import Map, Node, Scalar, locate, merge, parse, plain
+from vllmjobs.environment.tree import MAX_DEPTH, Map, Node, Scalar, locate, merge, parse, plain
 
 Read = tuple[Node | None, list[Problem]]
 _BOM = "\ufeff"
+MAX_JOB_NAME = 63
 
 
 def find(project: FilePath, name: str) -> FilePath:
@@ -61,7 +63,8 @@ def _decode(tree: Node, name: str, problems: list[Problem]) -> Environment:
 def _typed(tree: Node, name: str) -> Environment:
     data = plain(_with_defaults(tree))
     if isinstance(data, dict):
-        data.setdefault("job", "vllm-" + re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-"))
+        job = re.sub(r"[^a-z0-9]+", "-", f"vllm-{name.lower()}")
+        data.setdefault("job", job[:MAX_JOB_NAME].strip("-"))
     return msgspec.convert(data, Environment)
 
 
@@ -91,30 +94,36 @@ def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, .
         return None, problems
     tree, more = parse(text.removeprefix(_BOM), str(path))
     problems += more
-    if isinstance(tree, Scalar) and tree.value is None:
+    if isinstance(tree, Scalar) and tree.value is None and not asked:
         return None, [*problems, Problem(tree.mark, (), "is empty; an environment needs at least `models:`")]
     extends = tree.entries.get("extends") if isinstance(tree, Map) else None
     if not (isinstance(tree, Map) and isinstance(extends, Scalar) and isinstance(extends.value, str)):
         return tree, problems  # anything but a string is reported by the schema
     place = tree.keys["extends"]
-    base_path = path.parent / extends.value
-    chain = (*above, path.resolve())
-    if base_path.resolve() in chain:
-        loop = " → ".join(step.name for step in (*chain, base_path))
-        return tree, [*problems, Problem(place, ("extends",), f"leads back to itself: {loop}")]
+    base_path = FilePath(os.path.normpath(path.parent / extends.value))
+    chain = (*above, FilePath(os.path.normpath(path)))
+    if base_path in chain or len(chain) > MAX_DEPTH:
+        loop = " → ".join(step.name for step in (*chain[:3], base_path))
+        return tree, [*problems, Problem(place, ("extends",), f"leads back to itself, or too far: {loop}")]
     base, more = _read(base_path, asked=place, above=chain)
-    return merge(base, tree) if base else tree, problems + more
+    problems += more
+    if base is None or (isinstance(base, Scalar) and base.value is None):  # an empty one holds nothing
+        return tree, problems
+    if not isinstance(base, Map):
+        return tree, [*problems, Problem(place, ("extends",), f"{base_path} is no map of keys")]
+    return merge(base, tree), problems
 
 
 def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]]:
     """A file's text with line feeds only, and what is wrong with its bytes."""
     try:
         raw = path.read_bytes()
-    except OSError as error:
-        reason = {
-            FileNotFoundError: f"does not exist; {path.parent}/ has {_siblings(path)}",
-            IsADirectoryError: "is a directory; name a file, such as envs/prod.yaml",
-        }.get(type(error), f"cannot be read: {error.strerror}")
+    except (OSError, ValueError) as error:  # the latter for a NUL in the name
+        reason = f"cannot be read: {getattr(error, 'strerror', error)}"
+        if isinstance(error, FileNotFoundError):
+            reason = f"does not exist; {path.parent}/ has {_siblings(path)}"
+        elif isinstance(error, IsADirectoryError):
+            reason = "is a directory; name a file, such as envs/prod.yaml"
         if asked:
             return None, [Problem(asked, ("extends",), f"{path} {reason}")]
         return None, [Problem(Mark(str(path)), (), reason)]

@@ -13,6 +13,7 @@ from vllmjobs.environment.values import (
     AbsolutePath,
     Argument,
     ArgValue,
+    Count,
     Driver,
     Duration,
     EnvName,
@@ -79,14 +80,13 @@ class Resources(Block, frozen=True):
         Size | None,
         said("Shared memory (docker): 1 GiB for one GPU, 8 GiB for several when not given."),
     ] = None
-    disk: Annotated[Size, said("Disk of the allocation, logs included.")] = "1 GiB"
+    disk: Annotated[Size, said("Disk of the allocation: logs, and without `cache` the model.")] = "1 GiB"
 
 
 class Container(Block, frozen=True):
     """How the container is hardened; docker only."""
 
     network: Annotated[Literal["bridge", "host"], said("Docker's network mode.")] = "bridge"
-    user: Annotated[Text | None, said("User, by number or name.")] = "65534"
     read_only: Annotated[bool, said("Root file system is read-only.")] = True
     pids: Annotated[int, Meta(ge=64, description="Limit of processes and threads.")] = 4096
     tmp: Annotated[Size, said("Size of the tmpfs at /tmp.")] = "1 GiB"
@@ -182,7 +182,7 @@ class Rollout(Block, frozen=True):
     ] = "canary"
     canaries: Annotated[Positive, said("New instances beside the old (canary).")] = 1
     weight: Annotated[
-        float, Meta(ge=0, le=1, description="Share of the requests that all canaries together get.")
+        float, Meta(ge=0.001, le=1, description="Share of the requests that all canaries together get.")
     ] = 0.1
     max_parallel: Annotated[Positive, said("Instances replaced at a time after promotion.")] = 1
     auto_promote: Annotated[bool, said("Promote as soon as the canaries are healthy.")] = False
@@ -207,9 +207,13 @@ class ModelDefaults(Block, frozen=True):
         said("One GPU per server and many servers, or one server over several GPUs (VLLM_STRATEGY)."),
     ] = "multi_instance"
     install: Annotated[Install, said("Which of `images` is used (VLLM_INSTALL_TYPE).")] = "standard"
-    replicas: Annotated[int, Meta(ge=0, description="Servers.")] = 1
+    replicas: Annotated[Count, said("Servers.")] = 1
     driver: Annotated[Driver, said("Nomad's task driver.")] = "docker"
     image: Annotated[Text | None, said("Container image; one of `images` when not given.")] = None
+    user: Annotated[
+        Text | None,
+        said("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "vllm"),
+    ] = None
     entrypoint: Annotated[
         list[Text],
         said(
@@ -233,17 +237,19 @@ class ModelDefaults(Block, frozen=True):
         dict[Argument, ArgValue],
         said(
             "Further arguments of `vllm serve`: `true` is the bare flag, `false` its `--no-` form, "
-            "`null` leaves it out, a list repeats the value, a map is passed as JSON.",
+            "`null` leaves it out, a list gives it several values, a map is passed as JSON.",
             {"enable-prefix-caching": True, "max-num-seqs": 256},
         ),
     ] = {}
     env: Annotated[
-        dict[EnvName, str | int], said("Environment variables. Quote what looks like a number with a point.")
+        dict[EnvName, str | int | None],
+        said("Environment variables; `null` leaves one out. Quote what looks like a number with a point."),
     ] = {}
     secrets: Annotated[
-        dict[EnvName, SecretRef],
+        dict[EnvName, SecretRef | None],
         said(
-            "Variables whose value is a secret, by reference.", {"HF_TOKEN": "nomad/jobs/vllm-prod#hf_token"}
+            "Variables whose value is a secret, by reference; `null` leaves one out.",
+            {"HF_TOKEN": "nomad/jobs/vllm-prod#hf_token"},
         ),
     ] = {}
     cache: Annotated[Cache | None, said("Model cache; the allocation's own disk when not given.")] = None

@@ -30,7 +30,7 @@ class Affinity(Block, frozen=True, kw_only=True):
 
     attribute: Annotated[Text, said("What is compared.", "${node.datacenter}")]
     operator: Annotated[AffinityOperator, said("How it is compared.")] = "="
-    value: Annotated[str, said("What it is compared with.")]
+    value: Annotated[Text, said("What it is compared with.")]
     weight: Annotated[int, Meta(ge=-100, le=100, description="From -100 (avoid) to 100 (prefer).")] = 50
 
 
@@ -38,7 +38,7 @@ class Spread(Block, frozen=True):
     """An attribute over which allocations are spread."""
 
     attribute: Annotated[Text, said("What is spread over.", "${node.datacenter}")]
-    weight: Annotated[int, Meta(ge=0, le=100, description="Weight among several spreads.")] = 50
+    weight: Annotated[int, Meta(ge=1, le=100, description="Weight among several spreads.")] = 50
     targets: Annotated[
         dict[Text, Annotated[int, Meta(ge=0, le=100)]],
         said("Percent of allocations per value; the rest is spread evenly.", {"dc1": 70, "dc2": 30}),
@@ -66,5 +66,5 @@ class DeviceAffinity(Block, frozen=True, kw_only=True):
 
     attribute: Annotated[Text, said("An attribute of the device.", "${device.attr.memory}")]
     operator: Annotated[AffinityOperator, said("How it is compared.")] = "="
-    value: Annotated[str, said("What it is compared with; amounts carry a unit.")]
+    value: Annotated[Text, said("What it is compared with; amounts carry a unit.")]
     weight: Annotated[int, Meta(ge=-100, le=100, description="From -100 (avoid) to 100 (prefer).")] = 50

@@ -6,21 +6,23 @@ Each rule is one generator from an environment, or from one model of it, to (pat
 import re
 from collections.abc import Callable, Iterator
 
+import msgspec
+
 from vllmjobs.environment.derive import (
     argument_name,
     balancer_name,
     balancer_port,
     canaries,
     deadlines,
+    is_bridged,
     other_parallelism,
     service_name,
 )
-from vllmjobs.environment.model import Environment, Model
-from vllmjobs.environment.placement import Placement
+from vllmjobs.environment.model import Container, Environment, Model
+from vllmjobs.environment.placement_rules import Findings, gpus_can_match, placement_is_possible
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import duration, mebibytes, seconds
-
-Findings = Iterator[tuple[Path, str]]
+from vllmjobs.environment.values import looks_secret
 
 # Set by vllmjobs from other keys of the environment.
 OWN_ARGUMENTS = {
@@ -43,14 +45,8 @@ OWN_VARIABLES = {
     "CUDA_VISIBLE_DEVICES": "the GPUs are the ones that Nomad reserved",
 }
 SECRET_VARIABLES = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY)$", re.IGNORECASE)
-# Hugging Face, OpenAI, GitHub, AWS, Vault and JWT; none has a space.
-SECRET_VALUES = re.compile(
-    r"\b(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA\w{16}|hvs\.[\w-]{20,}|eyJ[\w-]{8,}\.[\w-]{8,}\.\S+)"
-)
-# Go's regular expressions (RE2) have neither; Nomad's scheduler answers with a 500.
-NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!)|\\[1-9]")
-AMOUNTS = ("memory", "bar1")  # device attributes that the nvidia plugin reports with a unit
-AMOUNT = re.compile(r"[0-9.]+ ?(k|K|M|G|T|P|E)?(i?B)(/s)?")
+LOOKS_SECRET = "looks like a secret; put a reference to it under secrets (value not shown)"
+MIN_MEMORY_MIB = 10  # Nomad's
 
 
 def problems(environment: Environment) -> Findings:
@@ -97,43 +93,22 @@ def _balancer_fits(environment: Environment) -> Findings:
         yield ("balancer",), f"its service name {name!r} has {len(name)} characters; Consul allows 63"
     if balancer_port(balancer) == balancer.admin_port:
         yield ("balancer", "admin_port"), f"is {balancer.admin_port}, as port is; give each its own"
+    if mebibytes(balancer.memory) < MIN_MEMORY_MIB:
+        yield ("balancer", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {balancer.memory})"
+    # In its own network nginx listens above 1024, whatever the port outside; raw_exec runs as Nomad does.
+    bridged = balancer.kind == "nginx" and balancer.driver == "docker"
+    if balancer_port(balancer) < 1024 and not bridged and balancer.driver != "raw_exec":
+        yield (
+            ("balancer", "port"),
+            f"{balancer_port(balancer)} is below 1024, where {balancer.kind} may not listen without root; "
+            "choose a port above, or nginx in docker",
+        )
 
 
 def _stripped_is_a_prefix(_: Environment, model: Model) -> Findings:
     strip = model.route.strip
-    if strip and not model.route.path.startswith(strip):
+    if strip and not f"{model.route.path}/".startswith(f"{strip.rstrip('/')}/"):
         yield ("route", "strip"), f"{strip} does not begin path {model.route.path}; nothing would be stripped"
-
-
-def _placement_is_complete(environment: Environment) -> Findings:
-    yield from _placement(environment.nomad, ("nomad",))
-    yield from _placement(environment.balancer.placement, ("balancer", "placement"))
-    for name, model in environment.models.items():
-        yield from _placement(model.placement, ("models", name, "placement"))
-
-
-def _placement(placement: Placement, at: Path) -> Findings:
-    for index, constraint in enumerate(placement.constraints):
-        path = (*at, "constraints", index)
-        if not constraint.attribute and constraint.operator != "distinct_hosts":
-            yield path, f"operator {constraint.operator} needs an attribute"
-        if not constraint.value and constraint.operator not in ("is_set", "is_not_set", "distinct_hosts",
-                                                                 "distinct_property"):  # fmt: skip
-            yield path, f"operator {constraint.operator} needs a value"
-        yield from _re2(constraint.operator, constraint.value, path)
-    for index, affinity in enumerate(placement.affinities):
-        if affinity.weight == 0:
-            yield (*at, "affinities", index), "weight 0 has no effect; Nomad refuses it"
-        yield from _re2(affinity.operator, affinity.value, (*at, "affinities", index))
-    for index, spread in enumerate(placement.spread):
-        total = sum(spread.targets.values())
-        if total > 100:
-            yield (*at, "spread", index, "targets"), f"the percentages add up to {total}; 100 at most"
-
-
-def _re2(operator: str, value: str, at: Path) -> Findings:
-    if operator == "regexp" and NOT_IN_RE2.search(value):
-        yield (*at, "value"), "holds a lookaround or back-reference, which Nomad's RE2 does not know"
 
 
 def _deadlines_are_in_order(environment: Environment, model: Model) -> Findings:
@@ -210,6 +185,12 @@ def _strategy_fits_gpus(_: Environment, model: Model) -> Findings:
             ),
         )
     others = other_parallelism(model)
+    if model.strategy == "multi_instance" and others != 1:
+        yield (
+            ("args",),
+            f"multi_instance gives each server one GPU, and args ask for {others}; "
+            "use strategy: tensor_parallel",
+        )
     if model.strategy == "tensor_parallel" and count % others:
         yield (
             ("gpus", "count"),
@@ -223,6 +204,10 @@ def _resources_are_consistent(_: Environment, model: Model) -> Findings:
         yield ("resources", "cores"), "give cpu (a share in MHz) or cores (whole ones), not both"
     if resources.memory_max and mebibytes(resources.memory_max) < mebibytes(resources.memory):
         yield ("resources", "memory_max"), f"{resources.memory_max} is below memory {resources.memory}"
+    if mebibytes(resources.memory) < MIN_MEMORY_MIB:
+        yield ("resources", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {resources.memory})"
+    if mebibytes(model.logs.max_size) < 1:
+        yield ("logs", "max_size"), f"must be at least 1 MiB (got {model.logs.max_size})"
     logs = mebibytes(model.logs.max_size) * model.logs.max_files * 2
     if logs >= mebibytes(resources.disk):
         yield (
@@ -242,6 +227,17 @@ def _driver_can_do_it(_: Environment, model: Model) -> Findings:
         yield ("cache", "volume"), "raw_exec sees the host's own files and mounts nothing; use bind"
     if model.cache and model.cache.bind and model.driver == "exec":
         yield ("cache", "bind"), "exec cannot mount a directory of the host; use volume"
+    if model.driver != "docker":
+        for key, given in (
+            ("container", model.container != Container()),
+            ("resources.shm", model.resources.shm is not None),
+            ("logs.driver", model.logs.driver != "json-file"),
+        ):
+            if given:
+                yield tuple(key.split(".")), f"is for driver: docker; {model.driver} would pass it over"
+    host = model.ports.host or ""
+    if is_bridged(model) and (host.startswith("127.") or host in ("localhost", "::1")):
+        yield ("ports", "host"), f"{host} is the container's own loopback, which nothing outside reaches"
     if (model.logs.driver == "fluentd") != bool(model.logs.fluentd_address):
         yield ("logs", "fluentd_address"), "belongs to logs.driver: fluentd, and is needed there"
 
@@ -255,46 +251,47 @@ def _arguments_are_free(_: Environment, model: Model) -> Findings:
     seen: dict[str, str] = {}
     for name, value in model.args.items():
         plain_name = argument_name(name)
-        if plain_name in OWN_ARGUMENTS:
+        left_out = plain_name == "shutdown-timeout" and value is None  # for vLLM before 0.18
+        if plain_name in OWN_ARGUMENTS and not left_out:
             yield ("args", name), f"is set by vllmjobs; use {OWN_ARGUMENTS[plain_name]}"
         if plain_name in seen:
             yield ("args", name), f"is the same argument as {seen[plain_name]!r}"
         seen[plain_name] = name
-        if isinstance(value, str) and SECRET_VALUES.search(value):
-            yield ("args", name), "looks like a token; put it under secrets, by reference"
 
 
 def _variables_are_free(_: Environment, model: Model) -> Findings:
     for name, value in model.env.items():
         if name in OWN_VARIABLES:
             yield ("env", name), f"is not for the environment: {OWN_VARIABLES[name]}"
-        elif SECRET_VARIABLES.search(name) or SECRET_VALUES.search(str(value)):
-            yield ("env", name), "looks like a secret; put a reference to it under secrets (value not shown)"
-        if name in model.secrets:
+        elif value is not None and SECRET_VARIABLES.search(name):
+            yield ("env", name), LOOKS_SECRET
+        if value is not None and model.secrets.get(name):
             yield ("env", name), "stands under secrets too; keep one"
 
 
-def _amounts_have_units(_: Environment, model: Model) -> Findings:
-    for index, constraint in enumerate(model.gpus.constraints):
-        path: Path = ("gpus", "constraints", index, "value")
-        attribute = constraint.attribute.removeprefix("${device.attr.").removesuffix("}")
-        unset = constraint.operator in ("is_set", "is_not_set", "regexp")
-        if attribute in AMOUNTS and not unset and not AMOUNT.fullmatch(constraint.value):
-            yield (
-                path,
-                f"{constraint.value!r} has no unit that Nomad knows, and would match no GPU; write 70 GiB",
-            )
-        yield from _re2(constraint.operator, constraint.value, ("gpus", "constraints", index))
-    for index, affinity in enumerate(model.gpus.affinities):
-        if affinity.weight == 0:
-            yield ("gpus", "affinities", index), "weight 0 has no effect; Nomad refuses it"
+def _no_secret_is_written(_: Environment, model: Model) -> Findings:
+    for path, text in _texts(msgspec.to_builtins(model)):
+        if looks_secret(text):
+            yield path, LOOKS_SECRET
+
+
+def _texts(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every string in plain data, and where it stands."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*path, index))
 
 
 ENVIRONMENT_RULES: list[Callable[[Environment], Findings]] = [
     _service_names_fit,
     _routes_differ,
     _balancer_fits,
-    _placement_is_complete,
+    placement_is_possible,
 ]
 MODEL_RULES: list[Callable[[Environment, Model], Findings]] = [
     _deadlines_are_in_order,
@@ -307,5 +304,6 @@ MODEL_RULES: list[Callable[[Environment, Model], Findings]] = [
     _rollout_is_possible,
     _arguments_are_free,
     _variables_are_free,
-    _amounts_have_units,
+    gpus_can_match,
+    _no_secret_is_written,
 ]

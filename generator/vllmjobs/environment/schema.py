@@ -5,11 +5,12 @@ from collections.abc import Iterator
 from typing import Any
 
 import msgspec
-from jsonschema import Draft202012Validator
+from jsonschema import Draft202012Validator, validators
 
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import Path, Problem
 from vllmjobs.environment.tree import Node, locate, plain
+from vllmjobs.environment.values import looks_secret
 
 _TYPES = {
     "string": "a string",
@@ -35,12 +36,16 @@ _EXAMPLES = {
 _UNSHOWN = {"env", "secrets"}  # what stands below these may be a secret
 
 
-def json_schema() -> dict[str, Any]:
-    """The JSON Schema (2020-12) of an environment file, for editors and for error messages."""
+def json_schema(*, whole: bool = False) -> dict[str, Any]:
+    """The JSON Schema (2020-12) of an environment file, for editors and for error messages.
+
+    A file that extends another needs no models, and its models no `model`: both are required only of a
+    `whole` environment.
+    """
     schema = msgspec.json.schema(Environment)
-    named = schema["$defs"]["Environment"]
-    # A file that others extend needs no models of its own.
-    named["required"] = []
+    if not whole:
+        for block in ("Environment", "Model"):
+            schema["$defs"][block]["required"] = []
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": "vllmjobs environment",
@@ -50,10 +55,15 @@ def json_schema() -> dict[str, Any]:
 
 def explain(tree: Node) -> list[Problem]:
     """Everything in the tree that the schema does not allow, with place, rule and way out."""
-    schema = json_schema()
-    schema["$defs"]["Environment"]["required"] = ["models"]
-    found = Draft202012Validator(schema).iter_errors(plain(tree))
+    found = _Validator(json_schema(whole=True)).iter_errors(plain(tree))
     return [Problem(locate(tree, path), path, message) for error in found for path, message in _said(error)]
+
+
+# JSON Schema takes 2.0 for an integer; msgspec and Nomad do not.
+_Validator = validators.extend(  # type: ignore[no-untyped-call]
+    Draft202012Validator,
+    type_checker=Draft202012Validator.TYPE_CHECKER.redefine("integer", lambda _, value: type(value) is int),
+)
 
 
 def _said(error: Any) -> Iterator[tuple[Path, str]]:
@@ -109,6 +119,8 @@ def _kind(kind: str) -> str:
 def _shown(value: object) -> str:
     names = {dict: "a map", list: "a list", type(None): "nothing", bool: str(value).lower()}
     text = names.get(type(value), repr(value))
+    if looks_secret(text):
+        return "what looks like a secret"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 

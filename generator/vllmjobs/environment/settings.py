@@ -3,7 +3,7 @@
 import re
 
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.tree import Map, Node, Scalar, parse
+from vllmjobs.environment.tree import MAX_DEPTH, UNREADABLE, Map, Node, Scalar, parse
 
 
 def parse_setting(text: str) -> tuple[Node | None, list[Problem]]:
@@ -12,10 +12,13 @@ def parse_setting(text: str) -> tuple[Node | None, list[Problem]]:
     A dot inside a key is written `\\.`. The tree's marks name the option itself.
     """
     name, equals, value = text.partition("=")
-    mark = Mark(f"--set {name}")  # without the value, which may be a secret
+    # Without the value, which may be a secret; without `=`, all of it may be one.
+    mark = Mark(f"--set {name}" if equals and not UNREADABLE.search(name) else "--set")
     keys = [key.replace("\\.", ".") for key in re.split(r"(?<!\\)\.", name)]
-    if not equals or not all(keys):
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH or UNREADABLE.search(name):
         return None, [Problem(mark, (), "must be KEY=VALUE, such as models.chat.replicas=3")]
+    if keys[0] == "extends":
+        return None, [Problem(mark, (), "must stand in the file; --set lays one value over what was read")]
     node, problems = parse(value, mark.source)
     node = _remarked(node, mark) if node else Scalar(mark, None)
     for key in reversed(keys):

@@ -14,6 +14,7 @@ import yaml
 
 from vllmjobs.environment.problems import Mark, Path, Problem
 
+UNREADABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE  # the characters that YAML does not allow
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000  # after aliases are expanded
 
@@ -61,7 +62,7 @@ def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
 
     An empty document is an empty scalar. Anchors, aliases and merge keys (`<<`) are resolved.
     """
-    if bad := yaml.reader.Reader.NON_PRINTABLE.search(text.removeprefix("\ufeff")):
+    if bad := UNREADABLE.search(text.removeprefix("\ufeff")):
         before = text[: bad.start()]
         place = Mark(source, before.count("\n") + 1, bad.start() - before.rfind("\n"))
         return None, [Problem(place, (), f"holds the character U+{ord(bad[0]):04X}; YAML does not allow it")]
@@ -128,7 +129,8 @@ class _Composer:
         self._source = source
         self._open: list[_Open] = []
         self._anchors: dict[str, Node] = {}
-        self._sizes: dict[int, int] = {}  # id of a finished collection → values in it, aliases expanded
+        # Of each finished collection, by id: the values in it and its depth, with aliases expanded.
+        self._measures: dict[int, tuple[int, int]] = {}
         self._documents = 0
 
     def take(self, event: yaml.Event) -> None:
@@ -153,7 +155,7 @@ class _Composer:
                 done = self._open.pop()
                 for source in reversed(done.merges):
                     _inherit(done.node, source)
-                self._sizes[id(done.node)] = done.size
+                self._measures[id(done.node)] = (done.size, done.depth)
                 self._add(done.node, done.mark)
 
     def _add(self, node: Node | None, mark: Mark) -> None:
@@ -165,9 +167,13 @@ class _Composer:
         if node is None:
             parent.key = None
             return
-        parent.size += self._sizes.get(id(node), 1)
+        size, depth = self._measures.get(id(node), (1, 0))
+        parent.size += size
+        parent.depth = max(parent.depth, depth + 1)
         if parent.size > MAX_VALUES:
             raise _UnreadableError(mark, f"its aliases expand to more than {MAX_VALUES:,} values")
+        if len(self._open) + depth > MAX_DEPTH:
+            raise _UnreadableError(mark, f"its aliases are nested deeper than {MAX_DEPTH} levels")
         if isinstance(parent.node, Seq):
             parent.node.items.append(node)
         elif parent.key is None:
@@ -245,6 +251,7 @@ class _Open:
     key: tuple[str, Mark] | None = None
     merges: list[Node] = field(default_factory=list)
     size: int = 1
+    depth: int = 1
 
 
 def _inherit(node: Node, source: Node) -> None:

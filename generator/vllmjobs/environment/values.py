@@ -1,5 +1,6 @@
 """The kinds of value that an environment holds: names, paths, references, amounts."""
 
+import re
 from typing import Annotated, Literal
 
 from msgspec import Meta
@@ -17,7 +18,7 @@ def matching(pattern: str, title: str, description: str | None = None) -> Meta:
 Duration = Annotated[
     str,
     matching(
-        r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+",
+        r"([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h)){1,4}",
         "duration",
         "A duration as Nomad writes it, such as `90s`, `10m` or `1h30m`.",
     ),
@@ -27,7 +28,7 @@ Duration = Annotated[
 Size = Annotated[
     str,
     matching(
-        r"[0-9]+(\.[0-9]+)? ?(MiB|GiB|TiB|MB|GB|TB)",
+        r"[0-9]{1,6}(\.[0-9]{1,3})? ?(MiB|GiB|TiB|MB|GB|TB)",
         "size",
         "An amount of memory with its unit, such as `16 GiB` or `500 MB`.",
     ),
@@ -38,7 +39,7 @@ EnvName = Annotated[str, matching(r"[A-Za-z_][A-Za-z0-9_]*", "variable name")]
 Argument = Annotated[str, matching(r"[A-Za-z][A-Za-z0-9_.-]*", "argument name")]
 Text = Annotated[str, Meta(min_length=1)]
 AbsolutePath = Annotated[str, matching(r"/[^\x00-\x1f]*", "absolute path")]
-UrlPath = Annotated[str, matching(r"/[!-~]*", "URL path")]
+UrlPath = Annotated[str, matching(r"/([!-$&-~]|%[0-9A-Fa-f]{2})*", "URL path")]
 # What is safe in the configuration of nginx and in a tag of Fabio, and means the same to both.
 RoutePath = Annotated[str, matching(r"/|(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?", "route")]
 HostName = Annotated[
@@ -46,15 +47,30 @@ HostName = Annotated[
 ]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
+Count = Annotated[int, Meta(ge=0, le=50_000)]  # Nomad's job_max_count
+# Paths of Nomad Variables: nomad/structs/variables.go. Below nomad/ there are only jobs.
 SecretRef = Annotated[
     str,
     matching(
-        r"(nomad/[A-Za-z0-9/_~.-]+|vault:[A-Za-z0-9/_~. -]+)#[A-Za-z_][A-Za-z0-9_]*",
+        r"(nomad/jobs(/[A-Za-z0-9_~-]+){0,3}|nomad:[A-Za-z0-9_~-]+(/[A-Za-z0-9_~-]+)*"
+        r"|vault:[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)+)#[A-Za-z_][A-Za-z0-9_]*",
         "secret reference",
-        "Where a secret is kept, never the secret: "
-        "`nomad/jobs/vllm-prod#hf_token` (a Nomad Variable) or `vault:kv/data/vllm#hf_token`.",
+        "Where a secret is kept, never the secret: `nomad/jobs/vllm-prod#hf_token` (a Nomad Variable; "
+        "any other path of one is `nomad:PATH#field`) or `vault:kv/data/vllm#hf_token`.",
     ),
 ]
+# Hugging Face, OpenAI, GitHub, AWS, Vault and JWT; none has a space.
+_SECRET = re.compile(
+    r"(?<![A-Za-z0-9])(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA\w{16}|hvs\.[\w-]{20,}"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.\S+)"
+)
+
+
+def looks_secret(text: str) -> bool:
+    """Whether a text holds what looks like a token, and must not be shown or rendered."""
+    return bool(_SECRET.search(text))
+
+
 Strategy = Literal["multi_instance", "tensor_parallel"]
 Install = Literal["standard", "gptoss"]
 Driver = Literal["docker", "exec", "raw_exec"]

@@ -3,13 +3,16 @@
 import json
 from collections.abc import Iterator
 
-from vllmjobs.environment.derive import Deadlines, argument_name, tensor_parallel_size
+from vllmjobs.environment.derive import Deadlines, argument_name, is_bridged, tensor_parallel_size
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.values import ArgValue
 
 # Fabio keeps idle connections for 15 s and nginx for 60 s; vLLM closes them after 5 s unless told so,
 # and the request that crosses the close is lost with a 502.
 KEEP_ALIVE_S = 120
+# vllm/entrypoints/openai/cli_args.py: given once for each value; and read by json.loads.
+APPENDED = ("middleware",)
+JSON_LISTS = ("allowed-origins", "allowed-methods", "allowed-headers")
 
 
 def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
@@ -47,12 +50,7 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
         # Engines on one node look for free ports upwards from here; each starts at a port that Nomad
         # keeps for it alone. A bridged container has all ports to itself.
         own["VLLM_PORT"] = "${NOMAD_PORT_engine}"
-    return own | {key: str(value) for key, value in model.env.items()}
-
-
-def is_bridged(model: Model) -> bool:
-    """Whether the server has a network namespace of its own."""
-    return model.driver == "docker" and model.container.network == "bridge"
+    return own | {key: str(value) for key, value in model.env.items() if value is not None}
 
 
 def listen_host(model: Model) -> str:
@@ -80,10 +78,13 @@ def _words(name: str, value: ArgValue) -> Iterator[str]:
         return
     if isinstance(value, bool) and "." not in name:
         yield f"--{name}" if value else f"--no-{name}"
-    elif isinstance(value, list):
-        yield f"--{name}"
-        yield from (item if isinstance(item, str) else json.dumps(item) for item in value)
-    elif isinstance(value, dict | bool):  # as JSON; an option inside a JSON argument has no --no- form
+    elif isinstance(value, list) and name not in JSON_LISTS:
+        words = [item if isinstance(item, str) else json.dumps(item) for item in value]
+        if name in APPENDED:
+            yield from (f"--{name}={word}" for word in words)
+        elif words:
+            yield from (f"--{name}", *words)
+    elif isinstance(value, dict | list | bool):  # as JSON; an option inside a JSON argument has no --no- form
         yield f"--{name}={json.dumps(value, separators=(',', ':'), ensure_ascii=False)}"
     else:
         yield f"--{name}={value}"

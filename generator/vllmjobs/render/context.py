@@ -4,10 +4,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllmjobs.environment.derive import Deadlines, canaries, deadlines, service_name
+from vllmjobs.environment.derive import Deadlines, canaries, deadlines, is_bridged, service_name
 from vllmjobs.environment.model import Balancer, Environment, Images, Model, Route
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
-from vllmjobs.render.arguments import arguments, is_bridged, variables
+from vllmjobs.render.arguments import arguments, variables
 from vllmjobs.render.hcl import quote, quote_lines
 
 RESTART_ATTEMPTS = 2
@@ -40,6 +40,7 @@ class Group:
     command: str | None
     args: list[str]
     env: dict[str, str]
+    user: str | None
     secrets: dict[str, dict[str, list[tuple[str, str]]]]
     device: str
     shm_bytes: int
@@ -75,6 +76,7 @@ def _group(environment: Environment, name: str) -> Group:
         command=command,
         args=[*before, *words],
         env=variables(environment, model, times),
+        user=model.user or ("65534" if model.driver == "docker" else None),
         secrets=_secrets(model.secrets),
         device="/".join(filter(None, (model.gpus.vendor, model.gpus.type, model.gpus.model))),
         shm_bytes=size_bytes(model.resources.shm or ("1 GiB" if model.gpus.count == 1 else "8 GiB")),
@@ -100,12 +102,16 @@ def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list
     return [f"urlprefix-{' '.join(options)}", *tags]
 
 
-def _secrets(references: dict[str, str]) -> dict[str, dict[str, list[tuple[str, str]]]]:
-    """References by kind (`nomad`, `vault`), then by path: the variables and fields read from there."""
+def _secrets(references: dict[str, str | None]) -> dict[str, dict[str, list[tuple[str, str]]]]:
+    """References by kind (`nomad`, `vault`), then by path: each variable, and the field of the answer."""
     by_kind: dict[str, dict[str, list[tuple[str, str]]]] = {"nomad": {}, "vault": {}}
     for variable, reference in references.items():
+        if reference is None:
+            continue
         path, _, key = reference.rpartition("#")
         kind = "vault" if path.startswith("vault:") else "nomad"
-        place = path.removeprefix("vault:")
-        by_kind[kind].setdefault(place, []).append((variable, key))
+        place = path.removeprefix(f"{kind}:")
+        # The second version of Vault's key-value store has `data` in its paths, and in its answers.
+        answer = ".Data.data." if "/data/" in place else ".Data." if kind == "vault" else "."
+        by_kind[kind].setdefault(place, []).append((variable, answer + key))
     return by_kind

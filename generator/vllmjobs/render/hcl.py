@@ -8,8 +8,8 @@ from collections.abc import Iterable
 _ESCAPES = {'"': '\\"', "\\": "\\\\", "\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _SPECIAL = r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|[$%](?=\{)'
 # Nomad's own references are kept by its HCL parser as they are, and filled in on the client; but not after
-# another `$`, which would make them escaped, and not in the label of a block.
-_REFERENCE = r"(?<!\$)\$\{(?:NOMAD_\w+|(?:attr|device|meta|node)(?:\.[A-Za-z_]\w*)+)\}"
+# another `$`, which would make them escaped, not before another `}`, and not in the label of a block.
+_REFERENCE = r"(?<!\$)\$\{(?:NOMAD_\w+|(?:attr|device|meta|node)(?:\.[A-Za-z_]\w*)+)\}(?!\})"
 _SPECIAL_IN_LABEL = re.compile(_SPECIAL)
 _SPECIAL_IN_VALUE = re.compile(rf"(?!{_REFERENCE})(?:{_SPECIAL})", re.ASCII)
 _ASSIGNMENT = re.compile(r'( *)([\w.-]+|"[^"]*") = (.+)')

@@ -40,6 +40,8 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
         raise RenderError(f"{environment.job} has no job {job!r}; it has {', '.join(jobs(environment))}")
     if model is not None and model not in environment.models:
         raise RenderError(f"{environment.job} has no model {model!r}; it has {', '.join(environment.models)}")
+    if model is not None and job != "vllm":
+        raise RenderError(f"job {job!r} has no groups of models; leave the model out")
     context = vllm_context(environment, model) if job == "vllm" else balancer_context(environment)
     name = f"{job}.nomad.hcl.j2"
     try:
@@ -49,7 +51,7 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(f"{error.filename}:{error.lineno}: {error.message}") from error
     except Exception as error:  # whatever an expression of a user's template raises is the template's fault
-        raise RenderError(f"{_place(error)}: {error}") from error
+        raise RenderError(f"{_place(error)}{error}") from error
 
 
 def _jinja(templates: Templates) -> jinja2.Environment:
@@ -76,6 +78,6 @@ def _jinja(templates: Templates) -> jinja2.Environment:
 
 
 def _place(error: Exception) -> str:
-    """The innermost line of a template that the error passed through."""
+    """The innermost line of a template that the error passed through, if any."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
-    return f"{frames[-1].filename}:{frames[-1].lineno}" if frames else "the template"
+    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
