@@ -34,7 +34,7 @@ from sandbox.simgpu.devices import Health
 from sandbox.simgpu.launcher import plugin_executable
 
 READY = 60.0  # seconds for each agent
-SECRET = "nomad/jobs"  # where envs/base.yaml says that it is
+SECRET = "nomad/jobs"  # where sandbox.yaml says that it is
 # raw_exec tasks get the agent's environment, and Fabio takes any variable for a setting.
 INHERITED = ("HOME", "LANG", "LC_ALL", "TZ", "USER")
 # Linux allows 107 bytes for the path of a socket. Without its plugins' Nomad does not start; without that
@@ -50,7 +50,8 @@ Say = Callable[[str], None]
 class Sandbox(Jobs):
     """A context: up when it is entered, gone without a trace when it is left.
 
-    `gpus` are per client. Without `balancers`, Fabio and nginx are left out.
+    `gpus` are per client. Without `balancers`, Fabio and nginx are left out. `docker` is the address of a
+    Docker, for jobs with that driver.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Sandbox(Jobs):
         parent: Path | None = None,
         balancers: bool = True,
         say: Say = lambda _: None,
+        docker: str | None = None,
     ) -> None:
         self.nodes = [f"gpu-{number}" for number in range(1, clients + 1)]
         self.hf_token = f"sandbox-{secrets.token_hex(8)}"
@@ -67,6 +69,7 @@ class Sandbox(Jobs):
         self._parent = (parent or Path(tempfile.gettempdir())).absolute()
         self._gpus = [replace(nomad_config.H100, count=gpus)]
         self._balancers = balancers
+        self._docker = docker
         self._say = say
         self._block: ports.Block | None = None
         self._servers: list[Process] = []
@@ -238,6 +241,7 @@ class Sandbox(Jobs):
             gpus=self._gpus,
             health_file=str(self._health_file(agent.name)),
             meta={"balancer": "true"} if number == 1 else {},
+            docker=self._docker,
         )
         return self._start_nomad(agent, config)
 
@@ -248,6 +252,7 @@ class Sandbox(Jobs):
             node["Status"] == "ready"
             and "consul.version" in node["Attributes"]
             and node["Drivers"]["raw_exec"]["Healthy"]
+            and (not self._docker or node["Drivers"]["docker"]["Healthy"])
             # A plugin that does not start is no error to Nomad: the node has no devices, and nothing says so.
             and list(self.gpus(name).values()) == [True] * sum(gpu.count for gpu in self._gpus)
         )

@@ -52,8 +52,10 @@ def client_config(
     gpus: Sequence[GpuModel],
     health_file: str,
     meta: dict[str, str],
+    docker: str | None = None,
 ) -> str:
     """Write the configuration of a client; the ports are those that it may give to tasks."""
+    drivers = ["raw_exec", "docker"] if docker else ["raw_exec"]
     said = "\n".join(f"    {key} = {json.dumps(value)}" for key, value in meta.items())
     return f"""\
 {_common(agent, data_dir, consul)}
@@ -72,7 +74,7 @@ client {{
   memory_total_mb   = 65536
 
   options {{
-    "driver.allowlist"     = "raw_exec"
+    "driver.allowlist"     = "{",".join(drivers)}"
     "fingerprint.denylist" = "{CLOUDS}"
   }}
 
@@ -87,7 +89,27 @@ plugin "raw_exec" {{
   }}
 }}
 
-{plugin_config(gpus, agent.name, health_file)}"""
+{_docker(docker) if docker else ""}{plugin_config(gpus, agent.name, health_file)}"""
+
+
+def _docker(endpoint: str) -> str:
+    return f"""\
+plugin "docker" {{
+  config {{
+    endpoint = {json.dumps(endpoint)}
+
+    volumes {{
+      enabled = true
+    }}
+
+    # There is no registry to pull it from again.
+    gc {{
+      image = false
+    }}
+  }}
+}}
+
+"""
 
 
 def _common(agent: Agent, data_dir: str, consul: str) -> str:
