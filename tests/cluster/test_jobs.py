@@ -38,7 +38,7 @@ def shipped(cluster: Sandbox, environment: str, job: str) -> str:
     return cluster.render(
         *("--project", str(ROOT), environment, "--job", job),
         *("--set", f"job=shipped-{environment}", "--set", f"balancer.kind={BALANCERS[job]}"),
-        *("--set", "balancer.port=1", "--set", "balancer.admin_port=2"),  # never placed: no docker here
+        *("--set", "balancer.port=2001", "--set", "balancer.admin_port=2002"),  # never placed: no docker here
     )
 
 
