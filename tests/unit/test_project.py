@@ -154,15 +154,30 @@ def test_rendering_twice_gives_the_same_bytes() -> None:
     assert len(outputs) == 1
 
 
-def test_the_wheel_holds_templates_and_environments(tmp_path: Path) -> None:
+def test_what_the_wheel_holds_is_enough_to_start_a_project(tmp_path: Path) -> None:
     build = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(tmp_path), str(ROOT)]
     subprocess.run(build, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
-    held = set(zipfile.ZipFile(wheel).namelist())
-    for folder in ("jobs", "envs"):
-        for path in (ROOT / folder).iterdir():
-            assert f"vllmjobs/{folder}/{path.name}" in held
-    assert "vllmjobs/py.typed" in held
+    zipfile.ZipFile(wheel).extractall(tmp_path / "installed")
+    assert (tmp_path / "installed/vllmjobs/py.typed").exists()
+
+    def vllmjobs(*arguments: str) -> str:
+        done = subprocess.run(
+            [sys.executable, "-m", "vllmjobs", *arguments],
+            cwd=tmp_path,
+            env={"PYTHONPATH": str(tmp_path / "installed")},
+            capture_output=True,
+            text=True,
+            check=True,
+        )
+        return done.stdout
+
+    vllmjobs("init", "new", "--templates")
+    for folder in ("envs", "jobs"):
+        names = {path.name for path in (ROOT / folder).iterdir()}
+        assert {path.name for path in (tmp_path / "new" / folder).iterdir()} == names
+    (tmp_path / "new/jobs/vllm.nomad.hcl.j2").unlink()  # the shipped one is as good
+    assert vllmjobs("render", "--project", "new", "prod") == invoke("render", "--project", str(ROOT), "prod")
 
 
 def test_an_environment_is_a_plain_value_that_prints_whole() -> None:
