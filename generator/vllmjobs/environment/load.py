@@ -2,7 +2,7 @@
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
 
 import msgspec
@@ -70,21 +70,25 @@ def _typed(tree: Node, name: str) -> Environment:
 
 def _with_defaults(tree: Node) -> Node:
     """Every model laid over `defaults`."""
-    if not isinstance(tree, Map):
+    defaults = tree.entries.get("defaults") if isinstance(tree, Map) else None
+    if not isinstance(defaults, Map):
         return tree
-    models, defaults = tree.entries.get("models"), tree.entries.get("defaults")
-    if not (isinstance(models, Map) and isinstance(defaults, Map)):
-        return tree
-    laid = {name: merge(defaults, model) for name, model in models.entries.items()}
-    return Map(tree.mark, tree.entries | {"models": Map(models.mark, laid, models.keys)}, tree.keys)
+    return _with_models(tree, lambda models: {name: merge(defaults, model) for name, model in models.items()})
 
 
 def _without_broken_models(tree: Node, problems: list[Problem]) -> Node:
     broken = {problem.path[1] for problem in problems if problem.path[:1] == ("models",) and problem.path[1:]}
+    return _with_models(
+        tree, lambda models: {name: model for name, model in models.items() if name not in broken}
+    )
+
+
+def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]]) -> Node:
+    """The same tree with other models, where it has any."""
     if not (isinstance(tree, Map) and isinstance(models := tree.entries.get("models"), Map)):
         return tree
-    sound = {name: model for name, model in models.entries.items() if name not in broken}
-    return Map(tree.mark, tree.entries | {"models": Map(models.mark, sound, models.keys)}, tree.keys)
+    changed = Map(models.mark, change(models.entries), models.keys)
+    return Map(tree.mark, tree.entries | {"models": changed}, tree.keys)
 
 
 def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()) -> Read:
@@ -131,9 +135,10 @@ def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]
     try:
         text = raw.decode()
     except UnicodeDecodeError as error:
-        line, column = raw.count(b"\n", 0, error.start) + 1, error.start - raw.rfind(b"\n", 0, error.start)
+        before = raw[: error.start].decode()
+        place = Mark.at(str(path), before, len(before))
         message = f"byte 0x{raw[error.start]:02x} is not valid UTF-8; save the file as UTF-8"
-        return None, [Problem(Mark(str(path), line, column), (), message)]
+        return None, [Problem(place, (), message)]
     if text.startswith(_BOM):
         problems.append(
             Problem(
@@ -141,10 +146,9 @@ def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]
             )
         )
     if (at := text.find("\r")) >= 0:
-        line, column = text.count("\n", 0, at) + 1, at - text.rfind("\n", 0, at)
         ends = "CRLF line ends" if text[at : at + 2] == "\r\n" else "a carriage return"
         message = f"has {ends}; save the file with LF (git: `*.yaml text eol=lf` in .gitattributes)"
-        problems.append(Problem(Mark(str(path), line, column), (), message))
+        problems.append(Problem(Mark.at(str(path), text, at), (), message))
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
 
 

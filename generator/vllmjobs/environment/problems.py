@@ -13,6 +13,11 @@ class Mark(NamedTuple):
     line: int = 0
     column: int = 0
 
+    @classmethod
+    def at(cls, source: str, text: str, offset: int) -> "Mark":
+        """The place of a character of a text, by its offset."""
+        return cls(source, text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
+
     def __str__(self) -> str:
         return f"{self.source}:{self.line}:{self.column}" if self.line else self.source
 

@@ -1,5 +1,6 @@
 """Amounts as Nomad writes them, as numbers."""
 
+import math
 import re
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -14,7 +15,7 @@ def seconds(duration: str) -> float:
 
 def duration(value: float) -> str:
     """Whole seconds, rounded up, in the largest units that hold them: `duration(90) == "1m30s"`."""
-    whole = -int(-value // 1)
+    whole = math.ceil(value)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     text = "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)
     return text or "0s"

@@ -3,7 +3,7 @@
 import re
 
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.tree import MAX_DEPTH, UNREADABLE, Map, Node, Scalar, parse
+from vllmjobs.environment.tree import MAX_DEPTH, UNREADABLE, Map, Node, Scalar, Seq, parse
 
 
 def parse_setting(text: str) -> tuple[Node | None, list[Problem]]:
@@ -33,5 +33,4 @@ def _remarked(node: Node, mark: Mark) -> Node:
         return Map(mark, entries, dict.fromkeys(entries, mark))
     if isinstance(node, Scalar):
         return Scalar(mark, node.value)
-    node.mark, node.items = mark, [_remarked(item, mark) for item in node.items]
-    return node
+    return Seq(mark, [_remarked(item, mark) for item in node.items])

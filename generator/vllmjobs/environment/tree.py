@@ -31,10 +31,11 @@ _MERGE, _STRING_TAG = "<<", "tag:yaml.org,2002:str"
 
 @dataclass(slots=True)
 class Scalar:
-    """A string, number, boolean or null."""
+    """A string, number, boolean or null; `text` is how it was written, which a key goes by."""
 
     mark: Mark
     value: str | int | float | bool | None
+    text: str = ""
 
 
 @dataclass(slots=True)
@@ -63,8 +64,7 @@ def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
     An empty document is an empty scalar. Anchors, aliases and merge keys (`<<`) are resolved.
     """
     if bad := UNREADABLE.search(text.removeprefix("\ufeff")):
-        before = text[: bad.start()]
-        place = Mark(source, before.count("\n") + 1, bad.start() - before.rfind("\n"))
+        place = Mark.at(source, text, bad.start())
         return None, [Problem(place, (), f"holds the character U+{ord(bad[0]):04X}; YAML does not allow it")]
     composer = _Composer(source)
     try:
@@ -144,7 +144,7 @@ class _Composer:
             case yaml.AliasEvent():
                 self._add(self._aliased(str(event.anchor), mark), mark)
             case yaml.ScalarEvent():
-                self._add(self._anchored(event, Scalar(mark, self._scalar(event, mark))), mark)
+                self._add(self._anchored(event, self._scalar(event, mark)), mark)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 if len(self._open) == MAX_DEPTH:
                     raise _UnreadableError(mark, f"is nested deeper than {MAX_DEPTH} levels")
@@ -177,14 +177,14 @@ class _Composer:
         if isinstance(parent.node, Seq):
             parent.node.items.append(node)
         elif parent.key is None:
-            parent.key = self._key(node, mark, parent)
+            parent.key = self._key(node, mark)
         else:
             key, parent.key = parent.key, None
             self._set(parent, key, node, mark)
 
-    def _key(self, node: Node, mark: Mark, parent: "_Open") -> tuple[str, Mark]:
+    def _key(self, node: Node, mark: Mark) -> tuple[str, Mark]:
         if isinstance(node, Scalar):
-            return self._last_text if not isinstance(node.value, str) else node.value, mark
+            return node.text, mark
         raise _UnreadableError(mark, "a key must be a plain word, not a list or a map")
 
     def _set(self, parent: "_Open", key: tuple[str, Mark], node: Node, mark: Mark) -> None:
@@ -226,9 +226,9 @@ class _Composer:
         if event.tag not in (None, "!", _STRING_TAG):
             self.problems.append(Problem(mark, (), f"tag {event.tag} is not supported; write a plain value"))
 
-    def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> str | int | float | bool | None:
+    def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> Scalar:
         self._check_tag(event, mark)
-        self._last_text = text = event.value
+        text = event.value
         if "\0" in text:
             self.problems.append(Problem(mark, (), "holds a NUL character; no process can be given one"))
         if not unicodedata.is_normalized("NFC", text):
@@ -237,9 +237,8 @@ class _Composer:
                     mark, (), "is not in Unicode's normal form NFC, into which Nomad's HCL would change it"
                 )
             )
-        if not event.implicit[0] or event.tag == _STRING_TAG:
-            return str(text)
-        return _resolve(text)
+        is_word = not event.implicit[0] or event.tag == _STRING_TAG
+        return Scalar(mark, text if is_word else _resolve(text), text)
 
 
 @dataclass(slots=True)

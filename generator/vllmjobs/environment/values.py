@@ -74,17 +74,10 @@ def looks_secret(text: str) -> bool:
 Strategy = Literal["multi_instance", "tensor_parallel"]
 Install = Literal["standard", "gptoss"]
 Driver = Literal["docker", "exec", "raw_exec"]
-Operator = Literal[
-    "=", "==", "is", "!=", "not", "<", "<=", ">", ">=", "regexp", "version", "semver",
-    "set_contains", "set_contains_all", "set_contains_any", "is_set", "is_not_set",
-    "distinct_hosts", "distinct_property",
-]  # fmt: skip
 AffinityOperator = Literal[
     "=", "==", "is", "!=", "not", "<", "<=", ">", ">=", "regexp", "version", "semver",
     "set_contains", "set_contains_all", "set_contains_any",
 ]  # fmt: skip
-DeviceOperator = Literal[
-    "=", "==", "is", "!=", "not", "<", "<=", ">", ">=", "regexp", "version", "semver",
-    "set_contains", "set_contains_all", "set_contains_any", "is_set", "is_not_set",
-]  # fmt: skip
+DeviceOperator = Literal[AffinityOperator, "is_set", "is_not_set"]
+Operator = Literal[DeviceOperator, "distinct_hosts", "distinct_property"]
 ArgValue = bool | int | float | str | list | dict | None  # type: ignore[type-arg]

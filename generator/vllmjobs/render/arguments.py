@@ -39,9 +39,8 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
         **_cache_variables(model),
     }
     if model.driver == "docker":
-        own["USER"] = (
-            "vllm"  # else torch looks the user up, who may not be in the image (vllm-project/vllm#44548)
-        )
+        # Else torch looks the user up, who may not be in the image: vllm-project/vllm#44548.
+        own["USER"] = "vllm"
     if environment.debug:
         own["VLLM_LOGGING_LEVEL"] = "DEBUG"
     own["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = str(KEEP_ALIVE_S)
