@@ -2,6 +2,7 @@
 
 import errno
 import json
+import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,8 +11,9 @@ from typing import Any
 import click
 
 from vllmjobs import __version__
-from vllmjobs.environment.load import find, load
-from vllmjobs.environment.problems import InvalidEnvironmentError
+from vllmjobs.check.check import UnknownRuleError
+from vllmjobs.environment.problems import InvalidEnvironmentError, in_order
+from vllmjobs.project import checked, environments, find, load
 from vllmjobs.render.job import RenderError, jobs
 from vllmjobs.render.job import render as render_job
 from vllmjobs.templates import shipped, templates
@@ -46,7 +48,7 @@ def _errors() -> Iterator[None]:
     except click.UsageError as error:
         error.show()
         raise click.exceptions.Exit(1) from error
-    except (InvalidEnvironmentError, RenderError) as error:
+    except (InvalidEnvironmentError, RenderError, UnknownRuleError) as error:
         click.echo(str(error), err=True)
         raise click.exceptions.Exit(1) from error
     except OSError as error:
@@ -62,25 +64,25 @@ def main() -> None:
     """vLLM on HashiCorp Nomad, from one YAML file per environment."""
 
 
+_PROJECT = click.option(
+    "--project",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=".",
+    envvar="VLLMJOBS_PROJECT",
+    help="Folder with envs/ and, for templates of your own, jobs/.",
+)
+_SETTINGS = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Set one value, such as models.chat.replicas=3. May be repeated.",
+)
+
+
 def environment_options(command: Callable[..., None]) -> Callable[..., None]:
     """ENV, --set and --project: for every command that reads an environment."""
-    for option in (
-        click.option(
-            "--project",
-            type=click.Path(path_type=Path, file_okay=False),
-            default=".",
-            envvar="VLLMJOBS_PROJECT",
-            help="Folder with envs/ and, for templates of your own, jobs/.",
-        ),
-        click.option(
-            "--set",
-            "settings",
-            multiple=True,
-            metavar="KEY=VALUE",
-            help="Set one value, such as models.chat.replicas=3. May be repeated.",
-        ),
-        click.argument("env"),
-    ):
+    for option in (_PROJECT, _SETTINGS, click.argument("env")):
         command = option(command)
     return command
 
@@ -102,7 +104,7 @@ def render(
 
     ENV is the name of a file in envs/, or a path.
     """
-    environment = load(find(project, env), settings)
+    environment = load(find(project, env), settings, project)
     found = templates(project)
     if out is None:
         click.echo(render_job(environment, job or "vllm", found, model), nl=False)
@@ -116,6 +118,77 @@ def render(
         path = out / f"{name}.nomad.hcl"
         path.write_text(text, encoding="utf-8")
         click.echo(f"wrote {path}", err=True)
+
+
+@main.command()
+@click.argument("envs", metavar="[ENV]...", nargs=-1)
+@_SETTINGS
+@_PROJECT
+@click.option("--strict", is_flag=True, help="Exit 1 for warnings too.")
+@click.option(
+    "--select", metavar="RULES", help="Only these rules: ids, or their beginnings, such as VJ1,VJ503."
+)
+@click.option("--ignore", metavar="RULES", help="All but these rules.")
+@click.option(
+    "--format",
+    "form",
+    type=click.Choice(["text", "json", "sarif", "github"]),
+    default="text",
+    show_default=True,
+    help="For people, for programs, for code scanning, or as annotations of a pull request.",
+)
+def check(
+    envs: tuple[str, ...],
+    settings: tuple[str, ...],
+    project: Path,
+    strict: bool,
+    select: str | None,
+    ignore: str | None,
+    form: str,
+) -> None:
+    """Say what would fail, before it holds a GPU.
+
+    ENV is the name of a file in envs/, or a path; every environment of the project when none is named.
+    Exits 1 when there are errors. `vllmjobs explain RULE` says more about a finding.
+    """
+    from vllmjobs.check import report  # noqa: PLC0415 (render has no use for it)
+    from vllmjobs.check.check import choice  # noqa: PLC0415
+
+    wanted = choice(select, ignore)
+    paths = [find(project, env) for env in envs] or environments(project)
+    if not paths:
+        raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
+    found = [checked(path, settings, project) for path in paths]
+    problems = in_order(problem for one in found for problem in one.problems if wanted(problem))
+    texts = {name: text for one in found for name, text in one.texts.items()}
+    match form:
+        case "text":
+            click.echo(report.as_text(problems, texts), nl=False)
+            click.echo(report.summary(problems, len(paths)), err=True)
+        case "json":
+            click.echo(report.as_json(problems, [str(path) for path in paths]), nl=False)
+        case "sarif":
+            click.echo(report.as_sarif(problems, __version__), nl=False)
+        case _:
+            click.echo(report.as_github(problems), nl=False)
+    failing = ("error", "warning") if strict else ("error",)
+    if any(problem.severity in failing for problem in problems):
+        raise click.exceptions.Exit(1)
+
+
+@main.command()
+@click.argument("rule", required=False)
+def explain(rule: str | None) -> None:
+    """Say what a rule is for, with an example; or list all rules."""
+    from vllmjobs.check import report  # noqa: PLC0415
+
+    if rule is None:
+        click.echo(report.rules(), nl=False)
+        return
+    page = shipped("docs") / "rules" / f"{rule.upper()}.md"
+    if not re.fullmatch(r"VJ\d{3}", rule.upper()) or not page.is_file():
+        raise click.ClickException(f"{rule} is no rule; `vllmjobs explain` lists them")
+    click.echo(page.read_text(encoding="utf-8"), nl=False)
 
 
 @main.command()

@@ -20,7 +20,7 @@ import pytest
 from sandbox import nginx
 from sandbox.cluster import Sandbox
 from sandbox.process import wait_until
-from vllmjobs.environment.load import load
+from vllmjobs.project import load
 from vllmjobs.render.job import render
 from vllmjobs.templates import templates
 

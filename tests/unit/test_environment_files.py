@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
-from vllmjobs.environment.load import load
+from vllmjobs.project import load
 from vllmjobs.environment.problems import InvalidEnvironmentError
 
 SOUND = b"models:\n  chat:\n    model: facebook/opt-125m\n"

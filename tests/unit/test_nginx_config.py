@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sandbox import nginx
-from vllmjobs.environment.load import load
+from vllmjobs.project import load
 from vllmjobs.environment.model import Environment
 from vllmjobs.render.job import render
 from vllmjobs.templates import templates

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from vllmjobs.cli import main
-from vllmjobs.environment.load import load
+from vllmjobs.project import load
 from vllmjobs.environment.tree import parse, plain
 
 ROOT = Path(__file__).parents[2]

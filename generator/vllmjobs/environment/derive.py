@@ -10,6 +10,7 @@ all of these + 1 min  → progress_deadline
 """
 
 import math
+import re
 from typing import NamedTuple
 
 from vllmjobs.environment.model import Balancer, Environment, Model
@@ -19,6 +20,12 @@ START_MARGIN = 1.25  # a cold page cache or a busy registry is no reason to fail
 KILL_MARGIN_S = 15.0  # vLLM 0.32 left 7 s after its last stream; the rest is for the executor
 # Fabio follows Consul by a blocking query; nginx by a template that waits up to 5 s, then reloads.
 SHUTDOWN_DELAY_S = {"fabio": 10.0, "nginx": 15.0, "none": 0.0}
+# Of any image of vLLM, whoever built it: `vllm/vllm-openai:v0.33.0`, `ghcr.io/acme/vllm:0.33.0-cu129`.
+_VERSION_TAG = re.compile(r"vllm[^:@]*:v?(\d+\.\d+\.\d+(?:\.post\d+|rc\d+)?)(?![\w.])")
+# How long the balancer keeps an idle connection to vLLM: Fabio's proxy.keepalivetimeout, and nginx's
+# keepalive_timeout of an upstream.
+BALANCER_KEEP_ALIVE_S = {"fabio": 15.0, "nginx": 60.0, "none": 0.0}
+KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
 MIN_PULL_S = 300.0  # the docker driver's own default
 MIN_ENGINE_READY_S = 600.0  # vLLM's own default
 
@@ -70,6 +77,19 @@ def canaries(model: Model) -> int:
         "blue_green": model.replicas,
         "rolling": 0,
     }[model.rollout.strategy]
+
+
+def image(environment: Environment, model: Model) -> str:
+    """The container image of a model: its own, or the one of its `install`."""
+    return model.image or getattr(environment.images, model.install)
+
+
+def vllm_version(environment: Environment, model: Model) -> str | None:
+    """vLLM's version: as the environment says, or as the tag of its image does (`:v0.33.0`); else None."""
+    if model.vllm or model.driver != "docker":
+        return model.vllm
+    tag = _VERSION_TAG.search(image(environment, model))
+    return tag[1] if tag else None
 
 
 def is_bridged(model: Model) -> bool:

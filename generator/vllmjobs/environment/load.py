@@ -4,60 +4,59 @@ import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path as FilePath
+from typing import NamedTuple
 
 import msgspec
 
-from vllmjobs.environment import rules
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import InvalidEnvironmentError, Mark, Problem
+from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.environment.settings import parse_setting
-from vllmjobs.environment.tree import MAX_DEPTH, Map, Node, Scalar, locate, merge, parse, plain
+from vllmjobs.environment.tree import MAX_DEPTH, Map, Node, Scalar, merge, parse, plain
 
 Read = tuple[Node | None, list[Problem]]
+Texts = dict[str, str]
 _BOM = "\ufeff"
 MAX_JOB_NAME = 63
 
 
-def find(project: FilePath, name: str) -> FilePath:
-    """The file of an environment: `envs/NAME.yaml` of the project, or NAME itself when it is a path."""
-    given = FilePath(name)
-    if given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
-        return given
-    return project / "envs" / f"{name}.yaml"
+class Loaded(NamedTuple):
+    """What was read: the types hold of `environment`, the rules of `check` may not.
 
-
-def load(path: FilePath, settings: Sequence[str] = ()) -> Environment:
-    """Read an environment file, what it extends, and `--set` options laid over it.
-
-    Raises `InvalidEnvironmentError` with every problem that was found.
+    Where some models are not of the types, `environment` has the others, so that everything is said at
+    once; where too little is, it is None. `texts` are the files by the name that marks call them.
     """
-    tree, problems = _read(path)
+
+    environment: Environment | None
+    tree: Node | None
+    texts: Texts
+    problems: list[Problem]
+
+
+def load(path: FilePath, settings: Sequence[str] = ()) -> Loaded:
+    """Read an environment file, what it extends, and `--set` options laid over it."""
+    texts: Texts = {}
+    tree, problems = _read(path, texts)
     for setting in settings:
         over, wrong = parse_setting(setting)
         problems += wrong
         tree = merge(tree, over) if tree and over and not wrong else tree
     if tree is None:
-        raise InvalidEnvironmentError(problems)
-    return _decode(tree, path.stem, problems)
+        return Loaded(None, None, texts, problems)
+    environment, wrong = _decode(tree, path.stem, problems)
+    return Loaded(environment, _with_defaults(tree), texts, problems + wrong)
 
 
-def _decode(tree: Node, name: str, problems: list[Problem]) -> Environment:
+def _decode(tree: Node, name: str, before: list[Problem]) -> tuple[Environment | None, list[Problem]]:
     try:
-        environment = _typed(tree, name)
+        return _typed(tree, name), []
     except msgspec.ValidationError as error:
         from vllmjobs.environment.schema import explain  # noqa: PLC0415 (a sound file never waits for it)
 
-        problems = problems + (explain(tree) or [Problem(tree.mark, (), str(error))])
-        try:  # the models that are well typed are checked all the same, to report everything at once
-            environment = _typed(_without_broken_models(tree, problems), name)
+        problems = explain(tree) or [Problem(tree.mark, (), str(error))]
+        try:
+            return _typed(_without_broken_models(tree, before + problems), name), problems
         except msgspec.ValidationError:
-            raise InvalidEnvironmentError(problems) from None
-    problems = problems + [
-        Problem(locate(tree, path), path, message) for path, message in rules.problems(environment)
-    ]
-    if problems:
-        raise InvalidEnvironmentError(problems)
-    return environment
+            return None, problems
 
 
 def _typed(tree: Node, name: str) -> Environment:
@@ -91,11 +90,14 @@ def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]
     return Map(tree.mark, tree.entries | {"models": changed}, tree.keys)
 
 
-def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()) -> Read:
+def _read(
+    path: FilePath, texts: Texts, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()
+) -> Read:
     """A file's tree over the trees that it extends; `asked` is where the file was named."""
     text, problems = _text(path, asked)
     if text is None:
         return None, problems
+    texts[str(path)] = text
     tree, more = parse(text.removeprefix(_BOM), str(path))
     problems += more
     if isinstance(tree, Scalar) and tree.value is None and not asked:
@@ -109,7 +111,7 @@ def _read(path: FilePath, *, asked: Mark | None = None, above: tuple[FilePath, .
     if base_path in chain or len(chain) > MAX_DEPTH:
         loop = " → ".join(step.name for step in (*chain[:3], base_path))
         return tree, [*problems, Problem(place, ("extends",), f"leads back to itself, or too far: {loop}")]
-    base, more = _read(base_path, asked=place, above=chain)
+    base, more = _read(base_path, texts, asked=place, above=chain)
     problems += more
     if base is None or (isinstance(base, Scalar) and base.value is None):  # an empty one holds nothing
         return tree, problems

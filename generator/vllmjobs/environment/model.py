@@ -28,6 +28,7 @@ from vllmjobs.environment.values import (
     Strategy,
     Text,
     UrlPath,
+    Version,
 )
 
 
@@ -88,6 +89,9 @@ class Container(Block, frozen=True):
 
     network: Annotated[Literal["bridge", "host"], said("Docker's network mode.")] = "bridge"
     read_only: Annotated[bool, said("Root file system is read-only.")] = True
+    privileged: Annotated[
+        bool, said("All devices and capabilities of the host; the clients' `allow_privileged` must be on.")
+    ] = False
     pids: Annotated[int, Meta(ge=64, description="Limit of processes and threads.")] = 4096
     tmp: Annotated[Size, said("Size of the tmpfs at /tmp.")] = "1 GiB"
     cap_add: Annotated[
@@ -108,6 +112,9 @@ class Cache(Block, frozen=True):
     read_only: Annotated[bool, said("Mount it read-only; compiled kernels then stay in the allocation.")] = (
         False
     )
+    per_alloc: Annotated[
+        bool, said("Each allocation its own volume, `NAME[0]`, `NAME[1]` …; Nomad refuses canaries then.")
+    ] = False
 
 
 class Ports(Block, frozen=True):
@@ -222,6 +229,9 @@ class ModelDefaults(Block, frozen=True):
             ["/opt/vllm/bin/vllm", "serve"],
         ),
     ] = []
+    vllm: Annotated[
+        Version | None, said("vLLM's version, where the image's tag does not tell it.", "0.33.0")
+    ] = None
     gpus: Annotated[Gpus, said("GPUs per server.")] = Gpus()
     resources: Annotated[Resources, said("CPU, memory, disk per server.")] = Resources()
     container: Annotated[Container, said("Hardening of the container.")] = Container()
@@ -268,6 +278,14 @@ class Model(ModelDefaults, frozen=True, kw_only=True):
     """One model: one task group of the job."""
 
     model: Annotated[Text, said("Model name or path (VLLM_MODEL).", "facebook/opt-125m")]
+    config: Annotated[
+        Text | None,
+        said(
+            "The model's `config.json`, from this file's folder, for the memory estimate; else it is looked "
+            "for at `model`, in the Hugging Face cache, and in the table of known models.",
+            "models/chat.json",
+        ),
+    ] = None
 
 
 class Images(Block, frozen=True):

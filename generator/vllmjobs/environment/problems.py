@@ -1,9 +1,11 @@
 """Where something is wrong in an environment, and what is wrong: values, not prints."""
 
 from collections.abc import Iterable
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 Path = tuple[str | int, ...]
+Severity = Literal["error", "warning", "note"]
+INVALID = "VJ001"  # the rule that every file breaks which cannot be read as an environment
 
 
 class Mark(NamedTuple):
@@ -23,27 +25,37 @@ class Mark(NamedTuple):
 
 
 class Problem(NamedTuple):
-    """One error: the place, the key's path (empty for the file as a whole), and a sentence."""
+    """One thing that is wrong: the place, the key's path (empty for the file as a whole), and a sentence."""
 
     mark: Mark
     path: Path
     message: str
+    rule: str = INVALID
+    severity: Severity = "error"
 
     def __str__(self) -> str:
-        place, path = str(self.mark), dotted(self.path)
-        if path and not place.endswith(f" {path}"):  # `--set` has said it already
-            place += f": {path}"
-        return f"{place}: {self.message}"
+        said = [str(self.mark)]
+        if self.severity != "error":
+            said.append(self.severity)
+        path = dotted(self.path)
+        if path and not said[0].endswith(f" {path}"):  # `--set` has said it already
+            said.append(path)
+        rule = "" if self.rule == INVALID else f" [{self.rule}]"
+        return ": ".join([*said, self.message]) + rule
 
 
 class InvalidEnvironmentError(Exception):
     """An environment that cannot be used; carries every problem that was found, in reading order."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:
-        # What `defaults` says is wrong in every model that inherits it; one line is enough.
-        once = {(problem.mark, problem.message): problem for problem in reversed(list(problems))}
-        self.problems = [once[place] for place in sorted(once)]
+        self.problems = in_order(problems)
         super().__init__("\n".join(map(str, self.problems)))
+
+
+def in_order(problems: Iterable[Problem]) -> list[Problem]:
+    """The problems in reading order, each once: what `defaults` says is wrong in every model."""
+    once = {(problem.mark, problem.message): problem for problem in reversed(list(problems))}
+    return [once[place] for place in sorted(once)]
 
 
 def dotted(path: Path) -> str:

@@ -30,6 +30,7 @@ _EXAMPLES = {
     "absolute path": "that begins with /",
     "URL path": "that begins with /, such as /v1/",
     "route": "of letters, digits and . _ ~ - between slashes, such as /chat/v1/",
+    "version": 'in quotes, such as "0.33.0"',
     "host name": "in lower case, such as chat.example.com",
     "secret reference": "such as nomad/jobs/vllm-prod#hf_token or vault:kv/data/vllm#hf_token",
 }

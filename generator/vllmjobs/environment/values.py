@@ -45,6 +45,8 @@ RoutePath = Annotated[str, matching(r"/|(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?", "
 HostName = Annotated[
     str, matching(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)?", "host name")
 ]
+# https://packaging.python.org/specifications/version-specifiers, as vLLM's releases and images use it.
+Version = Annotated[str, matching(r"\d+\.\d+(\.\d+)?([._+-]?[a-z0-9]+)*", "version")]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0, le=50_000)]  # Nomad's job_max_count
@@ -65,10 +67,18 @@ _SECRET = re.compile(
     r"|eyJ[\w-]{8,}\.[\w-]{8,}\.\S+)"
 )
 
+# Variables that hold a secret, by their name: HF_TOKEN, VLLM_API_KEY, AWS_SECRET_ACCESS_KEY.
+SECRET_VARIABLES = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY)$", re.IGNORECASE)
+
 
 def looks_secret(text: str) -> bool:
     """Whether a text holds what looks like a token, and must not be shown or rendered."""
     return bool(_SECRET.search(text))
+
+
+def without_secrets(text: str) -> str:
+    """The text, with `…` for whatever looks like a token."""
+    return _SECRET.sub("…", text)
 
 
 Strategy = Literal["multi_instance", "tensor_parallel"]

@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator
 
-from vllmjobs.environment.derive import Deadlines, argument_name, is_bridged, tensor_parallel_size
+from vllmjobs.environment.derive import KEEP_ALIVE, Deadlines, argument_name, is_bridged, tensor_parallel_size
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.values import ArgValue
 
-# Fabio keeps idle connections for 15 s and nginx for 60 s; vLLM closes them after 5 s unless told so,
-# and the request that crosses the close is lost with a 502.
+# vLLM closes idle connections after 5 s unless told so, before the balancer does (derive.py), and a
+# request that crosses the close is lost with a 502.
 KEEP_ALIVE_S = 120
 # vllm/entrypoints/openai/cli_args.py: given once for each value; and read by json.loads.
 APPENDED = ("middleware",)
@@ -43,7 +43,7 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
         own["USER"] = "vllm"
     if environment.debug:
         own["VLLM_LOGGING_LEVEL"] = "DEBUG"
-    own["VLLM_HTTP_TIMEOUT_KEEP_ALIVE"] = str(KEEP_ALIVE_S)
+    own[KEEP_ALIVE] = str(KEEP_ALIVE_S)
     own["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(deadlines.engine_ready))
     if not is_bridged(model):
         # Engines on one node look for free ports upwards from here; each starts at a port that Nomad

@@ -4,8 +4,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllmjobs.environment.derive import Deadlines, canaries, deadlines, is_bridged, service_name
-from vllmjobs.environment.model import Balancer, Environment, Images, Model, Route
+from vllmjobs.environment.derive import Deadlines, canaries, deadlines, image, is_bridged, service_name
+from vllmjobs.environment.model import Balancer, Environment, Model, Route
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
 from vllmjobs.render.arguments import arguments, variables
 from vllmjobs.render.hcl import quote, quote_lines
@@ -72,7 +72,7 @@ def _group(environment: Environment, name: str) -> Group:
         restart_attempts=RESTART_ATTEMPTS,
         # Long enough that servers which crash while they load use the attempts up, and are rescheduled.
         restart_interval=max(MIN_RESTART_INTERVAL_S, (RESTART_ATTEMPTS + 1) * times.healthy_deadline),
-        image=model.image or _image(environment.images, model),
+        image=image(environment, model),
         command=command,
         args=[*before, *words],
         env=variables(environment, model, times),
@@ -82,10 +82,6 @@ def _group(environment: Environment, name: str) -> Group:
         shm_bytes=size_bytes(model.resources.shm or ("1 GiB" if model.gpus.count == 1 else "8 GiB")),
         bridged=is_bridged(model),
     )
-
-
-def _image(images: Images, model: Model) -> str:
-    return images.gptoss if model.install == "gptoss" else images.standard
 
 
 def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list[str]:

@@ -1,13 +1,11 @@
 """Comparisons that Nomad would refuse, or that could never be true: of nodes, and of GPUs."""
 
 import re
-from collections.abc import Iterator
 
-from vllmjobs.environment.model import Environment, Model
+from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.placement import Placement
 from vllmjobs.environment.problems import Path
-
-Findings = Iterator[tuple[Path, str]]
 
 # Go's regular expressions (RE2) have neither; Nomad's scheduler answers with a 500.
 NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!)|\\[1-9]")
@@ -33,18 +31,21 @@ DEVICE_ATTRIBUTE = re.compile(r"\$\{device\.(attr\.(\w+)|ids|model|vendor|type)\
 WITHOUT_VALUE = ("is_set", "is_not_set")
 
 
-def placement_is_possible(environment: Environment) -> Findings:
-    """Constraints, affinities and spreads of the job, its balancer and its models."""
+@of_environment("VJ321", "error")
+def placement_is_possible(whole: Whole) -> Findings:
+    """Constraints, affinities and spreads that Nomad refuses, or that can never be met."""
+    environment = whole.environment
     yield from _placement(environment.nomad, ("nomad",))
     yield from _placement(environment.balancer.placement, ("balancer", "placement"))
     for name, model in environment.models.items():
         yield from _placement(model.placement, ("models", name, "placement"))
 
 
-def gpus_can_match(_: Environment, model: Model) -> Findings:
-    """Constraints and affinities among GPUs."""
+@of_model("VJ322", "error")
+def gpus_can_match(subject: Subject) -> Findings:
+    """Comparisons of GPUs that no GPU can meet, whichever the cluster has."""
     for kind in ("constraints", "affinities"):
-        for index, comparison in enumerate(getattr(model.gpus, kind)):
+        for index, comparison in enumerate(getattr(subject.model.gpus, kind)):
             path: Path = ("gpus", kind, index)
             yield from _comparison(comparison.operator, comparison.value, path)
             attribute = DEVICE_ATTRIBUTE.fullmatch(comparison.attribute)
@@ -63,7 +64,7 @@ def gpus_can_match(_: Environment, model: Model) -> Findings:
                     f"{comparison.value!r} has no unit that Nomad knows, and would match no GPU; "
                     f"write {example}",
                 )
-    for index, affinity in enumerate(model.gpus.affinities):
+    for index, affinity in enumerate(subject.model.gpus.affinities):
         yield from _weight(affinity.weight, ("gpus", "affinities", index))
 
 

@@ -1,0 +1,1 @@
+"""What would fail on the GPU, found offline: rules from an environment to findings."""

@@ -1,0 +1,87 @@
+"""Where requests would be lost between the balancer and vLLM."""
+
+from vllmjobs.check.job import MIN_MEMORY_MIB
+from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.subject import Subject, Whole
+from vllmjobs.environment.derive import (
+    BALANCER_KEEP_ALIVE_S,
+    KEEP_ALIVE,
+    SHUTDOWN_DELAY_S,
+    balancer_port,
+)
+from vllmjobs.environment.quantity import duration, mebibytes
+
+
+@of_environment("VJ401", "error")
+def routes_differ(whole: Whole) -> Findings:
+    """Two models on one route: requests for the one reach the other, which answers 404."""
+    if whole.environment.balancer.kind == "none":
+        return
+    first: dict[tuple[str, str], str] = {}
+    for name, model in whole.environment.models.items():
+        route = (model.route.host, model.route.path)
+        other = first.setdefault(route, name)
+        if other != name:
+            yield (
+                ("models", name, "route"),
+                f"serves {''.join(route)}, and so does {other!r}: requests would reach either; "
+                f"give it a path such as /{name}/v1/ with strip: /{name}",
+            )
+
+
+@of_model("VJ402", "error")
+def what_is_stripped_is_there(subject: Subject) -> Findings:
+    """`strip` takes a prefix off the path, and nothing where it is none."""
+    route = subject.model.route
+    if route.strip and not f"{route.path}/".startswith(f"{route.strip.rstrip('/')}/"):
+        yield (
+            ("route", "strip"),
+            f"{route.strip} does not begin path {route.path}; nothing would be stripped",
+        )
+
+
+@of_environment("VJ403", "error")
+def balancer_can_listen(whole: Whole) -> Findings:
+    """Ports that the balancer cannot have, and memory that Nomad refuses."""
+    balancer = whole.environment.balancer
+    if balancer.kind == "none":
+        return
+    port = balancer_port(balancer)
+    if port == balancer.admin_port:
+        yield ("balancer", "admin_port"), f"is {balancer.admin_port}, as port is; give each its own"
+    if mebibytes(balancer.memory) < MIN_MEMORY_MIB:
+        yield ("balancer", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {balancer.memory})"
+    # In its own network nginx listens above 1024, whatever the port outside; raw_exec runs as Nomad does.
+    bridged = balancer.kind == "nginx" and balancer.driver == "docker"
+    if port < 1024 and not bridged and balancer.driver != "raw_exec":
+        yield (
+            ("balancer", "port"),
+            f"{port} is below 1024, where {balancer.kind} may not listen without root; "
+            "choose a port above, or nginx in docker",
+        )
+
+
+@of_model("VJ404", "error")
+def connections_outlast_the_balancer(subject: Subject) -> Findings:
+    """A request on a connection that vLLM closes at that moment is lost with a 502."""
+    balancer = subject.environment.balancer.kind
+    given, least = str(subject.model.env.get(KEEP_ALIVE) or ""), BALANCER_KEEP_ALIVE_S[balancer]
+    if given.isdecimal() and int(given) <= least:
+        yield (
+            ("env", KEEP_ALIVE),
+            f"{given} s is not above the {least:.0f} s for which {balancer} keeps idle connections: requests "
+            "that cross the close get a 502; leave it out (120 s), or make it longer",
+        )
+
+
+@of_model("VJ405", "warning")
+def balancer_learns_of_a_stop(subject: Subject) -> Findings:
+    """Between leaving Consul and the signal, the balancer must have taken the instance out."""
+    balancer = subject.environment.balancer.kind
+    delay, least = subject.deadlines.shutdown_delay, SHUTDOWN_DELAY_S[balancer]
+    if delay < least:
+        yield (
+            ("drain", "shutdown_delay"),
+            f"{duration(delay)} is shorter than the {duration(least)} in which {balancer} learns that an "
+            "instance stops: requests would still reach it; leave it out, or make it longer",
+        )

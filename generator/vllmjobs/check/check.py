@@ -1,0 +1,125 @@
+"""Every rule over an environment, and what the file says is to be passed over."""
+
+import re
+from collections.abc import Callable, Iterator
+
+from vllmjobs.check import arguments, balancing, deadlines, job, placement, security
+from vllmjobs.check.rule import Rule, rules_of
+from vllmjobs.check.subject import Facts, Whole
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import INVALID, Mark, Problem
+from vllmjobs.environment.tree import Node, locate
+
+IGNORED = "VJ002"
+# Those two have no function: what is wrong shows while the file is read, or its comments are.
+NAMES = {INVALID: "environment-is-valid", IGNORED: "ignoring-has-a-reason"}
+RULES: list[Rule] = sorted(
+    rule
+    for module in (arguments, deadlines, job, placement, balancing, security)
+    for rule in rules_of(module)
+)
+_COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:[A-Z]+\d+[,\s]*)*)(.*)$")
+
+
+def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
+    """Every finding of every rule, each at the place that it is about."""
+    whole = Whole(environment, facts)
+    return [
+        Problem(
+            place if isinstance(place, Mark) else locate(tree, place),
+            () if isinstance(place, Mark) else place,
+            message,
+            rule.id,
+            rule.severity,
+        )
+        for rule in RULES
+        for place, message in rule.find(whole)
+    ]
+
+
+def without_ignored(problems: list[Problem], texts: dict[str, str]) -> list[Problem]:
+    """The problems, less those that a comment on their line, or alone on a line above it, passes over.
+
+    `# vllmjobs: ignore VJ104 REASON`; without a reason it passes over nothing. Nor does any comment pass over
+    what cannot be read as an environment (VJ001).
+    """
+    ignored: dict[tuple[str, int], set[str]] = {}
+    complaints = []
+    for comment, line, rules, reason in _comments(texts):
+        if reason:
+            ignored.setdefault((comment.source, line), set()).update(rules)
+        complaints += list(_complaints(comment, rules, reason))
+    return complaints + [
+        problem
+        for problem in problems
+        if problem.rule == INVALID
+        or problem.rule not in ignored.get((problem.mark.source, problem.mark.line), set())
+    ]
+
+
+def _comments(texts: dict[str, str]) -> Iterator[tuple[Mark, int, list[str], str]]:
+    """Each comment's place, the line that it is for, its rules, and its reason."""
+    for source, text in texts.items():
+        lines = text.splitlines()
+        for number, line in enumerate(lines, 1):
+            if "vllmjobs:" not in line or not (found := _COMMENT.search(line)):
+                continue
+            about = number
+            if line.lstrip().startswith("#"):
+                below = (
+                    after for after, text in enumerate(lines[number:], number + 1) if not _is_remark(text)
+                )
+                about = next(below, number)
+            yield (
+                Mark(source, number, found.start() + 1),
+                about,
+                re.findall(r"\w+", found[1]),
+                found[2].strip(),
+            )
+
+
+def _is_remark(line: str) -> bool:
+    return not line.strip() or line.lstrip().startswith("#")
+
+
+def _complaints(mark: Mark, rules: list[str], reason: str) -> Iterator[Problem]:
+    def problem(message: str) -> Problem:
+        return Problem(mark, (), message, IGNORED, "warning")
+
+    known = {rule.id for rule in RULES}
+    for unknown in [rule for rule in rules if rule not in known]:
+        yield problem(f"{unknown} is no rule that can be ignored; `vllmjobs explain` lists them")
+    if not rules:
+        yield problem("the comment names no rule; write `# vllmjobs: ignore VJ104 REASON`")
+    elif not reason:
+        yield problem(f"the comment gives no reason; write `# vllmjobs: ignore {', '.join(rules)} REASON`")
+
+
+def choice(select: str | None, ignore: str | None) -> Callable[[Problem], bool]:
+    """Which findings are wanted, by ids or their beginnings: `VJ1,VJ503`.
+
+    What cannot be read as an environment is always among them. Raises `UnknownRuleError` for a word that
+    begins no rule.
+    """
+    chosen, passed_over = (_beginnings(text) for text in (select, ignore))
+
+    def wanted(problem: Problem) -> bool:
+        if problem.rule == INVALID:
+            return True
+        return problem.rule.startswith(chosen or ("VJ",)) and not problem.rule.startswith(passed_over)
+
+    return wanted
+
+
+class UnknownRuleError(Exception):
+    """A word that begins the id of no rule."""
+
+
+def _beginnings(text: str | None) -> tuple[str, ...]:
+    given = tuple(word.upper() for word in re.split(r"[,\s]+", text or "") if word)
+    for word in given:
+        if not any(rule.startswith(word) for rule in (*NAMES, *(rule.id for rule in RULES))):
+            raise UnknownRuleError(
+                f"{word} is no rule, nor the beginning of one; `vllmjobs explain` lists them"
+            )
+    return given

@@ -1,0 +1,90 @@
+"""Deadlines that Nomad refuses, or that end an instance which is well."""
+
+from vllmjobs.check.rule import Findings, of_model
+from vllmjobs.check.subject import Subject
+from vllmjobs.environment.problems import Path
+from vllmjobs.environment.quantity import duration, seconds
+
+
+@of_model("VJ301", "error")
+def deadlines_are_in_order(subject: Subject) -> Findings:
+    """min_healthy_time < healthy_deadline < progress_deadline, which is at least kill_timeout.
+
+    Nomad's own rule (nomad/structs/structs.go, UpdateStrategy.Validate and TaskGroup.Validate).
+    """
+    d = subject.deadlines
+    if d.healthy_deadline <= d.min_healthy_time:
+        yield (
+            ("rollout", "min_healthy_time"),
+            f"{duration(d.min_healthy_time)} is not below healthy_deadline {duration(d.healthy_deadline)}; "
+            "Nomad refuses it",
+        )
+    if 0 < d.progress_deadline <= d.healthy_deadline:
+        yield (
+            ("rollout", "progress_deadline"),
+            f"{duration(d.progress_deadline)} is not above healthy_deadline {duration(d.healthy_deadline)}; "
+            "Nomad refuses it",
+        )
+    if 0 < d.progress_deadline < d.kill_timeout:
+        yield (
+            ("rollout", "progress_deadline"),
+            f"{duration(d.progress_deadline)} is below kill_timeout {duration(d.kill_timeout)}; "
+            "Nomad refuses it",
+        )
+
+
+@of_model("VJ302", "error")
+def kill_timeout_is_kept(subject: Subject) -> Findings:
+    """The clients' max_kill_timeout cuts every kill_timeout, in silence."""
+    kill_timeout, cap = subject.deadlines.kill_timeout, subject.environment.nomad.max_kill_timeout
+    if kill_timeout > seconds(cap):
+        yield (
+            _kill_timeout(subject),
+            f"kill_timeout would be {duration(kill_timeout)}, which Nomad cuts to the clients' "
+            f"max_kill_timeout {cap} in silence; raise it in the clients' configuration and name it in "
+            f"nomad.max_kill_timeout, or shorten drain.longest_stream",
+        )
+
+
+@of_model("VJ303", "error")
+def streams_may_end(subject: Subject) -> Findings:
+    """Nomad kills after kill_timeout, whatever vLLM still waits for."""
+    d = subject.deadlines
+    if d.kill_timeout < d.longest_stream:
+        yield (
+            _kill_timeout(subject),
+            f"kill_timeout {duration(d.kill_timeout)} would cut streams of longest_stream "
+            f"{duration(d.longest_stream)}; leave it out, or make it longer",
+        )
+
+
+@of_model("VJ304", "error")
+def loading_is_waited_for(subject: Subject) -> Findings:
+    """Both count from before the image is pulled (hashicorp/nomad#25318 for the grace)."""
+    d = subject.deadlines
+    if d.healthy_deadline < d.start:
+        yield (
+            ("rollout", "healthy_deadline"),
+            f"{duration(d.healthy_deadline)} is shorter than pull_time + load_time = {duration(d.start)}: "
+            "the instance would be failed while it loads",
+        )
+    if d.grace < d.start:
+        yield (
+            ("health", "grace"),
+            f"{duration(d.grace)} is shorter than pull_time + load_time = {duration(d.start)}: "
+            "the instance would be restarted while it loads",
+        )
+
+
+@of_model("VJ305", "error")
+def health_checks_are_valid(subject: Subject) -> Findings:
+    """Nomad's least interval and timeout (nomad/structs/services.go, minCheckInterval)."""
+    health = subject.model.health
+    for key, value in (("interval", health.interval), ("timeout", health.timeout)):
+        if seconds(value) < 1:
+            yield ("health", key), f"must be at least 1s (got {value}); Nomad refuses less"
+
+
+def _kill_timeout(subject: Subject) -> Path:
+    """The key that kill_timeout comes from."""
+    return ("drain", "kill_timeout" if subject.model.drain.kill_timeout else "longest_stream")

@@ -1,0 +1,152 @@
+"""What Nomad refuses of a job, or takes and does not do."""
+
+from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.subject import Subject, Whole
+from vllmjobs.environment.derive import (
+    balancer_name,
+    canaries,
+    is_bridged,
+    other_parallelism,
+    service_name,
+)
+from vllmjobs.environment.model import Container
+from vllmjobs.environment.problems import Path
+from vllmjobs.environment.quantity import mebibytes
+
+MIN_MEMORY_MIB = 10  # nomad/structs/structs.go, MinResources
+MAX_SERVICE_NAME = 63  # RFC 1123, as Consul's DNS needs it
+
+
+@of_environment("VJ311", "error")
+def service_names_fit(whole: Whole) -> Findings:
+    """A service's name is a DNS label."""
+    environment = whole.environment
+    named: dict[Path, str] = {
+        ("models", name): service_name(environment, name) for name in environment.models
+    }
+    if environment.balancer.kind != "none":
+        named[("balancer",)] = balancer_name(environment)
+    for path, service in named.items():
+        if len(service) > MAX_SERVICE_NAME:
+            yield (
+                path,
+                f"service name {service!r} has {len(service)} characters; Consul allows {MAX_SERVICE_NAME}: "
+                "shorten job, or the model's key",
+            )
+
+
+@of_environment("VJ312", "error")
+def service_names_differ(whole: Whole) -> Findings:
+    """Two services of one name share their instances: the balancer would send requests to itself."""
+    environment = whole.environment
+    kind = environment.balancer.kind
+    if kind in environment.models:
+        yield (
+            ("models", kind),
+            f"its service {service_name(environment, kind)!r} is the balancer's too; give it another key",
+        )
+
+
+@of_model("VJ313", "error")
+def resources_are_consistent(subject: Subject) -> Findings:
+    """What Nomad's resources block refuses."""
+    model = subject.model
+    resources = model.resources
+    if resources.cpu and resources.cores:
+        yield ("resources", "cores"), "give cpu (a share in MHz) or cores (whole ones), not both"
+    if resources.memory_max and mebibytes(resources.memory_max) < mebibytes(resources.memory):
+        yield ("resources", "memory_max"), f"{resources.memory_max} is below memory {resources.memory}"
+    if mebibytes(resources.memory) < MIN_MEMORY_MIB:
+        yield ("resources", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {resources.memory})"
+    if mebibytes(model.logs.max_size) < 1:
+        yield ("logs", "max_size"), f"must be at least 1 MiB (got {model.logs.max_size})"
+    logs = mebibytes(model.logs.max_size) * model.logs.max_files * 2
+    if logs >= mebibytes(resources.disk):
+        yield (
+            ("resources", "disk"),
+            f"must be above what the logs may take, {logs} MiB (got {resources.disk})",
+        )
+
+
+@of_model("VJ314", "error")
+def driver_can_do_it(subject: Subject) -> Findings:
+    """Keys that a task driver needs, and keys that it would pass over."""
+    model = subject.model
+    if model.driver != "docker" and not model.entrypoint:
+        yield ("entrypoint",), f'{model.driver} needs a program, such as ["/opt/vllm/bin/vllm", "serve"]'
+    if model.driver != "docker" and model.image:
+        yield ("image",), f"{model.driver} runs no image; remove it, or use driver: docker"
+    if model.cache and bool(model.cache.volume) == bool(model.cache.bind):
+        yield ("cache",), "give either volume (a Nomad host volume) or bind (a directory of the host)"
+    if model.cache and model.cache.volume and model.driver == "raw_exec":
+        yield ("cache", "volume"), "raw_exec sees the host's own files and mounts nothing; use bind"
+    if model.cache and model.cache.bind and model.driver == "exec":
+        yield ("cache", "bind"), "exec cannot mount a directory of the host; use volume"
+    if model.driver != "docker":
+        for key, given in (
+            ("container", model.container != Container()),
+            ("resources.shm", model.resources.shm is not None),
+            ("logs.driver", model.logs.driver != "json-file"),
+        ):
+            if given:
+                yield tuple(key.split(".")), f"is for driver: docker; {model.driver} would pass it over"
+    host = model.ports.host or ""
+    if is_bridged(model) and (host.startswith("127.") or host in ("localhost", "::1")):
+        yield ("ports", "host"), f"{host} is the container's own loopback, which nothing outside reaches"
+    if (model.logs.driver == "fluentd") != bool(model.logs.fluentd_address):
+        yield ("logs", "fluentd_address"), "belongs to logs.driver: fluentd, and is needed there"
+
+
+@of_model("VJ315", "error")
+def promotion_has_canaries(subject: Subject) -> Findings:
+    """auto_promote needs canaries (nomad/structs/structs.go, UpdateStrategy.Validate)."""
+    if subject.model.rollout.auto_promote and canaries(subject.model) == 0:
+        yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
+
+
+@of_model("VJ316", "error")
+def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
+    """A canary has the index of an allocation that runs, and so its volume (TaskGroup.Validate)."""
+    model = subject.model
+    if model.cache and model.cache.per_alloc and model.cache.volume and canaries(model):
+        yield (
+            ("cache", "per_alloc"),
+            "each allocation has its own volume, which a canary would share with an old one; Nomad refuses "
+            "it: use rollout.strategy: rolling, or one volume for all",
+        )
+    if model.cache and model.cache.per_alloc and not model.cache.volume:
+        yield ("cache", "per_alloc"), "is for cache.volume; a bound directory is the same for all"
+
+
+@of_model("VJ317", "warning")
+def gpus_reach_the_task(subject: Subject) -> Findings:
+    """The exec driver's chroot holds no /dev/nvidia*, and the device plugin mounts none there."""
+    if subject.model.driver == "exec":
+        yield (
+            ("driver",),
+            "exec shows a task no /dev/nvidia*: vLLM will find no GPU; use docker, or raw_exec with a user",
+        )
+
+
+@of_model("VJ318", "error")
+def strategy_fits_the_gpus(subject: Subject) -> Findings:
+    """The GPUs of a server are all used, and are enough for what the arguments ask for."""
+    model = subject.model
+    count, others = model.gpus.count, other_parallelism(model)
+    if model.strategy == "multi_instance" and count != 1:
+        yield (
+            ("gpus", "count"),
+            f"multi_instance gives each server one GPU (got {count}); "
+            f"use replicas: {count} with gpus.count: 1, or strategy: tensor_parallel",
+        )
+    if model.strategy == "multi_instance" and others != 1:
+        yield (
+            ("args",),
+            f"multi_instance gives each server one GPU, and args ask for {others}; "
+            "use strategy: tensor_parallel",
+        )
+    if model.strategy == "tensor_parallel" and count % others:
+        yield (
+            ("gpus", "count"),
+            f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args",
+        )

@@ -1,0 +1,152 @@
+"""Findings as people, editors and forges read them."""
+
+import json
+import re
+from collections.abc import Iterable
+from typing import Any
+
+from vllmjobs.check.check import IGNORED, NAMES, RULES
+from vllmjobs.environment.problems import INVALID, Problem, dotted
+from vllmjobs.environment.values import without_secrets
+
+JSON_VERSION = 1
+SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
+# Variables in a line that is about something else: `env: {A: b}`, and `API_KEY: x` in a file gone wrong.
+_VARIABLES = re.compile(
+    r"(\b(?:env|secrets):|\w*(?:TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY)[\"']?\s*[:=])\s*\S.*"
+)
+_NAMES = NAMES | {rule.id: rule.name for rule in RULES}
+_SEVERITIES = {INVALID: "error", IGNORED: "warning"} | {rule.id: rule.severity for rule in RULES}
+
+
+def as_text(problems: Iterable[Problem], texts: dict[str, str]) -> str:
+    """Each finding with its line of the file, and a caret below the place."""
+    return "".join(f"{problem}\n{_excerpt(problem, texts)}" for problem in problems)
+
+
+def summary(problems: list[Problem], files: int) -> str:
+    """`2 errors, 1 warning in 3 environments`."""
+    counts = {
+        severity: sum(problem.severity == severity for problem in problems)
+        for severity in ("error", "warning", "note")
+    }
+    said = [_counted(count, severity) for severity, count in counts.items() if count]
+    return f"{', '.join(said) or 'nothing found'} in {_counted(files, 'environment')}"
+
+
+def rules() -> str:
+    """Every rule, a line each: id, severity, name."""
+    return "".join(f"{rule}  {_SEVERITIES[rule]:<7}  {_NAMES[rule]}\n" for rule in sorted(_NAMES))
+
+
+def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
+    """`{version, environments: [file], findings: [finding]}`, the keys of a finding as written below.
+
+    `line` and `column` are null for what was given by `--set` and for a file as a whole.
+    """
+    findings = [
+        {
+            "rule": problem.rule,
+            "name": _NAMES[problem.rule],
+            "severity": problem.severity,
+            "file": problem.mark.source,
+            "line": problem.mark.line or None,
+            "column": problem.mark.column or None,
+            "path": dotted(problem.path),
+            "message": problem.message,
+        }
+        for problem in problems
+    ]
+    return _json({"version": JSON_VERSION, "environments": environments, "findings": findings})
+
+
+def as_sarif(problems: Iterable[Problem], version: str) -> str:
+    """SARIF 2.1.0, as GitHub's code scanning and other viewers take it."""
+    found = list(problems)
+    rules = sorted(_NAMES)
+    driver = {
+        "name": "vllmjobs",
+        "version": version,
+        "rules": [
+            {
+                "id": rule,
+                "name": _NAMES[rule],
+                "shortDescription": {"text": _NAMES[rule].replace("-", " ")},
+                "defaultConfiguration": {"level": _SEVERITIES[rule]},
+            }
+            for rule in rules
+        ],
+    }
+    results = [
+        {
+            "ruleId": problem.rule,
+            "ruleIndex": rules.index(problem.rule),
+            "level": problem.severity,
+            "message": {"text": _sentence(problem)},
+            "locations": [_location(problem)],
+        }
+        for problem in found
+    ]
+    run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
+    return _json({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})
+
+
+def as_github(problems: Iterable[Problem]) -> str:
+    """Workflow commands, which GitHub shows as annotations of the lines of a pull request.
+
+    https://docs.github.com/actions/reference/workflow-commands-for-github-actions
+    """
+    lines = []
+    for problem in problems:
+        mark, level = problem.mark, {"note": "notice"}.get(problem.severity, problem.severity)
+        places = {"file": mark.source} | ({"line": mark.line, "col": mark.column} if mark.line else {})
+        places["title"] = f"{problem.rule} {_NAMES[problem.rule]}"
+        properties = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in places.items())
+        lines.append(f"::{level} {properties}::{_escaped(_sentence(problem))}\n")
+    return "".join(lines)
+
+
+def _excerpt(problem: Problem, texts: dict[str, str]) -> str:
+    mark, lines = problem.mark, texts.get(problem.mark.source, "").splitlines()
+    if not 0 < mark.line <= len(lines):
+        return ""
+    line = lines[mark.line - 1]
+    before = "".join("\t" if character == "\t" else " " for character in line[: mark.column - 1])
+    return f"{mark.line:>6} | {_shown(line, problem)}\n{'':>6} | {before}^\n"
+
+
+def _shown(line: str, problem: Problem) -> str:
+    """The line, less what may be a secret: values of variables, and whatever looks like a token."""
+    if {"env", "secrets"} & set(problem.path):
+        end = line.find(":", problem.mark.column - 1)
+        return f"{line[: end + 1]} …" if end >= 0 else "…"
+    return without_secrets(_VARIABLES.sub(r"\1…", line))
+
+
+def _location(problem: Problem) -> dict[str, Any]:
+    mark = problem.mark
+    if not mark.line and mark.source.startswith("--set"):
+        return {"logicalLocations": [{"fullyQualifiedName": mark.source}]}
+    physical: dict[str, Any] = {"artifactLocation": {"uri": mark.source}}
+    if mark.line:
+        physical["region"] = {"startLine": mark.line, "startColumn": mark.column}
+    return {"physicalLocation": physical}
+
+
+def _sentence(problem: Problem) -> str:
+    path = dotted(problem.path)
+    return f"{path}: {problem.message}" if path else problem.message
+
+
+def _escaped(text: str, also: str = "") -> str:
+    for character in f"%\r\n{also}":
+        text = text.replace(character, f"%{ord(character):02X}")
+    return text
+
+
+def _counted(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
+
+
+def _json(value: object) -> str:
+    return json.dumps(value, indent=2, ensure_ascii=False) + "\n"

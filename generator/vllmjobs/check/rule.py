@@ -1,0 +1,47 @@
+"""A rule: an id, a severity, and a small function that says what is wrong."""
+
+from collections.abc import Callable, Iterable, Iterator
+from types import ModuleType
+from typing import NamedTuple
+
+from vllmjobs.check.subject import Subject, Whole
+from vllmjobs.environment.problems import Path, Severity
+
+Findings = Iterator[tuple[Path, str]]
+
+
+class Rule(NamedTuple):
+    """`find` yields what is wrong as (path, sentence) pairs, the paths from the top of the environment."""
+
+    id: str
+    severity: Severity
+    name: str
+    find: Callable[[Whole], Iterable[tuple[Path, str]]]
+
+
+def of_environment(rule: str, severity: Severity) -> Callable[[Callable[[Whole], Findings]], Rule]:
+    """Make a rule of a function over the whole environment."""
+    return lambda find: Rule(rule, severity, _name(find), find)
+
+
+def of_model(rule: str, severity: Severity) -> Callable[[Callable[[Subject], Findings]], Rule]:
+    """Make a rule of a function over one model; its paths are from the model down."""
+
+    def decorate(find: Callable[[Subject], Findings]) -> Rule:
+        def find_in_all(whole: Whole) -> Findings:
+            for subject in whole.subjects:
+                for path, message in find(subject):
+                    yield ("models", subject.name, *path), message
+
+        return Rule(rule, severity, _name(find), find_in_all)
+
+    return decorate
+
+
+def rules_of(module: ModuleType) -> list[Rule]:
+    """The rules that a module holds, in the order in which they are written."""
+    return [value for value in vars(module).values() if isinstance(value, Rule)]
+
+
+def _name(function: Callable[..., object]) -> str:
+    return function.__name__.replace("_", "-")

@@ -1,0 +1,110 @@
+"""What would leak, or could be taken over."""
+
+import re
+from collections.abc import Iterator
+
+import msgspec
+
+from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.subject import Subject, Whole
+from vllmjobs.environment.derive import image
+from vllmjobs.environment.problems import Mark, Path
+from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
+
+LOOKS_SECRET = "looks like a secret; put a reference to it under secrets (value not shown)"
+MOVING_TAGS = ("latest", "nightly", "main", "master", "edge", "stable", "dev")
+
+
+@of_environment("VJ501", "error")
+def no_secret_is_written(whole: Whole) -> Findings:
+    """A token in the file is a token in git, in the job, and in every plan (hashicorp/nomad#14423)."""
+    environment = msgspec.to_builtins(whole.environment)
+    environment.pop("defaults")  # each model has them
+    for path, text in _texts(environment):
+        if looks_secret(text):
+            yield path, LOOKS_SECRET
+
+
+@of_model("VJ502", "error")
+def secret_variables_are_references(subject: Subject) -> Findings:
+    """A variable whose name says that it holds a secret belongs under `secrets`."""
+    for name, value in subject.model.env.items():
+        if value is not None and SECRET_VARIABLES.search(name):
+            yield ("env", name), LOOKS_SECRET
+
+
+@of_environment("VJ503", "error")
+def images_are_pinned(whole: Whole) -> Findings:
+    """Without a tag that stays, two instances differ, and a rollback runs what failed."""
+    environment = whole.environment
+    images: dict[Path, str] = {}
+    for name, model in environment.models.items():
+        if model.driver == "docker":
+            at = ("models", name, "image") if model.image else ("images", model.install)
+            images[at] = image(environment, model)
+    if environment.balancer.image and environment.balancer.driver == "docker":
+        images[("balancer", "image")] = environment.balancer.image
+    for path, name in images.items():
+        tag = name.rpartition("/")[2].partition(":")[2]
+        if "@sha256:" in name or "${" in name or (tag and tag not in MOVING_TAGS):
+            continue
+        moves = f"tag {tag!r} moves" if tag else "has no tag, so `latest`, which moves"
+        yield path, f"{name}: {moves}; name a version, such as :v0.33.0, or a digest (@sha256:…)"
+
+
+@of_environment("VJ504", "warning")
+def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
+    """A file of secrets beside the environment is for its owner alone."""
+    for file, mode in whole.facts.files.items():
+        if mode & 0o077:
+            yield Mark(file), f"may be read by others (mode {mode:03o}); chmod 600 {file}"
+
+
+@of_model("VJ505", "warning")
+def user_is_not_root(subject: Subject) -> Findings:
+    """vLLM loads code with the model; as root, a way out of the container is a way into the node."""
+    model = subject.model
+    if re.match(r"(0|root)(:|$)", model.user or ""):
+        yield ("user",), f"{model.user} is root; leave it out (65534 in docker), or name another user"
+    elif model.driver == "raw_exec" and not model.user:
+        yield ("driver",), "raw_exec runs as Nomad does, most often as root; name a user"
+
+
+@of_model("VJ506", "warning")
+def containers_are_not_privileged(subject: Subject) -> Findings:
+    """GPUs need no privileges: the nvidia runtime gives the container its devices."""
+    container = subject.model.container
+    if container.privileged:
+        yield (
+            ("container", "privileged"),
+            "gives the container every device of the host; GPUs do not need it",
+        )
+    for index, capability in enumerate(container.cap_add):
+        if capability.upper().removeprefix("CAP_") in ("ALL", "SYS_ADMIN"):
+            yield (
+                ("container", "cap_add", index),
+                f"{capability} is as good as privileged; add only what is needed",
+            )
+
+
+@of_model("VJ507", "warning")
+def root_file_system_is_read_only(subject: Subject) -> Findings:
+    """What a process can write, it can change for the next one."""
+    if not subject.model.container.read_only:
+        yield (
+            ("container", "read_only"),
+            "the root file system can be written to; leave it out, or state the reason: "
+            "`# vllmjobs: ignore VJ507 REASON`",
+        )
+
+
+def _texts(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
+    """Every string in plain data, and where it stands."""
+    if isinstance(value, str):
+        yield path, value
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _texts(item, (*path, key))
+    elif isinstance(value, list):
+        for index, item in enumerate(value):
+            yield from _texts(item, (*path, index))

@@ -1,0 +1,83 @@
+"""A project's environments: found, read, checked, with the facts that the checks rest on."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vllmjobs.check.check import check, without_ignored
+from vllmjobs.check.subject import Facts
+from vllmjobs.environment.load import load as load_file
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
+from vllmjobs.environment.tree import Map, Scalar, parse
+
+# Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
+SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")
+PUBLIC_FILES = re.compile(r"\.(example|sample|template|dist)$")
+
+
+class Checked(NamedTuple):
+    """An environment's findings, in reading order, and the texts that they are about."""
+
+    environment: Environment | None
+    problems: list[Problem]
+    texts: dict[str, str]
+
+
+def find(project: Path, name: str) -> Path:
+    """The file of an environment: `envs/NAME.yaml` of the project, or NAME itself when it is a path."""
+    given = Path(name)
+    if given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
+        return given
+    return project / "envs" / f"{name}.yaml"
+
+
+def environments(project: Path) -> list[Path]:
+    """Every environment of the project: the files of `envs/`, less those that only others extend."""
+    files = sorted((project / "envs").glob("*.yaml"))
+    trees = {file: parse(file.read_text(encoding="utf-8", errors="replace"), str(file))[0] for file in files}
+    extended = {
+        file.parent / extends.value
+        for file, tree in trees.items()
+        if isinstance(tree, Map)
+        and isinstance(extends := tree.entries.get("extends"), Scalar)
+        and isinstance(extends.value, str)
+    }
+    return [
+        file
+        for file, tree in trees.items()
+        if file not in extended or (isinstance(tree, Map) and "models" in tree.entries)
+    ]
+
+
+def checked(path: Path, settings: Sequence[str], project: Path) -> Checked:
+    """Read an environment and run every rule over it."""
+    environment, tree, texts, problems = load_file(path, settings)
+    if environment is not None and tree is not None:
+        problems = problems + check(environment, tree, Facts(files=_secret_files(project)))
+    return Checked(environment, in_order(without_ignored(problems, texts)), texts)
+
+
+def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
+    """An environment in which nothing is called an error.
+
+    Raises `InvalidEnvironmentError` with every error that was found.
+    """
+    environment, problems, _ = checked(path, settings, project)
+    errors = [problem for problem in problems if problem.severity == "error"]
+    if environment is None or errors:
+        raise InvalidEnvironmentError(errors)
+    return environment
+
+
+def _secret_files(project: Path) -> dict[str, int]:
+    """Permission bits of the files of a project that hold secrets by their name."""
+    found = (
+        path for folder in (project, project / "envs") for name in SECRET_FILES for path in folder.glob(name)
+    )
+    return {
+        str(path): path.stat().st_mode & 0o777
+        for path in sorted(set(found))
+        if path.is_file() and not PUBLIC_FILES.search(path.name)
+    }
