@@ -13,6 +13,7 @@ import click
 from vllmjobs import __version__
 from vllmjobs.check.check import UnknownRuleError
 from vllmjobs.environment.problems import InvalidEnvironmentError, in_order
+from vllmjobs.git import GitError, files_at
 from vllmjobs.project import checked, environments, find, load
 from vllmjobs.render.job import RenderError, jobs
 from vllmjobs.render.job import render as render_job
@@ -48,7 +49,7 @@ def _errors() -> Iterator[None]:
     except click.UsageError as error:
         error.show()
         raise click.exceptions.Exit(1) from error
-    except (InvalidEnvironmentError, RenderError, UnknownRuleError) as error:
+    except (InvalidEnvironmentError, RenderError, UnknownRuleError, GitError) as error:
         click.echo(str(error), err=True)
         raise click.exceptions.Exit(1) from error
     except OSError as error:
@@ -129,6 +130,7 @@ def render(
     "--select", metavar="RULES", help="Only these rules: ids, or their beginnings, such as VJ1,VJ503."
 )
 @click.option("--ignore", metavar="RULES", help="All but these rules.")
+@click.option("--against", metavar="REF", help="Also say what changes since this commit do, such as main.")
 @click.option(
     "--format",
     "form",
@@ -144,6 +146,7 @@ def check(
     strict: bool,
     select: str | None,
     ignore: str | None,
+    against: str | None,
     form: str,
 ) -> None:
     """Say what would fail, before it holds a GPU.
@@ -158,7 +161,8 @@ def check(
     paths = [find(project, env) for env in envs] or environments(project)
     if not paths:
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
-    found = [checked(path, settings, project) for path in paths]
+    before = files_at(against, project) if against else None
+    found = [checked(path, settings, project, before) for path in paths]
     problems = in_order(problem for one in found for problem in one.problems if wanted(problem))
     texts = {name: text for one in found for name, text in one.texts.items()}
     match form:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from vllmjobs.check.check import check, without_ignored
 from vllmjobs.check.subject import Facts
+from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
@@ -51,11 +52,15 @@ def environments(project: Path) -> list[Path]:
     ]
 
 
-def checked(path: Path, settings: Sequence[str], project: Path) -> Checked:
-    """Read an environment and run every rule over it."""
+def checked(path: Path, settings: Sequence[str], project: Path, against: Files | None = None) -> Checked:
+    """Read an environment and run every rule over it.
+
+    With `against`, a reader of other files such as a commit's, also over what changes from there to here.
+    """
     environment, tree, texts, problems = load_file(path, settings)
     if environment is not None and tree is not None:
-        problems = problems + check(environment, tree, Facts(files=_secret_files(project)))
+        before = load_file(path, settings, against).environment if against else None
+        problems = problems + check(environment, tree, Facts(files=_secret_files(project), before=before))
     return Checked(environment, in_order(without_ignored(problems, texts)), texts)
 
 

@@ -11,7 +11,18 @@ import vllmjobs
 PACKAGE = Path(vllmjobs.__file__).parent
 CORE = ["environment", "importing", "vllm", "render", "check", "changes", "rollout"]
 CORE_EXCEPTIONS = {"environment/load.py"}  # the one loader file
-EDGE_OF_OURS = {"cli", "project", "templates", "nvml", "nomad", "consul", "metrics", "deploy", "supervisor"}
+EDGE_OF_OURS = {
+    "cli",
+    "git",
+    "project",
+    "templates",
+    "nvml",
+    "nomad",
+    "consul",
+    "metrics",
+    "deploy",
+    "supervisor",
+}
 EDGE_OF_OTHERS = {
     "os", "pathlib", "io", "sys", "subprocess", "socket", "time", "datetime", "random", "shutil", "tempfile",
     "asyncio", "threading", "logging", "click", "httpx", "requests", "nomad", "consul", "pynvml",

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Callable, Iterator
 
-from vllmjobs.check import arguments, balancing, deadlines, job, placement, security
+from vllmjobs.check import arguments, balancing, deadlines, gpus, job, placement, rollout, security
 from vllmjobs.check.rule import Rule, rules_of
 from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.model import Environment
@@ -15,7 +15,7 @@ IGNORED = "VJ002"
 NAMES = {INVALID: "environment-is-valid", IGNORED: "ignoring-has-a-reason"}
 RULES: list[Rule] = sorted(
     rule
-    for module in (arguments, deadlines, job, placement, balancing, security)
+    for module in (arguments, deadlines, job, placement, gpus, rollout, balancing, security)
     for rule in rules_of(module)
 )
 _COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:[A-Z]+\d+[,\s]*)*)(.*)$")

@@ -16,10 +16,12 @@ class Facts(NamedTuple):
 
     `shapes` has what is known of each model, by its key in the environment, or why nothing is.
     `files` has the permission bits of the project's files that may hold secrets, by path.
+    `before` is the environment that a change is compared with, where one was named.
     """
 
     shapes: "dict[str, Shape | str]" = {}
     files: dict[str, int] = {}
+    before: Environment | None = None
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from vllmjobs.environment.tree import MAX_DEPTH, Map, Node, Scalar, merge, parse
 
 Read = tuple[Node | None, list[Problem]]
 Texts = dict[str, str]
+Files = Callable[[FilePath], bytes]
 _BOM = "\ufeff"
 MAX_JOB_NAME = 63
 
@@ -32,10 +33,20 @@ class Loaded(NamedTuple):
     problems: list[Problem]
 
 
-def load(path: FilePath, settings: Sequence[str] = ()) -> Loaded:
-    """Read an environment file, what it extends, and `--set` options laid over it."""
+class _Sources(NamedTuple):
+    """Where files are read from, and what was read."""
+
+    files: Files
+    texts: Texts
+
+
+def load(path: FilePath, settings: Sequence[str] = (), files: Files = FilePath.read_bytes) -> Loaded:
+    """Read an environment file, what it extends, and `--set` options laid over it.
+
+    `files` reads them from elsewhere, such as a commit.
+    """
     texts: Texts = {}
-    tree, problems = _read(path, texts)
+    tree, problems = _read(path, _Sources(files, texts))
     for setting in settings:
         over, wrong = parse_setting(setting)
         problems += wrong
@@ -91,13 +102,13 @@ def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]
 
 
 def _read(
-    path: FilePath, texts: Texts, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()
+    path: FilePath, sources: _Sources, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()
 ) -> Read:
     """A file's tree over the trees that it extends; `asked` is where the file was named."""
-    text, problems = _text(path, asked)
+    text, problems = _text(path, sources.files, asked)
     if text is None:
         return None, problems
-    texts[str(path)] = text
+    sources.texts[str(path)] = text
     tree, more = parse(text.removeprefix(_BOM), str(path))
     problems += more
     if isinstance(tree, Scalar) and tree.value is None and not asked:
@@ -111,7 +122,7 @@ def _read(
     if base_path in chain or len(chain) > MAX_DEPTH:
         loop = " → ".join(step.name for step in (*chain[:3], base_path))
         return tree, [*problems, Problem(place, ("extends",), f"leads back to itself, or too far: {loop}")]
-    base, more = _read(base_path, texts, asked=place, above=chain)
+    base, more = _read(base_path, sources, asked=place, above=chain)
     problems += more
     if base is None or (isinstance(base, Scalar) and base.value is None):  # an empty one holds nothing
         return tree, problems
@@ -120,10 +131,10 @@ def _read(
     return merge(base, tree), problems
 
 
-def _text(path: FilePath, asked: Mark | None) -> tuple[str | None, list[Problem]]:
+def _text(path: FilePath, files: Files, asked: Mark | None) -> tuple[str | None, list[Problem]]:
     """A file's text with line feeds only, and what is wrong with its bytes."""
     try:
-        raw = path.read_bytes()
+        raw = files(path)
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
         reason = f"cannot be read: {getattr(error, 'strerror', error)}"
         if isinstance(error, FileNotFoundError):

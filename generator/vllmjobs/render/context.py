@@ -50,10 +50,11 @@ class Group:
 def vllm_context(environment: Environment, only: str | None = None) -> dict[str, Any]:
     """The context of `vllm.nomad.hcl.j2`; with `only`, a single group."""
     names = [only] if only else list(environment.models)
-    return {"environment": environment, "groups": [_group(environment, name) for name in names]}
+    return {"environment": environment, "groups": [group(environment, name) for name in names]}
 
 
-def _group(environment: Environment, name: str) -> Group:
+def group(environment: Environment, name: str) -> Group:
+    """One model of the environment, as the job template writes it."""
     model = environment.models[name]
     times = deadlines(model, environment.balancer)
     count = canaries(model)

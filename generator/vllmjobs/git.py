@@ -1,0 +1,39 @@
+"""Files as a commit has them, without touching the work tree."""
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+
+class GitError(Exception):
+    """What git said when it could not read a commit."""
+
+
+def files_at(ref: str, project: Path) -> Callable[[Path], bytes]:
+    """A reader of the project's files as commit `ref` has them.
+
+    It raises FileNotFoundError for a file that the commit does not have. Raises `GitError` where `ref` is no
+    commit, or `project` in no repository.
+    """
+    top = Path(_git(project, "rev-parse", "--show-toplevel").decode().removesuffix("\n"))
+    commit = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+
+    def read(path: Path) -> bytes:
+        name = path.resolve().relative_to(top.resolve()).as_posix()
+        try:
+            return _git(top, "cat-file", "blob", f"{commit.decode().strip()}:{name}")
+        except GitError as error:
+            raise FileNotFoundError(2, f"is not in {ref}", str(path)) from error
+
+    return read
+
+
+def _git(folder: Path, *arguments: str) -> bytes:
+    try:
+        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=False)
+    except FileNotFoundError as error:
+        raise GitError("git is not on PATH") from error
+    if done.returncode:
+        said = done.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
+        raise GitError(said or f"{arguments[-1].removesuffix('^{commit}')} is no commit")
+    return done.stdout

@@ -1,0 +1,346 @@
+"""The GPUs of a real cluster, and every way in which it cannot be asked."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+
+from sandbox import ports
+from sandbox.cluster import Sandbox
+from sandbox.process import start, stop, wait_until
+from sandbox.programs import programs
+from sandbox.simgpu.devices import Health
+from vllmjobs.gpus import Card
+from vllmjobs.nomad import Cluster, NomadError
+
+SEEN = 30.0  # seconds until Nomad sees a change
+UNKNOWN_TOKEN = "11111111-2222-3333-4444-555555555555"
+JOB = """
+job "holds.gpus" {
+  namespace = "team"
+  group "two.chats" {
+    count = 2
+    task "sleep" {
+      driver = "raw_exec"
+      config {
+        command = "sleep"
+        args    = ["600"]
+      }
+      resources {
+        cpu    = 50
+        memory = 32
+        device "nvidia/gpu" {}
+      }
+    }
+  }
+}
+"""
+
+
+@pytest.fixture
+def cluster(sandbox: Sandbox) -> Cluster:
+    return Cluster({"NOMAD_ADDR": sandbox.nomad_address})
+
+
+@pytest.fixture
+def team(sandbox: Sandbox) -> Iterator[None]:
+    """A job in a namespace of its own, which has gone afterwards."""
+    sandbox.nomad.namespace.create_namespace({"Name": "team"})
+    try:
+        sandbox.run(JOB)
+        yield
+    finally:
+        cluster = Cluster({"NOMAD_ADDR": sandbox.nomad_address})
+        sandbox.nomad_cli("job", "stop", "-detach", "-namespace", "team", "holds.gpus")
+        wait_until(lambda: not held(cluster), SEEN, "its GPUs are free", evidence=lambda: str(held(cluster)))
+        sandbox.nomad_cli("job", "stop", "-detach", "-purge", "-namespace", "team", "holds.gpus")
+        sandbox.nomad.namespace.delete_namespace("team")
+
+
+def held(cluster: Cluster) -> dict[str, Card]:
+    """The GPUs that the job holds, by the holder's name."""
+    return {
+        holder.name: card
+        for card in cluster.devices()
+        for holder in card.holders or ()
+        if holder.name.startswith("holds.gpus/")
+    }
+
+
+def test_every_gpu_of_every_node_is_listed(sandbox: Sandbox, cluster: Cluster) -> None:
+    cards = cluster.devices()
+    assert [card.node for card in cards] == ["gpu-1"] * 4 + ["gpu-2"] * 4
+    for name in ("gpu-1", "gpu-2"):
+        ids = [card.uuid for card in cards if card.node == name]
+        assert ids == sorted(sandbox.gpus(name))
+    assert {
+        (card.node_status, card.node_eligible, card.model, card.memory_mib, card.driver_version, card.health)
+        for card in cards
+    } == {("ready", True, "NVIDIA H100 80GB HBM3", 81559, "570.124.06", "ok")}
+
+
+@pytest.mark.usefixtures("team")
+def test_the_holder_is_named_in_whatever_namespace_it_runs(sandbox: Sandbox, cluster: Cluster) -> None:
+    names = ["holds.gpus/two.chats[0]", "holds.gpus/two.chats[1]"]
+    wait_until(lambda: sorted(held(cluster)) == names, SEEN, "two GPUs are held")
+    allocations = sandbox.nomad.job.request(
+        "holds.gpus", "allocations", params={"namespace": "team"}, method="get"
+    ).json()
+    for allocation in allocations:
+        devices = sandbox.nomad.allocation.request(
+            allocation["ID"], params={"namespace": "team"}, method="get"
+        ).json()["AllocatedResources"]["Tasks"]["sleep"]["Devices"]
+        card = held(cluster)[f"holds.gpus/two.chats{allocation['Name'][-3:]}"]
+        assert card.holders
+        assert (card.node, [card.uuid]) == (allocation["NodeName"], devices[0]["DeviceIDs"])
+        assert [(holder.allocation, holder.namespace) for holder in card.holders] == [
+            (allocation["ID"], "team")
+        ]
+
+
+def test_an_unhealthy_gpu_and_a_node_that_takes_nothing_are_shown_as_such(
+    sandbox: Sandbox, cluster: Cluster
+) -> None:
+    gpu, *others = sorted(sandbox.gpus("gpu-2"))
+    node = sandbox.node("gpu-2")["ID"]
+    sandbox.set_gpu_health("gpu-2", gpu, Health.UNHEALTHY)
+    sandbox.nomad.node.eligible_node(node, eligible=False)
+    try:
+        wait_until(lambda: not sandbox.gpus("gpu-2")[gpu], SEEN, "Nomad sees it fail")
+        cards = {card.uuid: card for card in cluster.devices()}
+        assert (cards[gpu].health, cards[gpu].health_reason) == (
+            "failed",
+            "unhealthy, says its device plugin",
+        )
+        assert {cards[other].health for other in others} == {"ok"}
+        eligible = {card.node: card.node_eligible for card in cards.values()}
+        assert eligible == {"gpu-1": True, "gpu-2": False}
+    finally:
+        sandbox.set_gpu_health("gpu-2", gpu, Health.HEALTHY)
+        sandbox.nomad.node.eligible_node(node, eligible=True)
+    wait_until(lambda: sandbox.gpus("gpu-2")[gpu], SEEN, "Nomad sees it well again")
+
+
+# A cluster that cannot be asked
+
+
+def refusal(**environ: str) -> str:
+    with pytest.raises(NomadError) as error:
+        Cluster(environ, timeout=(2, 0.2)).devices()
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.fixture
+def listener() -> Iterator[socket.socket]:
+    """Takes connections, and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        yield listening
+
+
+def test_no_server_is_named_with_its_address(listener: socket.socket) -> None:
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    listener.close()
+    for slash in ("", "/"):
+        assert refusal(NOMAD_ADDR=address + slash) == (
+            f"{address}: cannot be reached (Connection refused); is NOMAD_ADDR right, and Nomad running?"
+        )
+
+
+def test_a_server_that_says_nothing_is_not_waited_for_for_ever(listener: socket.socket) -> None:
+    port = listener.getsockname()[1]
+    assert (
+        refusal(NOMAD_ADDR=f"http://127.0.0.1:{port}") == f"http://127.0.0.1:{port}: no answer within 0.2 s"
+    )
+
+
+@pytest.mark.parametrize("body", ["<html>", '{"nodes": []}'])
+def test_a_server_that_is_no_nomad_is_told(body: str) -> None:
+    class Other(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(body.encode())
+
+        def log_message(self, *_: object) -> None: ...
+
+    with HTTPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever).start()
+        said = refusal(NOMAD_ADDR=f"http://127.0.0.1:{server.server_port}")
+        server.shutdown()
+    assert said.endswith("answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?")
+
+
+@pytest.mark.parametrize(
+    "address", ["127.0.0.1:4646", "unix:///run/nomad.sock", "http://", "http://[::1", "http://a:99999"]
+)
+def test_an_address_that_is_none_is_refused(address: str) -> None:
+    assert refusal(NOMAD_ADDR=address) == (
+        f"NOMAD_ADDR is {address!r}, but must be like http://127.0.0.1:4646 or https://HOST:PORT"
+    )
+
+
+def test_a_region_that_is_none_is_told_as_nomad_tells_it(sandbox: Sandbox) -> None:
+    said = refusal(NOMAD_ADDR=sandbox.nomad_address, NOMAD_REGION="mars")
+    assert said.endswith(": 500: No path to region")
+
+
+@dataclass(frozen=True)
+class Secured:
+    """A server with TLS and ACLs, and the files and tokens to reach it."""
+
+    environ: dict[str, str]
+    folder: Path
+    reader: str  # a token for every node
+    stranger: str  # one for every job, and no node
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    folder = tmp_path_factory.mktemp("secured")
+    command = programs()["nomad"]
+
+    def nomad(*args: str, environ: dict[str, str] | None = None, text: str = "") -> str:
+        return subprocess.run(
+            [command, *args],
+            env=environ or {},
+            cwd=folder,
+            input=text,
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout
+
+    nomad("tls", "ca", "create")
+    nomad("tls", "cert", "create", "-server", "-region", "global")
+    block = ports.take_block()
+    http, rpc, serf = block.take(), block.take(), block.take()
+    config = folder / "server.hcl"
+    config.write_text(f"""
+name      = "secured"
+data_dir  = "{folder}/data"
+bind_addr = "127.0.0.1"
+ports {{
+  http = {http}
+  rpc  = {rpc}
+  serf = {serf}
+}}
+advertise {{
+  http = "127.0.0.1:{http}"
+  rpc  = "127.0.0.1:{rpc}"
+  serf = "127.0.0.1:{serf}"
+}}
+server {{
+  enabled          = true
+  bootstrap_expect = 1
+}}
+acl {{
+  enabled = true
+}}
+tls {{
+  http      = true
+  ca_file   = "{folder}/nomad-agent-ca.pem"
+  cert_file = "{folder}/global-server-nomad.pem"
+  key_file  = "{folder}/global-server-nomad-key.pem"
+}}
+""")
+    server = start("nomad", [command, "agent", "-config", config], folder / "log", {})
+    environ = {
+        "NOMAD_ADDR": f"https://127.0.0.1:{http}",
+        "NOMAD_CACERT": f"{folder}/nomad-agent-ca.pem",
+    }
+    try:
+        management = server.wait_until(
+            lambda: json.loads(nomad("acl", "bootstrap", "-json", environ=environ))["SecretID"],
+            60,
+            "it has a leader",
+            ignoring=(subprocess.CalledProcessError,),
+        )
+        as_manager = environ | {"NOMAD_TOKEN": management}
+        tokens = []
+        for name, rules in (
+            ("nodes", 'node { policy = "read" }'),
+            ("jobs", 'namespace "*" { policy = "read" }'),
+        ):
+            nomad("acl", "policy", "apply", name, "-", environ=as_manager, text=rules)
+            made = nomad("acl", "token", "create", "-policy", name, "-json", environ=as_manager)
+            tokens.append(json.loads(made)["SecretID"])
+        yield Secured(environ, folder, *tokens)
+    finally:
+        stop([server])
+        block.release()
+
+
+def test_tls_and_a_token_that_may_read_nodes_are_enough(secured: Secured) -> None:
+    assert Cluster(secured.environ | {"NOMAD_TOKEN": secured.reader}).devices() == []
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {"NOMAD_CACERT": "", "NOMAD_CAPATH": "ca"},
+        {"NOMAD_CACERT": "", "NOMAD_SKIP_VERIFY": "true"},
+        {"NOMAD_TLS_SERVER_NAME": "server.global.nomad"},
+        {"NOMAD_CLIENT_CERT": "global-server-nomad.pem", "NOMAD_CLIENT_KEY": "global-server-nomad-key.pem"},
+    ],
+    ids=lambda more: list(more)[-1],
+)
+def test_the_other_ways_to_say_whom_to_trust(
+    secured: Secured, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = secured.folder / "ca"
+    folder.mkdir(exist_ok=True)
+    (folder / "ours.pem").write_bytes((secured.folder / "nomad-agent-ca.pem").read_bytes())
+    monkeypatch.chdir(secured.folder)
+    assert Cluster(secured.environ | {"NOMAD_TOKEN": secured.reader} | more).devices() == []
+
+
+def test_a_wrong_token_and_a_missing_capability_are_told_apart(secured: Secured) -> None:
+    address = secured.environ["NOMAD_ADDR"]
+    needs = "Permission denied; NOMAD_TOKEN must be set to a token with the ACL capability node:read"
+    assert refusal(**secured.environ) == f"{address}: {needs}"
+    assert refusal(**secured.environ, NOMAD_TOKEN=secured.stranger) == f"{address}: {needs}"
+    for token in (UNKNOWN_TOKEN, "not-even-a-uuid"):
+        said = refusal(**secured.environ, NOMAD_TOKEN=token)
+        assert "NOMAD_TOKEN is not, or no longer, a token of this cluster" in said
+
+
+def test_a_certificate_of_an_unknown_ca_is_not_trusted(
+    secured: Secured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever requests is told to trust; `nomad` does not ask it."""
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", secured.environ["NOMAD_CACERT"])
+    said = refusal(NOMAD_ADDR=secured.environ["NOMAD_ADDR"])
+    assert "its certificate is not trusted (" in said
+    assert said.endswith("; name its CA in NOMAD_CACERT or NOMAD_CAPATH")
+
+
+def test_a_certificate_of_another_name_is_not_trusted(secured: Secured) -> None:
+    said = refusal(**secured.environ, NOMAD_TLS_SERVER_NAME="server.mars.nomad")
+    assert "Hostname mismatch" in said
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"NOMAD_CACERT": "/none.pem"}, "NOMAD_CACERT is /none.pem: No such file or directory"),
+        ({"NOMAD_CLIENT_CERT": "/none.pem"}, "NOMAD_CLIENT_CERT is /none.pem: No such file or directory"),
+    ],
+)
+def test_a_file_that_is_not_there_is_named(secured: Secured, more: dict[str, str], said: str) -> None:
+    assert refusal(**secured.environ | more) == said
+
+
+def test_http_and_https_are_told_apart(secured: Secured, sandbox: Sandbox) -> None:
+    plain = secured.environ["NOMAD_ADDR"].replace("https", "http")
+    assert refusal(NOMAD_ADDR=plain) == f"{plain}: 400: Client sent an HTTP request to an HTTPS server."
+    over_tls = sandbox.nomad_address.replace("http", "https")
+    assert "TLS failed: " in refusal(NOMAD_ADDR=over_tls)
