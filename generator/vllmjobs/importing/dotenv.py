@@ -1,0 +1,129 @@
+"""The text of an `.env` file, to its variables, as Docker Compose reads it.
+
+https://docs.docker.com/compose/how-tos/environment-variables/variable-interpolation/#env-file-syntax.
+python-dotenv agrees (the tests compare), but for `$`: its parser does not say which values were in single
+quotes, where `$` is itself. What is not in the file is not set: the process's own variables are not read.
+"""
+
+import re
+from typing import NamedTuple
+
+from vllmjobs.environment.problems import Mark, Problem
+from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
+
+MAX_SHOWN_NAME = 40
+MAX_VALUE = 32_768  # characters: variables that refer to each other twice double with every line
+
+
+class Note(NamedTuple):
+    """What was not carried over, or not as it stood: the place, and a sentence that holds no secret."""
+
+    mark: Mark
+    message: str
+
+    def __str__(self) -> str:
+        return f"{self.mark}: {self.message}"
+
+
+class Variable(NamedTuple):
+    """A value as a program would get it, and where its assignment stands."""
+
+    value: str
+    mark: Mark
+    secret: bool
+    """By the variable's name, by the look of the value, or because it refers to one that is."""
+
+
+class DotEnv(NamedTuple):
+    """The variables of a file by name, in reading order, and what is to be said about it."""
+
+    variables: dict[str, Variable]
+    notes: list[Note]
+    problems: list[Problem]
+
+
+_BLANK = re.compile(r"(?:\s+|#[^\n]*)*+")
+_NAME = re.compile(r"(?:export[^\S\n]+)?([A-Za-z_]\w*)[^\S\n]*(?:(=)([^\S\n]*)|(?=#|\n|\Z))", re.ASCII)
+_QUOTED = re.compile(r"(['\"])((?:\\.|(?!\1)[^\\])*+)\1(?P<rest>[^\n]*)", re.DOTALL)
+_COMMENT = re.compile(r"\s+#.*")
+_REFERENCE = (
+    r"\$(?:(?P<dollar>\$)|(?P<name>[A-Za-z_]\w*)"
+    r"|\{(?P<braced>[A-Za-z_]\w*)(?:(?P<or_empty>:)?-(?P<default>[^{}$]*))?\}|(?P<odd>\{))"
+)
+_IN_BARE = re.compile(_REFERENCE, re.ASCII)
+_IN_DOUBLE = re.compile(rf"\\(?P<escaped>[\\'\"$abfnrtv])|{_REFERENCE}", re.ASCII)
+_IN_SINGLE = re.compile(r"\\(?P<escaped>[\\'])")
+_ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
+
+
+def read(text: str, source: str) -> DotEnv:
+    """Read a file; `text` has line feeds only. A fault inside quotes ends the reading."""
+    found = DotEnv({}, [], [])
+    at = 0
+    while (at := _BLANK.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # matches nothing too
+        mark = Mark.at(source, text, at)
+        end = len(text) if (line_feed := text.find("\n", at)) < 0 else line_feed
+        name = _NAME.match(text, at)
+        if not name:
+            found.notes.append(Note(mark, "is no assignment NAME=VALUE; passed over"))
+        elif not name[2]:
+            message = f"{shown(name[1])} has no value, and is taken from the shell by Compose; passed over"
+            found.notes.append(Note(mark, message))
+        elif text.startswith(("'", '"'), name.end()):
+            quoted = _QUOTED.match(text, name.end())
+            rest = quoted["rest"].strip() if quoted else ""
+            if not quoted or (rest and not rest.startswith("#")):
+                wrong = (
+                    "has more text after its closing quote" if quoted else "has a quote that is not closed"
+                )
+                found.problems.append(Problem(mark, (), f"{shown(name[1])} {wrong}"))
+                break  # what follows may be the inside of a value, and of a secret
+            end = quoted.end()
+            _set(found, name[1], quoted[2], mark, _IN_SINGLE if quoted[1] == "'" else _IN_DOUBLE)
+        else:
+            bare = text[name.end() : end]
+            is_comment = name[3] and bare.startswith("#")
+            _set(found, name[1], "" if is_comment else _COMMENT.sub("", bare).rstrip(), mark, _IN_BARE)
+        at = end
+    return found
+
+
+def shown(name: str) -> str:
+    """A variable's name, unless it may be a piece of a secret that was broken into lines."""
+    plain = name in (name.upper(), name.lower()) and len(name) <= MAX_SHOWN_NAME and not looks_secret(name)
+    return name if plain else "a variable (name not shown)"
+
+
+def _set(found: DotEnv, name: str, raw: str, mark: Mark, pattern: re.Pattern[str]) -> None:
+    """Add a variable; in its value, escapes and references to what stands above it are filled in."""
+    referred: list[Variable] = []
+
+    def fill(match: re.Match[str]) -> str:
+        groups = match.groupdict()
+        if escaped := groups.get("escaped"):
+            return _ESCAPES.get(str(escaped), str(escaped))
+        if groups["dollar"]:
+            return "$"
+        if groups["odd"]:
+            message = f"{shown(name)}: write ${{NAME}}, ${{NAME:-default}} or ${{NAME-default}}"
+            found.problems.append(Problem(mark, (), f"{message}; no other reference is understood"))
+            return ""
+        other = groups["name"] or groups["braced"]
+        known = found.variables.get(other)
+        if known and (known.value or not groups["or_empty"]):
+            referred.append(known)
+            return known.value
+        if groups["default"] is None and not known:
+            message = f"{shown(name)} refers to {shown(other)}, which is not set above it; taken as empty"
+            found.notes.append(Note(mark, message))
+        return groups["default"] or ""
+
+    value = pattern.sub(fill, raw)
+    if len(value) > MAX_VALUE:
+        found.problems.append(Problem(mark, (), f"{shown(name)} is longer than {MAX_VALUE:,} characters"))
+        value = ""
+    if first := found.variables.pop(name, None):
+        message = f"{shown(name)} is set again (first on line {first.mark.line}); this one counts"
+        found.notes.append(Note(mark, message))
+    named_so = bool(SECRET_VARIABLES.search(name) or looks_secret(value))
+    found.variables[name] = Variable(value, mark, named_so or any(other.secret for other in referred))
