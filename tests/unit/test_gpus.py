@@ -342,6 +342,12 @@ def test_an_allocation_holds_its_gpus_until_it_has_ended(status: str, holds: boo
     assert [bool(card.holders) for card in cards] == [holds, holds]
 
 
+def test_without_leave_to_read_allocations_the_holders_are_unknown_and_not_nobody() -> None:
+    cards = in_cluster([node()], None)
+    assert [card.holders for card in cards] == [None, None]
+    assert {line.rpartition("  ")[2] for line in table(cards).splitlines()} == {"HELD BY", "?"}
+
+
 def test_the_same_id_on_another_node_is_another_gpu() -> None:
     cards = in_cluster([node("gpu-2"), node("gpu-1")], [allocation("running", "GPU-2")])
     assert [(card.node, card.uuid) for card in cards if card.holders] == [("gpu-1", "GPU-2")]
