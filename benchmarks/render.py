@@ -7,45 +7,15 @@ moment of the machine meets all of them; figures are medians, ratios are medians
 """
 
 import argparse
-import os
 import shutil
-import statistics
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
-ROOT = Path(__file__).parents[1]
-VLLMJOBS = [str(Path(sys.executable).parent / "vllmjobs")]
+from timing import ROOT, VLLMJOBS, in_turn, show
+
 SIZES = (1, 10, 100, 1000)
-
-
-class Figure(NamedTuple):
-    """One run of one command."""
-
-    seconds: float
-    peak_mib: float
-
-
-def measure(command: Sequence[str]) -> Figure:
-    """Run a command to its end; wall-clock seconds and the largest resident set in MiB."""
-    start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
-    _, status, usage = os.wait4(process.pid, 0)
-    seconds = time.perf_counter() - start
-    process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
-        sys.exit(f"{' '.join(command)}: exit {process.returncode}")
-    return Figure(seconds, usage.ru_maxrss / 1024)
-
-
-def in_turn(commands: dict[str, list[str]], runs: int) -> dict[str, list[Figure]]:
-    """Every command `runs` times, A B C A B C, after one round that does not count."""
-    rounds = [{name: measure(command) for name, command in commands.items()} for _ in range(runs + 1)]
-    return {name: [figures[name] for figures in rounds[1:]] for name in commands}
 
 
 def environment_of(models: int, folder: Path) -> Path:
@@ -66,21 +36,6 @@ def environment_of(models: int, folder: Path) -> Path:
     ]
     path.write_text("models:\n" + "".join(blocks))
     return path
-
-
-def show(figures: dict[str, list[Figure]], against: str) -> None:
-    """A table of medians, with each command's time relative to one of them."""
-    print(f"| command | median s | min–max s | peak MiB | × {against} |\n|---|---:|---:|---:|---:|")
-    for name, runs in figures.items():
-        times = [run.seconds for run in runs]
-        ratio = statistics.median(
-            mine.seconds / other.seconds for mine, other in zip(runs, figures[against], strict=True)
-        )
-        print(
-            f"| {name} | {statistics.median(times):.3f} | {min(times):.3f}–{max(times):.3f} "
-            f"| {max(run.peak_mib for run in runs):.0f} | {ratio:.2f} |"
-        )
-    print()
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from vllmjobs import __version__
 from vllmjobs.check.check import UnknownRuleError
 from vllmjobs.environment.problems import InvalidEnvironmentError, in_order
 from vllmjobs.git import GitError, files_at
-from vllmjobs.project import checked, environments, find, load
+from vllmjobs.project import checked, environments, find, load, subjects
 from vllmjobs.render.job import RenderError, jobs
 from vllmjobs.render.job import render as render_job
 from vllmjobs.templates import shipped, templates
@@ -181,6 +181,67 @@ def check(
 
 
 @main.command()
+@environment_options
+@click.option(
+    "--gpu", "gpu_name", metavar="NAME", help='Ask about another GPU, such as "NVIDIA H100 80GB HBM3".'
+)
+@click.option("--model", "model_name", metavar="NAME", help="Only this model.")
+@click.option("--json", "in_json", is_flag=True, help="For programs; bytes per GPU.")
+def size(
+    env: str,
+    settings: tuple[str, ...],
+    project: Path,
+    gpu_name: str | None,
+    model_name: str | None,
+    in_json: bool,
+) -> None:
+    """Show what the models of ENV take of their GPUs, and what fits.
+
+    ENV is the name of a file in envs/, or a path. Exits 1 when a model does not fit.
+    """
+    from vllmjobs.check import size as sizes  # noqa: PLC0415
+    from vllmjobs.vllm.gpus import gpu, nearest_names  # noqa: PLC0415
+
+    other = gpu(gpu_name) if gpu_name else None
+    if gpu_name and not other:
+        near = " or ".join(nearest_names(gpu_name))
+        raise click.ClickException(
+            f"{gpu_name} is not in the table of GPUs" + (near and f"; did you mean {near}?")
+        )
+    found = [
+        sizes.size(subject, other)
+        for subject in subjects(find(project, env), settings)
+        if model_name in (None, subject.name)
+    ]
+    if not found:
+        raise click.ClickException(f"{env} has no model {model_name!r}")
+    click.echo(sizes.as_json(found) if in_json else sizes.as_text(found), nl=False)
+    if any(each.estimate and not each.estimate.fits for each in found):
+        raise click.exceptions.Exit(1)
+
+
+@main.command("gpus")
+@click.option("--nomad", "of_cluster", is_flag=True, help="The cluster's, asked of Nomad at NOMAD_ADDR.")
+@click.option("--json", "in_json", is_flag=True, help="For programs: a list of objects.")
+def show_gpus(of_cluster: bool, in_json: bool) -> None:
+    """List this machine's GPUs, or the cluster's: memory, health, MIG, and who holds them."""
+    from vllmjobs import gpus, nomad, nvml  # noqa: PLC0415 (160 ms, for this command only)
+
+    try:
+        if of_cluster:
+            cluster = nomad.Cluster()
+            cards, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
+        else:
+            cards, reason = nvml.cards()
+            reason += "; vllmjobs gpus --nomad asks the cluster" if reason else ""
+    except (nomad.NomadError, nvml.NvmlError) as error:
+        raise click.ClickException(str(error)) from error
+    if not cards:
+        click.echo(reason, err=True)
+    click.echo(gpus.as_json(cards) if in_json else gpus.table(cards), nl=False)
+
+
+@main.command()
 @click.argument("rule", required=False)
 def explain(rule: str | None) -> None:
     """Say what a rule is for, with an example; or list all rules."""
@@ -230,3 +291,37 @@ def init(directory: Path, with_templates: bool) -> None:
         target.write_bytes(source.read_bytes())
         click.echo(f"wrote {target}", err=True)
     click.echo(f"next: vllmjobs render --project {directory} dev", err=True)
+
+
+@main.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option("--as", "name", required=True, metavar="NAME", help="The new environment; - prints it instead.")
+@click.option("--force", is_flag=True, help="Overwrite envs/NAME.yaml.")
+@_PROJECT
+def import_(file: Path, name: str, force: bool, project: Path) -> None:
+    """Write envs/NAME.yaml from balanced-vllm-docker's FILE: its .env, or an older instances.config.
+
+    What is not carried over, or not as it stood, is named on stderr. Secrets are never copied: the
+    environment refers to where they are to be stored. FILE may be - for stdin.
+    """
+    from vllmjobs.importing.imported import imported  # noqa: PLC0415 (no other command has use for it)
+
+    printed = name == "-"
+    envs = project / "envs"
+    base = "base.yaml" if (envs / "base.yaml").is_file() else None
+    with click.open_file(str(file), "rb") as stream:
+        text = stream.read().decode(errors="surrogateescape")
+    found = imported(text, str(file), "imported" if printed else name, base)
+    path = envs / f"{name}.yaml"
+    if path.exists() and not (printed or force):
+        raise click.ClickException(f"{path} exists; --force overwrites it")
+    for note in found.notes:
+        click.echo(str(note), err=True)
+    if printed:
+        click.echo(found.text, nl=False)
+        return
+    envs.mkdir(parents=True, exist_ok=True)
+    path.write_text(found.text, encoding="utf-8")
+    click.echo(f"wrote {path}", err=True)
+    where = "" if project == Path() else f"--project {project} "
+    click.echo(f"next: vllmjobs check {where}{name}", err=True)

@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vllmjobs.check.check import check, without_ignored
-from vllmjobs.check.subject import Facts
+from vllmjobs.check.subject import Facts, Subject, Whole
+from vllmjobs.configs import configs
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
@@ -60,7 +61,8 @@ def checked(path: Path, settings: Sequence[str], project: Path, against: Files |
     environment, tree, texts, problems = load_file(path, settings)
     if environment is not None and tree is not None:
         before = load_file(path, settings, against).environment if against else None
-        problems = problems + check(environment, tree, Facts(files=_secret_files(project), before=before))
+        facts = Facts(configs(environment, tree), _secret_files(project), before)
+        problems = problems + check(environment, tree, facts)
     return Checked(environment, in_order(without_ignored(problems, texts)), texts)
 
 
@@ -74,6 +76,17 @@ def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> En
     if environment is None or errors:
         raise InvalidEnvironmentError(errors)
     return environment
+
+
+def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
+    """The models of an environment with what is known of each, whether its rules hold or not.
+
+    Raises `InvalidEnvironmentError` for a file that cannot be read as an environment.
+    """
+    environment, tree, _, problems = load_file(path, settings)
+    if environment is None or tree is None or problems:
+        raise InvalidEnvironmentError(problems)
+    return Whole(environment, Facts(configs(environment, tree))).subjects
 
 
 def _secret_files(project: Path) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """What README and docs show is what happens: every command is run, and its output compared.
 
 A ```console block holds commands after `$ `, each followed by its output, stderr included; `...` stands for
-anything. A ```yaml block whose first line names a file of envs/ is that file. The commands of a page run one
+anything. A ```yaml or ```dotenv block whose first line names a file is that file. The commands of a page run one
 after the other in one folder, against the sandbox.
 """
 
@@ -60,7 +60,7 @@ def test_every_command_of_a_page_prints_what_the_page_shows(
     folder, env = tmp_path, sandbox.env | {"COLUMNS": "100", "VLLMJOBS_PROJECT": "."}
     text = page.read_text()
     for kind, block in BLOCK.findall(text):
-        if kind == "yaml" and (named := re.match(r"# (envs/\S+\.yaml)\n", block)):
+        if kind in ("yaml", "dotenv") and (named := re.match(r"# (envs/\S+\.yaml|\.env\S*)\n", block)):
             (folder / named[1]).write_text(block)
         if kind != "console":
             continue

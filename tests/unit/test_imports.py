@@ -30,7 +30,8 @@ EDGE_OF_OTHERS = {
 
 
 def core_files() -> list[Path]:
-    files = [path for room in CORE for path in sorted((PACKAGE / room).glob("**/*.py"))]
+    files = [PACKAGE / "gpus.py"]  # a room of one module
+    files += [path for room in CORE for path in sorted((PACKAGE / room).glob("**/*.py"))]
     return [path for path in files if str(path.relative_to(PACKAGE)) not in CORE_EXCEPTIONS]
 
 

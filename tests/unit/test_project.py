@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from vllmjobs.cli import main
-from vllmjobs.project import load
 from vllmjobs.environment.tree import parse, plain
+from vllmjobs.project import load
 
 ROOT = Path(__file__).parents[2]
 
@@ -66,7 +66,7 @@ def test_the_environments_are_real_and_different() -> None:
     ] == [("facebook/opt-125m", 1, 0.7, 1024)]
     (chat,) = staging.models.values()
     assert (chat.model, chat.replicas) == ("microsoft/DialoGPT-medium", 2)
-    assert (chat.gpu_memory_utilization, chat.max_model_len) == (0.8, 2048)
+    assert (chat.gpu_memory_utilization, chat.max_model_len) == (0.8, 1024)
     assert {m.strategy for m in prod.models.values()} == {"multi_instance", "tensor_parallel"}
     assert {(m.gpu_memory_utilization, m.max_model_len) for m in prod.models.values()} == {(0.95, 4096)}
 

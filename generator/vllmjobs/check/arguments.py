@@ -3,6 +3,7 @@
 from vllmjobs.check.rule import Findings, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.derive import argument_name
+from vllmjobs.environment.problems import Path
 
 # Set by vllmjobs from other keys of the environment.
 OWN_ARGUMENTS = {
@@ -23,6 +24,39 @@ OWN_VARIABLES = {
     "NVIDIA_VISIBLE_DEVICES": "Nomad sets it to the GPUs that it reserved",
     "CUDA_VISIBLE_DEVICES": "the GPUs are the ones that Nomad reserved",
 }
+_OWN_PATHS: dict[str, Path] = {
+    "served-model-name": ("model",),
+    "max-model-len": ("max_model_len",),
+    "gpu-memory-utilization": ("gpu_memory_utilization",),
+    "tensor-parallel-size": ("gpus", "count"),
+    "shutdown-timeout": ("drain", "longest_stream"),
+}
+
+# The rule for each kind of mistake in `vllm/words.py`.
+KINDS = {
+    "VJ104": ("unknown",),
+    "VJ106": ("type", "missing-value"),
+    "VJ107": ("choice",),
+    "VJ108": ("range",),
+    "VJ109": ("json", "key"),
+    "VJ110": ("conflict",),
+    "VJ111": ("abbreviation",),
+}
+
+
+@of_model("VJ100", "note")
+def version_is_known(subject: Subject) -> Findings:
+    """Without vLLM's version, its arguments are not checked."""
+    if subject.version is None:
+        place = "image" if subject.model.image else "driver"
+        yield (place,), 'does not tell the version of vLLM: arguments are not checked; say vllm: "0.33.0"'
+
+
+@of_model("VJ101", "note")
+def version_has_a_table(subject: Subject) -> Findings:
+    """A version without a table of its own is checked by the nearest one below."""
+    if subject.table and not subject.table.exact and subject.model.args:
+        yield ("args",), subject.table.note
 
 
 @of_model("VJ102", "error")
@@ -63,3 +97,71 @@ def arguments_hold_no_secrets(subject: Subject) -> Findings:
         variable = SECRET_ARGUMENTS.get(argument_name(name))
         if variable and isinstance(value, str):  # `--hf-token` alone reads the variable
             yield ("args", name), f"holds a secret; use secrets.{variable}"
+
+
+@of_model("VJ104", "error")
+def arguments_are_known(subject: Subject) -> Findings:
+    """Arguments that this version of vLLM has: with any other it does not start."""
+    if subject.table and subject.table.exact:
+        yield from _mistakes(subject, "VJ104")
+
+
+@of_model("VJ105", "warning")
+def arguments_are_known_nearby(subject: Subject) -> Findings:
+    """The same, where only another version's arguments are known."""
+    if subject.table and not subject.table.exact:
+        yield from _mistakes(subject, "VJ104")
+
+
+@of_model("VJ106", "error")
+def arguments_have_their_type(subject: Subject) -> Findings:
+    """Numbers where numbers are read, values where there must be one."""
+    yield from _mistakes(subject, "VJ106")
+
+
+@of_model("VJ107", "error")
+def arguments_are_among_the_choices(subject: Subject) -> Findings:
+    """Words that vLLM knows: quantizations, formats, backends, parsers."""
+    yield from _mistakes(subject, "VJ107")
+
+
+@of_model("VJ108", "error")
+def arguments_are_within_bounds(subject: Subject) -> Findings:
+    """Numbers that vLLM's configuration classes take."""
+    yield from _mistakes(subject, "VJ108")
+
+
+@of_model("VJ109", "error")
+def json_options_are_well_formed(subject: Subject) -> Findings:
+    """Keys inside JSON options; vLLM ignores some that it does not know, and others end it."""
+    yield from _mistakes(subject, "VJ109")
+
+
+@of_model("VJ110", "error")
+def arguments_go_together(subject: Subject) -> Findings:
+    """Arguments that are each right, and not together."""
+    yield from _mistakes(subject, "VJ110")
+
+
+@of_model("VJ111", "error")
+def arguments_are_written_out(subject: Subject) -> Findings:
+    """argparse completes an abbreviation, until a release adds a second argument that it fits."""
+    yield from _mistakes(subject, "VJ111")
+
+
+def _mistakes(subject: Subject, rule: str) -> Findings:
+    """What the rule says of the arguments that the environment gives; of vllmjobs' own, at their own keys."""
+    if subject.table is None:
+        return
+    names = {argument_name(name): name for name in subject.model.args}
+    for mistake in subject.reading.mistakes:
+        if mistake.kind not in KINDS[rule]:
+            continue
+        flag, _, key = mistake.flag.partition(".")
+        written = names.get(mistake.flag) or names.get(flag) or names.get(flag.removeprefix("no-"))
+        path: Path = (
+            ("args", written, *filter(None, key.split("."))) if written else _OWN_PATHS.get(flag, ("args",))
+        )
+        value = subject.model.args.get(written) if written else None
+        if "${" not in str(value):  # what Nomad fills in when the task starts cannot be judged
+            yield path, mistake.message if written else f"{mistake.flag}: {mistake.message}"

@@ -3,19 +3,20 @@
 import re
 from collections.abc import Callable, Iterator
 
-from vllmjobs.check import arguments, balancing, deadlines, gpus, job, placement, rollout, security
+from vllmjobs.check import arguments, balancing, deadlines, gpus, job, memory, placement, rollout, security
 from vllmjobs.check.rule import Rule, rules_of
 from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import INVALID, Mark, Problem
 from vllmjobs.environment.tree import Node, locate
+from vllmjobs.environment.values import without_secrets
 
 IGNORED = "VJ002"
 # Those two have no function: what is wrong shows while the file is read, or its comments are.
 NAMES = {INVALID: "environment-is-valid", IGNORED: "ignoring-has-a-reason"}
 RULES: list[Rule] = sorted(
     rule
-    for module in (arguments, deadlines, job, placement, gpus, rollout, balancing, security)
+    for module in (arguments, memory, deadlines, job, placement, gpus, rollout, balancing, security)
     for rule in rules_of(module)
 )
 _COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:[A-Z]+\d+[,\s]*)*)(.*)$")
@@ -28,7 +29,7 @@ def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
         Problem(
             place if isinstance(place, Mark) else locate(tree, place),
             () if isinstance(place, Mark) else place,
-            message,
+            without_secrets(message),
             rule.id,
             rule.severity,
         )

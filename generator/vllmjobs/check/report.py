@@ -4,6 +4,7 @@ import json
 import re
 from collections.abc import Iterable
 from typing import Any
+from urllib.parse import quote
 
 from vllmjobs.check.check import IGNORED, NAMES, RULES
 from vllmjobs.environment.problems import INVALID, Problem, dotted
@@ -118,19 +119,18 @@ def _excerpt(problem: Problem, texts: dict[str, str]) -> str:
 def _shown(line: str, problem: Problem) -> str:
     """The line, less what may be a secret: values of variables, and whatever looks like a token."""
     if {"env", "secrets"} & set(problem.path):
-        end = line.find(":", problem.mark.column - 1)
-        return f"{line[: end + 1]} …" if end >= 0 else "…"
-    return without_secrets(_VARIABLES.sub(r"\1…", line))
+        key = re.match(r"[\w\"'-]+(?=\s*:)", line[problem.mark.column - 1 :])
+        return " " * (problem.mark.column - 1) + (f"{key[0]}: …" if key else "…")
+    return without_secrets(_VARIABLES.sub(r"\1 …", line))
 
 
 def _location(problem: Problem) -> dict[str, Any]:
     mark = problem.mark
     if not mark.line and mark.source.startswith("--set"):
         return {"logicalLocations": [{"fullyQualifiedName": mark.source}]}
-    physical: dict[str, Any] = {"artifactLocation": {"uri": mark.source}}
-    if mark.line:
-        physical["region"] = {"startLine": mark.line, "startColumn": mark.column}
-    return {"physicalLocation": physical}
+    uri = ("file://" if mark.source.startswith("/") else "") + quote(mark.source)
+    region = {"startLine": mark.line or 1, "startColumn": mark.column or 1}  # forges need one
+    return {"physicalLocation": {"artifactLocation": {"uri": uri}, "region": region}}
 
 
 def _sentence(problem: Problem) -> str:

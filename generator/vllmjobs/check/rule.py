@@ -1,6 +1,7 @@
 """A rule: an id, a severity, and a small function that says what is wrong."""
 
 from collections.abc import Callable, Iterable, Iterator
+from itertools import chain
 from types import ModuleType
 from typing import NamedTuple
 
@@ -24,7 +25,9 @@ def of_environment(rule: str, severity: Severity) -> Callable[[Callable[[Whole],
     return lambda find: Rule(rule, severity, _name(find), find)
 
 
-def of_model(rule: str, severity: Severity) -> Callable[[Callable[[Subject], Findings]], Rule]:
+def of_model(
+    rule: str, severity: Severity, name: str | None = None
+) -> Callable[[Callable[[Subject], Findings]], Rule]:
     """Make a rule of a function over one model; its paths are from the model down."""
 
     def decorate(find: Callable[[Subject], Findings]) -> Rule:
@@ -33,14 +36,16 @@ def of_model(rule: str, severity: Severity) -> Callable[[Callable[[Subject], Fin
                 for path, message in find(subject):
                     yield ("models", subject.name, *path), message
 
-        return Rule(rule, severity, _name(find), find_in_all)
+        return Rule(rule, severity, name or _name(find), find_in_all)
 
     return decorate
 
 
 def rules_of(module: ModuleType) -> list[Rule]:
     """The rules that a module holds, in the order in which they are written."""
-    return [value for value in vars(module).values() if isinstance(value, Rule)]
+    values = vars(module).values()
+    lists = [value for value in values if isinstance(value, list)]
+    return [value for value in chain(values, *lists) if isinstance(value, Rule)]
 
 
 def _name(function: Callable[..., object]) -> str:

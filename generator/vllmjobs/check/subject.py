@@ -1,25 +1,34 @@
 """What rules look at: an environment, each model of it, and what was found beside it."""
 
+import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, NamedTuple
+from typing import Any, NamedTuple
 
 from vllmjobs.environment.derive import Deadlines, deadlines, vllm_version
 from vllmjobs.environment.model import Environment, Model
-
-if TYPE_CHECKING:
-    from vllmjobs.vllm.shape import Shape
+from vllmjobs.environment.quantity import size_bytes
+from vllmjobs.render.arguments import arguments
+from vllmjobs.vllm import models
+from vllmjobs.vllm.command_line import Reading, read
+from vllmjobs.vllm.gpus import Gpu, gpu, gpus
+from vllmjobs.vllm.limits import Misfit, capability, dividing
+from vllmjobs.vllm.memory import estimate
+from vllmjobs.vllm.misfits import context, memory
+from vllmjobs.vllm.shape import Shape, UnknownShapeError, shape
+from vllmjobs.vllm.tables import Nearest, table, versions
+from vllmjobs.vllm.use import Use
 
 
 class Facts(NamedTuple):
     """What the world says beside the environment: gathered by `project.py`, read by rules.
 
-    `shapes` has what is known of each model, by its key in the environment, or why nothing is.
+    `configs` has the config.json of models by their key in the environment, or why it cannot be read.
     `files` has the permission bits of the project's files that may hold secrets, by path.
     `before` is the environment that a change is compared with, where one was named.
     """
 
-    shapes: "dict[str, Shape | str]" = {}
+    configs: dict[str, dict[str, Any] | str] = {}
     files: dict[str, int] = {}
     before: Environment | None = None
 
@@ -46,6 +55,93 @@ class Subject:
     def version(self) -> str | None:
         """vLLM's version; None when neither the environment nor the image's tag tells it."""
         return vllm_version(self.environment, self.model)
+
+    @cached_property
+    def table(self) -> Nearest | None:
+        """What that version accepts, or the nearest one below; None when the version is not known."""
+        return table(self.version) if self.version else None
+
+    @cached_property
+    def reading(self) -> Reading:
+        """The command line as vLLM reads it; the newest one where the version is not known."""
+        words = [_NOMADS.sub("8000", word) for word in arguments(self.name, self.model, self.deadlines)]
+        return read((self.table or table(versions()[-1])).table, words)
+
+    @cached_property
+    def config(self) -> dict[str, Any] | str:
+        """The model's config.json with `hf-overrides` laid over it, or why there is none."""
+        found = self.facts.configs.get(self.name) or models.config(self.model.model)
+        if found is None:
+            return f"{self.model.model} is not in the table of known models"
+        overrides = self.reading.values.get("hf_overrides")
+        return found | overrides if isinstance(found, dict) and isinstance(overrides, dict) else found
+
+    @cached_property
+    def shape(self) -> Shape | str | None:
+        """The model's shape, or why it has none; None without its config.json."""
+        if isinstance(self.config, str):
+            return None
+        try:
+            return shape(self.config)
+        except UnknownShapeError as error:
+            return f"{self.model.model}: {error}"
+
+    @cached_property
+    def gpu(self) -> Gpu | None:
+        """The GPU that it runs on: the one named, else the smallest that has the memory asked for."""
+        wanted = self.model.gpus
+        if (wanted.vendor, wanted.type) != ("nvidia", "gpu"):
+            return None
+        if wanted.model and (named := gpu(wanted.model)):
+            return named
+        if not wanted.memory:
+            return None
+        least = size_bytes(wanted.memory) / 2**20
+        return min(
+            (each for each in gpus() if each.memory_mib >= least), key=lambda each: each.usable, default=None
+        )
+
+    @cached_property
+    def use(self) -> Use:
+        """How it is served, in the words of the memory estimate."""
+        values = self.reading.values
+        named = {key: value for key in _SAME if (value := values.get(key)) is not None}
+        length = values.get("max_model_len")
+        return Use(
+            tensor_parallel=values.get("tensor_parallel_size") or 1,
+            pipeline_parallel=values.get("pipeline_parallel_size") or 1,
+            data_parallel=values.get("data_parallel_size") or 1,
+            expert_parallel=bool(values.get("enable_expert_parallel")),
+            prefix_caching=values.get("enable_prefix_caching") is not False,
+            max_model_len="auto" if length in (-1, "auto") else length,
+            vllm_version=self.version or versions()[-1],
+            **named,
+        )
+
+    @cached_property
+    def misfits(self) -> list[Misfit]:
+        """What keeps the model from running; empty where too little is known.
+
+        Kernels are spoken of for a GPU that is named, memory also for the smallest that was asked for.
+        """
+        if not isinstance(self.shape, Shape):
+            return []
+        shape, use, gpu = self.shape, self.use, self.gpu
+        found = [*dividing(shape, use), *context(shape, use)]
+        if gpu and self.model.gpus.model:
+            found += capability(shape, gpu, use)
+        return (
+            found if not gpu or dividing(shape, use) else found + memory(estimate(shape, gpu, use), gpu, use)
+        )
+
+
+# Arguments that the estimate calls as vLLM does.
+_SAME = (
+    "gpu_memory_utilization", "max_num_seqs", "max_num_batched_tokens", "dtype", "quantization",
+    "kv_cache_dtype", "kv_cache_memory_bytes", "block_size", "enforce_eager", "cpu_offload_gb",
+)  # fmt: skip
+# What Nomad fills in when the task starts.
+_NOMADS = re.compile(r"\$\{NOMAD_PORT_\w+\}")
 
 
 @dataclass(frozen=True)

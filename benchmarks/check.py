@@ -1,0 +1,59 @@
+"""Time and memory of `vllmjobs check`, side by side with its peers, in one run; and the estimator's error.
+
+    .venv/bin/python benchmarks/check.py [--runs N] [--vllm PROGRAM]
+
+`vllm serve --help` is the least that the real package needs to look at its own arguments. Where no vLLM is
+installed it is left out, and said so.
+"""
+
+import argparse
+import shutil
+import tempfile
+from pathlib import Path
+
+from timing import ROOT, VLLMJOBS, in_turn, show
+
+MANY = 100
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--runs", type=int, default=15)
+    parser.add_argument("--vllm", default=shutil.which("vllm"), help="the real vllm program")
+    asked = parser.parse_args()
+
+    print("## A cold start\n")
+    commands = {
+        f"vllmjobs {name} prod": [*VLLMJOBS, name, "--project", str(ROOT), "prod"]
+        for name in ("check", "render")
+    }
+    if asked.vllm:
+        commands["vllm serve --help"] = [asked.vllm, "serve", "--help"]
+    else:
+        print("(no vllm on PATH: `vllm serve --help` is left out; --vllm names one)\n")
+    show(in_turn(commands, asked.runs), "vllmjobs check prod")
+
+    print("## Environments in one call\n")
+    with tempfile.TemporaryDirectory() as temporary:
+        one, many = Path(temporary, "one"), Path(temporary, "many")
+        for project, count in ((one, 1), (many, MANY)):
+            shutil.copytree(
+                ROOT / "envs", project / "envs", ignore=shutil.ignore_patterns("dev*", "stag*", "prod*")
+            )
+            for index in range(count):
+                shutil.copy(ROOT / "envs/prod.yaml", project / f"envs/prod{index}.yaml")
+        show(
+            in_turn(
+                {
+                    "1 environment": [*VLLMJOBS, "check", "--project", str(one)],
+                    f"{MANY} environments": [*VLLMJOBS, "check", "--project", str(many)],
+                },
+                max(3, asked.runs // 3),
+            ),
+            "1 environment",
+        )
+
+
+if __name__ == "__main__":
+    main()

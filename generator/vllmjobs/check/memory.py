@@ -1,0 +1,72 @@
+"""Whether the model can run on the GPUs that it asks for."""
+
+from collections.abc import Callable
+
+from vllmjobs.check.rule import Findings, Rule, of_model
+from vllmjobs.check.subject import Subject
+from vllmjobs.environment.problems import Path, Severity
+
+
+@of_model("VJ201", "error")
+def config_can_be_read(subject: Subject) -> Findings:
+    """The config.json that the environment names."""
+    if subject.model.config and isinstance(subject.config, str):
+        yield ("config",), subject.config
+
+
+@of_model("VJ202", "note")
+def model_is_known(subject: Subject) -> Findings:
+    """Without its config.json, nothing can be said about a model's memory."""
+    if isinstance(subject.config, str) and not subject.model.config:
+        yield ("model",), f"{subject.config}: its memory is not checked; name its config.json under config"
+    elif isinstance(subject.shape, str):
+        yield ("model",), f"{subject.shape}: its memory is not checked"
+
+
+@of_model("VJ203", "note")
+def gpu_is_known(subject: Subject) -> Findings:
+    """Without the GPU's memory, nothing can be said about what fits."""
+    wanted = subject.model.gpus
+    if subject.gpu is None and (wanted.vendor, wanted.type) == ("nvidia", "gpu"):
+        what = f"{wanted.model} is not in the table of GPUs" if wanted.model else "any GPU will do"
+        way_out = "name gpus.memory" if wanted.model else "name gpus.model or gpus.memory"
+        yield ("gpus",), f"{what}: memory is not checked; {way_out}"
+
+
+def _count(_: Subject) -> Path:
+    return ("gpus", "count")
+
+
+def _length(subject: Subject) -> Path:
+    return ("max_model_len",) if subject.model.max_model_len else ("model",)
+
+
+def _quantization(subject: Subject) -> Path:
+    return ("args", "quantization") if "quantization" in subject.model.args else ("gpus", "model")
+
+
+# What vllm/misfits.py finds, by its kind: each a rule of its own, so that each can be passed over alone.
+_MISFITS: list[tuple[str, Severity, str, str, Callable[[Subject], Path]]] = [
+    ("VJ211", "error", "heads", "heads-divide", _count),
+    ("VJ212", "error", "vocabulary", "vocabulary-divides", _count),
+    ("VJ213", "error", "kv_heads", "kv-heads-divide", _count),
+    ("VJ214", "error", "capability", "gpu-runs-the-quantization", _quantization),
+    ("VJ215", "warning", "capability", "gpu-has-kernels-for-the-quantization", _quantization),
+    ("VJ216", "error", "context", "context-is-the-models", _length),
+    ("VJ217", "warning", "context", "context-is-stretched-knowingly", _length),
+    ("VJ218", "error", "weights", "weights-fit", _count),
+    ("VJ219", "error", "kv_cache", "a-full-length-request-fits", _length),
+    ("VJ220", "warning", "margin", "memory-has-a-margin", _length),
+]
+
+
+def _rule(rule: str, severity: Severity, kind: str, name: str, path: Callable[[Subject], Path]) -> Rule:
+    def find(subject: Subject) -> Findings:
+        for misfit in subject.misfits:
+            if (misfit.kind, misfit.severity) == (kind, severity):
+                yield path(subject), misfit.message
+
+    return of_model(rule, severity, name)(find)
+
+
+MISFITS = [_rule(*row) for row in _MISFITS]

@@ -1,0 +1,114 @@
+"""What each model takes of its GPUs, as a table for people and as JSON."""
+
+import json
+from typing import Any, NamedTuple
+
+import msgspec
+
+from vllmjobs.check.subject import Subject
+from vllmjobs.vllm.gpus import Gpu
+from vllmjobs.vllm.limits import dividing
+from vllmjobs.vllm.memory import Estimate, Request, estimate, smallest
+from vllmjobs.vllm.shape import Shape
+
+GIB = 2**30
+BAR = 40  # characters for all of a GPU
+EIGHTHS = " ▏▎▍▌▋▊▉"
+
+
+class Size(NamedTuple):
+    """One model's estimate on one kind of GPU, or why there is none; and the smallest GPUs that would do."""
+
+    name: str
+    model: str
+    gpus: int
+    gpu: Gpu | None
+    estimate: Estimate | None
+    smallest: Request | None
+    why_not: str
+
+
+def size(subject: Subject, gpu: Gpu | None) -> Size:
+    """The memory of one model on `gpu`, or on the GPU that it asks for."""
+    gpu = gpu or subject.gpu
+    model, use, count = subject.model.model, subject.use, subject.use.gpu_count
+    shape = subject.shape
+    if not isinstance(shape, Shape):
+        return Size(subject.name, model, count, gpu, None, None, shape or str(subject.config))
+    if wrong := dividing(shape, use):
+        return Size(subject.name, model, count, gpu, None, smallest(shape, use), wrong[0].message)
+    least = smallest(shape, use)
+    if gpu is None:
+        why_not = "no GPU is named; say gpus.model or gpus.memory, or --gpu NAME"
+        return Size(subject.name, model, count, gpu, None, least, why_not)
+    return Size(subject.name, model, count, gpu, estimate(shape, gpu, use), least, "")
+
+
+def as_text(sizes: list[Size]) -> str:
+    """For each model a bar per part of the GPU, and what fits."""
+    return "\n".join(_one(each) for each in sizes)
+
+
+def as_json(sizes: list[Size]) -> str:
+    """`{version, models: [...]}`; amounts in bytes per GPU, `null` where there is no estimate.
+
+    A model: name, model, gpu, count, estimate (see `Estimate`), smallest ({gpu, count}), reason.
+    """
+    models: list[dict[str, Any]] = [
+        {
+            "name": each.name,
+            "model": each.model,
+            "gpu": each.gpu.name if each.gpu else None,
+            "count": each.gpus,
+            "estimate": msgspec.to_builtins(each.estimate),
+            "smallest": msgspec.to_builtins(each.smallest),
+            "reason": each.why_not or None,
+        }
+        for each in sizes
+    ]
+    return json.dumps({"version": 1, "models": models}, indent=2) + "\n"
+
+
+def _one(size: Size) -> str:
+    on = f" on {size.gpus} x {size.gpu.name}" if size.gpu else ""
+    lines = [f"{size.name}: {size.model}{on}"]
+    found = size.estimate
+    if found is None:
+        lines.append(f"  {size.why_not}")
+    else:
+        used = found.weights + found.activations + found.cuda_graphs + found.non_torch
+        parts = {
+            "weights": found.weights,
+            "activations": found.activations,
+            "CUDA graphs": found.cuda_graphs,
+            "non-torch": found.non_torch,
+            "KV cache": found.kv_cache,
+            "left": found.total - used - found.kv_cache,
+        }
+        lines += [f"  {name:<12}{_gib(value)}  {_bar(value / found.total)}" for name, value in parts.items()]
+        lines.append(f"  {'of':<12}{_gib(found.total)}  per GPU, as CUDA counts it")
+        lines += _what_fits(found)
+    if size.smallest:
+        lines.append(f"  smallest that would do: {size.smallest.count} x {size.smallest.gpu}")
+    return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _what_fits(found: Estimate) -> list[str]:
+    if not found.fits:
+        missing = f"{found.max_model_len:,} tokens need {found.needed / GIB:.2f} GiB of KV cache"
+        longest = f"; {found.longest_context:,} would fit" if found.longest_context else ""
+        return [f"  does not fit: {missing}{longest}"]
+    return [
+        f"  {found.kv_tokens:,} tokens of KV cache: {found.concurrency:.1f} requests of "
+        f"{found.max_model_len:,} tokens at a time",
+        f"  longest context that fits: {found.longest_context:,} tokens",
+    ]
+
+
+def _gib(value: int) -> str:
+    return f"{value / GIB:>8.2f} GiB"
+
+
+def _bar(share: float) -> str:
+    eighths = round(max(0.0, min(share, 1.0)) * BAR * 8)
+    return "█" * (eighths // 8) + EIGHTHS[eighths % 8]

@@ -1,0 +1,60 @@
+"""The config.json of each model: in the file named, the model's own folder, or the Hugging Face cache."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from vllmjobs.environment.model import Environment, Model
+from vllmjobs.environment.tree import Node, locate
+
+Configs = dict[str, dict[str, Any] | str]
+
+
+def configs(environment: Environment, tree: Node) -> Configs:
+    """The config.json of each model that has one on this machine, or why the one named cannot be read.
+
+    A model without an entry has none here: it may be in the table of known models.
+    """
+    found: Configs = {}
+    for name, model in environment.models.items():
+        if model.config:
+            # As `extends`, from the folder of the file that says it.
+            source = locate(tree, ("models", name, "config")).source
+            folder = Path() if source.startswith("--set") else Path(source).parent
+            found[name] = _read(folder / model.config)
+        elif path := _local(model):
+            found[name] = _read(path)
+    return found
+
+
+def _local(model: Model) -> Path | None:
+    """The config.json in the model's own folder, or in the Hugging Face cache of this user."""
+    folder = Path(model.model) if model.model.startswith(("/", "./")) else _snapshot(model)
+    path = folder / "config.json" if folder else None
+    return path if path and path.is_file() else None
+
+
+def _snapshot(model: Model) -> Path | None:
+    """The model in the cache of huggingface_hub: `models--ORG--NAME/snapshots/COMMIT`."""
+    home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
+    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
+    try:
+        folder = hub.expanduser() / f"models--{model.model.replace('/', '--')}"
+        revision = str(model.args.get("revision") or "main")
+        ref = folder / "refs" / revision
+        return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
+    except (OSError, ValueError, RuntimeError):  # no home; a name that is no file's
+        return None
+
+
+def _read(path: Path) -> dict[str, Any] | str:
+    try:
+        config = json.loads(path.read_bytes())
+    except OSError as error:
+        return f"{path} cannot be read: {error.strerror}"
+    except ValueError:  # not UTF-8, or not JSON
+        return f"{path} is not JSON; name the config.json of the model"
+    return (
+        config if isinstance(config, dict) else f"{path} is no map of keys; name the config.json of the model"
+    )

@@ -1,0 +1,1 @@
+"""What vLLM accepts, and what it needs."""

@@ -1,0 +1,68 @@
+"""Everything that keeps a model from running on a GPU, or may."""
+
+from vllmjobs.vllm.gpus import Gpu
+from vllmjobs.vllm.limits import Misfit, impossible
+from vllmjobs.vllm.memory import Estimate, estimate
+from vllmjobs.vllm.shape import Shape
+from vllmjobs.vllm.use import Use
+
+__all__ = ["Misfit", "misfits"]
+
+GIB = 2**30
+NEAR = 0.05  # with less of the GPU to spare than this, an estimate is no promise
+
+
+def misfits(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
+    """What does not fit, errors first; empty when all is well.
+
+    `kind` is one of heads, kv_heads, vocabulary, capability, context, weights, kv_cache and margin.
+    """
+    found = [*impossible(shape, gpu, use), *context(shape, use)]
+    if not any(each.kind in {"heads", "kv_heads", "vocabulary"} for each in found):
+        found += memory(estimate(shape, gpu, use), gpu, use)
+    return sorted(found, key=lambda each: each.severity)
+
+
+def context(shape: Shape, use: Use) -> list[Misfit]:
+    """A context that is longer than the model's: kind context."""
+    length = use.max_model_len
+    if not isinstance(length, int) or length <= shape.longest_positions:
+        return []
+    limit = f"is longer than the model's {shape.longest_positions} ({shape.positions_key} in its config.json)"
+    if length <= shape.stretched_positions:
+        message = f"{length} {limit}: raise that with hf_overrides, as the rotary scaling reaches it"
+        return [Misfit("context", message, "warning")]
+    way_out = "take less, or set rope_scaling and that key with hf_overrides"
+    return [Misfit("context", f"{length} {limit}; {way_out}")]
+
+
+def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
+    """Weights or KV cache that do not fit, or only just: kinds weights, kv_cache and margin."""
+    on = f"{use.gpu_count} x {gpu.name}" if use.gpu_count > 1 else gpu.name
+    instead = f", or take {found.smallest.count} x {found.smallest.gpu}" if found.smallest else ""
+    used = found.weights + found.activations + found.cuda_graphs + found.non_torch
+    budget = found.total - found.outside
+    if used >= budget:
+        message = (
+            f"{_gib(found.weights)} of weights and {_gib(used - found.weights)} to work with do not fit into "
+            f"{_gib(budget)} of {on}; raise gpu_memory_utilization or tensor_parallel{instead}"
+        )
+        return [Misfit("weights", message)]
+    if not found.fits:
+        longest = f"lower max_model_len to {found.longest_context}, " if found.longest_context else ""
+        message = (
+            f"{found.max_model_len} tokens need {_gib(found.needed)} of KV cache, and {on} has "
+            f"{_gib(found.kv_cache)} left; {longest}raise gpu_memory_utilization or tensor_parallel{instead}"
+        )
+        return [Misfit("kv_cache", message)]
+    if found.margin < NEAR:
+        message = (
+            f"{found.max_model_len} tokens fit into {on} by {_gib(int(found.margin * found.total))}, less than an "
+            f"estimate can promise; lower max_model_len or max_num_seqs, or leave more room"
+        )
+        return [Misfit("margin", message, "warning")]
+    return []
+
+
+def _gib(size: int) -> str:
+    return f"{size / GIB:.1f} GiB"

@@ -1,0 +1,126 @@
+"""What a model is made of, in the sizes that decide its memory. Counts are of the whole model, not of one GPU."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import msgspec
+
+
+class UnknownShapeError(ValueError):
+    """The config lacks a key that is needed, or describes an architecture that is not understood."""
+
+
+class Attention(msgspec.Struct, frozen=True):
+    """Keys and values per head. `window` (sliding) or `chunk` (local) bounds what is kept of a request."""
+
+    heads: int
+    kv_heads: int
+    head_dim: int
+    value_dim: int
+    window: int | None = None
+    chunk: int | None = None
+    gated: bool = False  # an output gate doubles the query projection (Qwen3-Next)
+    keys_are_values: bool = False  # one projection for both (Gemma 4); the cache keeps both
+
+
+class Latent(msgspec.Struct, frozen=True):
+    """Multi-head latent attention: one vector of `kv_rank + rope` per token and layer, whatever the heads."""
+
+    heads: int
+    q_rank: int | None
+    kv_rank: int
+    nope: int
+    rope: int
+    value_dim: int
+    index_heads: int = 0  # DeepSeek sparse attention: an indexer with a cache of its own
+    index_dim: int = 0
+
+
+class Recurrent(msgspec.Struct, frozen=True):
+    """A state of fixed size per request: Mamba 1 and 2, gated delta nets.
+
+    `channels` go through the convolution, of which the last `kernel - 1` inputs are kept; the state is
+    `state` numbers per head. `groups` are the parts of the channels that cannot be cut by tensor parallelism.
+    """
+
+    heads: int
+    state: int  # numbers per head
+    inner: int  # width of what the layer computes
+    group_width: int  # channels of the convolution besides `inner`, per group
+    groups: int
+    kernel: int
+    projected: int  # width of the input projection
+    extra: int = 0  # parameters besides the two projections and the convolution
+    state_dtype: str | None = None  # None: the model's own
+
+
+class Dense(msgspec.Struct, frozen=True):
+    """A feed-forward layer; `gated` has two input projections (SwiGLU) instead of one."""
+
+    width: int
+    gated: bool = True
+
+
+class Experts(msgspec.Struct, frozen=True):
+    """A mixture: `count` experts of `width`, `active` per token, beside one shared feed-forward of `shared`."""
+
+    count: int
+    active: int
+    width: int
+    shared: int = 0
+    gated: bool = True
+
+
+Mixer = Attention | Latent | Recurrent
+Feed = Dense | Experts
+
+
+class Layer(msgspec.Struct, frozen=True):
+    """One layer of the decoder: what mixes tokens, and what feeds forward."""
+
+    mixers: tuple[Mixer, ...]
+    feeds: tuple[Feed, ...]
+
+
+class Vision(msgspec.Struct, frozen=True):
+    """The encoder of a model that sees, as far as its weights go."""
+
+    layers: int
+    hidden: int
+    width: int
+    gated: bool
+    out: int
+    mergers: int = 1
+
+
+class Config:
+    """A `config.json` that is asked for keys by any of their names."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self.values = values
+
+    def has(self, *names: str) -> bool:
+        """Whether one of the names has a value other than null."""
+        return any(self.values.get(name) is not None for name in names)
+
+    def any(self, *names: str, default: Any = None) -> Any:
+        """The first of the names that has a value other than null, else the default."""
+        return next((v for name in names if (v := self.values.get(name)) is not None), default)
+
+    def whole(self, *names: str, default: int | None = None) -> int:
+        """A whole number of at least 0; UnknownShapeError names the key when there is none."""
+        value = self.any(*names, default=default)
+        if value is None:
+            raise UnknownShapeError(f"config.json has no {names[0]}")
+        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
+            raise UnknownShapeError(f"{names[0]} in config.json is {value!r}, not a whole number")
+        return value
+
+    def flag(self, name: str, default: bool = False) -> bool:
+        """A boolean key; null counts as absent."""
+        return bool(self.any(name, default=default))
+
+    def inner(self, *names: str) -> "Config | None":
+        """A nested mapping, or None."""
+        value = self.any(*names)
+        return Config(value) if isinstance(value, Mapping) else None

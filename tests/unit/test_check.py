@@ -1,0 +1,222 @@
+"""`vllmjobs check` as a tool: what it reads, what it passes over, what it prints, how it ends."""
+
+import json
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from vllmjobs.check.check import RULES
+from vllmjobs.cli import main
+
+Check = Callable[..., Result]
+LATEST = (
+    "models:\n  chat:\n    model: facebook/opt-125m\n    gpus: {memory: 7 GiB}\n    image: vllm/vllm:latest"
+)
+
+
+@pytest.fixture
+def project(tmp_path: Path) -> Path:
+    (tmp_path / "envs").mkdir()
+    return tmp_path
+
+
+@pytest.fixture
+def check(project: Path, monkeypatch: pytest.MonkeyPatch) -> Check:
+    """Writes `envs/prod.yaml`, and checks the project."""
+    monkeypatch.chdir(project)
+
+    def run(text: str | None, *options: str) -> Result:
+        if text is not None:
+            (project / "envs/prod.yaml").write_text(text)
+        done = CliRunner().invoke(main, ["check", *options])
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done
+
+    return run
+
+
+def broken(done: Result) -> list[str]:
+    """The rules of the findings, in order."""
+    return re.findall(r"\[(VJ\d+)\]$", done.stdout, re.MULTILINE)
+
+
+def test_a_finding_shows_its_line_and_a_caret(check: Check) -> None:
+    done = check(LATEST, "--select", "VJ503")
+    assert done.stdout == (
+        "envs/prod.yaml:5:5: models.chat.image: vllm/vllm:latest: tag 'latest' moves; name a version, such "
+        "as :v0.33.0, or a digest (@sha256:…) [VJ503]\n"
+        "     5 |     image: vllm/vllm:latest\n"
+        "       |     ^\n"
+    )
+    assert (done.stderr, done.exit_code) == ("1 error in 1 environment\n", 1)
+
+
+def test_warnings_end_well_unless_strict(check: Check) -> None:
+    warned = LATEST.replace(":latest", ":v0.33.0\n    user: root")
+    assert (broken(check(warned)), check(warned).exit_code, check(warned, "--strict").exit_code) == (
+        ["VJ505"], 0, 1,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "comment",
+    [
+        f"{LATEST} # vllmjobs: ignore VJ503, VJ100 the registry keeps one only",
+        LATEST.replace(
+            "    image", "    # vllmjobs: ignore VJ503 VJ100 one only\n    # more words\n\n    image"
+        ),
+    ],
+    ids=["on the line", "above it"],
+)
+def test_a_comment_with_a_reason_passes_over_a_finding(check: Check, comment: str) -> None:
+    assert broken(check(comment)) == []
+
+
+def test_a_comment_in_an_extended_file_passes_over_what_stands_there(check: Check, project: Path) -> None:
+    (project / "envs/base.yaml").write_text(
+        "images: {standard: vllm/vllm} # vllmjobs: ignore VJ503 for now\n"
+    )
+    text = "extends: base.yaml\nmodels: {chat: {model: facebook/opt-125m, gpus: {memory: 7 GiB}}}"
+    assert broken(check(text, "--ignore", "VJ100")) == []
+
+
+def test_what_defaults_say_is_found_once_and_at_its_place(check: Check) -> None:
+    text = "defaults: {user: root, gpus: {memory: 7 GiB}}\nmodels:\n"
+    text += "".join(
+        f"  {name}: {{model: facebook/opt-125m, route: {{path: /{name}/v1/}}}}\n" for name in "abc"
+    )
+    assert check(text).stdout.splitlines()[0].startswith("envs/prod.yaml:1:12: warning: models.a.user: root")
+    assert broken(check(text)) == ["VJ505"]
+
+
+@pytest.mark.parametrize(
+    ("comment", "said"),
+    [
+        ("ignore VJ503", "gives no reason"),
+        ("ignore", "names no rule"),
+        ("ignore VJ999 because", "VJ999 is no rule"),
+        ("ignore VJ001 because", "VJ001 is no rule that can be ignored"),
+    ],
+)
+def test_a_comment_that_does_not_do_what_it_seems_to_is_a_warning(
+    check: Check, comment: str, said: str
+) -> None:
+    done = check(f"{LATEST} # vllmjobs: {comment}", "--select", "VJ0,VJ503")
+    assert broken(done) == ["VJ503", "VJ002"]
+    assert said in done.stdout
+
+
+def test_what_cannot_be_read_is_never_passed_over(check: Check) -> None:
+    done = check("models: {chat: {modle: a}} # vllmjobs: ignore VJ001 no\n", "--ignore", "VJ")
+    assert done.exit_code == 1
+    assert "unknown key; did you mean 'model'?" in done.stdout
+
+
+def test_rules_are_chosen_by_their_ids_or_beginnings(check: Check) -> None:
+    assert broken(check(LATEST, "--select", "VJ5")) == ["VJ503"]
+    assert broken(check(LATEST, "--select", "vj1 VJ2")) == ["VJ100"]
+    assert broken(check(LATEST, "--ignore", "VJ503")) == ["VJ100"]
+    done = check(LATEST, "--select", "VJ9")
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "VJ9 is no rule, nor the beginning of one; `vllmjobs explain` lists them\n",
+    )
+
+
+def test_every_environment_is_checked_when_none_is_named(check: Check, project: Path) -> None:
+    for name, text in {
+        "base.yaml": "images: {standard: vllm/vllm-openai:v0.33.0}",
+        "dev.yaml": "extends: base.yaml\nmodels: {a: {model: facebook/opt-125m, user: root}}",
+        "other.yaml": "models: {a: {model: facebook/opt-125m, user: root}}",
+    }.items():
+        (project / "envs" / name).write_text(text)
+    done = check(None, "--select", "VJ5")
+    assert re.findall(r"^envs/\w+", done.stdout, re.MULTILINE) == ["envs/dev", "envs/other"]
+    assert done.stderr == "2 warnings in 2 environments\n"
+    assert check(None, "other", "--select", "VJ5").stderr == "1 warning in 1 environment\n"
+
+
+def test_a_project_without_environments_is_told_so(check: Check) -> None:
+    done = check(None)
+    assert done.exit_code == 1
+    assert "envs/ has no environments; vllmjobs init writes some" in done.stderr
+
+
+def test_json_has_a_version_and_the_keys_that_it_documents(check: Check) -> None:
+    (finding,) = json.loads(check(LATEST, "--format", "json", "--select", "VJ503").stdout)["findings"]
+    assert finding | {"message": ""} == {
+        "rule": "VJ503", "name": "images-are-pinned", "severity": "error", "file": "envs/prod.yaml",
+        "line": 5, "column": 5, "path": "models.chat.image", "message": "",
+    }  # fmt: skip
+    given = check(LATEST, "--set", "models.chat.image=a", "--format", "json", "--select", "VJ503")
+    (finding,) = json.loads(given.stdout)["findings"]
+    assert (finding["file"], finding["line"]) == ("--set models.chat.image", None)
+
+
+def test_githubs_annotations_are_escaped(check: Check) -> None:
+    done = check(
+        LATEST.replace("vllm/vllm:latest", '"a%b:latest"'), "--format", "github", "--select", "VJ503"
+    )
+    assert done.stdout.startswith(
+        "::error file=envs/prod.yaml,line=5,col=5,title=VJ503 images-are-pinned::"
+        "models.chat.image: a%25b:latest"
+    )
+
+
+def test_the_lines_that_are_shown_hold_no_secret(check: Check) -> None:
+    text = (
+        "defaults: {env: {HF_TOKEN: correct-horse, B: hf_abcdefghijklmnopqrstuvwxyz}}\n"
+        "models:\n  chat: {user: root, model: a, env: {API_KEY: battery-staple}, "
+        "args: {x: sk-aaaaaaaaaaaaaaaaaaaaaaaa}}\n"
+    )
+    for form in ("text", "json", "sarif", "github"):
+        output = check(text, "--format", form).output
+        assert "VJ502" in output
+        for secret in ("correct-horse", "hf_abc", "battery", "sk-aaa"):
+            assert secret not in output, form
+
+
+def test_only_the_owners_of_a_secret_file_may_read_it(check: Check, project: Path) -> None:
+    (project / ".env.prod").touch(mode=0o640)
+    (project / ".env.example").touch(mode=0o644)
+    done = check(LATEST, "--select", "VJ504")
+    assert done.stdout == (
+        ".env.prod: warning: may be read by others (mode 640); chmod 600 .env.prod [VJ504]\n"
+    )
+
+
+def test_a_change_that_nomad_makes_in_place_is_named(check: Check, project: Path) -> None:
+    check(LATEST)
+    for command in ("init", "add envs", "-c user.name=t -c user.email=t@example.com commit -m one"):
+        subprocess.run(["git", *command.split()], cwd=project, check=True, capture_output=True)
+    select = ("--select", "VJ3", "--against", "HEAD")
+    assert broken(check(LATEST, *select)) == []
+    done = check(f"{LATEST}\n    health:\n      interval: 9s", *select)
+    assert done.stdout.startswith(
+        "envs/prod.yaml:7:7: note: models.chat.health.interval: Nomad makes the change of health.interval "
+        "in place"
+    )
+    assert broken(check(f"{LATEST}\n    max_model_len: 9", *select)) == []  # a canary tries it
+    assert broken(check(f"{LATEST}\n    replicas: 2", *select)) == []  # only scaled
+    for ref, said in {"nowhere": "nowhere is no commit", "--help": "--help is no commit"}.items():
+        done = check(LATEST, "--against", ref)
+        assert (done.exit_code, done.stderr) == (1, f"{said}\n")
+
+
+def test_explain_lists_every_rule_and_knows_no_other() -> None:
+    listed = CliRunner().invoke(main, ["explain"]).stdout
+    assert {rule.id for rule in RULES} < set(re.findall(r"^VJ\d{3}", listed, re.MULTILINE))
+    done = CliRunner().invoke(main, ["explain", "../README"])
+    assert (done.exit_code, done.stderr) == (
+        1,
+        "Error: ../README is no rule; `vllmjobs explain` lists them\n",
+    )
+
+
+def test_ids_and_names_of_rules_are_given_once() -> None:
+    assert len({rule.id for rule in RULES}) == len({rule.name for rule in RULES}) == len(RULES)
+    assert all(re.fullmatch(r"VJ[1-5]\d\d", rule.id) for rule in RULES)
