@@ -155,7 +155,7 @@ def check(
     Exits 1 when there are errors. `vllmjobs explain RULE` says more about a finding.
     """
     from vllmjobs.check import report  # noqa: PLC0415 (render has no use for it)
-    from vllmjobs.check.check import choice  # noqa: PLC0415
+    from vllmjobs.check.check import choice, shared_jobs  # noqa: PLC0415
 
     wanted = choice(select, ignore)
     paths = [find(project, env) for env in envs] or environments(project)
@@ -163,7 +163,9 @@ def check(
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
     before = files_at(against, project) if against else None
     found = [checked(path, settings, project, before) for path in paths]
-    problems = in_order(problem for one in found for problem in one.problems if wanted(problem))
+    loaded = {str(path): one.environment for path, one in zip(paths, found, strict=True) if one.environment}
+    every = [problem for one in found for problem in one.problems] + shared_jobs(loaded)
+    problems = in_order(filter(wanted, every))
     texts = {name: text for one in found for name, text in one.texts.items()}
     match form:
         case "text":

@@ -1,8 +1,8 @@
 """What README and docs show is what happens: every command is run, and its output compared.
 
 A ```console block holds commands after `$ `, each followed by its output, stderr included; `...` stands for
-anything. A ```yaml or ```dotenv block whose first line names a file is that file. The commands of a page run one
-after the other in one folder, against the sandbox.
+anything. A ```yaml or ```dotenv block whose first line names a file is that file. The commands of a page run
+one after the other in one folder, against the sandbox.
 """
 
 import doctest

@@ -1,7 +1,7 @@
 """Each rule has a page, and what the page calls bad breaks that rule and no other; what it calls good, none.
 
-A ```yaml or ```json block whose first line (`# NAME`, `// NAME`) names a file is that file; a ```sh block is run in the project's folder,
-after the files of its half (`## Bad` or `## Good`) were written.
+A ```yaml or ```json block whose first line (`# NAME`, `// NAME`) names a file is that file; a ```sh block is
+run in the project's folder, after the files of its half (`## Bad` or `## Good`) were written.
 """
 
 import re
@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vllmjobs.check.check import NAMES, RULES
+from vllmjobs.check.check import NAMES, SEVERITIES
 from vllmjobs.cli import main
 
 PAGES = Path(__file__).parents[2] / "docs/rules"
 BLOCK = re.compile(r"^```(yaml|json|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-IDS = sorted([*NAMES, *(rule.id for rule in RULES)])
+IDS = sorted(NAMES)
 
 
 def findings(half: str, project: Path) -> set[str]:
@@ -46,10 +46,15 @@ def test_the_examples_of_a_rule_are_what_they_say(rule: str, tmp_path: Path) -> 
 @pytest.mark.parametrize("rule", IDS)
 def test_explain_prints_the_page_of_a_rule(rule: str) -> None:
     done = CliRunner().invoke(main, ["explain", rule.lower()])
-    severity = {"VJ001": "error", "VJ002": "warning"} | {each.id: each.severity for each in RULES}
-    name = NAMES | {each.id: each.name for each in RULES}
-    assert done.stdout.splitlines()[0] == f"# {rule} {name[rule]} ({severity[rule]})"
+    assert done.stdout.splitlines()[0] == f"# {rule} {NAMES[rule]} ({SEVERITIES[rule]})"
 
 
 def test_there_is_no_page_without_a_rule() -> None:
     assert sorted(path.stem for path in PAGES.glob("VJ*.md")) == IDS
+
+
+def test_the_list_of_rules_is_whole() -> None:
+    listed = re.findall(
+        r"^\| \[(VJ\d+)\]\(\1\.md\) (\S+) \| (\w+) \|", (PAGES / "README.md").read_text(), re.M
+    )
+    assert sorted(listed) == [(rule, NAMES[rule], SEVERITIES[rule]) for rule in IDS]

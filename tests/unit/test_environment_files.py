@@ -152,8 +152,8 @@ def test_yaml_1_2_is_read_so_no_and_on_stay_words(file: Path) -> None:
 
 
 def test_an_alias_as_a_key_is_the_word_that_was_anchored(file: Path) -> None:
-    file.write_text("models: {chat: {model: a, args: {seed: &key null, other: 1, *key : 2}}}")
-    assert load(file).models["chat"].args == {"seed": None, "other": 1, "null": 2}
+    file.write_text("models: {chat: {model: a, env: {A: &key null, B: 1, *key : 2}}}")
+    assert load(file).models["chat"].env == {"A": None, "B": 1, "null": 2}
 
 
 def test_a_number_too_long_for_a_machine_stays_a_word(file: Path) -> None:

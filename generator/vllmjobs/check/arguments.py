@@ -34,6 +34,7 @@ _OWN_PATHS: dict[str, Path] = {
 
 # The rule for each kind of mistake in `vllm/words.py`.
 KINDS = {
+    "VJ103": ("repeated",),
     "VJ104": ("unknown",),
     "VJ106": ("type", "missing-value"),
     "VJ107": ("choice",),
@@ -55,8 +56,8 @@ def version_is_known(subject: Subject) -> Findings:
 @of_model("VJ101", "note")
 def version_has_a_table(subject: Subject) -> Findings:
     """A version without a table of its own is checked by the nearest one below."""
-    if subject.table and not subject.table.exact and subject.model.args:
-        yield ("args",), subject.table.note
+    if subject.table and not subject.table.exact and not list(_mistakes(subject, "VJ104")):
+        yield ("image" if subject.model.image else "args",), subject.table.note
 
 
 @of_model("VJ102", "error")
@@ -77,15 +78,17 @@ def arguments_are_given_once(subject: Subject) -> Findings:
         other = seen.setdefault(argument_name(name), name)
         if other != name:
             yield ("args", name), f"is the same argument as {other!r}"
+    yield from _mistakes(subject, "VJ103")
 
 
 @of_model("VJ112", "error")
 def variables_are_free(subject: Subject) -> Findings:
     """Variables that vllmjobs or Nomad sets, or that stand in two places."""
     model = subject.model
+    for block, names in (("env", model.env), ("secrets", model.secrets)):
+        for name in OWN_VARIABLES.keys() & names.keys():
+            yield (block, name), f"is not for the environment: {OWN_VARIABLES[name]}"
     for name, value in model.env.items():
-        if name in OWN_VARIABLES:
-            yield ("env", name), f"is not for the environment: {OWN_VARIABLES[name]}"
         if value is not None and model.secrets.get(name):
             yield ("env", name), "stands under secrets too; keep one"
 
@@ -95,7 +98,7 @@ def arguments_hold_no_secrets(subject: Subject) -> Findings:
     """A command line can be read by everyone on the node, and in every plan."""
     for name, value in subject.model.args.items():
         variable = SECRET_ARGUMENTS.get(argument_name(name))
-        if variable and isinstance(value, str):  # `--hf-token` alone reads the variable
+        if variable and value is not None and value is not True:  # `--hf-token` alone reads the variable
             yield ("args", name), f"holds a secret; use secrets.{variable}"
 
 
@@ -110,7 +113,8 @@ def arguments_are_known(subject: Subject) -> Findings:
 def arguments_are_known_nearby(subject: Subject) -> Findings:
     """The same, where only another version's arguments are known."""
     if subject.table and not subject.table.exact:
-        yield from _mistakes(subject, "VJ104")
+        for path, message in _mistakes(subject, "VJ104"):
+            yield path, f"{message} (the nearest that is known to {subject.table.asked})"
 
 
 @of_model("VJ106", "error")
@@ -155,13 +159,26 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
         return
     names = {argument_name(name): name for name in subject.model.args}
     for mistake in subject.reading.mistakes:
-        if mistake.kind not in KINDS[rule]:
-            continue
         flag, _, key = mistake.flag.partition(".")
+        # What vllmjobs sets is not for `args` at all (VJ102).
+        if mistake.kind not in KINDS[rule] or (flag in OWN_ARGUMENTS and flag in names):
+            continue
         written = names.get(mistake.flag) or names.get(flag) or names.get(flag.removeprefix("no-"))
         path: Path = (
             ("args", written, *filter(None, key.split("."))) if written else _OWN_PATHS.get(flag, ("args",))
         )
         value = subject.model.args.get(written) if written else None
         if "${" not in str(value):  # what Nomad fills in when the task starts cannot be judged
-            yield path, mistake.message if written else f"{mistake.flag}: {mistake.message}"
+            yield (
+                path,
+                mistake.message if written else f"{mistake.flag}: {_of_ours(mistake.flag, mistake.message)}",
+            )
+
+
+def _of_ours(flag: str, message: str) -> str:
+    """Of an argument that vllmjobs gives by itself; vLLM has --shutdown-timeout since 0.18."""
+    return (
+        f"{message}; args: {{shutdown-timeout: null}} leaves it out"
+        if flag == "shutdown-timeout"
+        else message
+    )

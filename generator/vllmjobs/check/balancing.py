@@ -11,21 +11,27 @@ from vllmjobs.environment.derive import (
 )
 from vllmjobs.environment.quantity import duration, mebibytes
 
+# The first parts of the paths of vLLM's server (vllm/entrypoints).
+VLLM_PATHS = (
+    "v1", "v2", "inference", "cohere", "health", "load", "ping", "version", "metrics", "tokenize",
+    "detokenize", "pooling", "classify", "score", "rerank", "invocations", "docs", "openapi.json",
+)  # fmt: skip
+
 
 @of_environment("VJ401", "error")
 def routes_differ(whole: Whole) -> Findings:
     """Two models on one route: requests for the one reach the other, which answers 404."""
     if whole.environment.balancer.kind == "none":
         return
-    first: dict[tuple[str, str], str] = {}
+    first: dict[tuple[str, str], str] = {}  # `/v1` and `/v1/` are one route to both balancers
     for name, model in whole.environment.models.items():
-        route = (model.route.host, model.route.path)
+        route = (model.route.host, model.route.path.rstrip("/"))
         other = first.setdefault(route, name)
         if other != name:
             yield (
                 ("models", name, "route"),
-                f"serves {''.join(route)}, and so does {other!r}: requests would reach either; "
-                f"give it a path such as /{name}/v1/ with strip: /{name}",
+                f"serves {model.route.host}{model.route.path}, and so does {other!r}: requests would reach "
+                f"either; give it a path such as /{name}/v1/ with strip: /{name}",
             )
 
 
@@ -40,6 +46,26 @@ def what_is_stripped_is_there(subject: Subject) -> Findings:
         )
 
 
+@of_model("VJ406", "warning")
+def paths_are_ones_that_vllm_has(subject: Subject) -> Findings:
+    """vLLM answers 404 to a path that is not its own, and gets what `strip` leaves of the route."""
+    route = subject.model.route
+    strip = (route.strip or "").rstrip("/")
+    if subject.environment.balancer.kind == "none" or "root-path" in subject.model.args:
+        return
+    if not f"{route.path}/".startswith(f"{strip}/"):  # VJ402
+        return
+    left = f"/{route.path.removeprefix(strip).strip('/')}"
+    if strip.endswith("/v1"):
+        yield ("route", "strip"), f"{route.strip} takes vLLM's own /v1 off, and it answers 404; strip less"
+    elif left != "/" and left.split("/")[1] not in VLLM_PATHS:
+        way_out = f"strip: {left.removesuffix('/v1')}"
+        yield (
+            ("route", "path"),
+            f"vLLM has no path {left} and answers 404; take the prefix off with {way_out}",
+        )
+
+
 @of_environment("VJ403", "error")
 def balancer_can_listen(whole: Whole) -> Findings:
     """Ports that the balancer cannot have, and memory that Nomad refuses."""
@@ -49,6 +75,9 @@ def balancer_can_listen(whole: Whole) -> Findings:
     port = balancer_port(balancer)
     if port == balancer.admin_port:
         yield ("balancer", "admin_port"), f"is {balancer.admin_port}, as port is; give each its own"
+    for name, model in whole.environment.models.items():
+        if balancer.kind == "fabio" and model.ports.static in (port, balancer.admin_port):
+            yield ("models", name, "ports", "static"), f"{model.ports.static} is Fabio's, on every node"
     if mebibytes(balancer.memory) < MIN_MEMORY_MIB:
         yield ("balancer", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {balancer.memory})"
     # In its own network nginx listens above 1024, whatever the port outside; raw_exec runs as Nomad does.
@@ -65,6 +94,8 @@ def balancer_can_listen(whole: Whole) -> Findings:
 def connections_outlast_the_balancer(subject: Subject) -> Findings:
     """A request on a connection that vLLM closes at that moment is lost with a 502."""
     balancer = subject.environment.balancer.kind
+    if subject.model.secrets.get(KEEP_ALIVE):
+        yield ("secrets", KEEP_ALIVE), "is no secret; its value stands under env, or is left out (120 s)"
     given, least = str(subject.model.env.get(KEEP_ALIVE) or ""), BALANCER_KEEP_ALIVE_S[balancer]
     if given.isdecimal() and int(given) <= least:
         yield (

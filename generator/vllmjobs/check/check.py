@@ -7,19 +7,27 @@ from vllmjobs.check import arguments, balancing, deadlines, gpus, job, memory, p
 from vllmjobs.check.rule import Rule, rules_of
 from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import INVALID, Mark, Problem
+from vllmjobs.environment.problems import INVALID, Mark, Problem, Severity
 from vllmjobs.environment.tree import Node, locate
 from vllmjobs.environment.values import without_secrets
 
-IGNORED = "VJ002"
-# Those two have no function: what is wrong shows while the file is read, or its comments are.
-NAMES = {INVALID: "environment-is-valid", IGNORED: "ignoring-has-a-reason"}
+IGNORED, SHARED = "VJ002", "VJ003"
 RULES: list[Rule] = sorted(
     rule
     for module in (arguments, memory, deadlines, job, placement, gpus, rollout, balancing, security)
     for rule in rules_of(module)
 )
-_COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:[A-Z]+\d+[,\s]*)*)(.*)$")
+# These have no function of their own: what is wrong shows while a file or its comments are read, or several.
+OTHERS: dict[str, tuple[str, Severity]] = {
+    INVALID: ("environment-is-valid", "error"),
+    IGNORED: ("ignoring-has-a-reason", "warning"),
+    SHARED: ("jobs-are-not-shared", "warning"),
+}
+NAMES = {rule: name for rule, (name, _) in OTHERS.items()} | {rule.id: rule.name for rule in RULES}
+SEVERITIES = {rule: severity for rule, (_, severity) in OTHERS.items()} | {
+    rule.id: rule.severity for rule in RULES
+}
+_COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:[A-Za-z]+\d+[,\s]*)*)(.*)$")
 
 
 def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
@@ -36,6 +44,22 @@ def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
         for rule in RULES
         for place, message in rule.find(whole)
     ]
+
+
+def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
+    """Environments, by their files, that are one and the same job to Nomad: each run replaces the other."""
+    first: dict[tuple[str | None, ...], str] = {}
+    problems = []
+    for file, environment in environments.items():
+        nomad = environment.nomad
+        other = first.setdefault((environment.job, nomad.namespace, nomad.region), file)
+        if other != file:
+            message = (
+                f"{environment.job} is the job of {other} too: where both run on one cluster, each "
+                "replaces the other; give it a name, a namespace or a region of its own"
+            )
+            problems.append(Problem(Mark(file, 1, 1), ("job",), message, SHARED, SEVERITIES[SHARED]))
+    return problems
 
 
 def without_ignored(problems: list[Problem], texts: dict[str, str]) -> list[Problem]:
@@ -74,7 +98,7 @@ def _comments(texts: dict[str, str]) -> Iterator[tuple[Mark, int, list[str], str
             yield (
                 Mark(source, number, found.start() + 1),
                 about,
-                re.findall(r"\w+", found[1]),
+                re.findall(r"\w+", found[1].upper()),
                 found[2].strip(),
             )
 
@@ -119,7 +143,7 @@ class UnknownRuleError(Exception):
 def _beginnings(text: str | None) -> tuple[str, ...]:
     given = tuple(word.upper() for word in re.split(r"[,\s]+", text or "") if word)
     for word in given:
-        if not any(rule.startswith(word) for rule in (*NAMES, *(rule.id for rule in RULES))):
+        if not any(rule.startswith(word) for rule in NAMES):
             raise UnknownRuleError(
                 f"{word} is no rule, nor the beginning of one; `vllmjobs explain` lists them"
             )

@@ -48,31 +48,34 @@ def kill_timeout_is_kept(subject: Subject) -> Findings:
 
 @of_model("VJ303", "error")
 def streams_may_end(subject: Subject) -> Findings:
-    """Nomad kills after kill_timeout, whatever vLLM still waits for."""
+    """Nomad kills after kill_timeout, whatever vLLM still waits for; and vLLM needs time to end."""
     d = subject.deadlines
-    if d.kill_timeout < d.longest_stream:
+    if d.kill_timeout <= d.longest_stream:
         yield (
             _kill_timeout(subject),
-            f"kill_timeout {duration(d.kill_timeout)} would cut streams of longest_stream "
-            f"{duration(d.longest_stream)}; leave it out, or make it longer",
+            f"kill_timeout {duration(d.kill_timeout)} is not above longest_stream "
+            f"{duration(d.longest_stream)}: the last streams would be cut; leave it out, or make it longer",
         )
 
 
 @of_model("VJ304", "error")
 def loading_is_waited_for(subject: Subject) -> Findings:
-    """Both count from before the image is pulled (hashicorp/nomad#25318 for the grace)."""
-    d = subject.deadlines
+    """healthy_deadline counts from before the image is pulled, the grace of a task's service from its start.
+
+    nomad/client/allocrunner/taskrunner/service_hook.go; a group's service differs, hashicorp/nomad#25318.
+    """
+    d, load = subject.deadlines, seconds(subject.model.load_time)
     if d.healthy_deadline < d.start:
         yield (
             ("rollout", "healthy_deadline"),
             f"{duration(d.healthy_deadline)} is shorter than pull_time + load_time = {duration(d.start)}: "
             "the instance would be failed while it loads",
         )
-    if d.grace < d.start:
+    if subject.model.health.restart_after and d.grace < load:
         yield (
             ("health", "grace"),
-            f"{duration(d.grace)} is shorter than pull_time + load_time = {duration(d.start)}: "
-            "the instance would be restarted while it loads",
+            f"{duration(d.grace)} is shorter than load_time {duration(load)}: the instance would be "
+            "restarted while it loads",
         )
 
 

@@ -37,6 +37,17 @@ def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
             yield path, f"{text} leaves out {names}; {_way_out(min(near, key=lambda each: each.memory_mib))}"
 
 
+@of_model("VJ325", "warning")
+def gpu_has_its_whole_name(subject: Subject) -> Findings:
+    """Nomad compares the model with NVML's name, letter by letter: `H100` is no GPU's."""
+    wanted = subject.model.gpus.model or ""
+    known = gpu(wanted)
+    if known and wanted != known.name and wanted not in known.short:
+        yield ("gpus", "model"), f"Nomad compares with the driver's whole name, such as {known.name!r}"
+    elif known and wanted != known.name and not wanted.startswith(("NVIDIA ", "Tesla ")):
+        yield ("gpus", "model"), f"is short for what the driver reports; write {known.name!r}"
+
+
 def _asked(subject: Subject) -> Iterator[tuple[Path, float, str]]:
     """What is asked of each GPU's memory, in MiB, and as it is written."""
     wanted = subject.model.gpus
@@ -45,7 +56,13 @@ def _asked(subject: Subject) -> Iterator[tuple[Path, float, str]]:
     if wanted.memory:
         yield ("gpus", "memory"), size_bytes(wanted.memory) / 2**20, wanted.memory
     for index, constraint in enumerate(wanted.constraints):
-        asks = constraint.attribute == "${device.attr.memory}" and constraint.operator in (">", ">=", "=")
+        asks = constraint.attribute == "${device.attr.memory}" and constraint.operator in (
+            ">",
+            ">=",
+            "=",
+            "==",
+            "is",
+        )
         if asks and re.fullmatch(r"\d+(\.\d+)? ?(MiB|GiB|TiB|MB|GB|TB)", constraint.value):
             size = size_bytes(constraint.value)
             yield ("gpus", "constraints", index, "value"), size / 2**20, constraint.value

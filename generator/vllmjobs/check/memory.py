@@ -5,6 +5,9 @@ from collections.abc import Callable
 from vllmjobs.check.rule import Findings, Rule, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path, Severity
+from vllmjobs.vllm.gpus import gpus
+from vllmjobs.vllm.memory import estimate
+from vllmjobs.vllm.shape import Shape
 
 
 @of_model("VJ201", "error")
@@ -25,12 +28,19 @@ def model_is_known(subject: Subject) -> Findings:
 
 @of_model("VJ203", "note")
 def gpu_is_known(subject: Subject) -> Findings:
-    """Without the GPU's memory, nothing can be said about what fits."""
-    wanted = subject.model.gpus
-    if subject.gpu is None and (wanted.vendor, wanted.type) == ("nvidia", "gpu"):
-        what = f"{wanted.model} is not in the table of GPUs" if wanted.model else "any GPU will do"
-        way_out = "name gpus.memory" if wanted.model else "name gpus.model or gpus.memory"
-        yield ("gpus",), f"{what}: memory is not checked; {way_out}"
+    """A model that the smallest GPU cannot hold asks for one that can."""
+    wanted, shape = subject.model.gpus, subject.shape
+    if subject.gpu or (wanted.vendor, wanted.type) != ("nvidia", "gpu") or not isinstance(shape, Shape):
+        return
+    least = min(gpus(), key=lambda each: each.usable)
+    if wanted.model:
+        yield ("gpus", "model"), f"{wanted.model} is not in the table of GPUs: memory is not checked"
+    elif not estimate(shape, least, subject.use).fits:
+        yield (
+            ("gpus",),
+            f"any GPU will do, and {subject.model.model} does not fit a {least.name}; name gpus.model or "
+            "gpus.memory, and what fits is checked",
+        )
 
 
 def _count(_: Subject) -> Path:

@@ -8,7 +8,7 @@ from vllmjobs.environment.placement import Placement
 from vllmjobs.environment.problems import Path
 
 # Go's regular expressions (RE2) have neither; Nomad's scheduler answers with a 500.
-NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!)|\\[1-9]")
+NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>)|\\[1-9]|(?<!\\)[*+?}]\+")
 VERSION = re.compile(r"(\s*(=|!=|>=|<=|>|<|~>)?\s*v?\d+(\.\d+)*[\w.+-]*\s*(,|$))+")
 # What the nvidia device plugin reports with a unit, and the units of a kind that Nomad knows
 # (plugins/shared/structs/units.go). A number without one, or with any other (`70Gi`), matches no GPU.
@@ -21,6 +21,7 @@ UNITS = {
     "memory_clock": "[MG]Hz",
     "power": "(mW|W|kW|MW|GW)",
 }
+ATTRIBUTES = (*UNITS, "driver_version", "display_state", "persistence_mode")
 EXAMPLES = {
     "pci_bandwidth": "32000 MB/s",
     "cores_clock": "1500 MHz",
@@ -55,6 +56,9 @@ def gpus_can_match(subject: Subject) -> Findings:
                     f"{comparison.attribute!r} is no attribute of a GPU; write ${{device.attr.memory}}",
                 )
                 continue
+            if subject.model.gpus.vendor == "nvidia" and attribute[2] and attribute[2] not in ATTRIBUTES:
+                known = ", ".join(ATTRIBUTES)
+                yield path, f"the nvidia plugin reports no {attribute[2]}; it reports {known}"
             unit = UNITS.get(attribute[2] or "")
             plain = comparison.operator not in (*WITHOUT_VALUE, "regexp")
             if unit and plain and not re.fullmatch(rf"\d+(\.\d+)? ?{unit}", comparison.value):
@@ -73,6 +77,11 @@ def _placement(placement: Placement, at: Path) -> Findings:
         path = (*at, "constraints", index)
         if not constraint.attribute and constraint.operator != "distinct_hosts":
             yield path, f"operator {constraint.operator} needs an attribute"
+        elif re.fullmatch(r"(node|attr|meta)\.[\w.-]+", constraint.attribute):
+            yield (
+                (*path, "attribute"),
+                f"{constraint.attribute} is compared as that very word; write ${{{constraint.attribute}}}",
+            )
         yield from _comparison(constraint.operator, constraint.value, path)
     for index, affinity in enumerate(placement.affinities):
         path = (*at, "affinities", index)
@@ -104,7 +113,7 @@ def _comparison(operator: str, value: str, at: Path) -> Findings:
 
 def _regexp(value: str, at: Path) -> Findings:
     if NOT_IN_RE2.search(value):
-        yield at, "holds a lookaround or back-reference, which Nomad's RE2 does not know"
+        yield at, "holds a lookaround, back-reference or possessive, which Nomad's RE2 does not know"
         return
     try:
         re.compile(value)

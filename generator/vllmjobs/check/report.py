@@ -6,18 +6,16 @@ from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
 
-from vllmjobs.check.check import IGNORED, NAMES, RULES
-from vllmjobs.environment.problems import INVALID, Problem, dotted
+from vllmjobs.check.check import NAMES, SEVERITIES
+from vllmjobs.environment.problems import Problem, dotted
 from vllmjobs.environment.values import without_secrets
 
 JSON_VERSION = 1
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 # Variables in a line that is about something else: `env: {A: b}`, and `API_KEY: x` in a file gone wrong.
 _VARIABLES = re.compile(
-    r"(\b(?:env|secrets):|\w*(?:TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY)[\"']?\s*[:=])\s*\S.*"
+    r"(\b(?:env|secrets):|\w*(?:TOKEN|_KEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)[\"']?\s*[:=])\s*\S.*"
 )
-_NAMES = NAMES | {rule.id: rule.name for rule in RULES}
-_SEVERITIES = {INVALID: "error", IGNORED: "warning"} | {rule.id: rule.severity for rule in RULES}
 
 
 def as_text(problems: Iterable[Problem], texts: dict[str, str]) -> str:
@@ -37,7 +35,7 @@ def summary(problems: list[Problem], files: int) -> str:
 
 def rules() -> str:
     """Every rule, a line each: id, severity, name."""
-    return "".join(f"{rule}  {_SEVERITIES[rule]:<7}  {_NAMES[rule]}\n" for rule in sorted(_NAMES))
+    return "".join(f"{rule}  {SEVERITIES[rule]:<7}  {NAMES[rule]}\n" for rule in sorted(NAMES))
 
 
 def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
@@ -48,7 +46,7 @@ def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
     findings = [
         {
             "rule": problem.rule,
-            "name": _NAMES[problem.rule],
+            "name": NAMES[problem.rule],
             "severity": problem.severity,
             "file": problem.mark.source,
             "line": problem.mark.line or None,
@@ -64,16 +62,16 @@ def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
 def as_sarif(problems: Iterable[Problem], version: str) -> str:
     """SARIF 2.1.0, as GitHub's code scanning and other viewers take it."""
     found = list(problems)
-    rules = sorted(_NAMES)
+    rules = sorted(NAMES)
     driver = {
         "name": "vllmjobs",
         "version": version,
         "rules": [
             {
                 "id": rule,
-                "name": _NAMES[rule],
-                "shortDescription": {"text": _NAMES[rule].replace("-", " ")},
-                "defaultConfiguration": {"level": _SEVERITIES[rule]},
+                "name": NAMES[rule],
+                "shortDescription": {"text": NAMES[rule].replace("-", " ")},
+                "defaultConfiguration": {"level": SEVERITIES[rule]},
             }
             for rule in rules
         ],
@@ -101,7 +99,7 @@ def as_github(problems: Iterable[Problem]) -> str:
     for problem in problems:
         mark, level = problem.mark, {"note": "notice"}.get(problem.severity, problem.severity)
         places = {"file": mark.source} | ({"line": mark.line, "col": mark.column} if mark.line else {})
-        places["title"] = f"{problem.rule} {_NAMES[problem.rule]}"
+        places["title"] = f"{problem.rule} {NAMES[problem.rule]}"
         properties = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in places.items())
         lines.append(f"::{level} {properties}::{_escaped(_sentence(problem))}\n")
     return "".join(lines)

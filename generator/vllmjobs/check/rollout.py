@@ -11,6 +11,8 @@ from vllmjobs.environment.derive import canaries
 from vllmjobs.environment.problems import Path, dotted
 from vllmjobs.render.context import Group, group
 
+UNRENDERED: list[Path] = [("vllm",), ("config",), ("install",)]  # in no job, or only by what follows
+
 
 @of_model("VJ331", "note")
 def canaries_try_a_change(subject: Subject) -> Findings:
@@ -19,7 +21,11 @@ def canaries_try_a_change(subject: Subject) -> Findings:
     if before is None or subject.name not in before.models or not canaries(subject.model):
         return
     was, now = (group(environment, subject.name) for environment in (before, subject.environment))
-    changed = list(_changed(msgspec.to_builtins(was.model), msgspec.to_builtins(now.model)))
+    changed = [
+        path
+        for path in _changed(msgspec.to_builtins(was.model), msgspec.to_builtins(now.model))
+        if path not in UNRENDERED
+    ]
     if changed not in ([], [("replicas",)]) and _replaced(was) == _replaced(now):
         yield (
             changed[0],

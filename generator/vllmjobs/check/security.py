@@ -8,11 +8,12 @@ import msgspec
 from vllmjobs.check.rule import Findings, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import image
+from vllmjobs.environment.model import Balancer, Model
 from vllmjobs.environment.problems import Mark, Path
 from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
 
 LOOKS_SECRET = "looks like a secret; put a reference to it under secrets (value not shown)"
-MOVING_TAGS = ("latest", "nightly", "main", "master", "edge", "stable", "dev")
+MOVING_TAGS = re.compile(r"latest([-_.].*)?|nightly|main|master|edge|stable|dev")
 
 
 @of_environment("VJ501", "error")
@@ -29,7 +30,7 @@ def no_secret_is_written(whole: Whole) -> Findings:
 def secret_variables_are_references(subject: Subject) -> Findings:
     """A variable whose name says that it holds a secret belongs under `secrets`."""
     for name, value in subject.model.env.items():
-        if value is not None and SECRET_VARIABLES.search(name):
+        if value not in (None, "") and SECRET_VARIABLES.search(name):
             yield ("env", name), LOOKS_SECRET
 
 
@@ -46,7 +47,7 @@ def images_are_pinned(whole: Whole) -> Findings:
         images[("balancer", "image")] = environment.balancer.image
     for path, name in images.items():
         tag = name.rpartition("/")[2].partition(":")[2]
-        if "@sha256:" in name or "${" in name or (tag and tag not in MOVING_TAGS):
+        if "@sha256:" in name or "${" in name or (tag and not MOVING_TAGS.fullmatch(tag)):
             continue
         moves = f"tag {tag!r} moves" if tag else "has no tag, so `latest`, which moves"
         yield path, f"{name}: {moves}; name a version, such as :v0.33.0, or a digest (@sha256:…)"
@@ -60,14 +61,21 @@ def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
             yield Mark(file), f"may be read by others (mode {mode:03o}); chmod 600 {file}"
 
 
-@of_model("VJ505", "warning")
-def user_is_not_root(subject: Subject) -> Findings:
+@of_environment("VJ505", "warning")
+def users_are_not_root(whole: Whole) -> Findings:
     """vLLM loads code with the model; as root, a way out of the container is a way into the node."""
-    model = subject.model
-    if re.match(r"(0|root)(:|$)", model.user or ""):
-        yield ("user",), f"{model.user} is root; leave it out (65534 in docker), or name another user"
-    elif model.driver == "raw_exec" and not model.user:
-        yield ("driver",), "raw_exec runs as Nomad does, most often as root; name a user"
+    environment = whole.environment
+    tasks: dict[Path, Model | Balancer] = {("models", name): it for name, it in environment.models.items()}
+    if environment.balancer.kind != "none":
+        tasks[("balancer",)] = environment.balancer
+    for path, task in tasks.items():
+        if re.match(r"(0+|root)(:|$)", task.user or ""):
+            yield (
+                (*path, "user"),
+                f"runs as {task.user}; leave it out (65534 in docker), or name another user",
+            )
+        elif task.driver == "raw_exec" and not task.user:
+            yield (*path, "driver"), "raw_exec runs as Nomad does, most often as root; name a user"
 
 
 @of_model("VJ506", "warning")

@@ -127,7 +127,9 @@ class Subject:
         if not isinstance(self.shape, Shape):
             return []
         shape, use, gpu = self.shape, self.use, self.gpu
-        found = [*dividing(shape, use), *context(shape, use)]
+        found = dividing(shape, use)
+        if str(self.model.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")).lower() not in ("1", "true"):
+            found = found + context(shape, use)
         if gpu and self.model.gpus.model:
             found += capability(shape, gpu, use)
         return (

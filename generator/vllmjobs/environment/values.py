@@ -68,7 +68,7 @@ _SECRET = re.compile(
 )
 
 # Variables that hold a secret, by their name: HF_TOKEN, VLLM_API_KEY, AWS_SECRET_ACCESS_KEY.
-SECRET_VARIABLES = re.compile(r"(TOKEN|API_KEY|SECRET|PASSWORD|ACCESS_KEY)$", re.IGNORECASE)
+SECRET_VARIABLES = re.compile(r"(TOKEN|_KEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)$", re.IGNORECASE)
 
 
 def looks_secret(text: str) -> bool:

@@ -1,6 +1,7 @@
 """The command line and the variables of one vLLM server."""
 
 import json
+import math
 from collections.abc import Iterator
 
 from vllmjobs.environment.derive import KEEP_ALIVE, Deadlines, argument_name, is_bridged, tensor_parallel_size
@@ -24,7 +25,7 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
         "tensor-parallel-size": tensor_parallel_size(model) if model.strategy == "tensor_parallel" else None,
         "gpu-memory-utilization": model.gpu_memory_utilization,
         "max-model-len": model.max_model_len,
-        "shutdown-timeout": int(deadlines.longest_stream),
+        "shutdown-timeout": math.ceil(deadlines.longest_stream),
     }
     given = {argument_name(key): value for key, value in model.args.items()}
     return [model.model, *(word for key, value in (own | given).items() for word in _words(key, value))]
