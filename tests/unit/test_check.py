@@ -89,7 +89,7 @@ def test_what_defaults_say_is_found_once_and_at_its_place(check: Check) -> None:
     text += "".join(
         f"  {name}: {{model: facebook/opt-125m, route: {{path: /{name}/v1/}}}}\n" for name in "abc"
     )
-    assert check(text).stdout.splitlines()[0].startswith("envs/prod.yaml:1:12: warning: models.b.user: runs")
+    assert check(text).stdout.splitlines()[0].startswith("envs/prod.yaml:1:12: warning: models.a.user: runs")
     assert broken(check(text)) == ["VJ505"]
 
 
