@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 import sys
 from pathlib import Path
 
@@ -11,6 +12,8 @@ from vllm_tables import release, stubs
 def main(what: str, version: str, cache: str) -> None:
     """Print the table of a release, or read command lines (JSON lists, one a line) with its own parser."""
     logging.disable(logging.CRITICAL)
+    for name in [name for name in os.environ if name.startswith("VLLM_")]:
+        del os.environ[name]  # some change a default
     stubs.import_vllm(release.fetch(version, Path(cache)), version)
     if what == "table":
         from vllm_tables import dump  # noqa: PLC0415

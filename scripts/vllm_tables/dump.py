@@ -69,7 +69,7 @@ def table(version: str) -> Table:
     by_dest["tool_call_parser"]["value"] = choice(registered_parsers(tool_parsers))
     for dest, (name, given) in BECOMES.items():
         if dest in by_dest:
-            cls = _config_class(name)
+            cls = config_class(name)
             by_dest[dest]["value"] = {**schemas.reference(cls), "null": True}
             for key in given:
                 schemas.objects[name]["keys"].pop(key, None)
@@ -99,7 +99,8 @@ def _reachable(flags: list[dict[str, Any]], objects: dict[str, Table]) -> dict[s
     return dict(sorted(found.items()))
 
 
-def _config_class(name: str) -> type:
+def config_class(name: str) -> type:
+    """A configuration class of the release by its name."""
     for module in ("vllm.config", "vllm.config.watermarking", "vllm.config.diffusion"):
         try:
             found = getattr(importlib.import_module(module), name, None)
@@ -133,7 +134,10 @@ def _flag(action: argparse.Action, schemas: Schemas) -> dict[str, Any]:
     if action.nargs not in (None, 0):
         flag["nargs"] = str(action.nargs)
     if action.choices is not None:
-        flag["choices"] = [plain(choice) for choice in action.choices if choice is not None]
+        # Older releases append "None" instead of None, which no word is then read as.
+        flag["choices"] = [plain(choice) for choice in action.choices if choice not in (None, "None")]
+        if None not in action.choices:
+            flag.pop("optional", None)
     default = plain(action.default)
     if default not in (None, argparse.SUPPRESS):
         flag["default"] = default

@@ -5,11 +5,12 @@ import contextlib
 import dataclasses
 import enum
 import importlib
+import inspect
 import io
 from functools import cache
 from typing import Any
 
-from vllm_tables.dump import cli_args, origin, origins, parser
+from vllm_tables.dump import BECOMES, cli_args, config_class, origin, origins, parser
 
 # Configuration classes that can be made of arguments alone: no model, no GPU.
 ALONE = {
@@ -28,13 +29,14 @@ def read(words: list[str]) -> dict[str, Any]:
             arguments = _serve().parse_args(["serve", *words])
             by = "check"
             cli_args().validate_parsed_serve_args(arguments)
+            values = {dest: _plain(value) for dest, value in vars(arguments).items()}
             by = "configuration"
             _configure(arguments)
     except SystemExit:
         return {"refused": said.getvalue()[-300:], "by": by}
     except Exception as error:  # whatever vLLM raises
         return {"refused": f"{type(error).__name__}: {error}"[:300], "by": by}
-    return {"values": {dest: _plain(value) for dest, value in vars(arguments).items()}}
+    return {"values": values}
 
 
 @cache
@@ -47,11 +49,11 @@ def _serve() -> Any:
 
 @cache
 def _fields() -> dict[str, list[tuple[str, str]]]:
-    """Of every class that can be made alone: the options that end in it, and in which field."""
+    """Of every configuration class: the options that end in it, and in which field."""
     found: dict[str, list[tuple[str, str]]] = {}
     for action in parser()._actions:
         cls, field = origin(action)
-        if cls in ALONE:
+        if cls and not cls.endswith("FrontendArgs"):
             found.setdefault(cls, []).append((action.dest, field))
     return found
 
@@ -59,30 +61,71 @@ def _fields() -> dict[str, list[tuple[str, str]]]:
 def _configure(arguments: argparse.Namespace) -> None:
     """Make the configuration objects, each of what was given for it."""
     for name, pairs in _fields().items():
-        values = {field: getattr(arguments, dest) for dest, field in pairs}
-        default = {field: _serve_default(dest) for dest, field in pairs}
-        given = {field: value for field, value in values.items() if value != default[field]}
-        if given and (name != "LoRAConfig" or arguments.enable_lora):
+        given = {
+            field: value
+            for dest, field in pairs
+            if (value := getattr(arguments, dest, None)) is not None
+            and value != getattr(_defaults(), dest, None)
+            and dest not in BECOMES
+        }
+        if name == "SchedulerConfig" and given:
+            origins[name](**_scheduled(given, arguments))
+        elif name in ALONE and given and (name != "LoRAConfig" or arguments.enable_lora):
             origins[name](**given)
-    if getattr(arguments, "speculative_config", None):
-        _keys_of("SpeculativeConfig", arguments.speculative_config)
+        else:
+            _check_fields(origins[name], given)
+    for dest, (name, _) in BECOMES.items():
+        options = getattr(arguments, dest, None)
+        if options:
+            cls = config_class(name)
+            if unknown := set(options) - {field.name for field in dataclasses.fields(cls)}:
+                raise ValueError(f"{name}: {unknown}")
+            _check_fields(cls, options)
 
 
-def _serve_default(dest: str) -> Any:
-    return vars(_defaults())[dest]
+def _scheduled(given: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
+    """The two figures that follow each other where only one is given: vllm/engine/arg_utils.py."""
+    tokens, sequences = given.get("max_num_batched_tokens"), given.get("max_num_seqs")
+    length = getattr(arguments, "max_model_len", None)
+    own = {
+        "max_num_batched_tokens": tokens or max(8192, sequences or 0),
+        "max_num_seqs": sequences or min(128, tokens or 128),
+        "max_model_len": length if length and length > 0 else tokens or 8192,
+        "is_encoder_decoder": False,
+    }
+    known = {field.name for field in dataclasses.fields(origins["SchedulerConfig"])}
+    known |= set(inspect.signature(origins["SchedulerConfig"]).parameters)
+    return {key: value for key, value in own.items() if key in known} | given
+
+
+def _check_fields(cls: type, values: dict[str, Any]) -> None:
+    """What pydantic checks of single fields, where the whole needs a model."""
+    for name, value in values.items():
+        validator = _validator(cls, name)
+        if validator:
+            validator.validate_python(value)
+
+
+@cache
+def _validator(cls: type, name: str) -> Any:
+    from pydantic import TypeAdapter  # noqa: PLC0415
+    from pydantic_core import SchemaValidator, core_schema  # noqa: PLC0415
+
+    schema: Any = TypeAdapter(cls).core_schema
+    definitions = schema["definitions"] if schema["type"] == "definitions" else []
+    by_ref = {item["ref"]: item for item in definitions}
+    while schema["type"] != "dataclass-args":
+        schema = by_ref[schema["schema_ref"]] if schema["type"] == "definition-ref" else schema["schema"]
+    field = next((item for item in schema["fields"] if item["name"] == name), None)
+    if field is None:
+        return None
+    return SchemaValidator(core_schema.definitions_schema(field["schema"], definitions))
 
 
 @cache
 def _defaults() -> argparse.Namespace:
     parsed: argparse.Namespace = _serve().parse_args(["serve"])
     return parsed
-
-
-def _keys_of(name: str, given: dict[str, Any]) -> None:
-    """SpeculativeConfig needs the target's model: only its fields can be checked."""
-    cls = getattr(importlib.import_module("vllm.config"), name)
-    if unknown := set(given) - {field.name for field in dataclasses.fields(cls)}:
-        raise ValueError(f"{name}: {unknown}")
 
 
 def _plain(value: Any) -> Any:

@@ -33,11 +33,6 @@ class Names(NamedTuple):
 
 
 REGISTERED = {
-    "AttentionConfig.backend": Names(
-        "vllm.v1.attention.backends.registry vllm.attention.backends.registry",
-        lambda module: [*module.AttentionBackendEnum.__members__, "AUTO"],
-        "upper",
-    ),
     "ECTransferConfig.ec_connector": Names(
         "vllm.distributed.ec_transfer.ec_connector.factory",
         lambda module: module.ECConnectorFactory._registry,
@@ -65,6 +60,11 @@ REGISTERED = {
         "vllm.tokenizers.registry vllm.transformers_utils.tokenizer_base",
         lambda module: [*module.TokenizerRegistry.tokenizers] if hasattr(module, "_VLLM_TOKENIZERS") else [],
         "lower",
+    ),
+    "MultiModalConfig.mm_encoder_attn_backend": Names(
+        "vllm.v1.attention.backends.registry vllm.attention.backends.registry",
+        lambda module: module.AttentionBackendEnum.__members__,
+        "upper",
     ),
     "ObservabilityConfig.custom_histogram_buckets": Names(
         "vllm.v1.metrics.buckets", lambda module: module.BUCKET_FAMILY_KEYS, of="keys"
@@ -128,7 +128,7 @@ def registered(origin: str, written: Type) -> Type:
         return {**written, "keys": names}
     if known.of == "items":
         return {**written, "of": [choice(names)]}
-    kept = {key: written[key] for key in ("null", "required") if key in written}
+    kept: Type = {key: written[key] for key in ("null", "required") if key in written}
     if known.of == "also":
         return {"kind": "union", "of": [{"kind": "object", "object": "QuantSpec"}, choice(names)], **kept}
     choices = sorted({*names, *written.get("choices", ())})
@@ -240,6 +240,12 @@ class Schemas:
             return {**inner, "null": True}
         if name in SAME_TYPE or inner["kind"] == "object":
             return inner
+        if name == "_validate_limit_per_prompt":
+            count = {"kind": "int", "ge": 0}  # of BaseDummyOptions, for which the bare number stands
+            return {
+                "kind": "map",
+                "of": [{"kind": "union", "of": [count, {"kind": "map", "of": [{"kind": "any"}]}]}],
+            }
         if name == "_to_list_str":
             return {"kind": "union", "of": [inner, {"kind": "str"}]}
         members, null = _members(schema), {"null": True} if inner.get("null") else {}

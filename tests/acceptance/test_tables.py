@@ -34,8 +34,19 @@ EXAMPLES = {
     "chat_template": "{{ messages }}",
     "show_hidden_metrics_for_version": "0.30",
 }
+# Flags by which single options are refused that vLLM refuses too, but only once it has the model.
+LATER = {
+    "data-parallel-rank",
+    "decode-context-parallel-size",
+    "quantization",
+    "speculative-config.model",
+    "speculative-config.num_speculative_tokens",
+    "speculative-config.tensor_parallel_size",
+}
+# What pydantic's types do not show: a fusion that vLLM turns off itself where it cannot be had.
+TURNED_OFF = {"fuse_mla_dual_rms_norm"}
 # What depends on the node, its GPUs, its environment variables or its files.
-NEEDS_MORE = r"import Ray|appears path-like|module name|number of available GPUs"
+NEEDS_MORE = r"import Ray|appears path-like|OpenTelemetry|module name|number of available GPUs"
 ELSEWHERE = {"grpc_port", "enable_mamba_cache_stochastic_rounding"}
 
 
@@ -164,7 +175,20 @@ def invalid(table_: Table, flag: Flag, choose: random.Random) -> Iterator[Words]
         yield [f"{name}={word}"]
     if flag.value and flag.value.kind == "object":
         for key in table_.objects[flag.value.object].keys:
-            for word in ("nonsense", "-1", "null", "[]", "{}", "1.5", '"3"'):
+            for word in (
+                "nonsense",
+                "-1",
+                "null",
+                "[]",
+                "{}",
+                "1.5",
+                '"3"',
+                "1e99",
+                "3.0",
+                "true",
+                '"yes"',
+                '"1.0"',
+            ):
                 yield [f"{name}.{key}={word}"]
             yield [f"{name}.{key[:-1]}=1"]
 
@@ -173,6 +197,13 @@ def together(table_: Table, singles: list[Words], choose: random.Random) -> Iter
     """Several options at once."""
     for _ in range(300):
         yield [word for words in choose.sample(singles, 6) for word in words]
+    for flag in table_.flags:
+        if flag.value and flag.value.kind == "object":
+            keys = table_.objects[flag.value.object].keys
+            known = {key: found for key, of in keys.items() if (found := samples(table_, of, choose))}
+            for _ in range(20):
+                chosen = choose.sample(sorted(known), min(3, len(known)))
+                yield [f"--{flag.name}={json.dumps({key: choose.choice(known[key]) for key in chosen})}"]
 
 
 def command_lines(table_: Table) -> tuple[list[Words], list[Words]]:
@@ -195,28 +226,38 @@ def same(ours: Any, theirs: Any) -> bool:
         return True  # to be filled in, some of it at once
     if isinstance(theirs, dict) and "enum" in theirs:
         name, value = theirs["enum"]
-        return ours == value or str(ours).upper() == name
+        return bool(ours == value or str(ours).upper() == name)
     if isinstance(ours, dict) and isinstance(theirs, dict):
-        return all(same(value, theirs.get(key)) for key, value in ours.items())
+        return all(key in TURNED_OFF or same(value, theirs.get(key)) for key, value in ours.items())
     if isinstance(ours, list) and isinstance(theirs, list):
         return len(ours) == len(theirs) and all(map(same, ours, theirs))
+    if theirs == {"count": ours}:
+        return True  # of limit-mm-per-prompt
     if isinstance(ours, str) and not isinstance(theirs, str):
         return theirs == [ours] or isinstance(theirs, dict)  # a list of one; what the name stands for
     return bool(ours == theirs)
 
 
 @pytest.mark.parametrize("version", versions())
-def test_what_is_accepted_is_what_vllm_accepts(version: str) -> None:
+def test_every_command_line_is_read_as_vllm_reads_it(version: str) -> None:
     known = table(version).table
     right, wrong = command_lines(known)
     lines = right + wrong
-    different = []
-    for line, theirs in zip(lines, answers(version, lines), strict=True):
-        ours = read(known, line)
-        if problem := difference(ours, theirs):
-            different.append(f"{' '.join(line)}: {problem}")
-    assert not different
-    assert len(lines) > 1000
+    assert len(lines) > 5000
+    theirs = answers(version, lines)
+    ours = [read(known, line) for line in lines]
+    otherwise = [
+        f"{' '.join(line)}: {problem}"
+        for line, our, their in zip(lines, ours, theirs, strict=True)
+        if (problem := difference(our, their))
+    ]
+    assert not otherwise
+    too_strict = [
+        f"{' '.join(line)}: {our.mistakes}"
+        for line, our, their in zip(right, ours, theirs, strict=False)
+        if "values" in their and any(mistake.flag not in LATER for mistake in our.mistakes)
+    ]
+    assert not too_strict
 
 
 def difference(ours: Reading, theirs: dict[str, Any]) -> str:

@@ -87,7 +87,8 @@ def test_a_comment_in_an_extended_file_passes_over_what_stands_there(check: Chec
 def test_what_defaults_say_is_found_once_and_at_its_place(check: Check) -> None:
     text = "defaults: {user: root, gpus: {memory: 7 GiB}}\nmodels:\n"
     text += "".join(
-        f"  {name}: {{model: facebook/opt-125m, route: {{path: /{name}/v1/}}}}\n" for name in "abc"
+        f"  {name}: {{model: facebook/opt-125m, route: {{path: /{name}/v1/, strip: /{name}}}}}\n"
+        for name in "abc"
     )
     assert check(text).stdout.splitlines()[0].startswith("envs/prod.yaml:1:12: warning: models.a.user: runs")
     assert broken(check(text)) == ["VJ505"]

@@ -63,7 +63,7 @@ _MISFITS: list[tuple[str, Severity, str, str, Callable[[Subject], Path]]] = [
     ("VJ214", "error", "capability", "gpu-runs-the-quantization", _quantization),
     ("VJ215", "warning", "capability", "gpu-has-kernels-for-the-quantization", _quantization),
     ("VJ216", "error", "context", "context-is-the-models", _length),
-    ("VJ217", "warning", "context", "context-is-stretched-knowingly", _length),
+    ("VJ217", "error", "block", "quantized-blocks-divide", _count),
     ("VJ218", "error", "weights", "weights-fit", _count),
     ("VJ219", "error", "kv_cache", "a-full-length-request-fits", _length),
     ("VJ220", "warning", "margin", "memory-has-a-margin", _length),

@@ -12,7 +12,7 @@ from vllmjobs.render.arguments import arguments
 from vllmjobs.vllm import models
 from vllmjobs.vllm.command_line import Reading, read
 from vllmjobs.vllm.gpus import Gpu, gpu, gpus
-from vllmjobs.vllm.limits import Misfit, capability, dividing
+from vllmjobs.vllm.limits import Misfit, blocks, capability, dividing
 from vllmjobs.vllm.memory import estimate
 from vllmjobs.vllm.misfits import context, memory
 from vllmjobs.vllm.shape import Shape, UnknownShapeError, shape
@@ -127,7 +127,7 @@ class Subject:
         if not isinstance(self.shape, Shape):
             return []
         shape, use, gpu = self.shape, self.use, self.gpu
-        found = dividing(shape, use)
+        found = [*dividing(shape, use), *blocks(shape, use)]
         if str(self.model.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")).lower() not in ("1", "true"):
             found = found + context(shape, use)
         if gpu and self.model.gpus.model:

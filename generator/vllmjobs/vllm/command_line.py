@@ -10,7 +10,7 @@ from vllmjobs.vllm.tables import Flag, Table, history, versions
 from vllmjobs.vllm.values import check, folded, nearest, not_among, shown
 from vllmjobs.vllm.words import Mistake, MistakeKind, Option, expanded_sizes, size, split
 
-# A name that only a plugin knows is nothing that can be checked when there is a plugin.
+# Where there is a plugin, it can bring a name of its own.
 PLUGINS = {
     "tool_call_parser": "tool_parser_plugin",
     "reasoning_parser": "reasoning_parser_plugin",
@@ -42,6 +42,7 @@ def read(table: Table, words: Sequence[str]) -> Reading:
     mistakes = [_explained(table, mistake) for mistake in taken.mistakes]
     values: dict[str, Any] = {} if taken.model is None else {"model_tag": taken.model}
     given: dict[str, Option] = {}
+    plugins = {option.flag.dest for option in taken.options if option.words not in ([], [""])}
     for option in taken.options:
         flag = option.flag
         if flag.dest == "model":
@@ -51,28 +52,27 @@ def read(table: Table, words: Sequence[str]) -> Reading:
         if flag.dest in given and not flag.appended:
             mistakes.append(_repeated(flag, given[flag.dest], option))
         given[flag.dest] = option
-        value, wrong = _value(table, option)
+        value, wrong = _value(table, option, checked=PLUGINS.get(flag.dest) not in plugins)
         mistakes += wrong
         if not wrong:
             values[flag.dest] = [*values.get(flag.dest, []), value] if flag.appended else value
     mistakes += _misplaced(words, values)
-    mistakes = [mistake for mistake in mistakes if not _is_of_a_plugin(table, mistake, values)]
     if not mistakes:
         mistakes += conflicts(table, values)
     return Reading(values, mistakes)
 
 
-def _value(table: Table, option: Option) -> tuple[Any, list[Mistake]]:
+def _value(table: Table, option: Option, *, checked: bool) -> tuple[Any, list[Mistake]]:
     flag = option.flag
     try:
         value = _converted(table, option)
     except _UnreadableError as unreadable:
         return None, [Mistake(flag.name, unreadable.kind, unreadable.message)]
-    if flag.value is None or value is None or value == flag.default:
+    if flag.value is None or value is None or value == flag.default or not checked:
         return value, []
-    checked = check(table, flag.value, value, flag.name)
+    taken = check(table, flag.value, value, flag.name)
     # Only an object is made what it is by the parser; all else stays as read until the engine is made.
-    return (checked.value if flag.read == "object" else value), checked.mistakes
+    return (taken.value if flag.read == "object" else value), taken.mistakes
 
 
 def _converted(table: Table, option: Option) -> Any:
@@ -126,7 +126,7 @@ def _number(flag: Flag, word: str) -> int | float:
         if flag.read == "float":
             return float(word)
         return int(word) if flag.read == "int" else size(word)
-    except ValueError:
+    except (ValueError, OverflowError):
         wanted = "a number" if flag.read == "float" else "a whole number"
         if flag.read.startswith("size"):
             wanted += ", such as 8192, 8k (8000) or 8K (8192)"
@@ -136,7 +136,7 @@ def _number(flag: Flag, word: str) -> int | float:
 def _json(word: str, *, sizes: bool = False) -> Any:
     try:
         return json.loads(expanded_sizes(word) if sizes else word)
-    except ValueError as error:
+    except (ValueError, OverflowError, RecursionError) as error:
         message = f"is no JSON: {error}; it is {shown(word)}"
         raise _UnreadableError("json", message) from None
 
@@ -174,14 +174,6 @@ def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:
     if words and words[0].startswith("-") and "served_model_name" in values and "config" not in values:
         mistakes.append(Mistake("served-model-name", "conflict", "needs the model's name as the first word"))
     return mistakes
-
-
-def _is_of_a_plugin(table: Table, mistake: Mistake, values: dict[str, Any]) -> bool:
-    if mistake.kind != "choice":
-        return False
-    flag = table.by_name.get("--" + mistake.flag)
-    plugin = PLUGINS.get(flag.dest) if flag else None
-    return bool(plugin and values.get(plugin))
 
 
 def _explained(table: Table, mistake: Mistake) -> Mistake:

@@ -9,7 +9,7 @@ from typing import Any
 
 from vllmjobs.vllm.given import Arguments, Rule, conflict
 from vllmjobs.vllm.option_conflicts import OPTION_RULES
-from vllmjobs.vllm.tables import Table, is_version
+from vllmjobs.vllm.tables import Table, is_version, precedes
 from vllmjobs.vllm.values import shown
 from vllmjobs.vllm.words import Mistake
 
@@ -20,6 +20,7 @@ BALANCING = {
 }
 FP8_SCALES = ("mm_encoder_fp8_scale_path", "mm_encoder_fp8_scale_save_path")
 DRAFTLESS = ("ngram", "ngram_gpu")
+DRAFTED = ("draft_model", "eagle", "eagle3", "medusa", "mlp_speculator")
 
 
 def conflicts(table: Table, values: dict[str, Any]) -> list[Mistake]:
@@ -103,7 +104,8 @@ def headless(given: Arguments) -> Iterator[Mistake]:
     """ServeSubcommand.cmd and run_headless, vllm/entrypoints/cli/serve.py."""
     if not given["headless"]:
         return
-    if (given["api_server_count"] or 0) > 0:
+    # Up to 0.11 one server was the default, and only more of them an error.
+    if (given.values.get("api_server_count") or 0) > (1 if precedes(given.table.version, "0.17") else 0):
         yield conflict("api-server-count", "makes no sense with headless, which starts no API server")
     if given["data_parallel_hybrid_lb"]:
         yield conflict("data-parallel-hybrid-lb", "cannot be used with headless")
@@ -185,8 +187,14 @@ def experts(given: Arguments) -> Iterator[Mistake]:
 
 def context_parallel(given: Arguments) -> Iterator[Mistake]:
     """ParallelConfig._validate_parallel_config, vllm/config/parallel.py."""
-    tensor, context = given["tensor_parallel_size"], given["decode_context_parallel_size"] or 1
-    if (given["prefill_context_parallel_size"] or 1) == 1 and context > 0 and tensor % context:
+    tensor, context = given["tensor_parallel_size"], given["decode_context_parallel_size"]
+    if context is None:
+        return
+    if context < 1:
+        yield Mistake("decode-context-parallel-size", "range", f"must be at least 1, not {context}")
+    elif context == 1 and given["dcp_comm_backend"] == "a2a" and precedes(given.table.version, "0.32"):
+        yield conflict("dcp-comm-backend", "needs decode-context-parallel-size of 2 or more for a2a")
+    elif (given["prefill_context_parallel_size"] or 1) == 1 and tensor % context:
         yield conflict(
             "decode-context-parallel-size", f"is {context}, and must divide tensor-parallel-size ({tensor})"
         )
@@ -200,6 +208,8 @@ def nodes(given: Arguments) -> Iterator[Mistake]:
         yield conflict("node-rank", f"is {rank}, and must be less than nnodes, which is {count}")
     if count > 1 and backend == "ray":
         yield conflict("nnodes", "above 1 cannot be used with distributed-executor-backend ray")
+    elif count > 1 and backend != "mp" and precedes(given.table.version, "0.17"):
+        yield conflict("nnodes", "above 1 needs distributed-executor-backend mp")
     if given["pipeline_parallel_size"] > 1 and backend == "uni":
         yield conflict("pipeline-parallel-size", "above 1 needs distributed-executor-backend mp or ray")
     if given["ray_workers_use_nsight"] and backend in (None, "mp", "uni", "external_launcher"):
@@ -223,9 +233,21 @@ def speculation(given: Arguments) -> Iterator[Mistake]:
             "speculative-config.tensor_parallel_size", "is refused; write draft_tensor_parallel_size"
         )
     tokens = own.get("num_speculative_tokens", given.values.get("spec_tokens"))
-    if own.get("method", given.values.get("spec_method")) in DRAFTLESS and tokens is None:
+    method = own.get("method", given.values.get("spec_method"))
+    if method in DRAFTLESS and tokens is None:
         yield Mistake(
-            "speculative-config.num_speculative_tokens", "missing-value", "is needed with the method ngram"
+            "speculative-config.num_speculative_tokens", "missing-value", f"is needed with method {method}"
+        )
+    if method in DRAFTED and own.get("model", given.values.get("spec_model")) is None:
+        yield Mistake(
+            "speculative-config.model",
+            "missing-value",
+            f"is needed with method {method}: the draft model's name",
+        )
+    least, most = own.get("prompt_lookup_min"), own.get("prompt_lookup_max")
+    if least is not None and most is not None and least > most:
+        yield conflict(
+            "speculative-config.prompt_lookup_min", f"is {least}, more than prompt_lookup_max ({most})"
         )
 
 

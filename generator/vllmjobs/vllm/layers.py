@@ -174,7 +174,7 @@ def llama4(config: Config, family: Family) -> list[Layer]:
 
 
 def gemma4(config: Config, family: Family) -> list[Layer]:
-    """Full-attention layers have heads of their own; experts stand beside the dense layer (`models/gemma4.py`)."""
+    """Full attention has heads of its own; experts stand beside the dense layer (`models/gemma4.py`)."""
     if config.whole("hidden_size_per_layer_input", default=0) or config.whole(
         "num_kv_shared_layers", default=0
     ):

@@ -1,4 +1,4 @@
-"""What vLLM refuses whatever the memory: things that do not divide, and kernels that a GPU does not have."""
+"""What vLLM refuses whatever the memory: what does not divide, and kernels that a GPU does not have."""
 
 from collections.abc import Callable
 from typing import Literal
@@ -6,7 +6,7 @@ from typing import Literal
 import msgspec
 
 from vllmjobs.vllm.gpus import Gpu
-from vllmjobs.vllm.parts import Attention
+from vllmjobs.vllm.parts import Attention, Dense, Experts
 from vllmjobs.vllm.quantization import online
 from vllmjobs.vllm.shape import Shape
 from vllmjobs.vllm.use import Use
@@ -14,8 +14,8 @@ from vllmjobs.vllm.weights import padded_vocabulary
 
 # get_min_capability of each quantization config (vllm/model_executor/layers/quantization/*.py).
 MINIMUM = {
-    "awq": 75, "bitsandbytes": 70, "experts_int8": 80, "fbgemm-fp8": 80, "fp8": 75, "gptq": 60, "int8": 75,
-    "modelopt": 80, "mxfp4": 80, "mxfp8": 80, "nvfp4": 75,
+    "awq": 75, "bitsandbytes": 70, "experts_int8": 80, "fbgemm-fp8": 80, "fp8": 75, "gptq": 60, "int4": 75,
+    "int8": 75, "modelopt": 80, "mxfp4": 80, "mxfp8": 80, "nvfp4": 75,
 }  # fmt: skip
 # Below these the weights are only stored that way, and multiplied in 16 bits.
 NATIVE = {"fp8": 89, "modelopt": 89, "nvfp4": 100, "mxfp8": 100}
@@ -31,15 +31,16 @@ class Misfit(msgspec.Struct, frozen=True):
 
 def impossible(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
     """What vLLM refuses, or asserts when it builds the model, whatever the memory."""
-    return [*dividing(shape, use), *capability(shape, gpu, use)]
+    return [*dividing(shape, use), *blocks(shape, use), *capability(shape, gpu, use)]
 
 
 def dividing(shape: Shape, use: Use) -> list[Misfit]:
     """Heads and vocabulary that tensor parallelism does not divide: kinds heads, vocabulary and kv_heads."""
     size = use.tensor_parallel
     found = []
-    heads = sorted({each.heads for each in shape.attentions})
-    kv_heads = sorted({each.kv_heads for each in shape.attentions if isinstance(each, Attention)})
+    mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
+    heads = sorted({each.heads for each in mixers})
+    kv_heads = sorted({each.kv_heads for each in mixers if isinstance(each, Attention)})
     padded = padded_vocabulary(shape.vocab)
 
     def fits(size: int) -> bool:
@@ -51,7 +52,7 @@ def dividing(shape: Shape, use: Use) -> list[Misfit]:
 
     way_out = "use " + _one_of(_sizes(fits))
     if wrong := [each for each in heads if each % size]:
-        found.append(Misfit("heads", f"{size} does not divide {wrong[0]} attention heads; {way_out}"))
+        found.append(Misfit("heads", f"{size} does not divide {wrong[0]} heads; {way_out}"))
     if padded % size:
         found.append(
             Misfit("vocabulary", f"{size} does not divide the padded vocabulary of {padded}; {way_out}")
@@ -60,6 +61,28 @@ def dividing(shape: Shape, use: Use) -> list[Misfit]:
         message = f"{size} neither divides {wrong[0]} key and value heads nor is divided by them; {way_out}"
         found.append(Misfit("kv_heads", message))
     return found
+
+
+def blocks(shape: Shape, use: Use) -> list[Misfit]:
+    """Scales of fp8 blocks that would be cut (`validate_fp8_block_shape_moe`, layers/quantization)."""
+    block = shape.quantization.block if shape.quantization else None
+    if not block:
+        return []
+    feeds = {feed for layer in shape.layers for feed in layer.feeds}
+    whole = {feed.width for feed in feeds if isinstance(feed, Dense)}
+    apart = {feed.width for feed in feeds if isinstance(feed, Experts) and not use.expert_parallel}
+    cut = [(width, use.tensor_parallel) for width in whole]
+    cut += [(width, use.tensor_parallel * use.data_parallel) for width in apart]
+    for width, among in sorted(cut):
+        if among > 1 and width % (among * block):
+            sizes = _one_of([size for size in range(1, 17) if width % (size * block) == 0])
+            message = (
+                f"{among} cuts feed-forward layers of {width} into parts that are no multiple of {block}, "
+                f"the block of their fp8 scales; use {sizes}"
+            )
+            message += ", or expert parallel" if width in apart else ""
+            return [Misfit("block", message)]
+    return []
 
 
 def _kv_divides(kv_heads: int, size: int) -> bool:
@@ -80,9 +103,7 @@ def capability(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
     how = shape.quantization or online(use.quantization)
     if how is None:
         return []
-    method = how.method.partition("-")[0] if how.method.startswith(("int", "fp8-")) else how.method
-    method = "int8" if method.startswith("int") else method
-    has, least, native = gpu.compute_capability, MINIMUM.get(method, 0), NATIVE.get(method, 0)
+    has, least, native = gpu.compute_capability, MINIMUM.get(how.method, 0), NATIVE.get(how.method, 0)
     place = f"{gpu.name} has compute capability {has / 10}"
     if has < least:
         message = (

@@ -86,10 +86,16 @@ def estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
 
 def smallest(shape: Shape, use: Use, counts: tuple[int, ...] = (1, 2, 4, 8)) -> Request | None:
     """The least GPU memory of the table, as one kind of GPU and a tensor parallel size, that would do."""
-    options = sorted((each.memory_mib * count, count, each.name, each) for each in gpus() for count in counts)
+    options = sorted(
+        (each.memory_mib * count, count, each.name, each)
+        for each in gpus()
+        for count in counts
+        if not each.integrated
+    )
     for _, count, name, each in options:
         asked = msgspec.structs.replace(use, tensor_parallel=count, pipeline_parallel=1, data_parallel=1)
-        if not impossible(shape, each, asked) and _estimate(shape, each, asked).fits:
+        refused = any(found.severity == "error" for found in impossible(shape, each, asked))
+        if not refused and _estimate(shape, each, asked).fits:
             return Request(name, count)
     return None
 

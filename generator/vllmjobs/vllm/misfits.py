@@ -9,13 +9,16 @@ from vllmjobs.vllm.use import Use
 __all__ = ["Misfit", "misfits"]
 
 GIB = 2**30
+# Read in vllm/config/model.py, _get_and_verify_max_len: up to 0.24 a YaRN factor lengthened the context that
+# config.json names, and in 0.32 no more; in between it was not looked up.
+YARN_COUNTS_AS_APPLIED = (0, 32)
 NEAR = 0.05  # with less of the GPU to spare than this, an estimate is no promise
 
 
 def misfits(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
     """What does not fit, errors first; empty when all is well.
 
-    `kind` is one of heads, kv_heads, vocabulary, capability, context, weights, kv_cache and margin.
+    `kind` is one of heads, kv_heads, vocabulary, block, capability, context, weights, kv_cache, margin.
     """
     found = [*impossible(shape, gpu, use), *context(shape, use)]
     if not any(each.kind in {"heads", "kv_heads", "vocabulary"} for each in found):
@@ -30,9 +33,13 @@ def context(shape: Shape, use: Use) -> list[Misfit]:
         return []
     limit = f"is longer than the model's {shape.longest_positions} ({shape.positions_key} in its config.json)"
     if length <= shape.stretched_positions:
-        message = f"{length} {limit}: raise that with hf_overrides, as the rotary scaling reaches it"
-        return [Misfit("context", message, "warning")]
-    way_out = "take less, or set rope_scaling and that key with hf_overrides"
+        if use.version < YARN_COUNTS_AS_APPLIED:
+            return []
+        message = f"{length} {limit}: raise that with hf-overrides, as the rotary scaling reaches it"
+        return [Misfit("context", message)]
+    way_out = "take less"
+    if not shape.learned_positions:
+        way_out += ", or set rope_scaling and that key with hf-overrides"
     return [Misfit("context", f"{length} {limit}; {way_out}")]
 
 
@@ -45,20 +52,21 @@ def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
     if used >= budget:
         message = (
             f"{_gib(found.weights)} of weights and {_gib(used - found.weights)} to work with do not fit into "
-            f"{_gib(budget)} of {on}; raise gpu_memory_utilization or tensor_parallel{instead}"
+            f"{_gib(budget)} of {on}; raise gpu_memory_utilization or gpus.count{instead}"
         )
         return [Misfit("weights", message)]
     if not found.fits:
         longest = f"lower max_model_len to {found.longest_context}, " if found.longest_context else ""
         message = (
             f"{found.max_model_len} tokens need {_gib(found.needed)} of KV cache, and {on} has "
-            f"{_gib(found.kv_cache)} left; {longest}raise gpu_memory_utilization or tensor_parallel{instead}"
+            f"{_gib(found.kv_cache)} left; {longest}raise gpu_memory_utilization or gpus.count{instead}"
         )
         return [Misfit("kv_cache", message)]
     if found.margin < NEAR:
+        spare = _gib(int(found.margin * found.total))
         message = (
-            f"{found.max_model_len} tokens fit into {on} by {_gib(int(found.margin * found.total))}, less than an "
-            f"estimate can promise; lower max_model_len or max_num_seqs, or leave more room"
+            f"{found.max_model_len} tokens fit into {on} with {spare} to spare, less than an estimate can "
+            "promise; lower max_model_len or max_num_seqs, or leave more room"
         )
         return [Misfit("margin", message, "warning")]
     return []

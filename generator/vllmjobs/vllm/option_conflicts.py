@@ -83,9 +83,23 @@ def profiler(given: Arguments) -> Iterator[Mistake]:
         yield conflict("profiler-config.proton_output_format", f"needs proton_data {wanted}")
 
 
-def custom_ops(given: Arguments) -> Iterator[Mistake]:
+def engram(given: Arguments) -> Iterator[Mistake]:
+    """EngramConfig, vllm/config/engram.py."""
+    options = given.values.get("engram_config") or {}
+    offloaded, shared = options.get("cpu_offload", True), options.get("dp_shared_memory")
+    if shared and not offloaded:
+        yield conflict("engram-config.dp_shared_memory", "needs cpu_offload")
+    if options.get("use_thp") and (shared or not offloaded):
+        yield conflict("engram-config.use_thp", "needs cpu_offload, and excludes dp_shared_memory")
+
+
+def compilation(given: Arguments) -> Iterator[Mistake]:
     """CompilationConfig.__post_init__, vllm/config/compilation.py."""
-    names = (given.values.get("compilation_config") or {}).get("custom_ops") or []
+    options = given.values.get("compilation_config") or {}
+    compiled = options.get("mode") in (3, "VLLM_COMPILE")
+    if compiled and options.get("backend", "") not in ("", "eager", "inductor"):
+        yield conflict("compilation-config.backend", "must be inductor or eager with mode VLLM_COMPILE")
+    names = options.get("custom_ops") or []
     flag = "compilation-config.custom_ops"
     for name in names:
         if name not in ("all", "none") and (len(name) < 2 or name[0] not in "+-"):
@@ -99,6 +113,20 @@ def custom_ops(given: Arguments) -> Iterator[Mistake]:
         yield conflict(flag, f"turns {both[0]} on and off")
 
 
+def pooler(given: Arguments) -> Iterator[Mistake]:
+    """PoolerConfig.__post_init__, vllm/config/pooler.py."""
+    for flag in ("pooler-config", "override-pooler-config"):
+        options = given.values.get(flag.replace("-", "_")) or {}
+        for key in ("seq_pooling_type", "tok_pooling_type"):
+            if options.get("pooling_type") and options.get(key) is not None:
+                yield conflict(f"{flag}.{key}", "excludes pooling_type")
+        for key in ("softmax", "activation"):  # older names of use_activation, which overwrite it
+            if options.get(key) is not None and options.get("use_activation") is not None:
+                yield conflict(f"{flag}.{key}", "excludes use_activation")
+        if options.get("logit_sigma") == 0:
+            yield Mistake(f"{flag}.logit_sigma", "range", "cannot be 0: the logits are divided by it")
+
+
 def quantization_targets(given: Arguments) -> Iterator[Mistake]:
     """QuantizationConfigArgs._validate_targets_exclusivity, vllm/config/quantization.py."""
     options = given.values.get("quantization_config") or {}
@@ -107,5 +135,6 @@ def quantization_targets(given: Arguments) -> Iterator[Mistake]:
 
 
 OPTION_RULES: list[Rule] = [
-    structured_outputs, transfer, expert_balancing, profiler, custom_ops, quantization_targets,
+    structured_outputs, transfer, expert_balancing, profiler, engram, compilation, pooler,
+    quantization_targets,
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""What a model is made of, in the sizes that decide its memory. Counts are of the whole model, not of one GPU."""
+"""What a model is made of, in the sizes that decide its memory: of the whole model, not of one GPU."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -50,6 +50,7 @@ class Recurrent(msgspec.Struct, frozen=True):
     groups: int
     kernel: int
     projected: int  # width of the input projection
+    module: str  # as checkpoints name it
     extra: int = 0  # parameters besides the two projections and the convolution
     state_dtype: str | None = None  # None: the model's own
 
@@ -62,7 +63,7 @@ class Dense(msgspec.Struct, frozen=True):
 
 
 class Experts(msgspec.Struct, frozen=True):
-    """A mixture: `count` experts of `width`, `active` per token, beside one shared feed-forward of `shared`."""
+    """`count` experts of `width`, `active` of them per token, beside one shared feed-forward of `shared`."""
 
     count: int
     active: int

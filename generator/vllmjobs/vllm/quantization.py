@@ -22,6 +22,7 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
     left_out: tuple[str, ...] = ()
     kv_cache_dtype: str | None = None  # what `--kv-cache-dtype auto` then means
     experts_only: bool = False
+    block: int | None = None  # columns that share a scale; tensor parallelism must not cut them
 
     @property
     def bytes_per_weight(self) -> float:
@@ -37,15 +38,15 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         prefixes = (".".join(segments[: i + 1]) for i in range(len(segments)))
         if any(prefix in exact for prefix in prefixes) or any(part in parts for part in segments):
             return False
-        return not any(pattern.search(name) for pattern in patterns)
+        return not any(pattern.match(path) for pattern in patterns for path in (name, f"model.{name}"))
 
     @cached_property
     def _left_out(self) -> tuple[frozenset[str], list[re.Pattern[str]], frozenset[str]]:
+        """Paths, patterns and single names, without what stands before `layers.`: that differs."""
         exact, patterns, parts = set(), [], set()
         for entry in self.left_out:
             if entry.startswith("re:"):
-                expression = entry.removeprefix("re:").replace("model.", "(?:model.)?", 1)
-                patterns.append(re.compile(expression.replace("\\.layers", "\\.?layers")))
+                patterns.append(re.compile(entry.removeprefix("re:")))
             elif "*" in entry:
                 patterns.append(re.compile(_glob(_from_layers(entry))))
             elif "." in entry:
@@ -73,12 +74,11 @@ def quantization(config: Mapping[str, Any]) -> Quantization | None:
     match method:
         case "fp8" | "fbgemm-fp8":
             block = at.any("weight_block_size")
-            return Quantization(method, 8, 4 / (block[0] * block[1]) if block else 0.0, **common)
+            scale = 4 / (block[0] * block[1]) if block else 0.0
+            return Quantization(method, 8, scale, block=block and block[0], **common)
         case "awq" | "awq-marlin" | "gptq" | "gptq-marlin" | "auto-round" | "intel/auto-round" | "auto-gptq":
-            bits, group = (
-                at.whole("bits", "w_bit", default=4),
-                at.any("group_size", "q_group_size", default=128),
-            )
+            bits = at.whole("bits", "w_bit", default=4)
+            group = at.any("group_size", "q_group_size", default=128)
             name = "awq" if "awq" in method else "gptq"
             return Quantization(name, bits, (2 + bits / 8) / group if group > 0 else 0.0, **common)
         case "compressed-tensors":
@@ -127,8 +127,7 @@ def _compressed_tensors(at: Config, common: dict[str, Any]) -> Quantization:
     block = each.any("block_structure")
     scale = 4 / (block[0] * block[1]) if block else 2 / group if group and group > 0 else 0.0
     kind = "fp8" if each.any("type") == "float" else f"int{bits}"
-    activations = any(group.get("input_activations") for group in groups.values())
-    return Quantization(f"{kind}-{'w' if not activations else 'wa'}", bits, scale, **common)
+    return Quantization(kind, bits, scale, block=block and block[0], **common)
 
 
 def _modelopt(at: Config, common: dict[str, Any]) -> Quantization:
@@ -150,11 +149,9 @@ def _kv_cache(at: Config) -> str | None:
 
 
 def _from_layers(name: str) -> str:
-    """Without the path before `layers.`, which differs between checkpoints and vLLM."""
     found = re.search(r"(?:^|\.)(layers\..*)", name)
     return found[1] if found else name
 
 
 def _glob(entry: str) -> str:
-    inside = re.escape(entry).replace(r"\*", ".*")
-    return inside if entry.startswith("*") else rf"^{inside}(?:\.|$)"
+    return re.escape(entry).replace(r"\*", ".*") + r"(?:\.|$)"

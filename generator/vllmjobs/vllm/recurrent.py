@@ -18,6 +18,7 @@ def gated_delta_net(config: Config) -> Recurrent:
         groups=keys,
         kernel=config.whole("linear_conv_kernel_dim", default=4),
         projected=2 * keys * key_dim + 2 * inner + 2 * values,
+        module="linear_attn",
         state_dtype=config.any("mamba_ssm_dtype"),
     )
 
@@ -41,6 +42,7 @@ def mamba2(config: Config) -> Recurrent:
         groups=groups,
         kernel=config.whole("conv_kernel", "mamba_d_conv", default=4),
         projected=2 * inner + 2 * groups * state + heads,
+        module="mixer" if config.has("mamba_num_heads") else "mamba",
         state_dtype=config.any("mamba_ssm_cache_dtype"),
     )
 
@@ -60,5 +62,6 @@ def mamba1(config: Config) -> Recurrent:
         groups=1,
         kernel=config.whole("mamba_d_conv", default=4),
         projected=2 * inner,
+        module="mamba",
         extra=inner * (rank + 2 * state) + rank * inner + inner * state,
     )

@@ -64,13 +64,22 @@ class Shape(msgspec.Struct, frozen=True):
 def shape(config: Mapping[str, Any]) -> Shape:
     """The shape of the model that a Hugging Face `config.json` describes.
 
-    Raises UnknownShapeError, a ValueError, when a key is missing or the architecture is not understood:
-    then nothing can be said about the model's memory.
+    What vLLM is given as hf_overrides belongs into the mapping. Raises UnknownShapeError, a ValueError, when
+    a key is missing or the architecture is not understood: then nothing can be said about its memory.
     """
     if not isinstance(config, Mapping):
         raise UnknownShapeError("config.json is not a mapping")
+    try:
+        return _shape(config)
+    except UnknownShapeError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise UnknownShapeError(f"config.json has a value that makes no sense: {error}") from error
+
+
+def _shape(config: Mapping[str, Any]) -> Shape:
     text = _text(config)
-    kind = str(text.any("model_type", default=config.get("model_type", "")))
+    kind = str(text.any("model_type", default=config.get("model_type") or ""))
     family = FAMILIES.get(kind)
     if family is None:
         raise UnknownShapeError(f"the architecture {kind or 'without a model_type'!r} is not understood")

@@ -161,6 +161,11 @@ def is_version(text: str) -> bool:
     return bool(_VERSION.fullmatch(text.strip()))
 
 
+def precedes(version: str, other: str) -> bool:
+    """Whether a version is older than another one."""
+    return _order(version) < _order(other)
+
+
 def history(flag: str) -> list[str]:
     """The releases whose parser knows a flag, by any of its names (`max-num-seqs`), oldest first."""
     name = "--" + flag.lstrip("-").replace("_", "-")

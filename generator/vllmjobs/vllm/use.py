@@ -46,8 +46,8 @@ class Use(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def in_flight(self) -> int:
-        """Batches that may be on their way at once (`max_concurrent_batches`, `vllm/config/vllm.py`)."""
-        return self.pipeline_parallel + 1 if self.version >= (0, 19) else 1
+        """Batches that may be on their way at once, counted since vllm-project/vllm#47728."""
+        return self.pipeline_parallel + 1 if self.version >= (0, 26) else 1
 
     @property
     def states_per_request(self) -> int:

@@ -154,7 +154,8 @@ def layer_matrices(shape: Shape, index: int) -> Iterator[Matrix]:
         if isinstance(feed, Dense):
             yield from _feed(at + "mlp", shape.hidden, feed.width, feed.gated)
         else:
-            yield from _experts(at + "mlp", shape.hidden, feed)
+            alone = len(layer.feeds) == 1  # beside a dense layer (Gemma 4) they stand outside mlp
+            yield from _experts(at + "mlp" if alone else at[:-1], shape.hidden, feed)
 
 
 def _mixer(at: str, hidden: int, mixer: Mixer) -> Iterator[Matrix]:
@@ -169,7 +170,7 @@ def _mixer(at: str, hidden: int, mixer: Mixer) -> Iterator[Matrix]:
     elif isinstance(mixer, Latent):
         yield from _latent(at + "self_attn.", hidden, mixer)
     else:
-        yield from _recurrent(at + "mixer.", hidden, mixer)
+        yield from _recurrent(f"{at}{mixer.module}.", hidden, mixer)
 
 
 def _latent(at: str, hidden: int, mixer: Latent) -> Iterator[Matrix]:

@@ -127,11 +127,10 @@ def _take_dotted(
         spelling, *keys = name.removesuffix("+").split(".")
         path = ".".join([_canonical(table, spelling), *keys])
         if not equals:
-            following = next(waiting, None)
-            if following is None:
+            text = next(waiting, "-")
+            if text.startswith("-") and not _NEGATIVE.fullmatch(text):  # vLLM would swallow the next option
                 mistakes.append(Mistake(path, "missing-value", "needs a value"))
-                break
-            text = following
+                continue
         value = text.split(",") if name.endswith("+") else _dotted_value(table, text)
         if not all(keys):
             mistakes.append(Mistake(path, "key", "has an empty key between two dots"))
@@ -148,11 +147,11 @@ def _canonical(table: Table, spelling: str) -> str:
 def _dotted_value(table: Table, text: str) -> Any:
     try:
         return json.loads(text)
-    except ValueError:
+    except (ValueError, RecursionError):
         pass
     try:
         return size(text) if table.dotted_suffixes else text
-    except ValueError:
+    except (ValueError, OverflowError):
         return text
 
 
