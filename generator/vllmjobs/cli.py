@@ -13,7 +13,6 @@ import click
 from vllmjobs import __version__
 from vllmjobs.check.check import UnknownRuleError
 from vllmjobs.environment.problems import InvalidEnvironmentError, in_order
-from vllmjobs.git import GitError, files_at
 from vllmjobs.project import checked, environments, find, load, subjects
 from vllmjobs.render.job import RenderError, jobs
 from vllmjobs.render.job import render as render_job
@@ -49,7 +48,7 @@ def _errors() -> Iterator[None]:
     except click.UsageError as error:
         error.show()
         raise click.exceptions.Exit(1) from error
-    except (InvalidEnvironmentError, RenderError, UnknownRuleError, GitError) as error:
+    except (InvalidEnvironmentError, RenderError, UnknownRuleError) as error:
         click.echo(str(error), err=True)
         raise click.exceptions.Exit(1) from error
     except OSError as error:
@@ -161,7 +160,14 @@ def check(
     paths = [find(project, env) for env in envs] or environments(project)
     if not paths:
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
-    before = files_at(against, project) if against else None
+    before = None
+    if against:
+        from vllmjobs.git import GitError, files_at  # noqa: PLC0415 (4 ms)
+
+        try:
+            before = files_at(against, project)
+        except GitError as error:
+            raise click.ClickException(str(error)) from error
     found = [checked(path, settings, project, before) for path in paths]
     loaded = {str(path): one.environment for path, one in zip(paths, found, strict=True) if one.environment}
     every = [problem for one in found for problem in one.problems] + shared_jobs(loaded)
@@ -226,7 +232,10 @@ def size(
 @click.option("--nomad", "of_cluster", is_flag=True, help="The cluster's, asked of Nomad at NOMAD_ADDR.")
 @click.option("--json", "in_json", is_flag=True, help="For programs: a list of objects.")
 def show_gpus(of_cluster: bool, in_json: bool) -> None:
-    """List this machine's GPUs, or the cluster's: memory, health, MIG, and who holds them."""
+    """List this machine's GPUs, or the cluster's.
+
+    With their memory, their health, MIG, and who holds them. Exits 0 also where there are none.
+    """
     from vllmjobs import gpus, nomad, nvml  # noqa: PLC0415 (160 ms, for this command only)
 
     try:
@@ -301,9 +310,9 @@ def init(directory: Path, with_templates: bool) -> None:
 @click.option("--force", is_flag=True, help="Overwrite envs/NAME.yaml.")
 @_PROJECT
 def import_(file: Path, name: str, force: bool, project: Path) -> None:
-    """Write envs/NAME.yaml from balanced-vllm-docker's FILE: its .env, or an older instances.config.
+    """Write an environment from balanced-vllm-docker.
 
-    What is not carried over, or not as it stood, is named on stderr. Secrets are never copied: the
+    FILE is its .env, or an older instances.config, and becomes envs/NAME.yaml of the project. What is not carried over, or not as it stood, is named on stderr. Secrets are never copied: the
     environment refers to where they are to be stored. FILE may be - for stdin.
     """
     from vllmjobs.importing.imported import imported  # noqa: PLC0415 (no other command has use for it)

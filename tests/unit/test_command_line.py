@@ -148,6 +148,18 @@ def test_a_plugin_can_bring_a_parser_of_any_name() -> None:
     assert values(line)["tool_call_parser"] == "mine"
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kv_connector": "Mine", "kv_connector_module_path": "mine.connector", "kv_role": "kv_both"},
+        {"kv_connector": "NixlConnector", "kv_role": "kv_both"},
+    ],
+)
+def test_a_connector_is_known_or_says_where_it_comes_from(options: dict[str, Any]) -> None:
+    line = f"--kv-transfer-config={json.dumps(options, separators=(',', ':'))}"
+    assert values(line) == {"kv_transfer_config": options}
+
+
 # What is refused ----------------------------------------------------------------------------------------
 
 
@@ -246,6 +258,12 @@ def test_a_plugin_can_bring_a_parser_of_any_name() -> None:
         ("--port.x=1", "port", "key", "takes no keys, as it is no JSON option"),
         ("--hf-overrides.a --enforce-eager", "hf-overrides.a", "missing-value", "needs a value"),
         ("--limit-mm-per-prompt.image=x", "limit-mm-per-prompt.image", "type", None),
+        (
+            "--kv-transfer-config.kv_connector=NixlConector",
+            "kv-transfer-config.kv_connector",
+            "choice",
+            '"NixlConector" is none of the 17 values that vLLM knows; did you mean NixlConnector?',
+        ),
         ("--watermark-config={}", "watermark-config.key", "missing-value", "is needed, and missing"),
         (
             "--config=/etc/vllm.yaml",
@@ -268,6 +286,7 @@ def test_a_mistake_names_the_value_the_rule_and_the_way_out(
     [
         ("--disable-log-requests", "0.24.0", "; removed after 0.11.2 and added again in 0.33.0"),
         ("--watchdog-config={}", "0.32.0", "; added in 0.33.0"),
+        ("--mamba-ssu-algorithm=auto", "0.24.0", "; added by 0.32.0"),
         ("--swap-space=4", "0.24.0", "; removed after 0.17.1"),
         ("--task=embed", "0.17.1", "; removed after 0.11.2"),
     ],

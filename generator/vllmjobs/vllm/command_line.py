@@ -193,5 +193,13 @@ def _past(flag: str, version: str) -> str:
     before = [one for one in known if versions().index(one) < place]
     after = [one for one in known if versions().index(one) > place]
     removed = f"; removed after {before[-1]}" if before else ""
-    added = f"{' and' if before else ';'} added {'again ' if before else ''}in {after[0]}" if after else ""
-    return removed + added
+    if not after:
+        return removed
+    # Between two tables that are further apart, it may have come with any release.
+    last_without = versions()[versions().index(after[0]) - 1]
+    how = "in" if _minor(after[0]) - _minor(last_without) == 1 else "by"
+    return f"{removed}{' and' if before else ';'} added {'again ' if before else ''}{how} {after[0]}"
+
+
+def _minor(version: str) -> int:
+    return int(version.split(".")[1])

@@ -2,9 +2,10 @@
 
 import re
 from functools import cache
-from importlib.resources import files
 
 import msgspec
+
+from vllmjobs.vllm.data import data
 
 
 class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -44,8 +45,7 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 @cache
 def gpus() -> list[Gpu]:
     """All GPUs of the table, in the order of the file."""
-    text = (files(__package__) / "data" / "gpus.json").read_bytes()
-    return msgspec.json.decode(text, type=list[Gpu])
+    return msgspec.json.decode(data("gpus.json"), type=list[Gpu])
 
 
 def gpu(name: str) -> Gpu | None:

@@ -1,11 +1,11 @@
 """The shapes of models that many people serve, known without asking Hugging Face."""
 
 from functools import cache
-from importlib.resources import files
 from typing import Any
 
 import msgspec
 
+from vllmjobs.vllm.data import data
 from vllmjobs.vllm.shape import Shape, shape
 
 
@@ -52,8 +52,7 @@ def known(name: str) -> Shape | None:
 
 @cache
 def _raw() -> dict[str, msgspec.Raw]:
-    text = (files(__package__) / "data" / "models.json").read_bytes()
-    return msgspec.json.decode(text, type=dict[str, msgspec.Raw])
+    return msgspec.json.decode(data("models.json"), type=dict[str, msgspec.Raw])
 
 
 @cache

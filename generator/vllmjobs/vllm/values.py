@@ -12,6 +12,9 @@ NAMES = {
     "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text", "list": "a list",
     "tuple": "a list", "map": "an object", "object": "an object", "null": "null", "opaque": "left out",
 }  # fmt: skip
+# A key of this ending names where a name that vLLM does not know comes from.
+BROUGHT_ALONG = ("_module_path", "_plugin")
+LARGEST = 2**63  # as a float that stands for a whole number
 LONG = 12  # as many choices are written out; of more, the nearest
 
 
@@ -127,7 +130,9 @@ class _Check:
         known: Object = self.table.objects[kind.object]
         taken = {}
         for key, item in value.items():
-            if key in known.keys:
+            if any(value.get(key + end) for end in BROUGHT_ALONG):
+                taken[key] = item
+            elif key in known.keys:
                 taken[key] = self.take(known.keys[key], item, (*path, key))
             else:
                 self.mistakes.append(self._unknown(kind.object, known, key, path))
@@ -201,7 +206,8 @@ def _number(kind: Type, value: float | str) -> int | float | None:
         return None
     if kind.kind == "float":
         return number
-    return int(number) if number == number // 1 else None
+    whole = number == number // 1 and (isinstance(number, int) or abs(number) < LARGEST)
+    return int(number) if whole else None
 
 
 def _in_range(kind: Type, number: float) -> None:
