@@ -70,7 +70,9 @@ class Subject:
     @cached_property
     def config(self) -> dict[str, Any] | str:
         """The model's config.json with `hf-overrides` laid over it, or why there is none."""
-        found = self.facts.configs.get(self.name) or models.config(self.model.model)
+        found = self.facts.configs.get(self.name)
+        if found is None:
+            found = models.config(self.model.model)
         if found is None:
             return f"{self.model.model} is not in the table of known models"
         overrides = self.reading.values.get("hf_overrides")
