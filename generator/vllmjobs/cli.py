@@ -11,12 +11,9 @@ from typing import Any
 import click
 
 from vllmjobs import __version__
-from vllmjobs.check.check import UnknownRuleError
-from vllmjobs.environment.problems import InvalidEnvironmentError, in_order
+from vllmjobs.environment.problems import UserError, in_order
 from vllmjobs.project import checked, environments, find, load, subjects
-from vllmjobs.render.job import RenderError, jobs
-from vllmjobs.render.job import render as render_job
-from vllmjobs.templates import shipped, templates
+from vllmjobs.shipped import shipped
 
 EXIT_CODES = """\b
 Exit codes:
@@ -48,7 +45,7 @@ def _errors() -> Iterator[None]:
     except click.UsageError as error:
         error.show()
         raise click.exceptions.Exit(1) from error
-    except (InvalidEnvironmentError, RenderError, UnknownRuleError) as error:
+    except UserError as error:
         click.echo(str(error), err=True)
         raise click.exceptions.Exit(1) from error
     except OSError as error:
@@ -104,6 +101,10 @@ def render(
 
     ENV is the name of a file in envs/, or a path.
     """
+    from vllmjobs.render.job import jobs  # noqa: PLC0415 (Jinja takes 30 ms)
+    from vllmjobs.render.job import render as render_job  # noqa: PLC0415
+    from vllmjobs.templates import templates  # noqa: PLC0415
+
     environment = load(find(project, env), settings, project)
     found = templates(project)
     if out is None:
@@ -162,12 +163,9 @@ def check(
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
     before = None
     if against:
-        from vllmjobs.git import GitError, files_at  # noqa: PLC0415 (4 ms)
+        from vllmjobs.git import files_at  # noqa: PLC0415 (4 ms)
 
-        try:
-            before = files_at(against, project)
-        except GitError as error:
-            raise click.ClickException(str(error)) from error
+        before = files_at(against, project)
     found = [checked(path, settings, project, before) for path in paths]
     loaded = {str(path): one.environment for path, one in zip(paths, found, strict=True) if one.environment}
     every = [problem for one in found for problem in one.problems] + shared_jobs(loaded)
@@ -238,15 +236,12 @@ def show_gpus(of_cluster: bool, in_json: bool) -> None:
     """
     from vllmjobs import gpus, nomad, nvml  # noqa: PLC0415 (160 ms, for this command only)
 
-    try:
-        if of_cluster:
-            cluster = nomad.Cluster()
-            cards, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
-        else:
-            cards, reason = nvml.cards()
-            reason += "; vllmjobs gpus --nomad asks the cluster" if reason else ""
-    except (nomad.NomadError, nvml.NvmlError) as error:
-        raise click.ClickException(str(error)) from error
+    if of_cluster:
+        cluster = nomad.Cluster()
+        cards, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
+    else:
+        cards, reason = nvml.cards()
+        reason += "; vllmjobs gpus --nomad asks the cluster" if reason else ""
     if not cards:
         click.echo(reason, err=True)
     click.echo(gpus.as_json(cards) if in_json else gpus.table(cards), nl=False)
@@ -312,8 +307,9 @@ def init(directory: Path, with_templates: bool) -> None:
 def import_(file: Path, name: str, force: bool, project: Path) -> None:
     """Write an environment from balanced-vllm-docker.
 
-    FILE is its .env, or an older instances.config, and becomes envs/NAME.yaml of the project. What is not carried over, or not as it stood, is named on stderr. Secrets are never copied: the
-    environment refers to where they are to be stored. FILE may be - for stdin.
+    FILE is its .env, or an older instances.config, and becomes envs/NAME.yaml of the project; - is stdin.
+    What is not carried over, or not as it stood, is named on stderr. Secrets are never copied: the
+    environment refers to where they are to be stored.
     """
     from vllmjobs.importing.imported import imported  # noqa: PLC0415 (no other command has use for it)
 

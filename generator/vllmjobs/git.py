@@ -4,8 +4,10 @@ import subprocess
 from collections.abc import Callable
 from pathlib import Path
 
+from vllmjobs.environment.problems import UserError
 
-class GitError(Exception):
+
+class GitError(UserError):
     """What git said when it could not read a commit."""
 
 

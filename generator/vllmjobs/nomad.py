@@ -18,6 +18,7 @@ from urllib3 import disable_warnings
 from urllib3.exceptions import InsecureRequestWarning
 
 from vllmjobs import __version__, gpus
+from vllmjobs.environment.problems import UserError
 
 Json = dict[str, Any]
 DEFAULT_ADDRESS = "http://127.0.0.1:4646"
@@ -27,7 +28,7 @@ _TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go's strconv.ParseBool
 _NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in gpus.ENDED)
 
 
-class NomadError(Exception):
+class NomadError(UserError):
     """What Nomad refuses, or why it cannot be asked: one line, with the address and the way out."""
 
 

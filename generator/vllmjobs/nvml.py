@@ -9,12 +9,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from vllmjobs.environment.problems import UserError
 from vllmjobs.gpus import Card, Condition, Holder, health_of, mig_profile
 
 MIB = 2**20
 
 
-class NvmlError(Exception):
+class NvmlError(UserError):
     """A driver that is there and cannot be asked, in one line."""
 
 

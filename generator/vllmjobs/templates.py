@@ -1,4 +1,4 @@
-"""Where templates and examples are read from: the project's own folder, then what is shipped."""
+"""Where templates are read from: the project's own folder, then what is shipped."""
 
 import os
 from contextlib import suppress
@@ -8,14 +8,7 @@ import jinja2
 import jinja2.bccache
 
 from vllmjobs.render.job import RenderError, Templates
-
-_PACKAGE = Path(__file__).parent
-
-
-def shipped(folder: str) -> Path:
-    """`jobs` or `envs` as shipped: inside the package in a wheel, at the top of a checkout."""
-    installed = _PACKAGE / folder
-    return installed if installed.is_dir() else _PACKAGE.parents[1] / folder
+from vllmjobs.shipped import shipped
 
 
 def templates(project: Path) -> Templates:

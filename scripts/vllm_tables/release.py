@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
-PUBLIC_INDEX = "https://pypi.org/simple"
 
 
 def fetch(version: str, cache: Path) -> Path:
@@ -53,8 +52,14 @@ def _project() -> str:
         [sys.executable, "-m", "pip", "config", "get", "global.index-url"],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
-    index = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip() or PUBLIC_INDEX
+    index = os.environ.get("PIP_INDEX_URL") or asked.stdout.strip() or _public_index()
     return f"{index.rstrip('/')}/vllm/"
+
+
+def _public_index() -> str:
+    from pip._internal.models.index import PyPI  # noqa: PLC0415  # pip has no other word for its default
+
+    return PyPI.simple_url
 
 
 def _source_distribution(version: str) -> dict[str, Any]:

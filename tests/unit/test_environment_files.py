@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
-from vllmjobs.project import load
 from vllmjobs.environment.problems import InvalidEnvironmentError
+from vllmjobs.project import load
 
 SOUND = b"models:\n  chat:\n    model: facebook/opt-125m\n"
 

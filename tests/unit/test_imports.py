@@ -15,6 +15,7 @@ EDGE_OF_OURS = {
     "cli",
     "git",
     "project",
+    "shipped",
     "templates",
     "nvml",
     "nomad",

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from sandbox import nginx
-from vllmjobs.project import load
 from vllmjobs.environment.model import Environment
+from vllmjobs.project import load
 from vllmjobs.render.job import render
 from vllmjobs.templates import templates
 

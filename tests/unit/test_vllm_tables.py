@@ -1,12 +1,20 @@
 """Which table stands for a version, and what the tables hold."""
 
+from itertools import pairwise
+from pathlib import Path
+
 import pytest
 
+import vllmjobs
 from vllmjobs.vllm.tables import history, precedes, table, versions
 
 
-def test_versions_are_listed_oldest_first() -> None:
-    assert versions() == ["0.11.2", "0.17.1", "0.24.0", "0.32.0", "0.33.0"]
+def test_every_table_is_listed_oldest_first() -> None:
+    folder = Path(vllmjobs.__file__).parent / "vllm/tables"
+    assert sorted(path.name for path in folder.iterdir()) == sorted(
+        f"{version}.json.gz" for version in versions()
+    )
+    assert all(precedes(older, newer) for older, newer in pairwise(versions()))
 
 
 @pytest.mark.parametrize(

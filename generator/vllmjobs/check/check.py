@@ -7,7 +7,7 @@ from vllmjobs.check import arguments, balancing, deadlines, gpus, job, memory, p
 from vllmjobs.check.rule import Rule, rules_of
 from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import INVALID, Mark, Problem, Severity
+from vllmjobs.environment.problems import INVALID, Mark, Problem, Severity, UserError
 from vllmjobs.environment.tree import Node, locate
 from vllmjobs.environment.values import without_secrets
 
@@ -136,7 +136,7 @@ def choice(select: str | None, ignore: str | None) -> Callable[[Problem], bool]:
     return wanted
 
 
-class UnknownRuleError(Exception):
+class UnknownRuleError(UserError):
     """A word that begins the id of no rule."""
 
 

@@ -44,7 +44,11 @@ class Problem(NamedTuple):
         return ": ".join([*said, self.message]) + rule
 
 
-class InvalidEnvironmentError(Exception):
+class UserError(Exception):
+    """What a person can mend, in words for them: the command line prints it, and no traceback."""
+
+
+class InvalidEnvironmentError(UserError):
     """An environment that cannot be used; carries every problem that was found, in reading order."""
 
     def __init__(self, problems: Iterable[Problem]) -> None:

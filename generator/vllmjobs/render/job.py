@@ -7,6 +7,7 @@ from typing import NamedTuple
 import jinja2
 
 from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import UserError
 from vllmjobs.render.balancers import balancer_context
 from vllmjobs.render.context import FILTERS, vllm_context
 from vllmjobs.render.hcl import align
@@ -21,7 +22,7 @@ class Templates(NamedTuple):
     """Where compiled templates are kept between runs."""
 
 
-class RenderError(Exception):
+class RenderError(UserError):
     """What was asked for cannot be rendered; the message says where and why."""
 
 

@@ -1,9 +1,9 @@
 """What `vllm serve` accepts, per release: tables made by scripts/vllm-tables from vLLM's own parser."""
 
+import pkgutil
 import re
 import zlib
 from functools import cache, cached_property
-from importlib.resources import files
 from typing import Any, Literal, NamedTuple
 
 import msgspec
@@ -129,19 +129,17 @@ class Nearest(NamedTuple):
         return f"vLLM {self.asked} has no table of its own: checked as {self.table.version}{older}"
 
 
-_FOLDER = files("vllmjobs.vllm").joinpath("tables")
-_SUFFIX = ".json.gz"
+# Oldest first; scripts/vllm-tables makes another.
+VERSIONS = ("0.11.2", "0.17.1", "0.24.0", "0.32.0", "0.33.0")
 # A release, and what may follow: rc1, .post1, .dev12, +cu129. PEP 440: dev < rc < release < post.
 _VERSION = re.compile(
     r"v?(\d+(?:\.\d+)*)(?:\.?(a|b|rc)\.?(\d+))?(?:\.?(post)(\d+))?(?:\.?(dev)(\d+))?(?:\+[\w.]+)?"
 )
 
 
-@cache
 def versions() -> list[str]:
     """The releases that have a table, oldest first."""
-    found = [entry.name.removesuffix(_SUFFIX) for entry in _FOLDER.iterdir() if entry.name.endswith(_SUFFIX)]
-    return sorted(found, key=_order)
+    return list(VERSIONS)
 
 
 def table(version: str) -> Nearest:
@@ -174,7 +172,8 @@ def history(flag: str) -> list[str]:
 
 @cache
 def _load(version: str) -> Table:
-    packed = _FOLDER.joinpath(version + _SUFFIX).read_bytes()
+    packed = pkgutil.get_data("vllmjobs.vllm", f"tables/{version}.json.gz")
+    assert packed is not None, version
     return msgspec.json.decode(zlib.decompress(packed, wbits=31), type=Table)
 
 
