@@ -8,10 +8,15 @@ installed it is left out, and said so.
 
 import argparse
 import shutil
+import statistics
+import sys
 import tempfile
 from pathlib import Path
 
 from timing import ROOT, VLLMJOBS, in_turn, show
+
+sys.path.insert(0, str(ROOT / "tests"))
+import truth
 
 MANY = 100
 
@@ -53,6 +58,23 @@ def main() -> None:
             ),
             "1 environment",
         )
+
+    print("## The estimator's error, over tests/unit/memory_truth.yaml\n")
+    print("| figure | published | median error | largest error | known misses, not counted |")
+    print("|---|---:|---:|---:|---:|")
+    figures = [figure for index in range(len(truth.table())) for figure in truth.figures(index)]
+    for name in truth.ALLOWED:
+        counted = [abs(figure.off) for figure in figures if figure.name == name and not figure.miss]
+        misses = sum(figure.name == name and bool(figure.miss) for figure in figures)
+        if counted:
+            middle, most = statistics.median(counted), max(counted)
+            print(f"| {name} | {len(counted)} | {middle:.1%} | {most:.1%} | {misses} |")
+    fits = [
+        (row.fits, truth.estimated(index).fits)
+        for index, row in enumerate(truth.table())
+        if row.fits is not None
+    ]
+    print(f"\nfits or not: {sum(said == found for said, found in fits)} of {len(fits)} right")
 
 
 if __name__ == "__main__":

@@ -23,12 +23,13 @@ class Figure(NamedTuple):
 def measure(command: Sequence[str]) -> Figure:
     """Run a command to its end; wall-clock seconds and the largest resident set in MiB."""
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    said = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
     if process.returncode:
-        sys.exit(f"{' '.join(command)}: exit {process.returncode}")
+        sys.exit(f"{' '.join(command)}: exit {process.returncode}\n{said.decode()}")
     return Figure(seconds, usage.ru_maxrss / 1024)
 
 
