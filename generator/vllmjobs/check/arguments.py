@@ -1,6 +1,6 @@
 """The command line of vLLM, as its own parser would read it."""
 
-from vllmjobs.check.rule import Findings, of_model
+from vllmjobs.check.rule import Findings, Rule, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.derive import argument_name
 from vllmjobs.environment.problems import Path
@@ -117,68 +117,48 @@ def arguments_are_known_nearby(subject: Subject) -> Findings:
             yield path, f"{message} (the nearest that is known to {subject.table.asked})"
 
 
-@of_model("VJ106", "error")
-def arguments_have_their_type(subject: Subject) -> Findings:
-    """Numbers where numbers are read, values where there must be one."""
-    yield from _mistakes(subject, "VJ106")
+def _rule(rule: str, name: str) -> Rule:
+    return of_model(rule, "error", name)(lambda subject: _mistakes(subject, rule))
 
 
-@of_model("VJ107", "error")
-def arguments_are_among_the_choices(subject: Subject) -> Findings:
-    """Words that vLLM knows: quantizations, formats, backends, parsers."""
-    yield from _mistakes(subject, "VJ107")
-
-
-@of_model("VJ108", "error")
-def arguments_are_within_bounds(subject: Subject) -> Findings:
-    """Numbers that vLLM's configuration classes take."""
-    yield from _mistakes(subject, "VJ108")
-
-
-@of_model("VJ109", "error")
-def json_options_are_well_formed(subject: Subject) -> Findings:
-    """Keys inside JSON options; vLLM ignores some that it does not know, and others end it."""
-    yield from _mistakes(subject, "VJ109")
-
-
-@of_model("VJ110", "error")
-def arguments_go_together(subject: Subject) -> Findings:
-    """Arguments that are each right, and not together."""
-    yield from _mistakes(subject, "VJ110")
-
-
-@of_model("VJ111", "error")
-def arguments_are_written_out(subject: Subject) -> Findings:
-    """argparse completes an abbreviation, until a release adds a second argument that it fits."""
-    yield from _mistakes(subject, "VJ111")
+# Each kind of mistake a rule of its own, so that each can be passed over alone.
+MISTAKES = [
+    _rule("VJ106", "arguments-have-their-type"),
+    _rule("VJ107", "arguments-are-among-the-choices"),
+    _rule("VJ108", "arguments-are-within-bounds"),
+    _rule("VJ109", "json-options-are-well-formed"),
+    _rule("VJ110", "arguments-go-together"),
+    _rule("VJ111", "arguments-are-written-out"),
+]
 
 
 def _mistakes(subject: Subject, rule: str) -> Findings:
     """What the rule says of the arguments that the environment gives; of vllmjobs' own, at their own keys."""
     if subject.table is None:
         return
-    names = {argument_name(name): name for name in subject.model.args}
+    given = subject.model.args
+    names = {argument_name(name): name for name in given}
+    if short := next((name for name in given if name.partition(".")[0] == "O"), None):
+        names = {"optimization-level": short, "compilation-config": short} | names  # by release
     for mistake in subject.reading.mistakes:
         flag, _, key = mistake.flag.partition(".")
         # What vllmjobs sets is not for `args` at all (VJ102).
         if mistake.kind not in KINDS[rule] or (flag in OWN_ARGUMENTS and flag in names):
             continue
         written = names.get(mistake.flag) or names.get(flag) or names.get(flag.removeprefix("no-"))
-        path: Path = (
-            ("args", written, *filter(None, key.split("."))) if written else _OWN_PATHS.get(flag, ("args",))
-        )
-        value = subject.model.args.get(written) if written else None
-        if "${" not in str(value):  # what Nomad fills in when the task starts cannot be judged
+        if written is None:
             yield (
-                path,
-                mistake.message if written else f"{mistake.flag}: {_of_ours(mistake.flag, mistake.message)}",
+                _OWN_PATHS.get(flag, ("args",)),
+                f"{mistake.flag}: {_of_ours(mistake.flag, mistake.message)}",
             )
+        elif "${" not in str(given[written]):  # what Nomad fills in when the task starts cannot be judged
+            long = subject.table.table.by_name.get(f"-{flag}")
+            message = f"is -{flag} for short; write {long.name}" if long else mistake.message
+            inside = [] if "." in written else [part for part in key.split(".") if part]
+            yield ("args", written, *inside), message
 
 
 def _of_ours(flag: str, message: str) -> str:
     """Of an argument that vllmjobs gives by itself; vLLM has --shutdown-timeout since 0.18."""
-    return (
-        f"{message}; args: {{shutdown-timeout: null}} leaves it out"
-        if flag == "shutdown-timeout"
-        else message
-    )
+    way_out = "; args: {shutdown-timeout: null} leaves it out" if flag == "shutdown-timeout" else ""
+    return message + way_out

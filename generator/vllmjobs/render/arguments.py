@@ -76,7 +76,9 @@ def _cache_variables(model: Model) -> dict[str, str]:
 def _words(name: str, value: ArgValue) -> Iterator[str]:
     if value is None:
         return
-    if isinstance(value, bool) and "." not in name:
+    if name == "O" or name.startswith("O."):  # vLLM's one short option without a long name of its own
+        yield f"-O{value}" if name == "O" else f"-{name}={value}"
+    elif isinstance(value, bool) and "." not in name:
         yield f"--{name}" if value else f"--no-{name}"
     elif isinstance(value, list) and name not in JSON_LISTS:
         words = [item if isinstance(item, str) else json.dumps(item) for item in value]
