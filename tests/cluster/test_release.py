@@ -3,12 +3,13 @@
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from sandbox.cluster import Sandbox
 from sandbox.process import wait_until
-from sandbox.release import NewRelease, Release, releases
-from sandbox.traffic import Load, ask, versions
+from sandbox.release import ROUTED, NewRelease, Release, releases
+from sandbox.traffic import Load, ask, http, versions
 
 OLD, NEW = 1024, 2048
 
@@ -55,6 +56,21 @@ def test_a_chat_is_streamed_through_fabio(running: Release) -> None:
     assert len(answer.pieces) > 1
     assert answer.first_after < answer.seconds / 2, "buffered: all of it came at once"
     assert answer.fingerprint == f"stand-in max_model_len={OLD}"
+
+
+def test_a_host_name_is_matched_with_fabios_port_and_without(release: NewRelease) -> None:
+    """Clients name every port but 80 in the Host header, and Fabio compares it."""
+    named = release(**{"route.host": "chat.example.com"})
+    named.run()
+    with http() as client:
+
+        def status(host: str) -> int:
+            return client.get(f"{named.address}/v1/models", headers={"Host": host}).status_code
+
+        port = httpx.URL(named.address).port
+        for host in ("chat.example.com", f"chat.example.com:{port}"):
+            wait_until(lambda host=host: status(host) == 200, ROUTED, f"{host} is routed")  # type: ignore[misc]
+        assert status("other.example.com") != 200
 
 
 def test_rendering_and_running_again_is_no_change(running: Release) -> None:

@@ -1,5 +1,7 @@
 """Where requests would be lost between the balancer and vLLM."""
 
+import re
+
 from vllmjobs.check.job import MIN_MEMORY_MIB
 from vllmjobs.check.rule import Findings, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
@@ -7,8 +9,11 @@ from vllmjobs.environment.derive import (
     BALANCER_KEEP_ALIVE_S,
     KEEP_ALIVE,
     SHUTDOWN_DELAY_S,
+    argument_name,
     balancer_port,
 )
+from vllmjobs.environment.model import Balancer, Route
+from vllmjobs.environment.placement import Placement
 from vllmjobs.environment.quantity import duration, mebibytes
 
 # The first parts of the paths of vLLM's server (vllm/entrypoints).
@@ -23,26 +28,27 @@ def routes_differ(whole: Whole) -> Findings:
     """Two models on one route: requests for the one reach the other, which answers 404."""
     if whole.environment.balancer.kind == "none":
         return
-    first: dict[tuple[str, str], str] = {}  # `/v1` and `/v1/` are one route to both balancers
+    first: dict[tuple[str, str], str] = {}  # requests below `/v1` are below `/v1/` too
     for name, model in whole.environment.models.items():
         route = (model.route.host, model.route.path.rstrip("/"))
         other = first.setdefault(route, name)
         if other != name:
             yield (
                 ("models", name, "route"),
-                f"serves {model.route.host}{model.route.path}, and so does {other!r}: requests would reach "
-                f"either; give it a path such as /{name}/v1/ with strip: /{name}",
+                f"serves {model.route.host}{model.route.path}, as {other!r} does: requests for the one reach "
+                f"the other; give it a path such as /{name}/v1/ with strip: /{name}",
             )
 
 
 @of_model("VJ402", "error")
 def what_is_stripped_is_there(subject: Subject) -> Findings:
-    """`strip` takes a prefix off the path, and nothing where it is none."""
+    """`strip` is the beginning of the path, in whole parts, so that what is left is a path too."""
     route = subject.model.route
-    if route.strip and not f"{route.path}/".startswith(f"{route.strip.rstrip('/')}/"):
+    if subject.environment.balancer.kind != "none" and not _begins(route):
         yield (
             ("route", "strip"),
-            f"{route.strip} does not begin path {route.path}; nothing would be stripped",
+            f"{route.strip} is not the first part of path {route.path}; vLLM would get a path that it does "
+            "not know",
         )
 
 
@@ -50,19 +56,18 @@ def what_is_stripped_is_there(subject: Subject) -> Findings:
 def paths_are_ones_that_vllm_has(subject: Subject) -> Findings:
     """vLLM answers 404 to a path that is not its own, and gets what `strip` leaves of the route."""
     route = subject.model.route
+    args = {argument_name(name) for name, value in subject.model.args.items() if value is not None}
+    if subject.environment.balancer.kind == "none" or "root-path" in args or not _begins(route):
+        return
     strip = (route.strip or "").rstrip("/")
-    if subject.environment.balancer.kind == "none" or "root-path" in subject.model.args:
-        return
-    if not f"{route.path}/".startswith(f"{strip}/"):  # VJ402
-        return
     left = f"/{route.path.removeprefix(strip).strip('/')}"
     if strip.endswith("/v1"):
         yield ("route", "strip"), f"{route.strip} takes vLLM's own /v1 off, and it answers 404; strip less"
     elif left != "/" and left.split("/")[1] not in VLLM_PATHS:
-        way_out = f"strip: {left.removesuffix('/v1')}"
         yield (
             ("route", "path"),
-            f"vLLM has no path {left} and answers 404; take the prefix off with {way_out}",
+            f"vLLM has no path {left} and answers 404; take the prefix off with strip: "
+            f"{route.path.rstrip('/').removesuffix('/v1')}",
         )
 
 
@@ -75,19 +80,37 @@ def balancer_can_listen(whole: Whole) -> Findings:
     port = balancer_port(balancer)
     if port == balancer.admin_port:
         yield ("balancer", "admin_port"), f"is {balancer.admin_port}, as port is; give each its own"
-    for name, model in whole.environment.models.items():
-        if balancer.kind == "fabio" and model.ports.static in (port, balancer.admin_port):
-            yield ("models", name, "ports", "static"), f"{model.ports.static} is Fabio's, on every node"
     if mebibytes(balancer.memory) < MIN_MEMORY_MIB:
         yield ("balancer", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {balancer.memory})"
-    # In its own network nginx listens above 1024, whatever the port outside; raw_exec runs as Nomad does.
-    bridged = balancer.kind == "nginx" and balancer.driver == "docker"
-    if port < 1024 and not bridged and balancer.driver != "raw_exec":
-        yield (
-            ("balancer", "port"),
-            f"{port} is below 1024, where {balancer.kind} may not listen without root; "
-            "choose a port above, or nginx in docker",
-        )
+    for key, number in (("port", port), ("admin_port", balancer.admin_port)):
+        if number < 1024 and not _may_listen_below_1024(balancer):
+            yield (
+                ("balancer", key),
+                f"{number} is below 1024, where {balancer.kind} may not listen without root; "
+                "choose a port above, or nginx in docker",
+            )
+
+
+@of_environment("VJ407", "warning")
+def fabio_has_its_ports_to_itself(whole: Whole) -> Findings:
+    """Fabio runs on every node, and a model with a port of Fabio's finds none."""
+    balancer = whole.environment.balancer
+    if balancer.kind != "fabio" or balancer.node_pool or balancer.placement != Placement():
+        return
+    for name, model in whole.environment.models.items():
+        if model.ports.static in (balancer_port(balancer), balancer.admin_port):
+            yield ("models", name, "ports", "static"), f"{model.ports.static} is Fabio's, on every node"
+
+
+def _begins(route: Route) -> bool:
+    return not route.strip or f"{route.path}/".startswith(f"{route.strip.rstrip('/')}/")
+
+
+def _may_listen_below_1024(balancer: Balancer) -> bool:
+    if balancer.driver == "docker":  # nginx has its own network there, and listens above 1024 inside
+        return balancer.kind == "nginx"
+    # exec gives NET_BIND_SERVICE; raw_exec runs as Nomad does, most often as root.
+    return balancer.driver == "exec" or not balancer.user or bool(re.match(r"(0+|root)(:|$)", balancer.user))
 
 
 @of_model("VJ404", "error")
@@ -96,8 +119,10 @@ def connections_outlast_the_balancer(subject: Subject) -> Findings:
     balancer = subject.environment.balancer.kind
     if subject.model.secrets.get(KEEP_ALIVE):
         yield ("secrets", KEEP_ALIVE), "is no secret; its value stands under env, or is left out (120 s)"
-    given, least = str(subject.model.env.get(KEEP_ALIVE) or ""), BALANCER_KEEP_ALIVE_S[balancer]
-    if given.isdecimal() and int(given) <= least:
+    given, least = subject.model.env.get(KEEP_ALIVE), BALANCER_KEEP_ALIVE_S[balancer]
+    if given is not None and not str(given).isdecimal():
+        yield ("env", KEEP_ALIVE), "must be whole seconds; vLLM does not start with anything else"
+    elif given is not None and balancer != "none" and int(given) <= least:
         yield (
             ("env", KEEP_ALIVE),
             f"{given} s is not above the {least:.0f} s for which {balancer} keeps idle connections: requests "

@@ -65,17 +65,21 @@ def loading_is_waited_for(subject: Subject) -> Findings:
     nomad/client/allocrunner/taskrunner/service_hook.go; a group's service differs, hashicorp/nomad#25318.
     """
     d, load = subject.deadlines, seconds(subject.model.load_time)
-    if d.healthy_deadline < d.start:
+    least = d.start + d.min_healthy_time
+    if d.healthy_deadline < least:
         yield (
             ("rollout", "healthy_deadline"),
-            f"{duration(d.healthy_deadline)} is shorter than pull_time + load_time = {duration(d.start)}: "
-            "the instance would be failed while it loads",
+            f"{duration(d.healthy_deadline)} is shorter than pull_time + load_time + min_healthy_time = "
+            f"{duration(least)}: the instance would be failed while it loads",
         )
-    if subject.model.health.restart_after and d.grace < load:
+    health = subject.model.health
+    # nomad/client/serviceregistration/checks and command/agent/consul/check_watcher.go
+    restarted = d.grace + seconds(health.interval) * (health.restart_after - 1)
+    if health.restart_after and restarted < load:
         yield (
             ("health", "grace"),
-            f"{duration(d.grace)} is shorter than load_time {duration(load)}: the instance would be "
-            "restarted while it loads",
+            f"failed checks restart the instance after {duration(restarted)}, while it loads for "
+            f"{duration(load)}; leave grace out, or make it longer",
         )
 
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterator
+from operator import eq, ge, gt, le, lt, ne
 
 from vllmjobs.check.rule import Findings, of_model
 from vllmjobs.check.subject import Subject
@@ -11,16 +12,24 @@ from vllmjobs.vllm.gpus import Gpu, gpu, gpus
 
 # A label says 80 GB where the driver reports 79.6 GiB, 24 GB where it reports 22.5 GiB: 7 % at most.
 LABEL_MARGIN = 1.07
+COMPARED = {
+    "=": eq, "==": eq, "is": eq, "!=": ne, "not": ne, "<": lt, "<=": le, ">": gt, ">=": ge,
+}  # fmt: skip
 
 
 @of_model("VJ323", "error")
 def a_gpu_has_the_memory(subject: Subject) -> Findings:
     """Memory that the named GPU does not report, or that none does: nothing would ever be placed."""
-    named = gpu(subject.model.gpus.model or "")
-    for path, asked, text in _asked(subject):
-        if named and named.memory_mib < asked:
-            yield path, f"{text} is more than {named.name} reports, {_reported(named)}; {_way_out(named)}"
-        elif not named and not subject.model.gpus.model and all(each.memory_mib < asked for each in gpus()):
+    wanted = subject.model.gpus
+    named = gpu(wanted.model or "")
+    if wanted.model and not named:
+        return
+    for path, operator, asked, text in _asked(subject):
+        if any(COMPARED[operator](each.memory_mib, asked) for each in ([named] if named else gpus())):
+            continue
+        if named:
+            yield path, f"{text} is not what {named.name} reports, {_reported(named)}; {_way_out(named)}"
+        else:
             most = max(gpus(), key=lambda each: each.memory_mib)
             yield path, f"no known GPU reports {text}; {most.name} has the most, {_reported(most)}"
 
@@ -30,9 +39,9 @@ def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
     """A driver reports less than the label says: 80 GiB leaves out every H100 80GB, which has 79.6."""
     if subject.model.gpus.model:
         return
-    for path, asked, text in _asked(subject):
+    for path, operator, asked, text in _asked(subject):
         near = [each for each in gpus() if each.memory_mib < asked <= each.memory_mib * LABEL_MARGIN]
-        if near and any(each.memory_mib >= asked for each in gpus()):
+        if operator in (">", ">=") and near and any(each.memory_mib >= asked for each in gpus()):
             names = ", ".join(f"{each.name} ({_reported(each)})" for each in near[:3])
             yield path, f"{text} leaves out {names}; {_way_out(min(near, key=lambda each: each.memory_mib))}"
 
@@ -40,32 +49,37 @@ def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
 @of_model("VJ325", "warning")
 def gpu_has_its_whole_name(subject: Subject) -> Findings:
     """Nomad compares the model with NVML's name, letter by letter: `H100` is no GPU's."""
-    wanted = subject.model.gpus.model or ""
-    known = gpu(wanted)
-    if known and wanted != known.name and wanted not in known.short:
-        yield ("gpus", "model"), f"Nomad compares with the driver's whole name, such as {known.name!r}"
-    elif known and wanted != known.name and not wanted.startswith(("NVIDIA ", "Tesla ")):
-        yield ("gpus", "model"), f"is short for what the driver reports; write {known.name!r}"
+    named: list[tuple[Path, str]] = [(("gpus", "model"), subject.model.gpus.model or "")]
+    for index, constraint in enumerate(subject.model.gpus.constraints):
+        if constraint.attribute == "${device.model}" and constraint.operator in ("=", "==", "is"):
+            named.append((("gpus", "constraints", index, "value"), constraint.value))
+    for path, name in named:
+        known = gpu(name)
+        is_drivers = name.startswith(("NVIDIA ", "Tesla ")) and known and name in known.short
+        if known and name != known.name and not is_drivers:
+            yield (
+                path,
+                f"{name} is not what a driver reports in full, which Nomad compares; write {known.name!r}",
+            )
 
 
-def _asked(subject: Subject) -> Iterator[tuple[Path, float, str]]:
-    """What is asked of each GPU's memory, in MiB, and as it is written."""
+def _asked(subject: Subject) -> Iterator[tuple[Path, str, float, str]]:
+    """What is asked of each GPU's memory: where, the operator, MiB, and as it is written."""
     wanted = subject.model.gpus
     if (wanted.vendor, wanted.type) != ("nvidia", "gpu"):
         return
     if wanted.memory:
-        yield ("gpus", "memory"), size_bytes(wanted.memory) / 2**20, wanted.memory
+        yield ("gpus", "memory"), ">=", size_bytes(wanted.memory) / 2**20, wanted.memory
     for index, constraint in enumerate(wanted.constraints):
-        asks = constraint.attribute == "${device.attr.memory}" and constraint.operator in (
-            ">",
-            ">=",
-            "=",
-            "==",
-            "is",
-        )
-        if asks and re.fullmatch(r"\d+(\.\d+)? ?(MiB|GiB|TiB|MB|GB|TB)", constraint.value):
-            size = size_bytes(constraint.value)
-            yield ("gpus", "constraints", index, "value"), size / 2**20, constraint.value
+        is_memory = constraint.attribute == "${device.attr.memory}" and constraint.operator in COMPARED
+        if is_memory and re.fullmatch(r"\d+(\.\d+)? ?(MiB|GiB|TiB|MB|GB|TB)", constraint.value):
+            size = size_bytes(constraint.value) / 2**20
+            text = (
+                constraint.value
+                if constraint.operator == ">="
+                else f"{constraint.operator} {constraint.value}"
+            )
+            yield ("gpus", "constraints", index, "value"), constraint.operator, size, text
 
 
 def _reported(one: Gpu) -> str:

@@ -1,5 +1,7 @@
 """What Nomad refuses of a job, or takes and does not do."""
 
+import re
+
 from vllmjobs.check.rule import Findings, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import (
@@ -14,6 +16,7 @@ from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import mebibytes
 
 MIN_MEMORY_MIB = 10  # nomad/structs/structs.go, MinResources
+MIN_DISK_MIB = 10  # nomad/structs/structs.go, EphemeralDisk.Validate
 MAX_SERVICE_NAME = 63  # RFC 1123, as Consul's DNS needs it
 
 
@@ -30,7 +33,7 @@ def service_names_fit(whole: Whole) -> Findings:
         if len(service) > MAX_SERVICE_NAME:
             yield (
                 path,
-                f"service name {service!r} has {len(service)} characters; Consul allows {MAX_SERVICE_NAME}: "
+                f"service name {service!r} has {len(service)} characters; Nomad allows {MAX_SERVICE_NAME}: "
                 "shorten job, or the model's key",
             )
 
@@ -60,6 +63,8 @@ def resources_are_consistent(subject: Subject) -> Findings:
         yield ("resources", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {resources.memory})"
     if mebibytes(model.logs.max_size) < 1:
         yield ("logs", "max_size"), f"must be at least 1 MiB (got {model.logs.max_size})"
+    if mebibytes(resources.disk) < MIN_DISK_MIB:
+        yield ("resources", "disk"), f"must be at least {MIN_DISK_MIB} MiB (got {resources.disk})"
     logs = mebibytes(model.logs.max_size) * model.logs.max_files * 2
     if logs >= mebibytes(resources.disk):
         yield (
@@ -76,20 +81,14 @@ def driver_can_do_it(subject: Subject) -> Findings:
         yield ("entrypoint",), f'{model.driver} needs a program, such as ["/opt/vllm/bin/vllm", "serve"]'
     if model.driver != "docker" and model.image:
         yield ("image",), f"{model.driver} runs no image; remove it, or use driver: docker"
+    if model.driver == "exec" and re.match(r"(0+|root)(:|$)", model.user or ""):
+        yield ("user",), "the exec driver refuses root (user.denylist of the clients); name another user"
     if model.cache and bool(model.cache.volume) == bool(model.cache.bind):
         yield ("cache",), "give either volume (a Nomad host volume) or bind (a directory of the host)"
     if model.cache and model.cache.volume and model.driver == "raw_exec":
         yield ("cache", "volume"), "raw_exec sees the host's own files and mounts nothing; use bind"
     if model.cache and model.cache.bind and model.driver == "exec":
         yield ("cache", "bind"), "exec cannot mount a directory of the host; use volume"
-    if model.driver != "docker":
-        for key, given in (
-            ("container", model.container != Container()),
-            ("resources.shm", model.resources.shm is not None),
-            ("logs.driver", model.logs.driver != "json-file"),
-        ):
-            if given:
-                yield tuple(key.split(".")), f"is for driver: docker; {model.driver} would pass it over"
     host = model.ports.host or ""
     if is_bridged(model) and (host.startswith("127.") or host in ("localhost", "::1")):
         yield ("ports", "host"), f"{host} is the container's own loopback, which nothing outside reaches"
@@ -97,11 +96,39 @@ def driver_can_do_it(subject: Subject) -> Findings:
         yield ("logs", "fluentd_address"), "belongs to logs.driver: fluentd, and is needed there"
 
 
+@of_model("VJ319", "warning")
+def dockers_keys_are_for_docker(subject: Subject) -> Findings:
+    """Keys that another driver passes over; `defaults` for models of both kinds may hold them."""
+    model = subject.model
+    given = {
+        ("container",): model.container != Container(),
+        ("resources", "shm"): model.resources.shm is not None,
+        ("logs", "driver"): model.logs.driver != "json-file",
+    }
+    for path, is_given in given.items():
+        if is_given and model.driver != "docker":
+            yield path, f"is for driver: docker; {model.driver} passes it over"
+
+
 @of_model("VJ315", "error")
 def promotion_has_canaries(subject: Subject) -> Findings:
     """auto_promote needs canaries (nomad/structs/structs.go, UpdateStrategy.Validate)."""
     if subject.model.rollout.auto_promote and canaries(subject.model) == 0:
         yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
+
+
+@of_environment("VJ332", "warning")
+def promotion_is_of_all(whole: Whole) -> Findings:
+    """Nomad promotes a deployment by itself only where every group with canaries asks for it."""
+    models = whole.environment.models
+    waiting = [name for name, it in models.items() if canaries(it) and not it.rollout.auto_promote]
+    for name, model in models.items():
+        if waiting and model.rollout.auto_promote:
+            yield (
+                ("models", name, "rollout", "auto_promote"),
+                f"does nothing while {waiting[0]!r} has canaries without it: Nomad waits for a person; set "
+                "it for every model, or for none",
+            )
 
 
 @of_model("VJ316", "error")

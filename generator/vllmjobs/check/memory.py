@@ -6,7 +6,7 @@ from vllmjobs.check.rule import Findings, Rule, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path, Severity
 from vllmjobs.vllm.gpus import gpus
-from vllmjobs.vllm.memory import estimate
+from vllmjobs.vllm.memory import Estimate
 from vllmjobs.vllm.shape import Shape
 
 
@@ -35,7 +35,7 @@ def gpu_is_known(subject: Subject) -> Findings:
     least = min(gpus(), key=lambda each: each.usable)
     if wanted.model:
         yield ("gpus", "model"), f"{wanted.model} is not in the table of GPUs: memory is not checked"
-    elif not estimate(shape, least, subject.use).fits:
+    elif isinstance(found := subject.on(least), Estimate) and not found.fits:
         yield (
             ("gpus",),
             f"any GPU will do, and {subject.model.model} does not fit a {least.name}; name gpus.model or "

@@ -44,10 +44,10 @@ def _replaced(group: Group) -> tuple[object, ...]:
     """
     model = group.model
     task = (model.driver, group.user, group.image, group.command, model.entrypoint, group.args, group.env)
-    docker = (model.container, group.shm_bytes, model.logs.driver, model.logs.fluentd_address)
+    docker = (model.container, group.shm_bytes, model.logs)  # in its `config`; for others, logs are a block
     pulled = group.deadlines.pull if model.driver == "docker" else None
     resources = (group.device, model.gpus, model.resources, group.bridged, model.ports, model.cache)
-    return task, docker, pulled, group.secrets, resources
+    return task, docker if model.driver == "docker" else None, pulled, group.secrets, resources
 
 
 def _rendered(group: Group) -> Deadlines:

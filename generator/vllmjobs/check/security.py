@@ -13,7 +13,9 @@ from vllmjobs.environment.problems import Mark, Path
 from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
 
 LOOKS_SECRET = "looks like a secret; put a reference to it under secrets (value not shown)"
-MOVING_TAGS = re.compile(r"latest([-_.].*)?|nightly|main|master|edge|stable|dev")
+# A tag without a digit names no version; one with a commit does.
+MOVING_TAG = re.compile(r"\D*|(.*[-_.])?(latest|nightly|main|master)([-_.].*)?")
+COMMIT = re.compile(r"(^|[-_.])[0-9a-f]{7,40}($|[-_.])")
 
 
 @of_environment("VJ501", "error")
@@ -47,7 +49,7 @@ def images_are_pinned(whole: Whole) -> Findings:
         images[("balancer", "image")] = environment.balancer.image
     for path, name in images.items():
         tag = name.rpartition("/")[2].partition(":")[2]
-        if "@sha256:" in name or "${" in name or (tag and not MOVING_TAGS.fullmatch(tag)):
+        if "@sha256:" in name or "${" in name or COMMIT.search(tag) or not MOVING_TAG.fullmatch(tag):
             continue
         moves = f"tag {tag!r} moves" if tag else "has no tag, so `latest`, which moves"
         yield path, f"{name}: {moves}; name a version, such as :v0.33.0, or a digest (@sha256:…)"

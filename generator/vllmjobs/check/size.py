@@ -8,7 +8,7 @@ import msgspec
 from vllmjobs.check.subject import Subject
 from vllmjobs.vllm.gpus import Gpu
 from vllmjobs.vllm.limits import dividing
-from vllmjobs.vllm.memory import Estimate, Request, estimate, smallest
+from vllmjobs.vllm.memory import Estimate, Request, smallest
 from vllmjobs.vllm.shape import Shape
 
 GIB = 2**30
@@ -41,7 +41,10 @@ def size(subject: Subject, gpu: Gpu | None) -> Size:
     if gpu is None:
         why_not = "no GPU is named; say gpus.model or gpus.memory, or --gpu NAME"
         return Size(subject.name, model, count, gpu, None, least, why_not)
-    return Size(subject.name, model, count, gpu, estimate(shape, gpu, use), least, "")
+    found = subject.on(gpu)
+    if isinstance(found, str):
+        return Size(subject.name, model, count, gpu, None, None, found)
+    return Size(subject.name, model, count, gpu, found, least, "")
 
 
 def as_text(sizes: list[Size]) -> str:

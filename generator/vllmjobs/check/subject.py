@@ -13,7 +13,7 @@ from vllmjobs.vllm import models
 from vllmjobs.vllm.command_line import Reading, read
 from vllmjobs.vllm.gpus import Gpu, gpu, gpus
 from vllmjobs.vllm.limits import Misfit, blocks, capability, dividing
-from vllmjobs.vllm.memory import estimate
+from vllmjobs.vllm.memory import Estimate, estimate
 from vllmjobs.vllm.misfits import context, memory
 from vllmjobs.vllm.shape import Shape, UnknownShapeError, shape
 from vllmjobs.vllm.tables import Nearest, table, versions
@@ -76,7 +76,7 @@ class Subject:
         if found is None:
             return f"{self.model.model} is not in the table of known models"
         overrides = self.reading.values.get("hf_overrides")
-        return found | overrides if isinstance(found, dict) and isinstance(overrides, dict) else found
+        return _over(found, overrides) if isinstance(found, dict) and isinstance(overrides, dict) else found
 
     @cached_property
     def shape(self) -> Shape | str | None:
@@ -129,14 +129,24 @@ class Subject:
         if not isinstance(self.shape, Shape):
             return []
         shape, use, gpu = self.shape, self.use, self.gpu
-        found = [*dividing(shape, use), *blocks(shape, use)]
+        refused = dividing(shape, use)
+        found = [*refused, *blocks(shape, use)]
         if str(self.model.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")).lower() not in ("1", "true"):
-            found = found + context(shape, use)
+            found += context(shape, use)
         if gpu and self.model.gpus.model:
             found += capability(shape, gpu, use)
-        return (
-            found if not gpu or dividing(shape, use) else found + memory(estimate(shape, gpu, use), gpu, use)
-        )
+        if gpu and not refused and isinstance(fit := self.on(gpu), Estimate):
+            found += memory(fit, gpu, use)
+        return found
+
+    def on(self, gpu: Gpu) -> Estimate | str:
+        """Its memory on such a GPU, or why nothing can be said."""
+        if not isinstance(self.shape, Shape):
+            return self.shape or str(self.config)
+        try:
+            return estimate(self.shape, gpu, self.use)
+        except UnknownShapeError as error:
+            return str(error)
 
 
 # Arguments that the estimate calls as vLLM does.
@@ -146,6 +156,16 @@ _SAME = (
 )  # fmt: skip
 # What Nomad fills in when the task starts.
 _NOMADS = re.compile(r"\$\{NOMAD_PORT_\w+\}")
+
+
+def _over(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with other values; inner maps are laid over each other, as vLLM does it."""
+    return config | {
+        key: _over(config[key], value)
+        if isinstance(value, dict) and isinstance(config.get(key), dict)
+        else value
+        for key, value in overrides.items()
+    }
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ KILL_MARGIN_S = 15.0  # vLLM 0.32 left 7 s after its last stream; the rest is fo
 SHUTDOWN_DELAY_S = {"fabio": 10.0, "nginx": 15.0, "none": 0.0}
 # Of any image of vLLM, whoever built it: `vllm/vllm-openai:v0.33.0`, `ghcr.io/acme/vllm:0.33.0-cu129`.
 _VERSION_TAG = re.compile(r"vllm[^:@]*:v?(\d+\.\d+\.\d+(?:\.post\d+|rc\d+)?)(?![\w.])")
-# How long the balancer keeps an idle connection to vLLM: Fabio's proxy.keepalivetimeout, and nginx's
-# keepalive_timeout of an upstream.
+# How long the balancer keeps an idle connection to vLLM: proxy.idleconntimeout of Fabio 1.6 and later
+# (before, it has no limit), and nginx's keepalive_timeout of an upstream.
 BALANCER_KEEP_ALIVE_S = {"fabio": 15.0, "nginx": 60.0, "none": 0.0}
 KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
 MIN_PULL_S = 300.0  # the docker driver's own default
@@ -46,13 +46,13 @@ class Deadlines(NamedTuple):
 
 
 def deadlines(model: Model, balancer: Balancer) -> Deadlines:
-    """The deadlines of one model, derived where the environment does not say."""
-    start = seconds(model.pull_time) + seconds(model.load_time)
+    """The deadlines of one model, derived where the environment does not say; whole seconds, rounded up."""
+    start = math.ceil(seconds(model.pull_time) + seconds(model.load_time))
     patience = _minutes(start * START_MARGIN)
-    longest_stream = seconds(model.drain.longest_stream)
+    longest_stream = math.ceil(seconds(model.drain.longest_stream))
     kill_timeout = _given(model.drain.kill_timeout, longest_stream + KILL_MARGIN_S)
     shutdown_delay = _given(model.drain.shutdown_delay, SHUTDOWN_DELAY_S[balancer.kind])
-    min_healthy_time = seconds(model.rollout.min_healthy_time)
+    min_healthy_time = math.ceil(seconds(model.rollout.min_healthy_time))
     healthy = _given(model.rollout.healthy_deadline, patience + _minutes(min_healthy_time))
     # A replacement waits for the GPUs of the instance that it replaces.
     progress = _minutes(healthy + shutdown_delay + kill_timeout + 60)
@@ -131,7 +131,7 @@ def argument_name(name: str) -> str:
 
 
 def _given(override: str | None, derived: float) -> float:
-    return derived if override is None else seconds(override)
+    return derived if override is None else math.ceil(seconds(override))
 
 
 def _minutes(value: float) -> float:

@@ -4,7 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from vllmjobs.environment.derive import Deadlines, canaries, deadlines, image, is_bridged, service_name
+from vllmjobs.environment.derive import (
+    Deadlines,
+    balancer_port,
+    canaries,
+    deadlines,
+    image,
+    is_bridged,
+    service_name,
+)
 from vllmjobs.environment.model import Balancer, Environment, Model, Route
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
 from vllmjobs.render.arguments import arguments, variables
@@ -90,13 +98,17 @@ def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list
     tags = ["vllm"] if canary_weight is None else ["vllm", "canary"]
     if balancer.kind != "fabio":
         return tags
-    options = [f"{route.host}{route.path}"]
+    options = []
     if route.strip:
         options.append(f"strip={route.strip}")
     if canary_weight is not None:
         # Per instance; Fabio resolves 0.01 % (fabiolb/fabio#352 for the option itself).
         options.append(f"weight={max(0.0001, round(canary_weight, 4)):g}")
-    return [f"urlprefix-{' '.join(options)}", *tags]
+    hosts = [route.host]
+    if route.host and balancer_port(balancer) != 80:
+        # Clients name the port in the Host header, and Fabio compares that (table.go, normalizeHost).
+        hosts.append(f"{route.host}:{balancer_port(balancer)}")
+    return [*(" ".join([f"urlprefix-{host}{route.path}", *options]) for host in hosts), *tags]
 
 
 def _secrets(references: dict[str, str | None]) -> dict[str, dict[str, list[tuple[str, str]]]]:
