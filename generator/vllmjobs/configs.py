@@ -23,16 +23,17 @@ def configs(environment: Environment, tree: Node) -> Configs:
             source = locate(tree, ("models", name, "config")).source
             folder = Path() if source.startswith("--set") else Path(source).parent
             found[name] = _read(folder / model.config)
-        elif path := _local(model):
-            found[name] = _read(path)
+        elif isinstance(
+            config := _local(model), dict
+        ):  # what is broken there is no reason not to look further
+            found[name] = config
     return found
 
 
-def _local(model: Model) -> Path | None:
+def _local(model: Model) -> dict[str, Any] | str | None:
     """The config.json in the model's own folder, or in the Hugging Face cache of this user."""
     folder = Path(model.model) if model.model.startswith(("/", "./")) else _snapshot(model)
-    path = folder / "config.json" if folder else None
-    return path if path and path.is_file() else None
+    return _read(folder / "config.json") if folder else None
 
 
 def _snapshot(model: Model) -> Path | None:
@@ -53,7 +54,7 @@ def _read(path: Path) -> dict[str, Any] | str:
         config = json.loads(path.read_bytes())
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
-    except ValueError:  # not UTF-8, or not JSON
+    except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested a thousand times
         return f"{path} is not JSON; name the config.json of the model"
     return (
         config if isinstance(config, dict) else f"{path} is no map of keys; name the config.json of the model"

@@ -1,5 +1,6 @@
 """Files as a commit has them, without touching the work tree."""
 
+import os
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
@@ -17,22 +18,26 @@ def files_at(ref: str, project: Path) -> Callable[[Path], bytes]:
     It raises FileNotFoundError for a file that the commit does not have. Raises `GitError` where `ref` is no
     commit, or `project` in no repository.
     """
-    top = Path(_git(project, "rev-parse", "--show-toplevel").decode().removesuffix("\n"))
+    top = Path(os.fsdecode(_git(project, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
     commit = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
 
     def read(path: Path) -> bytes:
-        name = path.resolve().relative_to(top.resolve()).as_posix()
         try:
+            name = path.resolve().relative_to(top.resolve()).as_posix()
             return _git(top, "cat-file", "blob", f"{commit.decode().strip()}:{name}")
-        except GitError as error:
+        except (GitError, ValueError) as error:  # the latter outside of the repository
             raise FileNotFoundError(2, f"is not in {ref}", str(path)) from error
 
     return read
 
 
 def _git(folder: Path, *arguments: str) -> bytes:
+    # A hook of git's has variables that name another work tree.
+    env = {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}
     try:
-        done = subprocess.run(["git", "-C", str(folder), *arguments], capture_output=True, check=False)
+        done = subprocess.run(
+            ["git", "-C", str(folder), *arguments], capture_output=True, check=False, env=env
+        )
     except FileNotFoundError as error:
         raise GitError("git is not on PATH") from error
     if done.returncode:

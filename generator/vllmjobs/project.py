@@ -1,18 +1,20 @@
 """A project's environments: found, read, checked, with the facts that the checks rest on."""
 
+import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vllmjobs.check.check import check, without_ignored
+from vllmjobs.check.check import RULES, check
+from vllmjobs.check.ignoring import without_ignored
 from vllmjobs.check.subject import Facts, Subject, Whole
 from vllmjobs.configs import configs
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
-from vllmjobs.environment.tree import Map, Scalar, parse
+from vllmjobs.environment.tree import Map, Node, Scalar, parse
 
 # Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
 SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")
@@ -25,6 +27,8 @@ class Checked(NamedTuple):
     environment: Environment | None
     problems: list[Problem]
     texts: dict[str, str]
+    compared: bool = False
+    """Whether there was an environment `against` which to compare it."""
 
 
 def find(project: Path, name: str) -> Path:
@@ -37,10 +41,10 @@ def find(project: Path, name: str) -> Path:
 
 def environments(project: Path) -> list[Path]:
     """Every environment of the project: the files of `envs/`, less those that only others extend."""
-    files = sorted((project / "envs").glob("*.yaml"))
-    trees = {file: parse(file.read_text(encoding="utf-8", errors="replace"), str(file))[0] for file in files}
+    files = sorted(file for file in (project / "envs").glob("*.y*ml") if _is_environment(file))
+    trees = {file: _tree(file) for file in files}
     extended = {
-        file.parent / extends.value
+        Path(os.path.normpath(file.parent / extends.value))
         for file, tree in trees.items()
         if isinstance(tree, Map)
         and isinstance(extends := tree.entries.get("extends"), Scalar)
@@ -49,8 +53,21 @@ def environments(project: Path) -> list[Path]:
     return [
         file
         for file, tree in trees.items()
-        if file not in extended or (isinstance(tree, Map) and "models" in tree.entries)
+        if Path(os.path.normpath(file)) not in extended
+        or (isinstance(tree, Map) and "models" in tree.entries)
     ]
+
+
+def _is_environment(file: Path) -> bool:
+    """Not an editor's lock or a copy's resource fork (`.#prod.yaml`, `._prod.yaml`), nor a folder."""
+    return file.suffix in (".yaml", ".yml") and not file.name.startswith(".") and file.is_file()
+
+
+def _tree(file: Path) -> Node | None:
+    try:
+        return parse(file.read_text(encoding="utf-8", errors="replace"), str(file))[0]
+    except OSError:  # said when it is checked
+        return None
 
 
 def checked(path: Path, settings: Sequence[str], project: Path, against: Files | None = None) -> Checked:
@@ -59,11 +76,13 @@ def checked(path: Path, settings: Sequence[str], project: Path, against: Files |
     With `against`, a reader of other files such as a commit's, also over what changes from there to here.
     """
     environment, tree, texts, problems = load_file(path, settings)
+    before = load_file(path, settings, against).environment if against else None
     if environment is not None and tree is not None:
-        before = load_file(path, settings, against).environment if against else None
         facts = Facts(configs(environment, tree), _secret_files(project), before)
         problems = problems + check(environment, tree, facts)
-    return Checked(environment, in_order(without_ignored(problems, texts)), texts)
+    ignorable = {rule.id for rule in RULES}
+    problems = in_order(without_ignored(problems, texts, ignorable))
+    return Checked(environment, problems, texts, before is not None)
 
 
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
@@ -71,11 +90,11 @@ def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> En
 
     Raises `InvalidEnvironmentError` with every error that was found.
     """
-    environment, problems, _ = checked(path, settings, project)
-    errors = [problem for problem in problems if problem.severity == "error"]
-    if environment is None or errors:
+    found = checked(path, settings, project)
+    errors = [problem for problem in found.problems if problem.severity == "error"]
+    if found.environment is None or errors:
         raise InvalidEnvironmentError(errors)
-    return environment
+    return found.environment
 
 
 def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:

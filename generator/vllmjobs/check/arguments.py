@@ -24,6 +24,13 @@ OWN_VARIABLES = {
     "NVIDIA_VISIBLE_DEVICES": "Nomad sets it to the GPUs that it reserved",
     "CUDA_VISIBLE_DEVICES": "the GPUs are the ones that Nomad reserved",
 }
+UNREACHABLE = {
+    "uds": "leaves vLLM without a port, and its check fails for ever; leave it out",
+    "headless": "leaves vLLM without a server, and its check fails for ever; leave it out",
+    "ssl-keyfile": "makes vLLM speak TLS, and its check and the balancer speak HTTP; leave it out",
+    "ssl-certfile": "makes vLLM speak TLS, and its check and the balancer speak HTTP; leave it out",
+    "nnodes": "waits for servers on other nodes, and each allocation is a server of its own; leave it out",
+}
 _OWN_PATHS: dict[str, Path] = {
     "served-model-name": ("model",),
     "max-model-len": ("max_model_len",),
@@ -81,13 +88,23 @@ def arguments_are_given_once(subject: Subject) -> Findings:
     yield from _mistakes(subject, "VJ103")
 
 
+@of_model("VJ114", "error")
+def servers_can_be_reached(subject: Subject) -> Findings:
+    """Arguments with which nothing answers on the port that the check and the balancer ask."""
+    for name, value in subject.model.args.items():
+        reason = UNREACHABLE.get(argument_name(name))
+        if reason and value not in (None, False, 1, ""):
+            yield ("args", name), reason
+
+
 @of_model("VJ112", "error")
 def variables_are_free(subject: Subject) -> Findings:
     """Variables that vllmjobs or Nomad sets, or that stand in two places."""
     model = subject.model
     for block, names in (("env", model.env), ("secrets", model.secrets)):
-        for name in OWN_VARIABLES.keys() & names.keys():
-            yield (block, name), f"is not for the environment: {OWN_VARIABLES[name]}"
+        for name, reason in OWN_VARIABLES.items():
+            if names.get(name) is not None:
+                yield (block, name), f"is not for the environment: {reason}"
     for name, value in model.env.items():
         if value is not None and model.secrets.get(name):
             yield ("env", name), "stands under secrets too; keep one"
@@ -100,6 +117,9 @@ def arguments_hold_no_secrets(subject: Subject) -> Findings:
         variable = SECRET_ARGUMENTS.get(argument_name(name))
         if variable and value is not None and value is not True:  # `--hf-token` alone reads the variable
             yield ("args", name), f"holds a secret; use secrets.{variable}"
+    for index, word in enumerate(subject.model.entrypoint):
+        if variable := SECRET_ARGUMENTS.get(argument_name(word.partition("=")[0].removeprefix("--"))):
+            yield ("entrypoint", index), f"gives vLLM a secret; use secrets.{variable}"
 
 
 @of_model("VJ104", "error")
@@ -154,6 +174,10 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
         elif "${" not in str(given[written]):  # what Nomad fills in when the task starts cannot be judged
             long = subject.table.table.by_name.get(f"-{flag}")
             message = f"is -{flag} for short; write {long.name}" if long else mistake.message
+            if given[written] is False and flag == f"no-{argument_name(written)}":
+                message = "is no switch that can be off; give it a value, or null to leave it out"
+            elif given[written] in ("true", "false") and mistake.kind in ("missing-value", "type"):
+                message = f"must be {given[written]}, without quotes"
             inside = [] if "." in written else [part for part in key.split(".") if part]
             yield ("args", written, *inside), message
 

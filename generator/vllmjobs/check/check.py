@@ -1,9 +1,10 @@
-"""Every rule over an environment, and what the file says is to be passed over."""
+"""Every rule over an environment, and which of them are wanted."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from vllmjobs.check import arguments, balancing, deadlines, gpus, job, memory, placement, rollout, security
+from vllmjobs.check.ignoring import IGNORED
 from vllmjobs.check.rule import Rule, rules_of
 from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.model import Environment
@@ -11,7 +12,7 @@ from vllmjobs.environment.problems import INVALID, Mark, Problem, Severity, User
 from vllmjobs.environment.tree import Node, locate
 from vllmjobs.environment.values import without_secrets
 
-IGNORED, SHARED = "VJ002", "VJ003"
+SHARED = "VJ003"
 RULES: list[Rule] = sorted(
     rule
     for module in (arguments, memory, deadlines, job, placement, gpus, rollout, balancing, security)
@@ -27,7 +28,6 @@ NAMES = {rule: name for rule, (name, _) in OTHERS.items()} | {rule.id: rule.name
 SEVERITIES = {rule: severity for rule, (_, severity) in OTHERS.items()} | {
     rule.id: rule.severity for rule in RULES
 }
-_COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:[A-Za-z]+\d+[,\s]*)*)(.*)$")
 
 
 def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
@@ -60,64 +60,6 @@ def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
             )
             problems.append(Problem(Mark(file, 1, 1), ("job",), message, SHARED, SEVERITIES[SHARED]))
     return problems
-
-
-def without_ignored(problems: list[Problem], texts: dict[str, str]) -> list[Problem]:
-    """The problems, less those that a comment on their line, or alone on a line above it, passes over.
-
-    `# vllmjobs: ignore VJ104 REASON`; without a reason it passes over nothing. Nor does any comment pass over
-    what cannot be read as an environment (VJ001).
-    """
-    ignored: dict[tuple[str, int], set[str]] = {}
-    complaints = []
-    for comment, line, rules, reason in _comments(texts):
-        if reason:
-            ignored.setdefault((comment.source, line), set()).update(rules)
-        complaints += list(_complaints(comment, rules, reason))
-    return complaints + [
-        problem
-        for problem in problems
-        if problem.rule == INVALID
-        or problem.rule not in ignored.get((problem.mark.source, problem.mark.line), set())
-    ]
-
-
-def _comments(texts: dict[str, str]) -> Iterator[tuple[Mark, int, list[str], str]]:
-    """Each comment's place, the line that it is for, its rules, and its reason."""
-    for source, text in texts.items():
-        lines = text.splitlines()
-        for number, line in enumerate(lines, 1):
-            if "vllmjobs:" not in line or not (found := _COMMENT.search(line)):
-                continue
-            about = number
-            if line.lstrip().startswith("#"):
-                below = (
-                    after for after, text in enumerate(lines[number:], number + 1) if not _is_remark(text)
-                )
-                about = next(below, number)
-            yield (
-                Mark(source, number, found.start() + 1),
-                about,
-                re.findall(r"\w+", found[1].upper()),
-                found[2].strip(),
-            )
-
-
-def _is_remark(line: str) -> bool:
-    return not line.strip() or line.lstrip().startswith("#")
-
-
-def _complaints(mark: Mark, rules: list[str], reason: str) -> Iterator[Problem]:
-    def problem(message: str) -> Problem:
-        return Problem(mark, (), message, IGNORED, "warning")
-
-    known = {rule.id for rule in RULES}
-    for unknown in [rule for rule in rules if rule not in known]:
-        yield problem(f"{unknown} is no rule that can be ignored; `vllmjobs explain` lists them")
-    if not rules:
-        yield problem("the comment names no rule; write `# vllmjobs: ignore VJ104 REASON`")
-    elif not reason:
-        yield problem(f"the comment gives no reason; write `# vllmjobs: ignore {', '.join(rules)} REASON`")
 
 
 def choice(select: str | None, ignore: str | None) -> Callable[[Problem], bool]:

@@ -65,11 +65,10 @@ def resources_are_consistent(subject: Subject) -> Findings:
         yield ("logs", "max_size"), f"must be at least 1 MiB (got {model.logs.max_size})"
     if mebibytes(resources.disk) < MIN_DISK_MIB:
         yield ("resources", "disk"), f"must be at least {MIN_DISK_MIB} MiB (got {resources.disk})"
-    logs = mebibytes(model.logs.max_size) * model.logs.max_files * 2
-    if logs >= mebibytes(resources.disk):
+    if _logs(subject) >= mebibytes(resources.disk):
         yield (
             ("resources", "disk"),
-            f"must be above what the logs may take, {logs} MiB (got {resources.disk})",
+            f"must be above what the logs may take, {_logs(subject)} MiB (got {resources.disk})",
         )
 
 
@@ -108,6 +107,18 @@ def dockers_keys_are_for_docker(subject: Subject) -> Findings:
     for path, is_given in given.items():
         if is_given and model.driver != "docker":
             yield path, f"is for driver: docker; {model.driver} passes it over"
+
+
+@of_model("VJ320", "warning")
+def disk_holds_the_logs(subject: Subject) -> Findings:
+    """Nomad counts max_files once, and keeps as many of stdout as of stderr."""
+    disk = mebibytes(subject.model.resources.disk)
+    if _logs(subject) < disk <= _logs(subject) * 2:
+        yield (
+            ("resources", "disk"),
+            f"{subject.model.resources.disk} may be filled by the logs: {_logs(subject)} MiB each of stdout "
+            "and stderr",
+        )
 
 
 @of_model("VJ315", "error")
@@ -177,3 +188,9 @@ def strategy_fits_the_gpus(subject: Subject) -> Findings:
             ("gpus", "count"),
             f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args",
         )
+
+
+def _logs(subject: Subject) -> int:
+    """MiB that Nomad's rotation keeps of each stream."""
+    logs = subject.model.logs
+    return mebibytes(logs.max_size) * logs.max_files

@@ -12,9 +12,11 @@ from vllmjobs.environment.values import without_secrets
 
 JSON_VERSION = 1
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
-# Variables in a line that is about something else: `env: {A: b}`, and `API_KEY: x` in a file gone wrong.
-_VARIABLES = re.compile(
-    r"(\b(?:env|secrets):|\w*(?:TOKEN|_KEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)[\"']?\s*[:=])\s*\S.*"
+MAX_LINE = 200
+# Values in a line that is about something else: `env: {A: b}`, `api-key: x`, or `API_KEY: x` gone astray.
+_HIDDEN = re.compile(
+    r"(?i)(\b(?:env|secrets):|(?:token|key|secret|passw(?:or)?d|pass|pw|credentials?)s?[\"']?\s*[:=])"
+    r"(?!\s*(?:[\d.]+|true|false|null)\b)\s*\S.*"
 )
 
 
@@ -98,7 +100,8 @@ def as_github(problems: Iterable[Problem]) -> str:
     lines = []
     for problem in problems:
         mark, level = problem.mark, {"note": "notice"}.get(problem.severity, problem.severity)
-        places = {"file": mark.source} | ({"line": mark.line, "col": mark.column} if mark.line else {})
+        places: dict[str, object] = {} if mark.source.startswith("--set") else {"file": mark.source}
+        places |= {"line": mark.line, "col": mark.column} if mark.line else {}
         places["title"] = f"{problem.rule} {NAMES[problem.rule]}"
         properties = ",".join(f"{key}={_escaped(str(value), ':,')}" for key, value in places.items())
         lines.append(f"::{level} {properties}::{_escaped(_sentence(problem))}\n")
@@ -109,7 +112,7 @@ def _excerpt(problem: Problem, texts: dict[str, str]) -> str:
     mark, lines = problem.mark, texts.get(problem.mark.source, "").splitlines()
     if not 0 < mark.line <= len(lines):
         return ""
-    line = lines[mark.line - 1]
+    line = lines[mark.line - 1][:MAX_LINE]
     before = "".join("\t" if character == "\t" else " " for character in line[: mark.column - 1])
     return f"{mark.line:>6} | {_shown(line, problem)}\n{'':>6} | {before}^\n"
 
@@ -119,7 +122,7 @@ def _shown(line: str, problem: Problem) -> str:
     if {"env", "secrets"} & set(problem.path):
         key = re.match(r"[\w\"'-]+(?=\s*:)", line[problem.mark.column - 1 :])
         return " " * (problem.mark.column - 1) + (f"{key[0]}: …" if key else "…")
-    return without_secrets(_VARIABLES.sub(r"\1 …", line))
+    return without_secrets(_HIDDEN.sub(r"\1 …", line))
 
 
 def _location(problem: Problem) -> dict[str, Any]:

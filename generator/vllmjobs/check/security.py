@@ -15,6 +15,11 @@ from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
 LOOKS_SECRET = "looks like a secret; put a reference to it under secrets (value not shown)"
 # A tag without a digit names no version; one with a commit does.
 MOVING_TAG = re.compile(r"\D*|(.*[-_.])?(latest|nightly|main|master)([-_.].*)?")
+# https://github.com/distribution/reference, regexp.go
+_PART = r"[a-z0-9]+((\.|_{1,2}|-+)[a-z0-9]+)*"
+IMAGE = re.compile(
+    rf"([A-Za-z0-9.-]+(:\d+)?/)?{_PART}(/{_PART})*(:[\w][\w.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?", re.ASCII
+)
 COMMIT = re.compile(r"(^|[-_.])[0-9a-f]{7,40}($|[-_.])")
 
 
@@ -48,8 +53,12 @@ def images_are_pinned(whole: Whole) -> Findings:
     if environment.balancer.image and environment.balancer.driver == "docker":
         images[("balancer", "image")] = environment.balancer.image
     for path, name in images.items():
-        tag = name.rpartition("/")[2].partition(":")[2]
-        if "@sha256:" in name or "${" in name or COMMIT.search(tag) or not MOVING_TAG.fullmatch(tag):
+        repository, _, digest = name.partition("@")
+        tag = repository.rpartition("/")[2].partition(":")[2]
+        if "${" not in name and not IMAGE.fullmatch(name):
+            yield path, f"{name} is no image's name; write such as registry.example.com/vllm-openai:v0.33.0"
+            continue
+        if digest or "${" in name or COMMIT.search(tag) or not MOVING_TAG.fullmatch(tag):
             continue
         moves = f"tag {tag!r} moves" if tag else "has no tag, so `latest`, which moves"
         yield path, f"{name}: {moves}; name a version, such as :v0.33.0, or a digest (@sha256:…)"
@@ -109,11 +118,12 @@ def root_file_system_is_read_only(subject: Subject) -> Findings:
 
 
 def _texts(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Every string in plain data, and where it stands."""
+    """Every string in plain data, keys too, and where it stands."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):
         for key, item in value.items():
+            yield (*path, key), key
             yield from _texts(item, (*path, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):

@@ -7,9 +7,9 @@ import msgspec
 
 from vllmjobs.check.subject import Subject
 from vllmjobs.vllm.gpus import Gpu
-from vllmjobs.vllm.limits import dividing
+from vllmjobs.vllm.limits import capability, dividing
 from vllmjobs.vllm.memory import Estimate, Request, smallest
-from vllmjobs.vllm.shape import Shape
+from vllmjobs.vllm.shape import Shape, UnknownShapeError
 
 GIB = 2**30
 BAR = 40  # characters for all of a GPU
@@ -17,34 +17,39 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
 class Size(NamedTuple):
-    """One model's estimate on one kind of GPU, or why there is none; and the smallest GPUs that would do."""
+    """One model's estimate on one kind of GPU, or why there is none; and the smallest GPUs that would do.
+
+    `refused` is why vLLM would not run it there, whatever the memory.
+    """
 
     name: str
     model: str
     gpus: int
     gpu: Gpu | None
-    estimate: Estimate | None
-    smallest: Request | None
-    why_not: str
+    estimate: Estimate | None = None
+    smallest: Request | None = None
+    why_not: str = ""
+    refused: str = ""
 
 
 def size(subject: Subject, gpu: Gpu | None) -> Size:
     """The memory of one model on `gpu`, or on the GPU that it asks for."""
     gpu = gpu or subject.gpu
-    model, use, count = subject.model.model, subject.use, subject.use.gpu_count
-    shape = subject.shape
-    if not isinstance(shape, Shape):
-        return Size(subject.name, model, count, gpu, None, None, shape or str(subject.config))
-    if wrong := dividing(shape, use):
-        return Size(subject.name, model, count, gpu, None, smallest(shape, use), wrong[0].message)
-    least = smallest(shape, use)
+    found = Size(subject.name, subject.model.model, subject.use.gpu_count, gpu)
+    if not isinstance(subject.shape, Shape):
+        return found._replace(why_not=subject.shape or str(subject.config))
+    try:
+        found = found._replace(smallest=smallest(subject.shape, subject.use))
+    except UnknownShapeError as error:
+        return found._replace(why_not=str(error))
+    refused = dividing(subject.shape, subject.use)
+    refused += [*capability(subject.shape, gpu, subject.use)] if gpu else []
+    if errors := [misfit.message for misfit in refused if misfit.severity == "error"]:
+        return found._replace(refused=errors[0])
     if gpu is None:
-        why_not = "no GPU is named; say gpus.model or gpus.memory, or --gpu NAME"
-        return Size(subject.name, model, count, gpu, None, least, why_not)
-    found = subject.on(gpu)
-    if isinstance(found, str):
-        return Size(subject.name, model, count, gpu, None, None, found)
-    return Size(subject.name, model, count, gpu, found, least, "")
+        return found._replace(why_not="no GPU is named; say gpus.model or gpus.memory, or --gpu NAME")
+    fit = subject.on(gpu)
+    return found._replace(why_not=fit) if isinstance(fit, str) else found._replace(estimate=fit)
 
 
 def as_text(sizes: list[Size]) -> str:
@@ -65,7 +70,7 @@ def as_json(sizes: list[Size]) -> str:
             "count": each.gpus,
             "estimate": msgspec.to_builtins(each.estimate),
             "smallest": msgspec.to_builtins(each.smallest),
-            "reason": each.why_not or None,
+            "reason": each.refused or each.why_not or None,
         }
         for each in sizes
     ]
@@ -77,7 +82,7 @@ def _one(size: Size) -> str:
     lines = [f"{size.name}: {size.model}{on}"]
     found = size.estimate
     if found is None:
-        lines.append(f"  {size.why_not}")
+        lines.append(f"  cannot run: {size.refused}" if size.refused else f"  {size.why_not}")
     else:
         used = found.weights + found.activations + found.cuda_graphs + found.non_torch
         parts = {

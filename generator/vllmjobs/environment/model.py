@@ -240,8 +240,11 @@ class ModelDefaults(Block, frozen=True):
         Meta(ge=0.1, le=0.95, description="Share of each GPU that vLLM takes (VLLM_GPU_MEMORY_UTILIZATION)."),
     ] = 0.9
     max_model_len: Annotated[
-        Positive | None,
-        said("Longest context in tokens (VLLM_MAX_MODEL_LEN); the model's own when not given."),
+        Positive | Literal["auto"] | None,
+        said(
+            "Longest context in tokens (VLLM_MAX_MODEL_LEN), or `auto` for what fits; the model's own when "
+            "not given."
+        ),
     ] = None
     args: Annotated[
         dict[Argument, ArgValue],

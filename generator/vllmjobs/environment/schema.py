@@ -99,7 +99,8 @@ def _said(error: Any) -> Iterator[tuple[Path, str]]:
 
 def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
     """What a value that may be one of several types (most often: or null) should have been."""
-    nearer = [inner for inner in error.context if inner.validator != "type"]
+    nearer = [inner for inner in error.context if inner.validator not in ("type", "enum")]
+    words = [word for inner in error.context if inner.validator == "enum" for word in inner.validator_value]
     if nearer:
         yield from _said(nearer[0])
         return
@@ -107,7 +108,10 @@ def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
     if kinds:
         yield path, f"must be {_kind(kinds[0])}{got}"
     else:
-        names = [_TYPES[inner.validator_value] for inner in error.context if inner.validator_value != "null"]
+        kinds = [inner.validator_value for inner in error.context if inner.validator == "type"]
+        names = [
+            _TYPES[kind] for kind in kinds if kind != "null" and not (kind == "string" and words)
+        ] + words
         quoted = "; quote it" if "a string" in names and isinstance(error.instance, bool | float) else ""
         yield path, f"must be {' or '.join(names)}{got}{quoted}"
 

@@ -212,19 +212,20 @@ class _Composer:
     def _aliased(self, name: str, mark: Mark) -> Node | None:
         node = self._anchors.get(name)
         if node is None:
-            known = ", ".join(f"&{anchor}" for anchor in self._anchors) or "none so far"
-            self.problems.append(
-                Problem(mark, (), f"alias *{name} has no anchor above it (anchors: {known})")
-            )
+            # Its name is not repeated: it may be a secret that was to be quoted.
+            message = "is an alias (*), and no anchor (&) above it has that name; quote it where it is a word"
+            self.problems.append(Problem(mark, (), message))
         elif any(opened.node is node for opened in self._open):
-            self.problems.append(Problem(mark, (), f"alias *{name} stands inside its own anchor"))
+            self.problems.append(Problem(mark, (), "is an alias inside its own anchor"))
         else:
             return node
         return None
 
     def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, mark: Mark) -> None:
         if event.tag not in (None, "!", _STRING_TAG):
-            self.problems.append(Problem(mark, (), f"tag {event.tag} is not supported; write a plain value"))
+            self.problems.append(
+                Problem(mark, (), "has a tag (!), which is not supported; quote it where it is a word")
+            )
 
     def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> Scalar:
         self._check_tag(event, mark)

@@ -46,7 +46,12 @@ HostName = Annotated[
     str, matching(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)?", "host name")
 ]
 # https://packaging.python.org/specifications/version-specifiers, as vLLM's releases and images use it.
-Version = Annotated[str, matching(r"\d+\.\d+(\.\d+)?([._+-]?[a-z0-9]+)*", "version")]
+Version = Annotated[
+    str,
+    matching(
+        r"\d+(\.\d+){1,3}((a|b|rc)\d+)?(\.post\d+)?(\.dev\d+)?(\+[a-z0-9]+([._-][a-z0-9]+)*)?", "version"
+    ),
+]
 Port = Annotated[int, Meta(ge=1, le=65535)]
 Positive = Annotated[int, Meta(ge=1)]
 Count = Annotated[int, Meta(ge=0, le=50_000)]  # Nomad's job_max_count
@@ -61,14 +66,16 @@ SecretRef = Annotated[
         "any other path of one is `nomad:PATH#field`) or `vault:kv/data/vllm#hf_token`.",
     ),
 ]
-# Hugging Face, OpenAI, GitHub, AWS, Vault and JWT; none has a space.
+# Hugging Face, OpenAI, GitHub, AWS, Vault and JWT; none has a space. And the name and password of a URL.
 _SECRET = re.compile(
     r"(?<![A-Za-z0-9])(hf_\w{20,}|sk-[\w-]{20,}|gh[pousr]_\w{20,}|AKIA\w{16}|hvs\.[\w-]{20,}"
-    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.\S+)"
+    r"|eyJ[\w-]{8,}\.[\w-]{8,}\.[\w-]+)|(?<=://)[^/\s:@'\"$]+:[^/\s@'\"$]+@"
 )
 
 # Variables that hold a secret, by their name: HF_TOKEN, VLLM_API_KEY, AWS_SECRET_ACCESS_KEY.
-SECRET_VARIABLES = re.compile(r"(TOKEN|_KEY|SECRET|PASSWORD|PASSWD|PASS|CREDENTIALS?)$", re.IGNORECASE)
+SECRET_VARIABLES = re.compile(
+    r"(TOKEN|_KEY|APIKEY|SECRET|PASSWORD|PASSWD|PASS|_PW|CREDENTIALS?)$", re.IGNORECASE
+)
 
 
 def looks_secret(text: str) -> bool:

@@ -76,7 +76,9 @@ def _cache_variables(model: Model) -> dict[str, str]:
 def _words(name: str, value: ArgValue) -> Iterator[str]:
     if value is None:
         return
-    if name == "O" or name.startswith("O."):  # vLLM's one short option without a long name of its own
+    if name == "config":  # read only in two words
+        yield from ("--config", str(value))
+    elif name == "O" or name.startswith("O."):  # vLLM's one short option without a long name of its own
         yield f"-O{value}" if name == "O" else f"-{name}={value}"
     elif isinstance(value, bool) and "." not in name:
         yield f"--{name}" if value else f"--no-{name}"

@@ -1,0 +1,28 @@
+"""The commands. Each joins a core room to the edge and holds no rule of its own."""
+
+import click
+
+from vllmjobs import __version__
+from vllmjobs.cli.check import check, explain, size
+from vllmjobs.cli.common import Commands
+from vllmjobs.cli.gpus import gpus
+from vllmjobs.cli.project import import_, init, schema
+from vllmjobs.cli.render import render
+
+EXIT_CODES = """\b
+Exit codes:
+  0  done, or no change
+  1  error
+  2  there are changes
+  3  valid, but cannot be placed
+  4  refused by a gate or a verdict"""
+
+
+@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+@click.version_option(__version__, prog_name="vllmjobs")
+def main() -> None:
+    """vLLM on HashiCorp Nomad, from one YAML file per environment."""
+
+
+for command in (check, explain, gpus, import_, init, render, schema, size):
+    main.add_command(command)

@@ -1,0 +1,84 @@
+"""`init`, `import` and `schema`: what a project is made of."""
+
+import json
+from pathlib import Path
+
+import click
+
+from vllmjobs.cli.common import PROJECT
+from vllmjobs.shipped import shipped
+
+
+@click.command()
+@click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
+@click.option(
+    "--templates", "with_templates", is_flag=True, help="Write the job templates too, to change them."
+)
+def init(directory: Path, with_templates: bool) -> None:
+    """Write a project to start from."""
+    folders = ("envs", "jobs") if with_templates else ("envs",)
+    sources = [source for folder in folders for source in sorted(shipped(folder).iterdir())]
+    targets = [directory / source.parent.name / source.name for source in sources]
+    if there := [str(target) for target in targets if target.exists()]:
+        raise click.ClickException(f"{', '.join(there)} would be overwritten; name an empty folder")
+    for folder in folders:
+        (directory / folder).mkdir(parents=True, exist_ok=True)
+    for source, target in zip(sources, targets, strict=True):
+        target.write_bytes(source.read_bytes())
+        click.echo(f"wrote {target}", err=True)
+    click.echo(f"next: vllmjobs render --project {directory} dev", err=True)
+
+
+@click.command("import")
+@click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
+@click.option("--as", "name", required=True, metavar="NAME", help="The new environment; - prints it instead.")
+@click.option("--force", is_flag=True, help="Overwrite envs/NAME.yaml.")
+@PROJECT
+def import_(file: Path, name: str, force: bool, project: Path) -> None:
+    """Write an environment from balanced-vllm-docker.
+
+    FILE is its .env, or an older instances.config, and becomes envs/NAME.yaml of the project; - is stdin.
+    What is not carried over, or not as it stood, is named on stderr. Secrets are never copied: the
+    environment refers to where they are to be stored.
+    """
+    from vllmjobs.importing.imported import imported  # noqa: PLC0415 (no other command has use for it)
+
+    printed = name == "-"
+    envs = project / "envs"
+    base = "base.yaml" if (envs / "base.yaml").is_file() else None
+    try:
+        with click.open_file(str(file), "rb") as stream:
+            text = stream.read().decode(errors="surrogateescape")
+    except RuntimeError as error:  # a closed stdin
+        raise click.ClickException(f"{file} cannot be read: {error}") from error
+    found = imported(text, str(file), "imported" if printed else name, base)
+    path = envs / f"{name}.yaml"
+    if path.exists() and not (printed or force):
+        raise click.ClickException(f"{path} exists; --force overwrites it")
+    for note in found.notes:
+        click.echo(str(note), err=True)
+    if printed:
+        click.echo(found.text, nl=False)
+        return
+    envs.mkdir(parents=True, exist_ok=True)
+    path.write_text(found.text, encoding="utf-8")
+    click.echo(f"wrote {path}", err=True)
+    where = "" if project == Path() else f"--project {project} "
+    click.echo(f"next: vllmjobs check {where}{name}", err=True)
+
+
+@click.command()
+@click.option("--format", "form", type=click.Choice(["json", "markdown"]), default="json", show_default=True,
+              help="JSON Schema, or the reference as a page.")  # fmt: skip
+def schema(form: str) -> None:
+    """Print the JSON Schema of an environment."""
+    # Not needed, and so not waited for, by any other command.
+    from vllmjobs.environment.reference import reference  # noqa: PLC0415
+    from vllmjobs.environment.schema import json_schema  # noqa: PLC0415
+
+    text = (
+        reference(json_schema(whole=True))
+        if form == "markdown"
+        else json.dumps(json_schema(), indent=2) + "\n"
+    )
+    click.echo(text, nl=False)
