@@ -111,6 +111,22 @@ def test_a_comment_that_does_not_do_what_it_seems_to_is_a_warning(
     assert said in done.stdout
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        'env: {NOTE: "# vllmjobs: ignore VJ503 no comment at all"}\n    image: vllm/vllm:latest',
+        "env:\n      SCRIPT: |\n        # vllmjobs: ignore VJ503 nor this\n    image: vllm/vllm:latest",
+    ],
+)
+def test_what_looks_like_a_comment_inside_a_string_passes_over_nothing(check: Check, model: str) -> None:
+    done = check(f"models:\n  chat:\n    model: facebook/opt-125m\n    {model}\n", "--select", "VJ0,VJ503")
+    assert broken(done) == ["VJ503"]
+
+
+def test_a_reason_may_begin_like_a_rule(check: Check) -> None:
+    assert broken(check(f"{LATEST} # vllmjobs: ignore VJ503 H100 nodes have it", "--select", "VJ5,VJ0")) == []
+
+
 def test_what_cannot_be_read_is_never_passed_over(check: Check) -> None:
     done = check("models: {chat: {modle: a}} # vllmjobs: ignore VJ001 no\n", "--ignore", "VJ")
     assert done.exit_code == 1
@@ -139,6 +155,74 @@ def test_every_environment_is_checked_when_none_is_named(check: Check, project: 
     assert re.findall(r"^envs/\w+", done.stdout, re.MULTILINE) == ["envs/dev", "envs/other"]
     assert done.stderr == "2 warnings in 2 environments\n"
     assert check(None, "other", "--select", "VJ5").stderr == "1 warning in 1 environment\n"
+
+
+def test_files_that_are_no_environments_stop_nothing(check: Check, project: Path) -> None:
+    (project / "envs/.#prod.yaml").symlink_to("nobody@nowhere")
+    (project / "envs/._prod.yaml").write_bytes(b"\0\5\26\7")
+    (project / "envs/folder.yaml").mkdir()
+    (project / "envs/dev.yml").write_text("extends: ../envs/base.yaml\n" + LATEST)
+    (project / "envs/base.yaml").write_text("debug: true")
+    assert broken(check(LATEST, "--select", "VJ503")) == ["VJ503", "VJ503"]
+
+
+def test_an_environment_that_is_named_twice_is_checked_once(check: Check, project: Path) -> None:
+    done = check(LATEST, "prod", str(project / "envs/prod.yaml"), "envs/prod.yaml", "--select", "VJ0,VJ5")
+    assert done.stderr == "1 error in 1 environment\n"
+
+
+def test_a_model_that_this_user_may_not_read_is_only_unknown(check: Check, project: Path) -> None:
+    folder = project / "private"
+    folder.mkdir()
+    (folder / "config.json").symlink_to("x" * 200 + "/" + "x" * 255)
+    done = check(LATEST.replace("facebook/opt-125m", str(folder)), "--select", "VJ2")
+    assert (broken(done), done.exit_code) == (["VJ202"], 0)
+
+
+@pytest.mark.parametrize(
+    ("image", "said"),
+    [
+        ("vllm/vllm-openai:v0.33.0@sha256:abc", "is no image's name"),
+        ("https://example.com/vllm:1", "is no image's name"),
+        ("VLLM/vllm:1.0 ", "is no image's name"),
+        ("vllm/vllm-openai:latest-cu129", "moves"),
+        ("example.com:5000/vllm", "has no tag"),
+        ("vllm/vllm-openai:nightly-0123456789abcdef0123456789abcdef01234567", ""),
+        (f"example.com:5000/vllm@sha256:{'a' * 64}", ""),
+        ("example.com/team/vllm-openai:0.33.0-cu129", ""),
+    ],
+)
+def test_images_are_pinned_and_named_as_registries_name_them(check: Check, image: str, said: str) -> None:
+    done = check(LATEST, "--set", f"models.chat.image='{image}'", "--select", "VJ503")
+    assert (said in done.stdout) if said else not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("argument", "said"),
+    [
+        ("max-num-seqs: false", "is no switch that can be off; give it a value, or null to leave it out"),
+        ('enable-prefix-caching: "true"', "must be true, without quotes"),
+        ("headless: true", "leaves vLLM without a server"),
+        ("pp: 2", "is -pp for short; write pipeline-parallel-size"),
+    ],
+)
+def test_what_is_said_of_an_argument_is_a_way_out_in_yaml(check: Check, argument: str, said: str) -> None:
+    text = LATEST.replace(":latest", f"-openai:v0.33.0\n    args:\n      {argument}")
+    assert said in check(text).stdout
+
+
+@pytest.mark.parametrize(
+    "version", ["0.33.0", "0.33rc1", "0.33.0.post1", "0.33+cu129", "0.11.2", "1.0", "99.0"]
+)
+def test_any_version_of_vllm_is_checked(check: Check, version: str) -> None:
+    done = check(LATEST, "--set", f"models.chat.vllm='{version}'", "--select", "VJ1")
+    assert done.exit_code == ("0.11" in version)  # which has no --shutdown-timeout
+
+
+@pytest.mark.parametrize("version", ["0.33.0+abcdef0123456789abcdef0123 ", "nightly", "v0.33.0", "0.33.0-x_"])
+def test_what_is_no_version_is_refused_at_once(check: Check, version: str) -> None:
+    done = check(LATEST, "--set", f"models.chat.vllm='{version}'")
+    assert 'must be a version in quotes, such as "0.33.0"' in done.stdout
 
 
 def test_a_project_without_environments_is_told_so(check: Check) -> None:
@@ -181,6 +265,28 @@ def test_the_lines_that_are_shown_hold_no_secret(check: Check) -> None:
             assert secret not in output, form
 
 
+@pytest.mark.parametrize(
+    "model",
+    [
+        "args: {api-key: correct-horse}",
+        "args: {api_key: [correct-horse]}",
+        "token: correct-horse",
+        "env: {HF_TOKEN: *correct-horse}",
+        "env: {HF_TOKEN: !correct-horse a}",
+        "entrypoint: [vllm, serve, --api-key=correct-horse]",
+        "env: {DATABASE: 'postgres://user:correct-horse@host/db'}",
+        "env: {APIKEY: correct-horse}",
+        "env: {hf_correcthorsecorrecthorse: a}",
+    ],
+)
+def test_a_secret_is_found_and_not_repeated(check: Check, model: str) -> None:
+    for form in ("text", "json"):
+        done = check(f"models: {{chat: {{model: facebook/opt-125m, {model}}}}}", "--format", form)
+        assert done.exit_code == 1
+        assert "correct-horse" not in done.output
+        assert "hf_correcthorse" not in done.output
+
+
 def test_only_the_owners_of_a_secret_file_may_read_it(check: Check, project: Path) -> None:
     (project / ".env.prod").touch(mode=0o640)
     (project / ".env.example").touch(mode=0o644)
@@ -203,7 +309,10 @@ def test_a_change_that_nomad_makes_in_place_is_named(check: Check, project: Path
     )
     assert broken(check(f"{LATEST}\n    max_model_len: 9", *select)) == []  # a canary tries it
     assert broken(check(f"{LATEST}\n    replicas: 2", *select)) == []  # only scaled
-    for ref, said in {"nowhere": "nowhere is no commit", "--help": "--help is no commit"}.items():
+    (project / "envs/new.yaml").write_text(LATEST)
+    done = check(None, "new", *select)
+    assert done.stderr.startswith("envs/new.yaml: HEAD has no such environment to compare with\n")
+    for ref, said in {ref: f"{ref} is no commit" for ref in ("nowhere", "--help", "")}.items():
         done = check(LATEST, "--against", ref)
         assert (done.exit_code, done.stderr) == (1, f"{said}\n")
 

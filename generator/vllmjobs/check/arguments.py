@@ -93,7 +93,8 @@ def servers_can_be_reached(subject: Subject) -> Findings:
     """Arguments with which nothing answers on the port that the check and the balancer ask."""
     for name, value in subject.model.args.items():
         reason = UNREACHABLE.get(argument_name(name))
-        if reason and value not in (None, False, 1, ""):
+        is_off = value in (None, False, "") or (value == 1 and value is not True)  # `nnodes: 1`
+        if reason and not is_off:
             yield ("args", name), reason
 
 

@@ -48,7 +48,7 @@ PROJECT = click.option(
     "--project",
     type=click.Path(path_type=Path, file_okay=False),
     default=".",
-    envvar="VLLMJOBSPROJECT",
+    envvar="VLLMJOBS_PROJECT",
     help="Folder with envs/ and, for templates of your own, jobs/.",
 )
 SETTINGS = click.option(

@@ -1,9 +1,14 @@
 """What a model is made of, in the sizes that decide its memory: of the whole model, not of one GPU."""
 
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
+
+# Far beyond any model, and small enough that sums and loops over them end.
+MOST = 2**31
+MOST_LAYERS = 1000
 
 
 class UnknownShapeError(ValueError):
@@ -95,7 +100,11 @@ class Vision(msgspec.Struct, frozen=True):
 
 
 class Config:
-    """A `config.json` that is asked for keys by any of their names."""
+    """A `config.json` that is asked for keys by any of their names; null counts as absent.
+
+    Whatever it answers is of the type and in the range asked for: what is not raises UnknownShapeError,
+    which names the key.
+    """
 
     def __init__(self, values: Mapping[str, Any]) -> None:
         self.values = values
@@ -105,23 +114,77 @@ class Config:
         return any(self.values.get(name) is not None for name in names)
 
     def any(self, *names: str, default: Any = None) -> Any:
-        """The first of the names that has a value other than null, else the default."""
+        """The first of the names that has a value other than null, of whatever type, else the default."""
         return next((v for name in names if (v := self.values.get(name)) is not None), default)
 
-    def whole(self, *names: str, default: int | None = None) -> int:
-        """A whole number of at least 0; UnknownShapeError names the key when there is none."""
-        value = self.any(*names, default=default)
-        if value is None:
-            raise UnknownShapeError(f"config.json has no {names[0]}")
-        if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-            raise UnknownShapeError(f"{names[0]} in config.json is {value!r}, not a whole number")
+    def whole(self, *names: str, default: int | None = None, least: int = 0, most: int = MOST) -> int:
+        """A whole number from `least` to `most`."""
+        name, value = self._found(names, default)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise _wrong(name, value, f"a whole number from {least} to {most}")
         return value
 
+    def number(self, name: str, default: float, least: float = 1) -> float:
+        """A finite number of at least `least`."""
+        _, value = self._found((name,), default)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST:
+            raise _wrong(name, value, f"a number from {least} to {MOST}")
+        return float(value)
+
+    def text(self, *names: str, default: str | None = None) -> str:
+        """A string."""
+        name, value = self._found(names, default)
+        if not isinstance(value, str):
+            raise _wrong(name, value, "a string")
+        return value
+
+    def items(self, *names: str) -> Sequence[Any]:
+        """A list; empty where there is none."""
+        name, value = self._found(names, ())
+        if not isinstance(value, list | tuple):
+            raise _wrong(name, value, "a list")
+        return value
+
+    def texts(self, *names: str) -> Sequence[str]:
+        """A list of strings; empty where there is none."""
+        found = self.items(*names)
+        for each in found:
+            if not isinstance(each, str):
+                raise _wrong(f"an entry of {names[0]}", each, "a string")
+        return found
+
     def flag(self, name: str, default: bool = False) -> bool:
-        """A boolean key; null counts as absent."""
+        """A boolean key, read as Python reads it: what is not empty is true."""
         return bool(self.any(name, default=default))
 
     def inner(self, *names: str) -> "Config | None":
         """A nested mapping, or None."""
-        value = self.any(*names)
-        return Config(value) if isinstance(value, Mapping) else None
+        if not self.has(*names):
+            return None
+        name, value = self._found(names, None)
+        if not isinstance(value, Mapping):
+            raise _wrong(name, value, "a map")
+        return Config(value)
+
+    def _found(self, names: Sequence[str], default: Any) -> tuple[str, Any]:
+        """The name that has a value, and the value."""
+        name = next((name for name in names if self.values.get(name) is not None), names[0])
+        value = self.any(name, default=default)
+        if value is None:
+            raise UnknownShapeError(f"config.json has no {name}")
+        return name, value
+
+
+def shown(value: object) -> str:
+    """A value of a config.json as a message can quote it, short whatever it is."""
+    if isinstance(value, Mapping):
+        return "a map"
+    if isinstance(value, list | tuple):
+        return "a list"
+    if isinstance(value, int) and abs(value) >= 2**64:
+        return "a number of more than 64 bits"
+    return reprlib.repr(value)
+
+
+def _wrong(name: str, value: object, wanted: str) -> UnknownShapeError:
+    return UnknownShapeError(f"{name} in config.json is {shown(value)}, not {wanted}")

@@ -1,13 +1,15 @@
 """How the weights of a checkpoint are stored: bits, scales, and what is left as it was."""
 
 import re
-from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
 import msgspec
 
-from vllmjobs.vllm.parts import Config, UnknownShapeError
+from vllmjobs.vllm.parts import Config, UnknownShapeError, shown
+
+# Of a regular expression in a config.json: what matches the longest names in no time.
+LONGEST, REPEATS = 1000, 4
 
 
 class Quantization(msgspec.Struct, frozen=True, dict=True):
@@ -46,7 +48,7 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         exact, patterns, parts = set(), [], set()
         for entry in self.left_out:
             if entry.startswith("re:"):
-                patterns.append(re.compile(entry.removeprefix("re:")))
+                patterns.append(_expression(entry))
             elif "*" in entry:
                 patterns.append(re.compile(_glob(_from_layers(entry))))
             elif "." in entry:
@@ -56,29 +58,29 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         return frozenset(exact), patterns, frozenset(parts)
 
 
-def quantization(config: Mapping[str, Any]) -> Quantization | None:
+def quantization(config: Config) -> Quantization | None:
     """The quantization that a `config.json` declares, or None.
 
-    Raises UnknownShapeError for a method whose sizes are not known.
+    Raises UnknownShapeError for a method whose sizes are not known, and for values that make no sense.
     """
-    nested = config.get("text_config")
-    given = config.get("quantization_config") or config.get("compression_config")
-    if not given and isinstance(nested, Mapping):
-        given = nested.get("quantization_config")
-    if not isinstance(given, Mapping):
+    at = config.inner("quantization_config") or config.inner("compression_config")
+    if at is None and (nested := config.inner("text_config")):
+        at = nested.inner("quantization_config")
+    if at is None:
         return None
-    at = Config(given)
-    method = str(at.any("quant_method", default="")).lower().replace("_", "-")
-    left = at.any("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules", default=())
-    common: dict[str, Any] = {"left_out": tuple(str(each) for each in left), "kv_cache_dtype": _kv_cache(at)}
+    method = at.text("quant_method", default="").lower().replace("_", "-")
+    left = at.texts("modules_to_not_convert", "ignored_layers", "ignore", "exclude_modules")
+    for entry in left:
+        if entry.startswith("re:"):
+            _expression(entry)
+    common: dict[str, Any] = {"left_out": tuple(left), "kv_cache_dtype": _kv_cache(at)}
     match method:
         case "fp8" | "fbgemm-fp8":
-            block = at.any("weight_block_size")
-            scale = 4 / (block[0] * block[1]) if block else 0.0
-            return Quantization(method, 8, scale, block=block and block[0], **common)
+            block, scale = _block(at, "weight_block_size")
+            return Quantization(method, 8, scale, block=block, **common)
         case "awq" | "awq-marlin" | "gptq" | "gptq-marlin" | "auto-round" | "intel/auto-round" | "auto-gptq":
-            bits = at.whole("bits", "w_bit", default=4)
-            group = at.any("group_size", "q_group_size", default=128)
+            bits = at.whole("bits", "w_bit", default=4, least=1, most=32)
+            group = at.whole("group_size", "q_group_size", default=128, least=-1)
             name = "awq" if "awq" in method else "gptq"
             return Quantization(name, bits, (2 + bits / 8) / group if group > 0 else 0.0, **common)
         case "compressed-tensors":
@@ -91,7 +93,7 @@ def quantization(config: Mapping[str, Any]) -> Quantization | None:
             if at.flag("load_in_8bit"):
                 return Quantization(method, 8, **common)
             return Quantization(method, 4, 4 / 64, **common)
-    raise UnknownShapeError(f"the quantization method {method or 'without a name'!r} is not understood")
+    raise UnknownShapeError(f"the quantization method {shown(method or 'without a name')} is not understood")
 
 
 def online(method: str | None) -> Quantization | None:
@@ -113,39 +115,69 @@ def online(method: str | None) -> Quantization | None:
 
 
 def _compressed_tensors(at: Config, common: dict[str, Any]) -> Quantization:
-    groups = at.any("config_groups", default={})
-    weights = [Config(group["weights"]) for group in groups.values() if group.get("weights")]
+    groups = at.inner("config_groups") or Config({})
+    named = [group for name in groups.values if (group := groups.inner(name))]
+    weights = [found for group in named if (found := group.inner("weights"))]
     if not weights:
         raise UnknownShapeError("quantization_config in config.json has no config_groups with weights")
-    if len({each.whole("num_bits") for each in weights}) > 1:
+    if len({each.whole("num_bits", least=1, most=32) for each in weights}) > 1:
         raise UnknownShapeError("quantization_config in config.json mixes numbers of bits")
     each = weights[0]
-    bits, group = each.whole("num_bits"), each.any("group_size", default=0)
+    bits, group = each.whole("num_bits"), each.whole("group_size", default=0, least=-1)
     if each.any("type") == "float" and bits == 4:
         name, scale = ("nvfp4", 1 / 16) if group == 16 else ("mxfp4", 1 / 32)
         return Quantization(name, 4, scale, **common)
-    block = each.any("block_structure")
-    scale = 4 / (block[0] * block[1]) if block else 2 / group if group and group > 0 else 0.0
+    block, scale = _block(each, "block_structure")
+    if block is None and group > 0:
+        scale = 2 / group
     kind = "fp8" if each.any("type") == "float" else f"int{bits}"
-    return Quantization(kind, bits, scale, block=block and block[0], **common)
+    return Quantization(kind, bits, scale, block=block, **common)
 
 
 def _modelopt(at: Config, common: dict[str, Any]) -> Quantization:
-    algorithm = str(at.any("quant_algo", default="")).upper()
+    algorithm = at.text("quant_algo", default="").upper()
     if algorithm in {"FP8", "FP8_PER_CHANNEL_PER_TOKEN", "FP8_PB_WO"}:
         return Quantization("modelopt", 8, **common)
     if algorithm == "MXFP8":
         return Quantization("modelopt", 8, 1 / 32, **common)
     if algorithm in {"NVFP4", "W4A16_NVFP4"}:
         return Quantization("nvfp4", 4, 1 / 16, **common)
-    raise UnknownShapeError(f"the quant_algo {algorithm or 'without a name'!r} is not understood")
+    raise UnknownShapeError(f"the quant_algo {shown(algorithm or 'without a name')} is not understood")
 
 
 def _kv_cache(at: Config) -> str | None:
-    scheme = at.inner("kv_cache_scheme")
-    if scheme and scheme.any("type") == "float" and scheme.any("num_bits") == 8:
+    scheme = at.any("kv_cache_scheme")  # a string in old fp8 checkpoints
+    if isinstance(scheme, dict) and scheme.get("type") == "float" and scheme.get("num_bits") == 8:
         return "fp8"
-    return {"FP8": "fp8", "NVFP4": "nvfp4"}.get(str(at.any("kv_cache_quant_algo", default="")).upper())
+    return {"FP8": "fp8", "NVFP4": "nvfp4"}.get(at.text("kv_cache_quant_algo", default="").upper())
+
+
+def _block(at: Config, name: str) -> tuple[int | None, float]:
+    """Columns of a block of weights that share a scale of 4 bytes, and bytes of scale per weight."""
+    sides = at.items(name)
+    if not sides:
+        return None, 0.0
+    if len(sides) != 2:
+        raise UnknownShapeError(f"{name} in config.json has {len(sides)} sides, not 2")
+    rows, columns = (Config({name: side}).whole(name, least=1) for side in sides)
+    return rows, 4 / (rows * columns)
+
+
+def _expression(entry: str) -> re.Pattern[str]:
+    """The regular expression of an entry that begins with `re:`.
+
+    One that repeats a group, or much else, may take longer than anyone waits: it is refused.
+    """
+    pattern = entry.removeprefix("re:")
+    branches = re.sub(r"\\.|\(\?|(?<=[*+?}])\?", "", pattern).split("|")
+    if len(pattern) > LONGEST or ")*" in pattern or ")+" in pattern or "){" in pattern:
+        raise UnknownShapeError(f"the regular expression {shown(pattern)} in config.json is not understood")
+    if any(len(re.findall(r"[*+?{]", branch)) > REPEATS for branch in branches):
+        raise UnknownShapeError(f"the regular expression {shown(pattern)} in config.json repeats too much")
+    try:
+        return re.compile(pattern)
+    except (re.error, OverflowError, RecursionError) as error:
+        raise UnknownShapeError(f"{shown(pattern)} in config.json is no regular expression: {error}") from error
 
 
 def _from_layers(name: str) -> str:
@@ -154,4 +186,4 @@ def _from_layers(name: str) -> str:
 
 
 def _glob(entry: str) -> str:
-    return re.escape(entry).replace(r"\*", ".*") + r"(?:\.|$)"
+    return re.sub(r"(?:\\\*)+", ".*", re.escape(entry)) + r"(?:\.|$)"

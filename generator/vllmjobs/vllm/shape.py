@@ -7,7 +7,17 @@ import msgspec
 
 from vllmjobs.vllm import layers as lay
 from vllmjobs.vllm.layers import Family
-from vllmjobs.vllm.parts import Attention, Config, Latent, Layer, UnknownShapeError, Vision
+from vllmjobs.vllm.parts import (
+    MOST,
+    MOST_LAYERS,
+    Attention,
+    Config,
+    Latent,
+    Layer,
+    UnknownShapeError,
+    Vision,
+    shown,
+)
 from vllmjobs.vllm.quantization import Quantization, quantization
 
 __all__ = ["Shape", "UnknownShapeError", "shape"]
@@ -65,32 +75,24 @@ def shape(config: Mapping[str, Any]) -> Shape:
     """The shape of the model that a Hugging Face `config.json` describes.
 
     What vLLM is given as hf_overrides belongs into the mapping. Raises UnknownShapeError, a ValueError, when
-    a key is missing or the architecture is not understood: then nothing can be said about its memory.
+    a key is missing, has a value that makes no sense, or the architecture is not understood: then nothing
+    can be said about its memory.
     """
     if not isinstance(config, Mapping):
         raise UnknownShapeError("config.json is not a mapping")
-    try:
-        return _shape(config)
-    except UnknownShapeError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise UnknownShapeError(f"config.json has a value that makes no sense: {error}") from error
-
-
-def _shape(config: Mapping[str, Any]) -> Shape:
-    text = _text(config)
-    kind = str(text.any("model_type", default=config.get("model_type") or ""))
+    outer = Config(config)
+    text = _text(outer)
+    kind = text.text("model_type", default="")
     family = FAMILIES.get(kind)
     if family is None:
-        raise UnknownShapeError(f"the architecture {kind or 'without a model_type'!r} is not understood")
+        raise UnknownShapeError(f"the architecture {shown(kind or 'without a model_type')} is not understood")
     text = Config({**dict(family.defaults), **text.values})
     default, longest, stretched, key = _positions(text, kind)
-    outer = Config(config)
     return Shape(
-        architecture=str((outer.any("architectures", default=None) or [kind])[0]),
+        architecture=next(iter(outer.texts("architectures")), kind),
         dtype=_dtype(text, outer),
-        hidden=text.whole(*lay.HIDDEN),
-        vocab=text.whole("vocab_size"),
+        hidden=text.whole(*lay.HIDDEN, least=1),
+        vocab=text.whole("vocab_size", least=1),
         tied=bool(
             text.any("tie_word_embeddings", default=outer.any("tie_word_embeddings", default=family.tied))
         ),
@@ -98,7 +100,7 @@ def _shape(config: Mapping[str, Any]) -> Shape:
         max_positions=default,
         longest_positions=longest,
         stretched_positions=stretched,
-        quantization=quantization(config),
+        quantization=quantization(outer),
         vision=_vision(outer),
         learned_positions=longest if kind in LEARNED_POSITIONS else 0,
         pooling=kind in ENCODERS,
@@ -106,20 +108,20 @@ def _shape(config: Mapping[str, Any]) -> Shape:
     )
 
 
-def _text(config: Mapping[str, Any]) -> Config:
-    """The part of the config that describes the language model."""
-    for name in ("text_config", "llm_config", "language_config", "thinker_config"):
-        inner = config.get(name)
-        if isinstance(inner, Mapping):
-            if name == "thinker_config":
-                return _text(inner)
-            return Config({"model_type": config.get("model_type"), **inner})
-    return Config(config)
+def _text(outer: Config) -> Config:
+    """The part of the config that describes the language model; it may leave `model_type` to the outer one."""
+    at = outer.inner("thinker_config") or outer
+    inner = at.inner("text_config", "llm_config", "language_config")
+    if inner is None:
+        return at
+    if inner.has("model_type"):
+        return inner
+    return Config({**inner.values, "model_type": at.any("model_type", default=outer.any("model_type"))})
 
 
 def _dtype(text: Config, outer: Config) -> str:
     # vLLM's _resolve_auto_dtype runs float32 checkpoints in 16 bits.
-    name = str(text.any("dtype", "torch_dtype") or outer.any("dtype", "torch_dtype", default="bfloat16"))
+    name = text.text("dtype", "torch_dtype", default=outer.text("dtype", "torch_dtype", default="bfloat16"))
     name = name.removeprefix("torch.")
     return "bfloat16" if name in {"float32", "auto"} else name
 
@@ -134,25 +136,26 @@ def _positions(text: Config, kind: str) -> tuple[int, int, int, str]:
         "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length",
         "max_seq_length", "seq_len",
     )  # fmt: skip
-    found = {name: text.whole(name) for name in names if text.has(name)} or {"max_position_embeddings": 2048}
+    found = {name: text.whole(name, least=1) for name in names if text.has(name)} or {"max_position_embeddings": 2048}
     key = min(found, key=lambda name: found[name])
     limit = found[key]
     if text.has("model_max_length"):  # Command-R
-        key, limit = "model_max_length", text.whole("model_max_length")
+        key, limit = "model_max_length", text.whole("model_max_length", least=1)
     if kind in ROBERTA:
-        limit -= 2  # the first two positions stand for padding
+        limit = max(1, limit - 2)  # the first two positions stand for padding
+    original_key = "original_max_position_embeddings"
     rope = text.inner("rope_scaling", "rope_parameters") or Config({})
     if nested := rope.inner("full_attention"):
         rope = nested
-    rotary = str(rope.any("rope_type", "type", default="default"))
-    factor = rope.any("factor", default=1.0)
+    rotary = rope.text("rope_type", "type", default="default")
+    factor = rope.number("factor", default=1.0)
     longest = limit
     if rotary in {"linear", "dynamic"} and "gemma3" not in kind:
         longest = int(limit * factor)
     default = longest
     if rotary == "longrope":
-        default = text.whole("original_max_position_embeddings", default=longest)
-    original = rope.any("original_max_position_embeddings", default=limit)
+        default = text.whole(original_key, default=min(longest, MOST), least=1)
+    original = rope.whole(original_key, default=limit, least=1)
     stretched = int(original * factor) if "yarn" in rotary else longest
     return default, longest, max(longest, stretched), key
 
@@ -161,16 +164,22 @@ def _vision(outer: Config) -> Vision | None:
     at = outer.inner("vision_config") or (outer.inner("thinker_config") or Config({})).inner("vision_config")
     if at is None:
         return None
-    hidden = at.any("hidden_size", "embed_dim", "width", default=0)
-    layers = at.any("num_hidden_layers", "depth", "layers", "num_layers", "vt_num_hidden_layers", default=0)
+    names = ("hidden_size", "embed_dim", "width")
+    if isinstance(at.any(*names), Mapping):  # several encoders, each with a width of its own
+        return None
+    hidden = at.whole(*names, default=0)
+    layers = at.whole(
+        "num_hidden_layers", "depth", "layers", "num_layers", "vt_num_hidden_layers", default=0, most=MOST_LAYERS
+    )
+    ratio = at.number("mlp_ratio", default=4)
     if at.has("embed_dim") and at.has("mlp_ratio"):  # Qwen2-VL: hidden_size is what it puts out
         hidden = at.whole("embed_dim")
-    if isinstance(hidden, dict) or not hidden or not layers:
+    if not hidden or not layers:
         return None
-    width = at.any("intermediate_size", default=int(hidden * at.any("mlp_ratio", default=4)))
-    out = at.any("out_hidden_size", default=outer.any("hidden_size", default=hidden))
-    kind = str(at.any("model_type", default=""))
-    mergers = 1 + len(at.any("deepstack_visual_indexes", default=()))
+    width = at.whole("intermediate_size", least=1) if at.has("intermediate_size") else int(hidden * ratio)
+    out = at.whole("out_hidden_size", default=outer.whole("hidden_size", default=hidden, least=1), least=1)
+    kind = at.text("model_type", default="")
+    mergers = 1 + len(at.items("deepstack_visual_indexes"))
     return Vision(layers, hidden, width, kind in {"qwen2_5_vl", "pixtral"}, out, mergers)
 
 
