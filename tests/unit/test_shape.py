@@ -131,9 +131,21 @@ def test_a_config_that_lacks_a_key_is_refused_by_name(key: str) -> None:
         ({"model_type": None}, "without a model_type"),
         ({"quantization_config": {"quant_method": "magic"}}, "the quantization method 'magic'"),
         ({"hidden_size": "wide"}, "hidden_size in config.json is 'wide', not a whole number"),
-        ({"num_attention_heads": 0}, "must be at least 1"),
+        ({"num_attention_heads": 0}, "num_attention_heads in config.json is 0, not a whole number from 1 to"),
         ({"layer_types": ["full_attention"]}, "has 1 entries for 32 layers"),
         ({"layer_types": ["telepathy"] * 32}, "a layer of the type 'telepathy'"),
+        ({"layer_types": [None] * 32}, "an entry of layer_types in config.json is None, not a string"),
+        ({"vocab_size": 0}, "vocab_size in config.json is 0, not a whole number from 1"),
+        ({"intermediate_size": 0}, "intermediate_size in config.json is 0, not a whole number from 1"),
+        ({"hidden_size": 16}, "hidden_size in config.json is less than its 32 num_attention_heads"),
+        ({"num_hidden_layers": 10_000_000}, "num_hidden_layers in config.json is 10000000, not a whole "),
+        ({"num_hidden_layers": True}, "num_hidden_layers in config.json is True, not a whole number"),
+        ({"rope_scaling": ["yarn"]}, "rope_scaling in config.json is a list, not a map"),
+        ({"rope_scaling": {"type": "yarn", "factor": float("nan")}}, "factor in config.json is nan, not a "),
+        ({"vision_config": {"hidden_size": "64", "depth": 2}}, "hidden_size in config.json is '64', not a"),
+        ({"quantization_config": {"quant_method": "fp8", "ignore": ["re:("]}}, "is no regular expression"),
+        ({"quantization_config": {"quant_method": "fp8", "ignore": ["re:(a+)+"]}}, "is not understood"),
+        ({"quantization_config": {"quant_method": "fp8", "weight_block_size": [0, 1]}}, "weight_block_size"),
     ],
 )
 def test_what_is_not_understood_is_unknown_and_never_a_wrong_number(
@@ -141,6 +153,12 @@ def test_what_is_not_understood_is_unknown_and_never_a_wrong_number(
 ) -> None:
     with pytest.raises(UnknownShapeError, match=message):
         shape({**LLAMA, **changed})
+
+
+@pytest.mark.parametrize("rank", ["8", [], {}, 1e308, -1, True])
+def test_a_rank_of_latent_attention_is_a_whole_number(rank: object) -> None:
+    with pytest.raises(UnknownShapeError, match="q_lora_rank in config"):
+        shape((config("deepseek-ai/DeepSeek-V3") or {}) | {"q_lora_rank": rank})
 
 
 values = st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.text(max_size=3) | st.lists(
@@ -186,6 +204,9 @@ def test_quantized_layers_are_told_from_those_left_as_they_were() -> None:
     assert not some.covers("layers.2.self_attn.q_proj")
     assert not some.covers("layers.2.mlp.gate_proj")
     assert not some.covers("lm_head")
+    experts = Quantization("fp8", 8, left_out=("re:model\\.layers\\.(0|1)\\..*(gate|up)_proj$",))
+    assert not experts.covers("layers.1.mlp.gate_proj")
+    assert experts.covers("layers.2.mlp.gate_proj")
     elsewhere = Quantization("nvfp4", 4, left_out=("model.language_model.layers.*.linear_attn*",))
     assert not elsewhere.covers("layers.7.linear_attn.in_proj")
     assert elsewhere.covers("layers.7.mlp.experts.up_proj")

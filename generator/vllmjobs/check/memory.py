@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from vllmjobs.check.rule import Findings, Rule, of_model
 from vllmjobs.check.subject import Subject
+from vllmjobs.environment.derive import argument_name
 from vllmjobs.environment.problems import Path, Severity
 from vllmjobs.vllm.gpus import gpus
 from vllmjobs.vllm.memory import Estimate
@@ -51,17 +52,31 @@ def _length(subject: Subject) -> Path:
     return ("max_model_len",) if subject.model.max_model_len else ("model",)
 
 
-def _quantization(subject: Subject) -> Path:
-    return ("args", "quantization") if "quantization" in subject.model.args else ("gpus", "model")
+def _pipeline(subject: Subject) -> Path:
+    return _argument(subject, "pipeline-parallel-size")
+
+
+def _numbers(subject: Subject) -> Path:
+    """What the weights are kept in: `quantization`, else `dtype`, else the model's own on this GPU."""
+    for name in ("quantization", "dtype"):
+        if (path := _argument(subject, name)) != ("args",):
+            return path
+    return ("gpus", "model")
+
+
+def _argument(subject: Subject, name: str) -> Path:
+    written = next((key for key in subject.model.args if argument_name(key) == name), None)
+    return ("args", written) if written else ("args",)
 
 
 # What vllm/misfits.py finds, by its kind: each a rule of its own, so that each can be passed over alone.
 _MISFITS: list[tuple[str, Severity, str, str, Callable[[Subject], Path]]] = [
+    ("VJ210", "error", "layers", "layers-fill-the-pipeline", _pipeline),
     ("VJ211", "error", "heads", "heads-divide", _count),
     ("VJ212", "error", "vocabulary", "vocabulary-divides", _count),
     ("VJ213", "error", "kv_heads", "kv-heads-divide", _count),
-    ("VJ214", "error", "capability", "gpu-runs-the-quantization", _quantization),
-    ("VJ215", "warning", "capability", "gpu-has-kernels-for-the-quantization", _quantization),
+    ("VJ214", "error", "capability", "gpu-runs-the-quantization", _numbers),
+    ("VJ215", "warning", "capability", "gpu-has-kernels-for-the-quantization", _numbers),
     ("VJ216", "error", "context", "context-is-the-models", _length),
     ("VJ217", "error", "block", "quantized-blocks-divide", _count),
     ("VJ218", "error", "weights", "weights-fit", _count),

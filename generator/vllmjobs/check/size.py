@@ -19,7 +19,7 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 class Size(NamedTuple):
     """One model's estimate on one kind of GPU, or why there is none; and the smallest GPUs that would do.
 
-    `refused` is why vLLM would not run it there, whatever the memory.
+    `smallest` is of the table, `of_same` of this kind. `refused` is why vLLM would not run it there, whatever the memory.
     """
 
     name: str
@@ -28,6 +28,7 @@ class Size(NamedTuple):
     gpu: Gpu | None
     estimate: Estimate | None = None
     smallest: Request | None = None
+    of_same: Request | None = None
     why_not: str = ""
     refused: str = ""
 
@@ -39,7 +40,8 @@ def size(subject: Subject, gpu: Gpu | None) -> Size:
     if not isinstance(subject.shape, Shape):
         return found._replace(why_not=subject.shape or str(subject.config))
     try:
-        found = found._replace(smallest=smallest(subject.shape, subject.use))
+        of_same = smallest(subject.shape, subject.use, [gpu]) if gpu else None
+        found = found._replace(smallest=smallest(subject.shape, subject.use), of_same=of_same)
     except UnknownShapeError as error:
         return found._replace(why_not=str(error))
     refused = dividing(subject.shape, subject.use)
@@ -60,7 +62,8 @@ def as_text(sizes: list[Size]) -> str:
 def as_json(sizes: list[Size]) -> str:
     """`{version, models: [...]}`; amounts in bytes per GPU, `null` where there is no estimate.
 
-    A model: name, model, gpu, count, estimate (see `Estimate`), smallest ({gpu, count}), reason.
+    A model: name, model, gpu, count, estimate (see `Estimate`), smallest, smallest_of_this_gpu ({gpu, count}),
+    reason.
     """
     models: list[dict[str, Any]] = [
         {
@@ -70,6 +73,7 @@ def as_json(sizes: list[Size]) -> str:
             "count": each.gpus,
             "estimate": msgspec.to_builtins(each.estimate),
             "smallest": msgspec.to_builtins(each.smallest),
+            "smallest_of_this_gpu": msgspec.to_builtins(each.of_same),
             "reason": each.refused or each.why_not or None,
         }
         for each in sizes
@@ -96,8 +100,9 @@ def _one(size: Size) -> str:
         lines += [f"  {name:<12}{_gib(value)}  {_bar(value / found.total)}" for name, value in parts.items()]
         lines.append(f"  {'of':<12}{_gib(found.total)}  per GPU, as CUDA counts it")
         lines += _what_fits(found)
-    if size.smallest:
-        lines.append(f"  smallest that would do: {size.smallest.count} x {size.smallest.gpu}")
+    requests = [f"{each.count} x {each.gpu}" for each in (size.of_same, size.smallest) if each]
+    if requests:
+        lines.append(f"  smallest that would do: {', of all GPUs '.join(dict.fromkeys(requests))}")
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 

@@ -103,7 +103,9 @@ def _layer_types(config: Config) -> list[str]:
         return ["sliding_attention" if each else "full_attention" for each in local]
     if every := config.whole(*names, default=0):
         return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
-    if config.whole("attention_chunk_size", default=0):  # Llama 4: every fourth layer has no positions and sees everything
+    if config.whole(
+        "attention_chunk_size", default=0
+    ):  # Llama 4: every fourth layer has no positions and sees everything
         step = config.whole("no_rope_layer_interval", default=4, least=1)
         return ["chunked_attention" if (i + 1) % step else "full_attention" for i in range(count)]
     windowed = config.whole("sliding_window", default=0) and config.flag("use_sliding_window", default=True)
@@ -149,9 +151,7 @@ def some_layers_mix(config: Config, family: Family) -> list[Layer]:
     types = _layer_types(config)
     sparse = _sparse_layers(config, len(types))
     # Where every layer has experts, the width of the others need not be said.
-    plain = Dense(
-        config.whole("intermediate_size", default=0, least=0 if all(sparse) else 1), family.gated
-    )
+    plain = Dense(config.whole("intermediate_size", default=0, least=0 if all(sparse) else 1), family.gated)
     experts: Feed = plain
     if any(sparse):
         width = config.whole("moe_intermediate_size", least=1)
@@ -275,7 +275,10 @@ def nemotron_h(config: Config, family: Family) -> list[Layer]:
             case "E":
                 shared = config.whole("moe_shared_expert_intermediate_size", default=0)
                 shared *= config.whole("n_shared_experts", default=1)
-                count, active = config.whole("n_routed_experts", least=1), config.whole("num_experts_per_tok", least=1)
+                count, active = (
+                    config.whole("n_routed_experts", least=1),
+                    config.whole("num_experts_per_tok", least=1),
+                )
                 width = config.whole("moe_intermediate_size", least=1)
                 made[letter] = Layer((), (Experts(count, active, width, shared, gated=False),))
             case _:

@@ -1,12 +1,11 @@
 """What vLLM refuses whatever the memory: what does not divide, and kernels that a GPU does not have."""
 
-from collections.abc import Callable
 from typing import Literal
 
 import msgspec
 
 from vllmjobs.vllm.gpus import Gpu
-from vllmjobs.vllm.parts import Attention, Dense, Experts
+from vllmjobs.vllm.parts import Attention, Dense, Experts, shown
 from vllmjobs.vllm.quantization import online
 from vllmjobs.vllm.shape import Shape
 from vllmjobs.vllm.use import Use
@@ -19,6 +18,7 @@ MINIMUM = {
 }  # fmt: skip
 # Below these the weights are only stored that way, and multiplied in 16 bits.
 NATIVE = {"fp8": 89, "modelopt": 89, "nvfp4": 100, "mxfp8": 100}
+BFLOAT16 = 80
 
 
 class Misfit(msgspec.Struct, frozen=True):
@@ -35,84 +35,109 @@ def impossible(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
 
 
 def dividing(shape: Shape, use: Use) -> list[Misfit]:
-    """Heads and vocabulary that tensor parallelism does not divide: kinds heads, vocabulary and kv_heads."""
-    size = use.tensor_parallel
-    found = []
-    mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
-    heads = sorted({each.heads for each in mixers})
-    kv_heads = sorted({each.kv_heads for each in mixers if isinstance(each, Attention)})
-    padded = padded_vocabulary(shape.vocab)
+    """Heads, vocabulary and layers that cannot be cut: kinds heads, vocabulary, kv_heads and layers.
 
-    def fits(size: int) -> bool:
-        return (
-            all(each % size == 0 for each in heads)
-            and padded % size == 0
-            and all(_kv_divides(each, size) for each in kv_heads)
-        )
-
-    way_out = "use " + _one_of(_sizes(fits))
-    if wrong := [each for each in heads if each % size]:
-        found.append(Misfit("heads", f"{size} does not divide {wrong[0]} heads; {way_out}"))
-    if padded % size:
-        found.append(
-            Misfit("vocabulary", f"{size} does not divide the padded vocabulary of {padded}; {way_out}")
-        )
-    if wrong := [each for each in kv_heads if not _kv_divides(each, size)]:
-        message = f"{size} neither divides {wrong[0]} key and value heads nor is divided by them; {way_out}"
-        found.append(Misfit("kv_heads", message))
-    return found
+    One cause shows in several of them, so only the first is said.
+    """
+    size, layers, pipeline = use.tensor_parallel, len(shape.layers), use.pipeline_parallel
+    if found := _undivided(shape, size):
+        kind, message = found
+        return [Misfit(kind, f"{message}; use {_one_of(_sizes(shape, use) or _sizes(shape, use, cut=True))}")]
+    if not 1 <= pipeline <= layers:  # get_pp_indices, vllm/distributed/utils.py, would leave stages empty
+        message = f"{layers} layers cannot be cut into {shown(pipeline)} pipeline stages; use 1 to {layers}"
+        return [Misfit("layers", message)]
+    return []
 
 
 def blocks(shape: Shape, use: Use) -> list[Misfit]:
     """Scales of fp8 blocks that would be cut (`validate_fp8_block_shape_moe`, layers/quantization)."""
+    found = _cut(shape, use)
+    if found is None:
+        return []
+    width, among, block = found
+    whole = msgspec.structs.replace(use, expert_parallel=True)
+    sizes = _sizes(shape, use)
+    ways_out = [_one_of(sizes)] if sizes else []
+    if _cut(shape, whole) is None:
+        ways_out.append("expert parallel")
+    if not ways_out:
+        ways_out = [f"expert parallel and {_one_of(_sizes(shape, whole))}"]
+    message = (
+        f"{shown(among)} cuts feed-forward layers of {width} into parts that are no multiple of {block}, "
+        f"the block of their fp8 scales; use {', or '.join(ways_out)}"
+    )
+    return [Misfit("block", message)]
+
+
+def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
+    """The first thing that so many GPUs cannot share evenly, as a kind of misfit and what to say of it."""
+    if size < 1:
+        return "heads", f"{shown(size)} is no number of GPUs"
+    mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
+    said = shown(size)
+    for heads in sorted({each.heads for each in mixers}):
+        if heads % size:
+            return "heads", f"{said} does not divide {heads} heads"
+    if (padded := padded_vocabulary(shape.vocab)) % size:
+        return "vocabulary", f"{said} does not divide the padded vocabulary of {padded}"
+    for heads in sorted({each.kv_heads for each in mixers if isinstance(each, Attention)}):
+        if not _kv_divides(heads, size):
+            return "kv_heads", f"{said} neither divides {heads} key and value heads nor is divided by them"
+    return None
+
+
+def _cut(shape: Shape, use: Use) -> tuple[int, int, int] | None:
+    """A feed-forward width whose blocks are cut, the GPUs that share it, and the block."""
     block = shape.quantization.block if shape.quantization else None
     if not block:
-        return []
+        return None
     feeds = {feed for layer in shape.layers for feed in layer.feeds}
     whole = {feed.width for feed in feeds if isinstance(feed, Dense)}
     apart = {feed.width for feed in feeds if isinstance(feed, Experts) and not use.expert_parallel}
     cut = [(width, use.tensor_parallel) for width in whole]
     cut += [(width, use.tensor_parallel * use.data_parallel) for width in apart]
-    for width, among in sorted(cut):
-        if among > 1 and width % (among * block):
-            sizes = _one_of([size for size in range(1, 17) if width % (size * block) == 0])
-            message = (
-                f"{among} cuts feed-forward layers of {width} into parts that are no multiple of {block}, "
-                f"the block of their fp8 scales; use {sizes}"
-            )
-            message += ", or expert parallel" if width in apart else ""
-            return [Misfit("block", message)]
-    return []
+    wrong = [(width, among, block) for width, among in cut if among > 1 and width % (among * block)]
+    return min(wrong, default=None)
 
 
 def _kv_divides(kv_heads: int, size: int) -> bool:
     return kv_heads % size == 0 if kv_heads >= size else size % kv_heads == 0
 
 
-def _sizes(fits: Callable[[int], bool]) -> list[int]:
-    return [size for size in range(1, 17) if fits(size)]
+def _sizes(shape: Shape, use: Use, cut: bool = False) -> list[int]:
+    """Tensor parallel sizes up to 16 that divide everything; `cut` blocks of scales are left out or not."""
+    sizes = (msgspec.structs.replace(use, tensor_parallel=size) for size in range(1, 17))
+    return [
+        each.tensor_parallel
+        for each in sizes
+        if _undivided(shape, each.tensor_parallel) is None and (cut or _cut(shape, each) is None)
+    ]
 
 
 def _one_of(sizes: list[int]) -> str:
-    *most, last = map(str, sizes or [1])
+    *most, last = map(str, sizes)
     return f"{', '.join(most)} or {last}" if most else last
 
 
 def capability(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
-    """Whether the GPU has kernels for the quantization: an error below vLLM's minimum, else a warning."""
+    """Whether the GPU has kernels for the quantization and the dtype: kind capability.
+
+    An error where vLLM refuses it, else a warning. A dtype that is not given is never refused: vLLM then
+    takes float16 (`check_if_supports_dtype`, `vllm/platforms/cuda.py`).
+    """
     how = shape.quantization or online(use.quantization)
-    if how is None:
-        return []
-    has, least, native = gpu.compute_capability, MINIMUM.get(how.method, 0), NATIVE.get(how.method, 0)
+    has, method = gpu.compute_capability, how.method if how else ""
+    least, native = MINIMUM.get(method, 0), NATIVE.get(method, 0)
     place = f"{gpu.name} has compute capability {has / 10}"
     if has < least:
         message = (
-            f"{how.method} weights need {least / 10} or more, and {place}; take a newer GPU or other weights"
+            f"{method} weights need {least / 10} or more, and {place}; take a newer GPU or other weights"
         )
         return [Misfit("capability", message)]
+    if use.dtype == "bfloat16" and has < BFLOAT16:
+        message = f"bfloat16 needs {BFLOAT16 / 10} or more, and {place}; set dtype to float16"
+        return [Misfit("capability", message)]
     if has < native:
-        message = (
-            f"{how.method} runs without its own kernels below {native / 10}, and {place}: it works, slower"
-        )
+        message = f"{method} runs without its own kernels below {native / 10}, and {place}: it works, slower"
         return [Misfit("capability", message, "warning")]
     return []

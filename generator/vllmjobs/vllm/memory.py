@@ -7,13 +7,14 @@ model; what activations, CUDA graphs and CUDA itself take is measured, and said 
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import msgspec
 
 from vllmjobs.vllm.gpus import Gpu, gpus
 from vllmjobs.vllm.limits import impossible
 from vllmjobs.vllm.pages import BLOCK_SIZE, Pool, kv_cache_bytes, pools
+from vllmjobs.vllm.parts import shown
 from vllmjobs.vllm.quantization import online
 from vllmjobs.vllm.shape import Shape, UnknownShapeError
 from vllmjobs.vllm.use import Use
@@ -78,19 +79,28 @@ def estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
     """What serving this takes of each GPU of this kind, and whether it fits.
 
     The fullest pipeline stage is given. When it does not fit, `smallest` names the request that would.
-    Raises UnknownShapeError for a `kv_cache_dtype` whose layout is not known.
+    Raises UnknownShapeError for a `kv_cache_dtype` whose layout is not known, for numbers that no server
+    could start with (`Use.check`) and for a pipeline of more stages than the model has layers.
     """
     found = _estimate(shape, gpu, use)
-    return found if found.fits else msgspec.structs.replace(found, smallest=smallest(shape, use))
+    if found.fits:
+        return found
+    return msgspec.structs.replace(found, smallest=smallest(shape, use, [gpu]) or smallest(shape, use))
 
 
-def smallest(shape: Shape, use: Use, counts: tuple[int, ...] = (1, 2, 4, 8)) -> Request | None:
-    """The least GPU memory of the table, as one kind of GPU and a tensor parallel size, that would do."""
+def smallest(
+    shape: Shape, use: Use, among: Sequence[Gpu] | None = None, counts: tuple[int, ...] = (1, 2, 4, 8)
+) -> Request | None:
+    """The least GPU memory, as one kind of GPU and a tensor parallel size, that would do.
+
+    `among` are the GPUs to choose from: of the table, those that are made for servers, when not given. None
+    where none would do. Raises UnknownShapeError as `estimate` does; but the pipeline makes no difference.
+    """
+    _check(shape, msgspec.structs.replace(use, pipeline_parallel=1))
     options = sorted(
         (each.memory_mib * count, count, each.name, each)
-        for each in gpus()
+        for each in (among or [card for card in gpus() if not card.integrated and "GeForce" not in card.name])
         for count in counts
-        if not each.integrated
     )
     for _, count, name, each in options:
         asked = msgspec.structs.replace(use, tensor_parallel=count, pipeline_parallel=1, data_parallel=1)
@@ -101,11 +111,10 @@ def smallest(shape: Shape, use: Use, counts: tuple[int, ...] = (1, 2, 4, 8)) -> 
 
 
 def _estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
+    _check(shape, use)
     seqs, batched = batch_defaults(gpu, use)
     dtype = _dtype(shape, gpu, use)
-    width = kv_cache_bytes(_kv_cache_dtype(shape, use), dtype)
-    if width is None:
-        raise UnknownShapeError(f"the layout of kv_cache_dtype {use.kv_cache_dtype!r} is not known")
+    width = _cache_width(shape, use, dtype)
     weights = weight_bytes(shape, use.split, dtype, shape.quantization or online(use.quantization))
     layout = pools(shape, use.split, width, use.block_size or BLOCK_SIZE)
     rest = (
@@ -115,12 +124,26 @@ def _estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
     )
     offloaded = int(use.cpu_offload_gb * GIB)
     stages = [
-        _stage(
-            shape, gpu, use, max(0, held - offloaded), rest, layout[i] if layout else None, (seqs, batched)
-        )
-        for i, held in enumerate(weights)
+        (_stage(shape, gpu, use, max(0, held - offloaded), rest, pool, (seqs, batched)), pool is None)
+        for held, pool in zip(weights, layout, strict=True)
     ]
-    return min(stages, key=lambda stage: (stage.fits, stage.kv_tokens, -stage.weights))
+    # A stage without a cache has no tokens to be short of.
+    return min(stages, key=lambda each: (each[0].fits, each[1], each[0].kv_tokens, -each[0].weights))[0]
+
+
+def _check(shape: Shape, use: Use) -> None:
+    use.check()
+    layers, pipeline = len(shape.layers), use.pipeline_parallel
+    if pipeline > layers:
+        raise UnknownShapeError(f"pipeline_parallel is {pipeline}, more than the model's {layers} layers")
+    _cache_width(shape, use, shape.dtype)
+
+
+def _cache_width(shape: Shape, use: Use, dtype: str) -> float:
+    width = kv_cache_bytes(_kv_cache_dtype(shape, use), dtype)
+    if width is None:
+        raise UnknownShapeError(f"the layout of kv_cache_dtype {shown(use.kv_cache_dtype)} is not known")
+    return width
 
 
 def _stage(
@@ -154,7 +177,11 @@ def _stage(
         concurrency = held / max(1, blocks(length))
         tokens = int(concurrency * length)
         if use.version < (0, 21):  # then said as the blocks of one group, times its tokens
-            tokens = held // len(pool.groups) * min(group.spec.block for group in pool.groups)
+            tokens = (
+                held
+                // sum(group.tables for group in pool.groups)
+                * min(group.spec.block for group in pool.groups)
+            )
     return Estimate(
         total=gpu.usable,
         weights=weights,

@@ -3,6 +3,7 @@
 from vllmjobs.vllm.gpus import Gpu
 from vllmjobs.vllm.limits import Misfit, impossible
 from vllmjobs.vllm.memory import Estimate, estimate
+from vllmjobs.vllm.parts import shown
 from vllmjobs.vllm.shape import Shape
 from vllmjobs.vllm.use import Use
 
@@ -12,16 +13,18 @@ GIB = 2**30
 # Read in vllm/config/model.py, _get_and_verify_max_len: up to 0.24 a YaRN factor lengthened the context that
 # config.json names, and in 0.32 no more; in between it was not looked up.
 YARN_COUNTS_AS_APPLIED = (0, 32)
+HIGHEST = 0.95  # gpu_memory_utilization in an environment
 NEAR = 0.05  # with less of the GPU to spare than this, an estimate is no promise
 
 
 def misfits(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
-    """What does not fit, errors first; empty when all is well.
+    """What does not fit, errors first; empty when all is well. Raises UnknownShapeError as `estimate` does.
 
-    `kind` is one of heads, kv_heads, vocabulary, block, capability, context, weights, kv_cache, margin.
+    `kind` is one of heads, kv_heads, vocabulary, layers, block, capability, context, weights, kv_cache and
+    margin.
     """
     found = [*impossible(shape, gpu, use), *context(shape, use)]
-    if not any(each.kind in {"heads", "kv_heads", "vocabulary"} for each in found):
+    if not any(each.kind in {"heads", "kv_heads", "vocabulary", "layers"} for each in found):
         found += memory(estimate(shape, gpu, use), gpu, use)
     return sorted(found, key=lambda each: each.severity)
 
@@ -35,31 +38,30 @@ def context(shape: Shape, use: Use) -> list[Misfit]:
     if length <= shape.stretched_positions:
         if use.version < YARN_COUNTS_AS_APPLIED:
             return []
-        message = f"{length} {limit}: raise that with hf-overrides, as the rotary scaling reaches it"
+        message = f"{shown(length)} {limit}: raise that with hf-overrides, as the rotary scaling reaches it"
         return [Misfit("context", message)]
     way_out = "take less"
     if not shape.learned_positions:
         way_out += ", or set rope_scaling and that key with hf-overrides"
-    return [Misfit("context", f"{length} {limit}; {way_out}")]
+    return [Misfit("context", f"{shown(length)} {limit}; {way_out}")]
 
 
 def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
     """Weights or KV cache that do not fit, or only just: kinds weights, kv_cache and margin."""
     on = f"{use.gpu_count} x {gpu.name}" if use.gpu_count > 1 else gpu.name
-    instead = f", or take {found.smallest.count} x {found.smallest.gpu}" if found.smallest else ""
     used = found.weights + found.activations + found.cuda_graphs + found.non_torch
     budget = found.total - found.outside
     if used >= budget:
         message = (
             f"{_gib(found.weights)} of weights and {_gib(used - found.weights)} to work with do not fit into "
-            f"{_gib(budget)} of {on}; raise gpu_memory_utilization or gpus.count{instead}"
+            f"{_gib(budget)} of {on}; {_ways_out(found, use)}"
         )
         return [Misfit("weights", message)]
     if not found.fits:
-        longest = f"lower max_model_len to {found.longest_context}, " if found.longest_context else ""
+        lower = [f"lower max_model_len to {found.longest_context}"] if found.longest_context else []
         message = (
             f"{found.max_model_len} tokens need {_gib(found.needed)} of KV cache, and {on} has "
-            f"{_gib(found.kv_cache)} left; {longest}raise gpu_memory_utilization or gpus.count{instead}"
+            f"{_gib(found.kv_cache)} left; {_ways_out(found, use, *lower)}"
         )
         return [Misfit("kv_cache", message)]
     if found.margin < NEAR:
@@ -70,6 +72,18 @@ def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
         )
         return [Misfit("margin", message, "warning")]
     return []
+
+
+def _ways_out(found: Estimate, use: Use, *others: str) -> str:
+    raised = ["gpu_memory_utilization"] if found.gpu_memory_utilization < HIGHEST else []
+    raised += ["gpus.count"] if use.gpu_count > 1 else []
+    ways = [*others, f"raise {' or '.join(raised)}"] if raised else [*others]
+    if use.gpu_count == 1:  # then a higher gpus.count means more servers
+        ways.append("give it more GPUs (strategy: tensor_parallel)")
+    if found.smallest:
+        ways.append(f"take {found.smallest.count} x {found.smallest.gpu}")
+    *most, last = ways
+    return f"{', '.join(most)}, or {last}" if most else last
 
 
 def _gib(size: int) -> str:

@@ -27,10 +27,10 @@ class Spec(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Layers that share a block table."""
+    """So many block tables of one kind, each shared by as many layers."""
 
     spec: Spec
-    layers: tuple[int, ...]
+    tables: int = 1
 
 
 class Pool(NamedTuple):
@@ -46,17 +46,18 @@ class Pool(NamedTuple):
         """
         total = 0
         for group in self.groups:
-            spec = group.spec
+            spec, taken = group.spec, 0
             match spec.kind:
                 case "state":
-                    total += states
+                    taken = states
                 case "window":
                     kept = min((spec.bound or 0) - 1 + in_flight, tokens)
-                    total += -(-kept // spec.block) + 1
+                    taken = -(-kept // spec.block) + 1
                 case "chunk":
-                    total += -(-min((spec.bound or 0) + in_flight, tokens) // spec.block)
+                    taken = -(-min((spec.bound or 0) + in_flight, tokens) // spec.block)
                 case _:
-                    total += -(-tokens // spec.block)
+                    taken = -(-tokens // spec.block)
+            total += taken * group.tables
         return total
 
 
@@ -71,24 +72,27 @@ def kv_cache_bytes(kv_cache_dtype: str, dtype: str) -> float | None:
     return {"nvfp4": 0.5 + 1 / 16}.get(kv_cache_dtype)
 
 
-def pools(shape: Shape, split: Split, width: float, block_size: int) -> list[Pool]:
-    """The pool of one GPU of each pipeline stage; empty for a model without a KV cache.
+def pools(shape: Shape, split: Split, width: float, block_size: int) -> list[Pool | None]:
+    """The pool of one GPU of each pipeline stage; None for a stage without a KV cache.
 
-    `width` is bytes per cached number.
+    `width` is bytes per cached number. The pipeline is no longer than the model (`stages`).
     """
     specs: list[tuple[int, Spec]] = []
     block = _aligned_block(shape, split, width, block_size)
     for index, layer in enumerate(shape.layers):
         for mixer in layer.mixers:
             specs += [(index, spec) for spec in _specs(mixer, split, width, block, shape.dtype)]
-    if not specs or shape.pooling:
-        return []
     parts = stages(len(shape.layers), split.pipeline)
+    if not specs or shape.pooling:
+        return [None] * len(parts)
     if len({(spec.kind, spec.bound) for _, spec in specs}) == 1:  # one block table for all layers
         return [_one_group([spec for index, spec in specs if index in part]) for part in parts]
-    groups = _groups(specs)
-    counts = [max(sum(i in part for i in group.layers) for group in groups) for part in parts]
-    return [Pool(tuple(groups), count * groups[0].spec.page) for count in counts]
+    tables = _tables(specs)
+    groups = tuple(Group(spec, len(shared)) for spec, shared in tables.items())
+    pages = [
+        max(sum(i in part for i in each) for shared in tables.values() for each in shared) for part in parts
+    ]
+    return [Pool(groups, count * groups[0].spec.page) if count else None for count in pages]
 
 
 def _specs(mixer: Mixer, split: Split, width: float, block: int, dtype: str) -> list[Spec]:
@@ -120,7 +124,9 @@ def state_bytes(mixer: Recurrent, tensor: int, dtype: str) -> int:
     groups = mixer.groups if mixer.groups % tensor == 0 else max(tensor, mixer.groups)
     channels = (mixer.inner + groups * mixer.group_width) // tensor
     convolved = channels * (mixer.kernel - 1) * DTYPE_BYTES.get(dtype, 2)
-    return convolved + mixer.heads // tensor * mixer.state * DTYPE_BYTES.get(mixer.state_dtype or dtype, 2)
+    return convolved + max(1, mixer.heads // tensor) * mixer.state * DTYPE_BYTES.get(
+        mixer.state_dtype or dtype, 2
+    )
 
 
 def _aligned_block(shape: Shape, split: Split, width: float, block_size: int) -> int:
@@ -134,13 +140,13 @@ def _aligned_block(shape: Shape, split: Split, width: float, block_size: int) ->
     return block_size * -(-max(states) // int(block_size * per_token))
 
 
-def _one_group(specs: Sequence[Spec]) -> Pool:
+def _one_group(specs: Sequence[Spec]) -> Pool | None:
     page = sum(spec.page for spec in specs)
-    return Pool((Group(specs[0]._replace(page=page), tuple(range(len(specs)))),), page)
+    return Pool((Group(specs[0]._replace(page=page)),), page) if specs else None
 
 
-def _groups(specs: Sequence[tuple[int, Spec]]) -> list[Group]:
-    """Layers of one kind in groups of equal size, with pages of equal size.
+def _tables(specs: Sequence[tuple[int, Spec]]) -> dict[Spec, list[list[int]]]:
+    """The layers of each block table, by kind: as many in each, with pages of equal size.
 
     Pages grow to the largest: by holding more tokens where that divides, else by padding. The rarest
     kind sets the size of a group, unless none has half as many layers more.
@@ -153,8 +159,8 @@ def _groups(specs: Sequence[tuple[int, Spec]]) -> list[Group]:
         same.setdefault(spec._replace(page=largest, block=block), []).append(index)
     counts = [len(layers) for layers in same.values()]
     size = max(counts) if max(counts) < 1.5 * min(counts) else min(counts)
-    groups = []
+    tables = {}
     for spec, layers in same.items():
         parts = -(-len(layers) // size)
-        groups += [Group(spec, tuple(layers[i::parts])) for i in range(parts)]
-    return groups
+        tables[spec] = [layers[i::parts] for i in range(parts)]
+    return tables

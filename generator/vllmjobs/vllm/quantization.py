@@ -63,9 +63,9 @@ def quantization(config: Config) -> Quantization | None:
 
     Raises UnknownShapeError for a method whose sizes are not known, and for values that make no sense.
     """
-    at = config.inner("quantization_config") or config.inner("compression_config")
-    if at is None and (nested := config.inner("text_config")):
-        at = nested.inner("quantization_config")
+    nested = config.inner("text_config") or Config({})
+    places = (config, "quantization_config"), (config, "compression_config"), (nested, "quantization_config")
+    at = next((found for where, name in places if (found := where.inner(name)) and found.values), None)
     if at is None:
         return None
     method = at.text("quant_method", default="").lower().replace("_", "-")
@@ -122,15 +122,15 @@ def _compressed_tensors(at: Config, common: dict[str, Any]) -> Quantization:
         raise UnknownShapeError("quantization_config in config.json has no config_groups with weights")
     if len({each.whole("num_bits", least=1, most=32) for each in weights}) > 1:
         raise UnknownShapeError("quantization_config in config.json mixes numbers of bits")
-    each = weights[0]
-    bits, group = each.whole("num_bits"), each.whole("group_size", default=0, least=-1)
-    if each.any("type") == "float" and bits == 4:
-        name, scale = ("nvfp4", 1 / 16) if group == 16 else ("mxfp4", 1 / 32)
+    first = weights[0]
+    bits, size = first.whole("num_bits"), first.whole("group_size", default=0, least=-1)
+    if first.any("type") == "float" and bits == 4:
+        name, scale = ("nvfp4", 1 / 16) if size == 16 else ("mxfp4", 1 / 32)
         return Quantization(name, 4, scale, **common)
-    block, scale = _block(each, "block_structure")
-    if block is None and group > 0:
-        scale = 2 / group
-    kind = "fp8" if each.any("type") == "float" else f"int{bits}"
+    block, scale = _block(first, "block_structure")
+    if block is None and size > 0:
+        scale = 2 / size
+    kind = "fp8" if first.any("type") == "float" else f"int{bits}"
     return Quantization(kind, bits, scale, block=block, **common)
 
 
@@ -153,14 +153,14 @@ def _kv_cache(at: Config) -> str | None:
 
 
 def _block(at: Config, name: str) -> tuple[int | None, float]:
-    """Columns of a block of weights that share a scale of 4 bytes, and bytes of scale per weight."""
+    """The side of a block of weights that share a scale of 4 bytes, and bytes of scale per weight."""
     sides = at.items(name)
     if not sides:
         return None, 0.0
     if len(sides) != 2:
         raise UnknownShapeError(f"{name} in config.json has {len(sides)} sides, not 2")
-    rows, columns = (Config({name: side}).whole(name, least=1) for side in sides)
-    return rows, 4 / (rows * columns)
+    side, other = (Config({name: each}).whole(name, least=1) for each in sides)
+    return side, 4 / (side * other)
 
 
 def _expression(entry: str) -> re.Pattern[str]:
@@ -177,7 +177,9 @@ def _expression(entry: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UnknownShapeError(f"{shown(pattern)} in config.json is no regular expression: {error}") from error
+        raise UnknownShapeError(
+            f"{shown(pattern)} in config.json is no regular expression: {error}"
+        ) from error
 
 
 def _from_layers(name: str) -> str:

@@ -109,7 +109,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
 
 
 def _text(outer: Config) -> Config:
-    """The part of the config that describes the language model; it may leave `model_type` to the outer one."""
+    """The part of the config that describes the language model; it may leave model_type to the outer one."""
     at = outer.inner("thinker_config") or outer
     inner = at.inner("text_config", "llm_config", "language_config")
     if inner is None:
@@ -136,7 +136,9 @@ def _positions(text: Config, kind: str) -> tuple[int, int, int, str]:
         "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length",
         "max_seq_length", "seq_len",
     )  # fmt: skip
-    found = {name: text.whole(name, least=1) for name in names if text.has(name)} or {"max_position_embeddings": 2048}
+    found = {name: text.whole(name, least=1) for name in names if text.has(name)} or {
+        "max_position_embeddings": 2048
+    }
     key = min(found, key=lambda name: found[name])
     limit = found[key]
     if text.has("model_max_length"):  # Command-R
@@ -169,7 +171,13 @@ def _vision(outer: Config) -> Vision | None:
         return None
     hidden = at.whole(*names, default=0)
     layers = at.whole(
-        "num_hidden_layers", "depth", "layers", "num_layers", "vt_num_hidden_layers", default=0, most=MOST_LAYERS
+        "num_hidden_layers",
+        "depth",
+        "layers",
+        "num_layers",
+        "vt_num_hidden_layers",
+        default=0,
+        most=MOST_LAYERS,
     )
     ratio = at.number("mlp_ratio", default=4)
     if at.has("embed_dim") and at.has("mlp_ratio"):  # Qwen2-VL: hidden_size is what it puts out

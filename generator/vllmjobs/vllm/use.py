@@ -1,12 +1,23 @@
 """How a model is served: the settings that decide its memory."""
 
+import re
 from typing import Literal
 
 import msgspec
 
+from vllmjobs.vllm.parts import MOST, UnknownShapeError, shown
 from vllmjobs.vllm.weights import Split
 
 Version = tuple[int, int]
+NEWEST: Version = (0, 33)
+# From where to where these may be, where they are given: vLLM's own bounds (`Field` in `vllm/config/*.py`) or
+# beyond any machine.
+RANGES: dict[str, tuple[float, float]] = {
+    "tensor_parallel": (1, MOST), "pipeline_parallel": (1, MOST), "data_parallel": (1, MOST),
+    "gpu_memory_utilization": (0.001, 1), "max_num_seqs": (1, MOST), "max_num_batched_tokens": (1, MOST),
+    "max_model_len": (1, MOST), "kv_cache_memory_bytes": (0, 2**50), "block_size": (1, MOST),
+    "cpu_offload_gb": (0, 2**20),
+}  # fmt: skip
 
 
 class Use(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -35,9 +46,16 @@ class Use(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def version(self) -> Version:
-        """Major and minor number of vLLM."""
-        major, minor = (*self.vllm_version.split("."), "0")[:2]
-        return int(major), int(minor)
+        """Major and minor number of vLLM; what is no version counts as the newest."""
+        found = re.match(r"v?([0-9]{1,6})\.([0-9]{1,6})(?![0-9])", self.vllm_version)
+        return (int(found[1]), int(found[2])) if found else NEWEST
+
+    def check(self) -> None:
+        """Raise UnknownShapeError for a number that no server could start with."""
+        for name, (least, most) in RANGES.items():
+            value = getattr(self, name)
+            if isinstance(value, int | float) and not least <= value <= most:
+                raise UnknownShapeError(f"{name} is {shown(value)}, not from {least} to {most}")
 
     @property
     def utilization(self) -> float:

@@ -60,7 +60,10 @@ class Split(msgspec.Struct, frozen=True):
 
 
 def stages(layers: int, pipeline: int) -> list[range]:
-    """The layers of each pipeline stage (`get_pp_indices`, `vllm/distributed/utils.py`)."""
+    """The layers of each pipeline stage (`get_pp_indices`, `vllm/distributed/utils.py`).
+
+    `pipeline` is from 1 to `layers`: a longer one leaves stages without a layer.
+    """
     counts = [layers // pipeline] * pipeline
     for i in range(2, layers % pipeline + 2):
         counts[-i] += 1
