@@ -19,7 +19,8 @@ EIGHTHS = " ▏▎▍▌▋▊▉"
 class Size(NamedTuple):
     """One model's estimate on one kind of GPU, or why there is none; and the smallest GPUs that would do.
 
-    `smallest` is of the table, `of_same` of this kind. `refused` is why vLLM would not run it there, whatever the memory.
+    `smallest` is of the table, `of_same` of this kind. `refused` is why vLLM would not run it there, whatever
+    the memory.
     """
 
     name: str
@@ -62,8 +63,8 @@ def as_text(sizes: list[Size]) -> str:
 def as_json(sizes: list[Size]) -> str:
     """`{version, models: [...]}`; amounts in bytes per GPU, `null` where there is no estimate.
 
-    A model: name, model, gpu, count, estimate (see `Estimate`), smallest, smallest_of_this_gpu ({gpu, count}),
-    reason.
+    A model: name, model, gpu, count, estimate (see `Estimate`), smallest and smallest_of_this_gpu (each
+    {gpu, count}), reason.
     """
     models: list[dict[str, Any]] = [
         {
