@@ -178,6 +178,8 @@ def test_what_the_wheel_holds_is_enough_to_start_a_project(tmp_path: Path) -> No
         assert {path.name for path in (tmp_path / "new" / folder).iterdir()} == names
     (tmp_path / "new/jobs/vllm.nomad.hcl.j2").unlink()  # the shipped one is as good
     assert vllmjobs("render", "--project", "new", "prod") == invoke("render", "--project", str(ROOT), "prod")
+    assert vllmjobs("check", "--project", "new") == ""  # tables of vLLM, models and GPUs are there
+    assert vllmjobs("explain", "VJ104").startswith("# VJ104 ")
 
 
 def test_an_environment_is_a_plain_value_that_prints_whole() -> None:
