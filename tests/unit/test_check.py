@@ -166,6 +166,16 @@ def test_files_that_are_no_environments_stop_nothing(check: Check, project: Path
     assert broken(check(LATEST, "--select", "VJ503")) == ["VJ503", "VJ503"]
 
 
+def test_two_environments_with_one_service_between_them_are_named(check: Check, project: Path) -> None:
+    model = "{model: facebook/opt-125m}"
+    (project / "envs/a.yaml").write_text(f"job: vllm\nmodels: {{prod-chat: {model}}}")
+    (project / "envs/b.yaml").write_text(f"job: vllm-prod\nmodels: {{chat: {model}}}")
+    done = check(None, "--select", "VJ003")
+    assert done.stdout.startswith(
+        "envs/b.yaml:1:1: warning: models.chat: its service vllm-prod-chat is in envs/a"
+    )
+
+
 def test_an_environment_that_is_named_twice_is_checked_once(check: Check, project: Path) -> None:
     done = check(LATEST, "prod", str(project / "envs/prod.yaml"), "envs/prod.yaml", "--select", "VJ0,VJ5")
     assert done.stderr == "1 error in 1 environment\n"

@@ -7,8 +7,9 @@ from vllmjobs.check import arguments, balancing, deadlines, gpus, job, memory, p
 from vllmjobs.check.ignoring import IGNORED
 from vllmjobs.check.rule import Rule, rules_of
 from vllmjobs.check.subject import Facts, Whole
+from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import INVALID, Mark, Problem, Severity, UserError
+from vllmjobs.environment.problems import INVALID, Mark, Path, Problem, Severity, UserError
 from vllmjobs.environment.tree import Node, locate
 from vllmjobs.environment.values import without_secrets
 
@@ -47,19 +48,33 @@ def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
 
 
 def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
-    """Environments, by their files, that are one and the same job to Nomad: each run replaces the other."""
-    first: dict[tuple[str | None, ...], str] = {}
-    problems = []
+    """Environments, by their files, that are one and the same job or service: each run disturbs the other."""
+    jobs: dict[tuple[str | None, ...], str] = {}
+    services: dict[tuple[str | None, ...], str] = {}
+    problems: list[tuple[str, Path, str]] = []
     for file, environment in environments.items():
         nomad = environment.nomad
-        other = first.setdefault((environment.job, nomad.namespace, nomad.region), file)
+        other = jobs.setdefault((environment.job, nomad.namespace, nomad.region), file)
         if other != file:
-            message = (
-                f"{environment.job} is the job of {other} too: where both run on one cluster, each "
-                "replaces the other; give it a name, a namespace or a region of its own"
+            message = f"{environment.job} is the job of {other} too: on one cluster each replaces the other"
+            problems.append(
+                (file, ("job",), f"{message}; give it a name, a namespace or a region of its own")
             )
-            problems.append(Problem(Mark(file, 1, 1), ("job",), message, SHARED, SEVERITIES[SHARED]))
-    return problems
+            continue
+        for name in environment.models:
+            service = service_name(environment, name)
+            other = services.setdefault((service, nomad.region), file)
+            if other != file:
+                message = (
+                    f"its service {service} is in {other} too: where both run, each gets the other's requests"
+                )
+                problems.append(
+                    (file, ("models", name), f"{message}; give it another key, or the job another name")
+                )
+    return [
+        Problem(Mark(file, 1, 1), path, message, SHARED, SEVERITIES[SHARED])
+        for file, path, message in problems
+    ]
 
 
 def choice(select: str | None, ignore: str | None) -> Callable[[Problem], bool]:
