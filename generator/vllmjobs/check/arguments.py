@@ -43,6 +43,7 @@ _OWN_PATHS: dict[str, Path] = {
 KINDS = {
     "VJ103": ("repeated",),
     "VJ104": ("unknown",),
+    "VJ105": ("unknown", "type", "missing-value", "choice", "range", "json", "key"),
     "VJ106": ("type", "missing-value"),
     "VJ107": ("choice",),
     "VJ108": ("range",),
@@ -63,7 +64,7 @@ def version_is_known(subject: Subject) -> Findings:
 @of_model("VJ101", "note")
 def version_has_a_table(subject: Subject) -> Findings:
     """A version without a table of its own is checked by the nearest one below."""
-    if subject.table and not subject.table.exact and not list(_mistakes(subject, "VJ104")):
+    if subject.table and not subject.table.exact and not list(_mistakes(subject, "VJ105")):
         yield ("image" if subject.model.image else "args",), subject.table.note
 
 
@@ -126,16 +127,18 @@ def arguments_hold_no_secrets(subject: Subject) -> Findings:
 @of_model("VJ104", "error")
 def arguments_are_known(subject: Subject) -> Findings:
     """Arguments that this version of vLLM has: with any other it does not start."""
-    if subject.table and subject.table.exact:
-        yield from _mistakes(subject, "VJ104")
+    yield from _mistakes(subject, "VJ104")
 
 
 @of_model("VJ105", "warning")
 def arguments_are_known_nearby(subject: Subject) -> Findings:
-    """The same, where only another version's arguments are known."""
-    if subject.table and not subject.table.exact:
-        for path, message in _mistakes(subject, "VJ104"):
-            yield path, f"{message} (the nearest that is known to {subject.table.asked})"
+    """What the table of another version says, where there is none of this one: it may have changed since."""
+    if subject.table:
+        for path, message in _mistakes(subject, "VJ105"):
+            yield (
+                path,
+                f"{message} (in {subject.table.table.version}, the nearest known to {subject.table.asked})",
+            )
 
 
 def _rule(rule: str, name: str) -> Rule:
@@ -156,6 +159,10 @@ MISTAKES = [
 def _mistakes(subject: Subject, rule: str) -> Findings:
     """What the rule says of the arguments that the environment gives; of vllmjobs' own, at their own keys."""
     if subject.table is None:
+        return
+    # What differs between versions is an error only where the table is of this very one.
+    differs, exact = KINDS[rule][0] in KINDS["VJ105"], subject.table.exact
+    if differs and exact == (rule == "VJ105"):
         return
     given = subject.model.args
     names = {argument_name(name): name for name in given}
