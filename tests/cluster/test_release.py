@@ -12,6 +12,7 @@ from sandbox.release import ROUTED, NewRelease, Release, releases
 from sandbox.traffic import Load, ask, http, versions
 
 OLD, NEW = 1024, 2048
+TOKENS_PER_SECOND = 200  # of the stand-in engine
 
 
 def on(node: str) -> str:
@@ -54,7 +55,9 @@ def test_a_chat_is_streamed_through_fabio(running: Release) -> None:
     running.wait_until_routed(OLD)
     answer = ask(running.address)
     assert len(answer.pieces) > 1
-    assert answer.first_after < answer.seconds / 2, "buffered: all of it came at once"
+    # However busy the machine, the engine does not write faster; what is buffered comes at once.
+    written_in = len(answer.pieces) / TOKENS_PER_SECOND
+    assert answer.seconds - answer.first_after > written_in / 2, "buffered: all of it came at once"
     assert answer.fingerprint == f"stand-in max_model_len={OLD}"
 
 
