@@ -75,8 +75,13 @@ class Subject:
             found = models.config(self.model.model)
         if found is None:
             return f"{self.model.model} is not in the table of known models"
-        overrides = self.reading.values.get("hf_overrides")
-        return _over(found, overrides) if isinstance(found, dict) and isinstance(overrides, dict) else found
+        return _over(found, self.overrides) if isinstance(found, dict) else found
+
+    @cached_property
+    def overrides(self) -> dict[str, Any]:
+        """What `hf-overrides` changes of the config.json."""
+        found = self.reading.values.get("hf_overrides")
+        return found if isinstance(found, dict) else {}
 
     @cached_property
     def shape(self) -> Shape | str | None:
@@ -84,7 +89,9 @@ class Subject:
         if isinstance(self.config, str):
             return None
         try:
-            return shape(self.config)
+            is_of_the_table = self.name not in self.facts.configs and not self.overrides
+            # The same for all models of one name, and worth a millisecond each.
+            return models.known(self.model.model) if is_of_the_table else shape(self.config)
         except UnknownShapeError as error:
             return f"{self.model.model}: {error}"
 
