@@ -211,7 +211,7 @@ def test_images_are_pinned_and_named_as_registries_name_them(check: Check, image
     ("argument", "said"),
     [
         ("max-num-seqs: false", "is no switch that can be off; give it a value, or null to leave it out"),
-        ('enable-prefix-caching: "true"', "must be true, without quotes"),
+        ('enable-prefix-caching: "true"', "is a switch; write true or false, without quotes"),
         ("headless: true", "leaves vLLM without a server"),
         ("pp: 2", "is -pp for short; write pipeline-parallel-size"),
     ],

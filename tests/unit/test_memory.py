@@ -347,7 +347,7 @@ def test_a_yarn_factor_lengthens_the_context_up_to_0_24_and_no_more_in_0_32() ->
     stretched = shape((config("Qwen/Qwen3-8B") or {}) | {"rope_scaling": scaling})
     assert context(stretched, Use(max_model_len=131072, vllm_version="0.24.0")) == []
     (found,) = context(stretched, Use(max_model_len=131072, vllm_version="0.33.0"))
-    assert found.message.endswith("raise that with hf-overrides, as the rotary scaling reaches it")
+    assert found.message.endswith("or set VLLM_ALLOW_LONG_MAX_MODEL_LEN under env")
 
 
 def test_weights_that_do_not_fit_name_a_request_that_would() -> None:
@@ -535,3 +535,11 @@ def test_a_stage_of_a_pipeline_without_attention_is_not_short_of_cache() -> None
     found = guess(nano, "H100", pipeline_parallel=len(model(nano).layers), max_model_len=4096)
     assert found.fits
     assert found.kv_tokens > 0
+
+
+def test_bytes_that_are_given_to_the_cache_are_taken_whatever_the_utilization() -> None:
+    given = Use(gpu_memory_utilization=0.1, max_model_len=4096, kv_cache_memory_bytes=10 * GIB)
+    assert misfits(model("Qwen/Qwen3-8B"), card("H100"), given) == []
+    (found,) = misfits(model("Qwen/Qwen3-8B"), card("L4"), given)
+    assert found.kind == "weights"
+    assert "with 10.0 GiB of KV cache, do not fit into" in found.message

@@ -184,8 +184,8 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
             message = f"is -{flag} for short; write {long.name}" if long else mistake.message
             if given[written] is False and flag == f"no-{argument_name(written)}":
                 message = "is no switch that can be off; give it a value, or null to leave it out"
-            elif given[written] in ("true", "false") and mistake.kind in ("missing-value", "type"):
-                message = f"must be {given[written]}, without quotes"
+            elif "is a switch" in message:
+                message = "is a switch; write true or false, without quotes"
             inside = [] if "." in written else [part for part in key.split(".") if part]
             yield ("args", written, *inside), message
 

@@ -44,6 +44,17 @@ def gpu_is_known(subject: Subject) -> Findings:
         )
 
 
+@of_model("VJ221", "error")
+def utilization_leaves_room(subject: Subject) -> Findings:
+    """vLLM takes what is above 0 and at most 1; outside of 0.1 to 0.95 it most often ends out of memory."""
+    share = subject.model.gpu_memory_utilization
+    if not 0.1 <= share <= 0.95 and "kv-cache-memory-bytes" not in map(argument_name, subject.model.args):
+        what = (
+            "leaves too little to CUDA and to what else is on the GPU" if share > 0.95 else "leaves no cache"
+        )
+        yield ("gpu_memory_utilization",), f"{share} {what}; use 0.1 to 0.95"
+
+
 def _count(_: Subject) -> Path:
     return ("gpus", "count")
 

@@ -207,7 +207,8 @@ class ModelDefaults(Block, frozen=True):
     """What every model of the environment starts from; each model may say otherwise."""
 
     served_name: Annotated[
-        Text | None, said("Name that clients ask for (VLLM_MODEL_NAME); the model's key when not given.")
+        Text | list[Text] | None,
+        said("Name, or names, that clients ask for (VLLM_MODEL_NAME); the model's key when not given."),
     ] = None
     strategy: Annotated[
         Strategy,
@@ -237,7 +238,7 @@ class ModelDefaults(Block, frozen=True):
     container: Annotated[Container, said("Hardening of the container.")] = Container()
     gpu_memory_utilization: Annotated[
         float,
-        Meta(ge=0.1, le=0.95, description="Share of each GPU that vLLM takes (VLLM_GPU_MEMORY_UTILIZATION)."),
+        Meta(gt=0, le=1, description="Share of each GPU that vLLM takes (VLLM_GPU_MEMORY_UTILIZATION)."),
     ] = 0.9
     max_model_len: Annotated[
         Positive | Literal["auto"] | None,

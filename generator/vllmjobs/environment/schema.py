@@ -91,6 +91,8 @@ def _said(error: Any) -> Iterator[tuple[Path, str]]:
     elif rule == "enum":
         hint = _nearest(value, limit)
         yield path, f"must be one of {', '.join(limit)}{got}{hint and f'; {hint}'}"
+    elif rule == "exclusiveMinimum":
+        yield path, f"must be above {limit}{got}"
     elif rule in ("minimum", "maximum"):
         yield path, f"must be at {'least' if rule == 'minimum' else 'most'} {limit}{got}"
     else:  # minLength, minItems, minProperties

@@ -18,8 +18,9 @@ JSON_LISTS = ("allowed-origins", "allowed-methods", "allowed-headers")
 
 def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
     """What follows `vllm serve`: the model, what vllmjobs sets, then the environment's own `args`."""
+    served = served_names(name, model)
     own: dict[str, ArgValue] = {
-        "served-model-name": model.served_name or name,
+        "served-model-name": served[0] if len(served) == 1 else served,
         "host": listen_host(model),
         "port": str(model.ports.base) if is_bridged(model) else "${NOMAD_PORT_http}",
         "tensor-parallel-size": tensor_parallel_size(model) if model.strategy == "tensor_parallel" else None,
@@ -53,6 +54,12 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
     return own | {key: str(value) for key, value in model.env.items() if value is not None}
 
 
+def served_names(name: str, model: Model) -> list[str]:
+    """What clients may call the model, the first being its name in vLLM's answers and metrics."""
+    given = model.served_name or name
+    return given if isinstance(given, list) else [given]
+
+
 def listen_host(model: Model) -> str:
     """The address to listen on: everywhere inside a container, else only the allocation's own."""
     return model.ports.host or ("0.0.0.0" if is_bridged(model) else "${NOMAD_IP_http}")
@@ -79,7 +86,10 @@ def _words(name: str, value: ArgValue) -> Iterator[str]:
     if name == "config":  # read only in two words
         yield from ("--config", str(value))
     elif name == "O" or name.startswith("O."):  # vLLM's one short option without a long name of its own
-        yield f"-O{value}" if name == "O" else f"-{name}={value}"
+        if isinstance(value, dict):  # up to 0.11 a whole compilation config
+            yield from ("-O", json.dumps(value, separators=(",", ":")))
+        else:
+            yield f"-O{value}" if name == "O" else f"-{name}={value}"
     elif isinstance(value, bool) and "." not in name:
         yield f"--{name}" if value else f"--no-{name}"
     elif isinstance(value, list) and name not in JSON_LISTS:

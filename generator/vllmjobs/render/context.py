@@ -15,7 +15,7 @@ from vllmjobs.environment.derive import (
 )
 from vllmjobs.environment.model import Balancer, Environment, Model, Route
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
-from vllmjobs.render.arguments import arguments, variables
+from vllmjobs.render.arguments import arguments, served_names, variables
 from vllmjobs.render.hcl import quote, quote_lines
 
 RESTART_ATTEMPTS = 2
@@ -46,6 +46,7 @@ class Group:
     restart_interval: float
     image: str
     command: str | None
+    served_name: str
     args: list[str]
     env: dict[str, str]
     user: str | None
@@ -83,6 +84,7 @@ def group(environment: Environment, name: str) -> Group:
         restart_interval=max(MIN_RESTART_INTERVAL_S, (RESTART_ATTEMPTS + 1) * times.healthy_deadline),
         image=image(environment, model),
         command=command,
+        served_name=served_names(name, model)[0],
         args=[*before, *words],
         env=variables(environment, model, times),
         user=model.user or ("65534" if model.driver == "docker" else None),

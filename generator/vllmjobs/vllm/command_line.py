@@ -54,7 +54,8 @@ def read(table: Table, words: Sequence[str]) -> Reading:
         given[flag.dest] = option
         value, wrong = _value(table, option, checked=PLUGINS.get(flag.dest) not in plugins)
         mistakes += wrong
-        if not wrong:
+        # A word that a plugin may know is worth knowing for what else depends on it.
+        if all(mistake.kind == "choice" for mistake in wrong) and (value is not None or not wrong):
             values[flag.dest] = [*values.get(flag.dest, []), value] if flag.appended else value
     mistakes += _misplaced(words, values)
     if not mistakes:

@@ -156,8 +156,10 @@ def _stage(
     batch: tuple[int, int],
 ) -> Estimate:
     """The estimate for the GPUs of one pipeline stage."""
-    requested = math.ceil(gpu.usable * use.utilization)
-    left = use.kv_cache_memory_bytes or requested - weights - sum(rest)
+    # Bytes that are given are taken whatever the utilization (v1/worker/gpu_worker.py).
+    given = use.kv_cache_memory_bytes
+    requested = gpu.usable if given else math.ceil(gpu.usable * use.utilization)
+    left = given or requested - weights - sum(rest)
     length = use.max_model_len if isinstance(use.max_model_len, int) else shape.max_positions
     needed = tokens = 0
     longest, concurrency, fits = shape.longest_positions, float(batch[0]), left > 0
@@ -172,7 +174,7 @@ def _stage(
         longest = _longest(lambda tokens: blocks(tokens) < held, max(shape.stretched_positions, length))
         if use.max_model_len == "auto":
             length = min(length, longest)
-        fits = 0 < length <= longest
+        fits = 0 < length <= longest and weights + sum(rest) + left <= requested
         needed = blocks(length) * pool.block_bytes
         concurrency = held / max(1, blocks(length))
         tokens = int(concurrency * length)

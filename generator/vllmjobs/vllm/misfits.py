@@ -38,7 +38,10 @@ def context(shape: Shape, use: Use) -> list[Misfit]:
     if length <= shape.stretched_positions:
         if use.version < YARN_COUNTS_AS_APPLIED:
             return []
-        message = f"{shown(length)} {limit}: raise that with hf-overrides, as the rotary scaling reaches it"
+        message = (
+            f"{shown(length)} {limit}: raise that with hf-overrides, as the rotary scaling reaches it, or "
+            "set VLLM_ALLOW_LONG_MAX_MODEL_LEN under env"
+        )
         return [Misfit("context", message)]
     way_out = "take less"
     if not shape.learned_positions:
@@ -51,17 +54,19 @@ def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
     on = f"{use.gpu_count} x {gpu.name}" if use.gpu_count > 1 else gpu.name
     used = found.weights + found.activations + found.cuda_graphs + found.non_torch
     budget = found.total - found.outside
-    if used >= budget:
+    given = use.kv_cache_memory_bytes or 0
+    if used + given >= budget:
+        cache = f", with {_gib(given)} of KV cache," if given else ""
         message = (
-            f"{_gib(found.weights)} of weights and {_gib(used - found.weights)} to work with do not fit into "
-            f"{_gib(budget)} of {on}; {_ways_out(found, use)}"
+            f"{_gib(found.weights)} of weights and {_gib(used - found.weights)} to work with{cache} do not "
+            f"fit into {_gib(budget)} of {on}; {_ways_out(found, gpu, use)}"
         )
         return [Misfit("weights", message)]
     if not found.fits:
         lower = [f"lower max_model_len to {found.longest_context}"] if found.longest_context else []
         message = (
             f"{found.max_model_len} tokens need {_gib(found.needed)} of KV cache, and {on} has "
-            f"{_gib(found.kv_cache)} left; {_ways_out(found, use, *lower)}"
+            f"{_gib(found.kv_cache)} left; {_ways_out(found, gpu, use, *lower)}"
         )
         return [Misfit("kv_cache", message)]
     if found.margin < NEAR:
@@ -74,13 +79,13 @@ def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
     return []
 
 
-def _ways_out(found: Estimate, use: Use, *others: str) -> str:
+def _ways_out(found: Estimate, gpu: Gpu, use: Use, *others: str) -> str:
     raised = ["gpu_memory_utilization"] if found.gpu_memory_utilization < HIGHEST else []
     raised += ["gpus.count"] if use.gpu_count > 1 else []
     ways = [*others, f"raise {' or '.join(raised)}"] if raised else [*others]
     if use.gpu_count == 1:  # then a higher gpus.count means more servers
         ways.append("give it more GPUs (strategy: tensor_parallel)")
-    if found.smallest:
+    if found.smallest and (found.smallest.gpu, found.smallest.count) != (gpu.name, use.gpu_count):
         ways.append(f"take {found.smallest.count} x {found.smallest.gpu}")
     *most, last = ways
     return f"{', '.join(most)}, or {last}" if most else last

@@ -45,7 +45,7 @@ def nearest(name: str, known: list[str]) -> str:
     """The known name that was probably meant; empty without one."""
     import difflib  # noqa: PLC0415  # only a mistake is worth its 2 ms
 
-    found = difflib.get_close_matches(name, known, n=1)
+    found = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
     return found[0] if found else ""
 
 
