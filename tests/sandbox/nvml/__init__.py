@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -10,6 +11,7 @@ SOURCE = Path(__file__).with_name("nvml.c")
 
 def build(folder: Path, *options: str) -> Path:
     """Compile it into a folder, for LD_LIBRARY_PATH; nvml.c says what its environment may hold."""
+    assert shutil.which("gcc"), "gcc is not on PATH; scripts/engine installs it on Debian"
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libnvidia-ml.so.1"
     flags = ("-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", *options)
