@@ -543,3 +543,10 @@ def test_bytes_that_are_given_to_the_cache_are_taken_whatever_the_utilization() 
     (found,) = misfits(model("Qwen/Qwen3-8B"), card("L4"), given)
     assert found.kind == "weights"
     assert "with 10.0 GiB of KV cache, do not fit into" in found.message
+
+
+def test_of_weights_in_an_unknown_form_nothing_is_said() -> None:
+    with pytest.raises(UnknownShapeError, match="what weights take with quantization 'gguf' is not known"):
+        guess("meta-llama/Llama-3.1-70B-Instruct", "H100", quantization="gguf")
+    quantized = "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8"  # says so itself, whatever the argument calls it
+    assert guess(quantized, "H100", quantization="compressed-tensors", max_model_len=4096).fits

@@ -137,6 +137,8 @@ def _check(shape: Shape, use: Use) -> None:
     if pipeline > layers:
         raise UnknownShapeError(f"pipeline_parallel is {pipeline}, more than the model's {layers} layers")
     _cache_width(shape, use, shape.dtype)
+    if use.quantization and not shape.quantization and online(use.quantization) is None:
+        raise UnknownShapeError(f"what weights take with quantization {shown(use.quantization)} is not known")
 
 
 def _cache_width(shape: Shape, use: Use, dtype: str) -> float:
