@@ -31,6 +31,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal, NamedTuple
 
+from vllmjobs.environment.quantity import BYTES
+
 Health = Literal["ok", "degraded", "failed", "unknown"]
 Json = Mapping[str, Any]
 
@@ -46,8 +48,6 @@ RECOVERY_ACTIONS = {
 }
 # From nomad/structs Allocation.ClientTerminalStatus: until one of these, the scheduler counts its devices.
 ENDED = ("complete", "failed", "lost")
-# nomad/plugins/shared/structs/units.go; the nvidia plugin itself always says MiB.
-_UNITS = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,10 +216,10 @@ def _reported(node: Json, instance: Json) -> tuple[Health, str]:
 
 def _mebibytes(memory: Json | None) -> int | None:
     """Nomad's attribute is one of Int and Float, with a unit or without."""
-    if not memory or memory.get("Unit") not in _UNITS:
+    if not memory or memory.get("Unit") not in BYTES:  # the nvidia plugin itself always says MiB
         return None
     amount = memory.get("Int") or memory.get("Float") or 0
-    return int(amount * _UNITS[memory["Unit"]]) // 2**20
+    return int(amount * BYTES[memory["Unit"]]) // 2**20
 
 
 def _node(card: Card) -> str:

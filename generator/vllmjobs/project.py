@@ -70,15 +70,22 @@ def _tree(file: Path) -> Node | None:
         return None
 
 
-def checked(path: Path, settings: Sequence[str], project: Path, against: Files | None = None) -> Checked:
-    """Read an environment and run every rule over it.
+def checked(
+    paths: Sequence[Path], settings: Sequence[str], project: Path, against: Files | None = None
+) -> list[Checked]:
+    """Read environments and run every rule over each.
 
     With `against`, a reader of other files such as a commit's, also over what changes from there to here.
     """
+    files = _secret_files(project)
+    return [_checked(path, settings, files, against) for path in paths]
+
+
+def _checked(path: Path, settings: Sequence[str], files: dict[str, int], against: Files | None) -> Checked:
     environment, tree, texts, problems = load_file(path, settings)
     before = load_file(path, settings, against).environment if against else None
     if environment is not None and tree is not None:
-        facts = Facts(configs(environment, tree), _secret_files(project), before)
+        facts = Facts(configs(environment, tree), files, before)
         problems = problems + check(environment, tree, facts)
     ignorable = {rule.id for rule in RULES}
     problems = in_order(without_ignored(problems, texts, ignorable))
@@ -90,7 +97,7 @@ def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> En
 
     Raises `InvalidEnvironmentError` with every error that was found.
     """
-    found = checked(path, settings, project)
+    (found,) = checked([path], settings, project)
     errors = [problem for problem in found.problems if problem.severity == "error"]
     if found.environment is None or errors:
         raise InvalidEnvironmentError(errors)

@@ -165,7 +165,7 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
     if differs and exact == (rule == "VJ105"):
         return
     given = subject.model.args
-    names = {argument_name(name): name for name in given}
+    names = subject.written
     if short := next((name for name in given if name.partition(".")[0] == "O"), None):
         names = {"optimization-level": short, "compilation-config": short} | names  # by release
     for mistake in subject.reading.mistakes:

@@ -1,7 +1,5 @@
 """Where requests would be lost between the balancer and vLLM."""
 
-import re
-
 from vllmjobs.check.job import MIN_MEMORY_MIB
 from vllmjobs.check.rule import Findings, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
@@ -11,6 +9,7 @@ from vllmjobs.environment.derive import (
     SHUTDOWN_DELAY_S,
     argument_name,
     balancer_port,
+    is_root,
 )
 from vllmjobs.environment.model import Balancer, Route
 from vllmjobs.environment.placement import Placement
@@ -110,7 +109,7 @@ def _may_listen_below_1024(balancer: Balancer) -> bool:
     if balancer.driver == "docker":  # nginx has its own network there, and listens above 1024 inside
         return balancer.kind == "nginx"
     # exec gives NET_BIND_SERVICE; raw_exec runs as Nomad does, most often as root.
-    return balancer.driver == "exec" or not balancer.user or bool(re.match(r"(0+|root)(:|$)", balancer.user))
+    return balancer.driver == "exec" or not balancer.user or is_root(balancer.user)
 
 
 @of_model("VJ404", "error")

@@ -2,15 +2,15 @@
 
 import re
 from collections.abc import Collection, Iterator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import yaml
 
 from vllmjobs.environment.problems import INVALID, Mark, Problem
+from vllmjobs.environment.tree import LOADER
 
 IGNORED = "VJ002"
 _COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:VJ\d+\b[,\s]*)*)(.*)$", re.IGNORECASE)
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class _Comment(NamedTuple):
@@ -74,7 +74,7 @@ def _is_remark(line: str) -> bool:
 def _strings(text: str) -> Iterator[tuple[int, int]]:
     """Where the scalars of a YAML text begin and end: what looks like a comment there is none."""
     try:
-        for token in yaml.scan(text, Loader=_LOADER):
+        for token in yaml.scan(text, Loader=LOADER):
             if isinstance(token, yaml.ScalarToken):
                 yield token.start_mark.index, token.end_mark.index
     except yaml.YAMLError:  # said by who reads it

@@ -1,13 +1,12 @@
 """What Nomad refuses of a job, or takes and does not do."""
 
-import re
-
 from vllmjobs.check.rule import Findings, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import (
     balancer_name,
     canaries,
     is_bridged,
+    is_root,
     other_parallelism,
     service_name,
 )
@@ -80,7 +79,7 @@ def driver_can_do_it(subject: Subject) -> Findings:
         yield ("entrypoint",), f'{model.driver} needs a program, such as ["/opt/vllm/bin/vllm", "serve"]'
     if model.driver != "docker" and model.image:
         yield ("image",), f"{model.driver} runs no image; remove it, or use driver: docker"
-    if model.driver == "exec" and re.match(r"(0+|root)(:|$)", model.user or ""):
+    if model.driver == "exec" and is_root(model.user):
         yield ("user",), "the exec driver refuses root (user.denylist of the clients); name another user"
     if model.cache and bool(model.cache.volume) == bool(model.cache.bind):
         yield ("cache",), "give either volume (a Nomad host volume) or bind (a directory of the host)"

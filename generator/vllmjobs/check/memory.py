@@ -4,11 +4,10 @@ from collections.abc import Callable
 
 from vllmjobs.check.rule import Findings, Rule, of_model
 from vllmjobs.check.subject import Subject
-from vllmjobs.environment.derive import argument_name
 from vllmjobs.environment.problems import Path, Severity
 from vllmjobs.vllm.gpus import gpus
-from vllmjobs.vllm.memory import Estimate
 from vllmjobs.vllm.shape import Shape
+from vllmjobs.vllm.use import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
 
 
 @of_model("VJ201", "error")
@@ -36,7 +35,7 @@ def gpu_is_known(subject: Subject) -> Findings:
     least = min(gpus(), key=lambda each: each.usable)
     if wanted.model:
         yield ("gpus", "model"), f"{wanted.model} is not in the table of GPUs: memory is not checked"
-    elif isinstance(found := subject.on(least), Estimate) and not found.fits:
+    elif subject.fits(least) is False:
         yield (
             ("gpus",),
             f"any GPU will do, and {subject.model.model} does not fit a {least.name}; name gpus.model or "
@@ -48,11 +47,19 @@ def gpu_is_known(subject: Subject) -> Findings:
 def utilization_leaves_room(subject: Subject) -> Findings:
     """vLLM takes what is above 0 and at most 1; outside of 0.1 to 0.95 it most often ends out of memory."""
     share = subject.model.gpu_memory_utilization
-    if not 0.1 <= share <= 0.95 and "kv-cache-memory-bytes" not in map(argument_name, subject.model.args):
+    if (
+        not LOWEST_UTILIZATION <= share <= HIGHEST_UTILIZATION
+        and "kv-cache-memory-bytes" not in subject.written
+    ):
         what = (
-            "leaves too little to CUDA and to what else is on the GPU" if share > 0.95 else "leaves no cache"
+            "leaves too little to CUDA and to what else is on the GPU"
+            if share > HIGHEST_UTILIZATION
+            else "leaves no cache"
         )
-        yield ("gpu_memory_utilization",), f"{share} {what}; use 0.1 to 0.95"
+        yield (
+            ("gpu_memory_utilization",),
+            f"{share} {what}; use {LOWEST_UTILIZATION} to {HIGHEST_UTILIZATION}",
+        )
 
 
 def _count(_: Subject) -> Path:
@@ -76,7 +83,7 @@ def _numbers(subject: Subject) -> Path:
 
 
 def _argument(subject: Subject, name: str) -> Path:
-    written = next((key for key in subject.model.args if argument_name(key) == name), None)
+    written = subject.written.get(name)
     return ("args", written) if written else ("args",)
 
 

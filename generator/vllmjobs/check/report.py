@@ -22,7 +22,8 @@ _HIDDEN = re.compile(
 
 def as_text(problems: Iterable[Problem], texts: dict[str, str]) -> str:
     """Each finding with its line of the file, and a caret below the place."""
-    return "".join(f"{problem}\n{_excerpt(problem, texts)}" for problem in problems)
+    lines = {source: text.splitlines() for source, text in texts.items()}
+    return "".join(f"{problem}\n{_excerpt(problem, lines)}" for problem in problems)
 
 
 def summary(problems: list[Problem], files: int) -> str:
@@ -108,8 +109,8 @@ def as_github(problems: Iterable[Problem]) -> str:
     return "".join(lines)
 
 
-def _excerpt(problem: Problem, texts: dict[str, str]) -> str:
-    mark, lines = problem.mark, texts.get(problem.mark.source, "").splitlines()
+def _excerpt(problem: Problem, texts: dict[str, list[str]]) -> str:
+    mark, lines = problem.mark, texts.get(problem.mark.source, [])
     if not 0 < mark.line <= len(lines):
         return ""
     line = lines[mark.line - 1][:MAX_LINE]

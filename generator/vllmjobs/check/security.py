@@ -7,7 +7,7 @@ import msgspec
 
 from vllmjobs.check.rule import Findings, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
-from vllmjobs.environment.derive import image
+from vllmjobs.environment.derive import image, is_root
 from vllmjobs.environment.model import Balancer, Model
 from vllmjobs.environment.problems import Mark, Path
 from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
@@ -80,7 +80,7 @@ def users_are_not_root(whole: Whole) -> Findings:
     if environment.balancer.kind != "none":
         tasks[("balancer",)] = environment.balancer
     for path, task in tasks.items():
-        if re.match(r"(0+|root)(:|$)", task.user or ""):
+        if is_root(task.user):
             yield (
                 (*path, "user"),
                 f"runs as {task.user}; leave it out (65534 in docker), or name another user",

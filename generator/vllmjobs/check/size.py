@@ -89,14 +89,13 @@ def _one(size: Size) -> str:
     if found is None:
         lines.append(f"  cannot run: {size.refused}" if size.refused else f"  {size.why_not}")
     else:
-        used = found.weights + found.activations + found.cuda_graphs + found.non_torch
         parts = {
             "weights": found.weights,
             "activations": found.activations,
             "CUDA graphs": found.cuda_graphs,
             "non-torch": found.non_torch,
             "KV cache": found.kv_cache,
-            "left": found.total - used - found.kv_cache,
+            "left": found.total - found.used - found.kv_cache,
         }
         lines += [f"  {name:<12}{_gib(value)}  {_bar(value / found.total)}" for name, value in parts.items()]
         lines.append(f"  {'of':<12}{_gib(found.total)}  per GPU, as CUDA counts it")

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from vllmjobs.environment.derive import Deadlines, deadlines, vllm_version
+from vllmjobs.environment.derive import Deadlines, argument_name, deadlines, vllm_version
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.render.arguments import arguments
@@ -13,7 +13,7 @@ from vllmjobs.vllm import models
 from vllmjobs.vllm.command_line import Reading, read
 from vllmjobs.vllm.gpus import Gpu, gpu, gpus
 from vllmjobs.vllm.limits import Misfit, blocks, capability, dividing
-from vllmjobs.vllm.memory import Estimate, estimate
+from vllmjobs.vllm.memory import Estimate, estimate, fits
 from vllmjobs.vllm.misfits import context, memory
 from vllmjobs.vllm.shape import Shape, UnknownShapeError, shape
 from vllmjobs.vllm.tables import Nearest, table, versions
@@ -45,6 +45,11 @@ class Subject:
     def model(self) -> Model:
         """The model itself."""
         return self.environment.models[self.name]
+
+    @cached_property
+    def written(self) -> dict[str, str]:
+        """How each argument is spelt in the environment, by the name that they are compared by."""
+        return {argument_name(name): name for name in self.model.args}
 
     @cached_property
     def deadlines(self) -> Deadlines:
@@ -154,6 +159,13 @@ class Subject:
             return estimate(self.shape, gpu, self.use)
         except UnknownShapeError as error:
             return str(error)
+
+    def fits(self, gpu: Gpu) -> bool | None:
+        """Whether it fits such a GPU; None where nothing can be said."""
+        try:
+            return fits(self.shape, gpu, self.use) if isinstance(self.shape, Shape) else None
+        except UnknownShapeError:
+            return None
 
 
 # Arguments that the estimate calls as vLLM does.

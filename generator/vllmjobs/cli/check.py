@@ -59,7 +59,7 @@ def check(
         from vllmjobs.git import files_at  # noqa: PLC0415 (4 ms)
 
         before = files_at(against, project)
-    found = [checked(path, settings, project, before) for path in paths]
+    found = checked(paths, settings, project, before)
     for path in [path for path, one in zip(paths, found, strict=True) if before and not one.compared]:
         click.echo(f"{path}: {against} has no such environment to compare with", err=True)
     loaded = {str(path): one.environment for path, one in zip(paths, found, strict=True) if one.environment}

@@ -92,6 +92,11 @@ def vllm_version(environment: Environment, model: Model) -> str | None:
     return tag[1] if tag else None
 
 
+def is_root(user: str | None) -> bool:
+    """Whether a task's user, by name or number, with or without a group, is root."""
+    return bool(re.match(r"(0+|root)(:|$)", user or ""))
+
+
 def is_bridged(model: Model) -> bool:
     """Whether the server has a network namespace of its own."""
     return model.driver == "docker" and model.container.network == "bridge"

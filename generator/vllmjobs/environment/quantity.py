@@ -4,7 +4,7 @@ import math
 import re
 
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
-_BYTES = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+BYTES = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 
 
 def seconds(duration: str) -> float:
@@ -24,7 +24,7 @@ def duration(value: float) -> str:
 def size_bytes(size: str) -> int:
     """Bytes in a size: `size_bytes("1 GiB") == 1073741824`."""
     number, unit = re.fullmatch(r"([0-9.]+) ?(\w+)", size).groups()  # type: ignore[union-attr]
-    return int(float(number) * _BYTES[unit])
+    return int(float(number) * BYTES[unit])
 
 
 def mebibytes(size: str) -> int:

@@ -18,7 +18,7 @@ UNREADABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE  # the characters
 MAX_DEPTH = 64
 MAX_VALUES = 1_000_000  # after aliases are expanded
 
-_LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it
+LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it
 _INT = re.compile(r"[-+]?[0-9]{1,18}|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?([0-9]{0,300}\.[0-9]+|[0-9]{1,300}\.|[0-9]{1,200}(?=[eE]))([eE][-+]?[0-9]{1,2})?")
 _WORDS: dict[str, bool | None] = {
@@ -68,7 +68,7 @@ def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
         return None, [Problem(place, (), f"holds the character U+{ord(bad[0]):04X}; YAML does not allow it")]
     composer = _Composer(source)
     try:
-        for event in yaml.parse(text, Loader=_LOADER):
+        for event in yaml.parse(text, Loader=LOADER):
             composer.take(event)
     except _UnreadableError as error:
         return None, [*composer.problems, error.problem]

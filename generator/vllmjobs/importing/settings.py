@@ -13,6 +13,7 @@ from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.importing.dotenv import DotEnv, Note, shown
 from vllmjobs.importing.text import Block, Said, balancer, group_name
 from vllmjobs.vllm.models import known
+from vllmjobs.vllm.use import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
 
 # What Compose fills in for a variable that is not set or empty; None for nothing.
 VARIABLES = {
@@ -31,7 +32,6 @@ VARIABLES = {
 }
 TENSOR_PARALLEL = "tensor_parallel"
 ALL_GPUS = ("auto", "all", "0", "-1")
-LOWEST_UTILIZATION, HIGHEST_UTILIZATION = 0.1, 0.95  # `gpu_memory_utilization`
 MAX_GPUS, MAX_REPLICAS, MAX_PORT = 64, 50_000, 65_535  # `gpus.count`, `replicas`, `ports`
 MAX_TOKENS = 10**9  # no model comes near
 GPUS_OF_A_BOX = 8

@@ -7,11 +7,12 @@ from typing import NamedTuple, Union
 
 import yaml
 
+from vllmjobs.check.job import MAX_SERVICE_NAME
+from vllmjobs.environment.model import Balancer
 from vllmjobs.environment.problems import Mark
 from vllmjobs.environment.tree import Scalar, parse
 
-MAX_NAME = 63  # `Name`, and a service's name in Consul
-ADMIN_PORT = 9998  # the default of `balancer.admin_port`
+ADMIN_PORT = Balancer().admin_port
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9._/-]*(#[A-Za-z0-9_]+)?")
 _NO_FOLDING = 1 << 30  # columns
 
@@ -48,7 +49,7 @@ def scalar(value: str | int | float | bool) -> str:
 
 def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
     """The nearest name that a model may have, free, and short enough for its service in Consul."""
-    room = MAX_NAME - len(f"{job}-")
+    room = MAX_SERVICE_NAME - len(f"{job}-")
     name = re.sub(r"[^a-z0-9]+", "-", wanted.lower()).strip("-")[:room].strip("-") or "model"
     numbered = (f"{name[: room - len(str(n)) - 1]}-{n}" for n in count(2))
     return next(free for free in chain([name], numbered) if free not in taken)

@@ -21,7 +21,7 @@ from vllmjobs.vllm.use import Use
 from vllmjobs.vllm.weights import weight_bytes
 from vllmjobs.vllm.working import activation_bytes, cuda_graph_bytes, non_torch_bytes
 
-__all__ = ["Estimate", "Request", "Use", "batch_defaults", "estimate", "smallest"]
+__all__ = ["Estimate", "Request", "Use", "batch_defaults", "estimate", "fits", "smallest"]
 
 GIB = 2**30
 
@@ -60,6 +60,11 @@ class Estimate(msgspec.Struct, frozen=True):
     gpu_memory_utilization: float
     smallest: Request | None = None
 
+    @property
+    def used(self) -> int:
+        """All but the KV cache."""
+        return self.weights + self.activations + self.cuda_graphs + self.non_torch
+
 
 def batch_defaults(gpu: Gpu, use: Use) -> tuple[int, int]:
     """max_num_seqs and max_num_batched_tokens, as given or as the API server picks them for the GPU.
@@ -88,6 +93,11 @@ def estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
     return msgspec.structs.replace(found, smallest=smallest(shape, use, [gpu]) or smallest(shape, use))
 
 
+def fits(shape: Shape, gpu: Gpu, use: Use) -> bool:
+    """Whether it fits; `estimate`, where it does not, also looks through all GPUs for what would."""
+    return _estimate(shape, gpu, use).fits
+
+
 def smallest(
     shape: Shape, use: Use, among: Sequence[Gpu] | None = None, counts: tuple[int, ...] = (1, 2, 4, 8)
 ) -> Request | None:
@@ -105,7 +115,7 @@ def smallest(
     for _, count, name, each in options:
         asked = msgspec.structs.replace(use, tensor_parallel=count, pipeline_parallel=1, data_parallel=1)
         refused = any(found.severity == "error" for found in impossible(shape, each, asked))
-        if not refused and _estimate(shape, each, asked).fits:
+        if not refused and fits(shape, each, asked):
             return Request(name, count)
     return None
 

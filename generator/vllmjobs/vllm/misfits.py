@@ -5,7 +5,7 @@ from vllmjobs.vllm.limits import Misfit, impossible
 from vllmjobs.vllm.memory import Estimate, estimate
 from vllmjobs.vllm.parts import shown
 from vllmjobs.vllm.shape import Shape
-from vllmjobs.vllm.use import Use
+from vllmjobs.vllm.use import HIGHEST_UTILIZATION, Use
 
 __all__ = ["Misfit", "misfits"]
 
@@ -13,7 +13,6 @@ GIB = 2**30
 # Read in vllm/config/model.py, _get_and_verify_max_len: up to 0.24 a YaRN factor lengthened the context that
 # config.json names, and in 0.32 no more; in between it was not looked up.
 YARN_COUNTS_AS_APPLIED = (0, 32)
-HIGHEST = 0.95  # gpu_memory_utilization in an environment
 NEAR = 0.05  # with less of the GPU to spare than this, an estimate is no promise
 
 
@@ -52,8 +51,7 @@ def context(shape: Shape, use: Use) -> list[Misfit]:
 def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
     """Weights or KV cache that do not fit, or only just: kinds weights, kv_cache and margin."""
     on = f"{use.gpu_count} x {gpu.name}" if use.gpu_count > 1 else gpu.name
-    used = found.weights + found.activations + found.cuda_graphs + found.non_torch
-    budget = found.total - found.outside
+    used, budget = found.used, found.total - found.outside
     given = use.kv_cache_memory_bytes or 0
     if used + given >= budget:
         cache = f", with {_gib(given)} of KV cache," if given else ""
@@ -80,7 +78,7 @@ def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
 
 
 def _ways_out(found: Estimate, gpu: Gpu, use: Use, *others: str) -> str:
-    raised = ["gpu_memory_utilization"] if found.gpu_memory_utilization < HIGHEST else []
+    raised = ["gpu_memory_utilization"] if found.gpu_memory_utilization < HIGHEST_UTILIZATION else []
     raised += ["gpus.count"] if use.gpu_count > 1 else []
     ways = [*others, f"raise {' or '.join(raised)}"] if raised else [*others]
     if use.gpu_count == 1:  # then a higher gpus.count means more servers

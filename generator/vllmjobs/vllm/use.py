@@ -9,6 +9,8 @@ from vllmjobs.vllm.parts import MOST, UnknownShapeError, shown
 from vllmjobs.vllm.weights import Split
 
 Version = tuple[int, int]
+# Of gpu_memory_utilization: vLLM takes more and less, and most often ends out of memory (VJ221).
+LOWEST_UTILIZATION, HIGHEST_UTILIZATION = 0.1, 0.95
 NEWEST: Version = (0, 33)
 # From where to where these may be, where they are given: vLLM's own bounds (`Field` in `vllm/config/*.py`) or
 # beyond any machine.
