@@ -1,0 +1,174 @@
+"""What a change does to jobs, as plain values. `--format json` prints them, so a name here is a promise.
+
+Whoever makes a `Field` has hidden what may be a secret: see `vllmjobs.changes.hiding`.
+"""
+
+from typing import Literal
+
+import msgspec
+
+VERSION = 1  # of the JSON: raised when a name goes, or means another thing; a new name does not raise it
+
+Action = Literal["new", "gone", "destructive", "in-place", "scale-up", "scale-down"]
+
+
+class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
+    """A base of all: never changed, and every name always there."""
+
+
+class Field(Value, frozen=True):
+    """One value that differs."""
+
+    path: tuple[str, ...]
+    """In the jobspec's own words, labels included, from below the job or the group:
+    `("task", "vllm", "config", "image")`, `("service", "vllm-prod-chat", "check", "ready", "interval")`."""
+    before: str | None
+    """As the jobspec writes it, without quotes. None where it was not there. Of a list, one item."""
+    after: str | None
+    replaces: bool = False
+    """Whether Nomad replaces the group's allocations because of it."""
+    hidden: bool = False
+    """A value that may be a secret; `before` and `after` then only tell whether there was one."""
+
+
+class Updates(Value, frozen=True):
+    """What the scheduler would do with a group's allocations: Annotations.DesiredTGUpdates of a plan."""
+
+    place: int = 0
+    canary: int = 0
+    destructive_update: int = 0
+    in_place_update: int = 0
+    stop: int = 0
+    migrate: int = 0
+    ignore: int = 0
+    preemptions: int = 0
+
+
+class Unplaced(Value, frozen=True):
+    """Allocations for which there is no room: FailedTGAllocs of a plan."""
+
+    wanted: int
+    """How many would be placed, canaries or others."""
+    failed: int
+    """How many of them cannot be."""
+    canaries: bool
+    """Whether it is canaries that cannot be placed."""
+    why: tuple[str, ...]
+    """What stands in the way, one clause each: "4 nodes have nvidia/gpu, 3 GPUs are free, each canary needs
+    4 on one node"."""
+    way_out: tuple[str, ...]
+    """What a person may do, one clause each: "set rollout.canary: 1"."""
+
+
+class Group(Value, frozen=True):
+    """A task group, changed or not."""
+
+    name: str
+    actions: tuple[Action, ...]
+    """What Nomad does to its allocations; empty where it leaves them as they are."""
+    count_before: int | None
+    """Instances; None where the group was not there."""
+    count_after: int | None
+    gpus_before: int | None
+    """GPUs of one instance."""
+    gpus_after: int | None
+    canaries: int = 0
+    """How many are started beside the old ones, and wait for a promotion, before any old one is stopped."""
+    fields: tuple[Field, ...] = ()
+    updates: Updates | None = None
+    """Of a plan only, as the two below."""
+    unplaced: Unplaced | None = None
+
+
+class Preempted(Value, frozen=True):
+    """An allocation of another job that would be stopped to make room."""
+
+    job: str
+    group: str
+    namespace: str
+    node: str
+    count: int
+
+
+class Deployment(Value, frozen=True):
+    """A deployment that has not ended, which a run of the job would cancel."""
+
+    id: str
+    job_version: int
+    status: str
+    description: str
+    groups: tuple[str, ...]
+    """What is known of each group, in words: "chat: 1 of 1 canaries healthy, not promoted"."""
+
+
+class Plan(Value, frozen=True):
+    """What only the cluster knows of a job."""
+
+    modify_index: int
+    """For `nomad job run -check-index`; 0 where the job does not run."""
+    run: str
+    """The command that makes this very change, and no other."""
+    warnings: tuple[str, ...] = ()
+    """Of Nomad's validation."""
+    deployment: Deployment | None = None
+    preempted: tuple[Preempted, ...] = ()
+
+
+class Job(Value, frozen=True):
+    """One job, changed or not."""
+
+    job: str
+    """Its name for `render --job`: vllm, fabio, nginx."""
+    id: str
+    namespace: str
+    region: str
+    action: Literal["none", "new", "gone", "changed"]
+    """What is `gone` nobody stops: nothing renders it any more."""
+    fields: tuple[Field, ...] = ()
+    """Changes of the job as a whole."""
+    groups: tuple[Group, ...] = ()
+    """Every group of both sides, in the order of the newer one."""
+    notes: tuple[str, ...] = ()
+    """What a person should know beside, one sentence each."""
+    plan: Plan | None = None
+
+
+class Finding(Value, frozen=True):
+    """What `check` says, at its place."""
+
+    file: str
+    line: int
+    column: int
+    rule: str
+    severity: Literal["error", "warning", "note"]
+    path: str
+    message: str
+
+
+class Environment(Value, frozen=True):
+    """All jobs of an environment."""
+
+    name: str
+    against: str
+    """What they are compared with: a commit, a file, an environment, or the address of a cluster."""
+    jobs: tuple[Job, ...]
+    findings: tuple[Finding, ...] = ()
+
+
+class Report(Value, frozen=True):
+    """What `diff` or `plan` says, whole."""
+
+    command: Literal["diff", "plan"]
+    environments: tuple[Environment, ...]
+    version: int = VERSION
+
+
+def has_changed(job: Job) -> bool:
+    """Whether a run of the job would do anything: a change, or placements that wait."""
+    waiting = any(group.updates and (group.updates.place or group.unplaced) for group in job.groups)
+    return job.action != "none" or waiting
+
+
+def is_unplaceable(job: Job) -> bool:
+    """Whether some of its allocations have no room."""
+    return any(group.unplaced for group in job.groups)
