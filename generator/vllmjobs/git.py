@@ -2,7 +2,7 @@
 
 import os
 import subprocess
-from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from vllmjobs.environment.problems import UserError
@@ -12,23 +12,35 @@ class GitError(UserError):
     """What git said when it could not read a commit."""
 
 
-def files_at(ref: str, project: Path) -> Callable[[Path], bytes]:
-    """A reader of the project's files as commit `ref` has them.
+class Commit:
+    """A commit of the project's repository."""
 
-    It raises FileNotFoundError for a file that the commit does not have. Raises `GitError` where `ref` is no
-    commit, or `project` in no repository.
-    """
-    top = Path(os.fsdecode(_git(project, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
-    commit = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+    def __init__(self, ref: str, project: Path) -> None:
+        """Raises `GitError` where `ref` is no commit, or `project` in no repository."""
+        self.ref = ref
+        self._top = Path(os.fsdecode(_git(project, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
+        found = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+        self._id = found.decode().strip()
+        self.read = cache(self._read)  # a base is read for each environment that extends it
 
-    def read(path: Path) -> bytes:
+    def _read(self, path: Path) -> bytes:
+        """A file of the project as the commit has it; FileNotFoundError where it does not."""
         try:
-            name = path.resolve().relative_to(top.resolve()).as_posix()
-            return _git(top, "cat-file", "blob", f"{commit.decode().strip()}:{name}")
+            return _git(self._top, "cat-file", "blob", f"{self._id}:{self._name(path)}")
         except (GitError, ValueError) as error:  # the latter outside of the repository
-            raise FileNotFoundError(2, f"is not in {ref}", str(path)) from error
+            raise FileNotFoundError(2, f"is not in {self.ref}", str(path)) from error
 
-    return read
+    def files(self, folder: Path) -> list[Path]:
+        """The files right below a folder; none where the commit does not have it."""
+        try:
+            listed = _git(self._top, "ls-tree", "-z", f"{self._id}:{self._name(folder)}")
+        except (GitError, ValueError):
+            return []
+        entries = (entry.partition(b"\t") for entry in listed.split(b"\0") if entry)
+        return sorted(folder / os.fsdecode(name) for kind, _, name in entries if b" blob " in kind)
+
+    def _name(self, path: Path) -> str:
+        return path.resolve().relative_to(self._top.resolve()).as_posix()
 
 
 def _git(folder: Path, *arguments: str) -> bytes:

@@ -6,15 +6,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from vllmjobs.changes.model import Group
 from vllmjobs.check.check import RULES, check
 from vllmjobs.check.ignoring import without_ignored
-from vllmjobs.check.subject import Facts, Subject, Whole
+from vllmjobs.check.subject import Before, Facts, Subject, Whole
 from vllmjobs.configs import configs
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
 from vllmjobs.environment.tree import Map, Node, Scalar, parse
+from vllmjobs.git import Commit
 
 # Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
 SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")
@@ -39,10 +41,16 @@ def find(project: Path, name: str) -> Path:
     return project / "envs" / f"{name}.yaml"
 
 
-def environments(project: Path) -> list[Path]:
-    """Every environment of the project: the files of `envs/`, less those that only others extend."""
-    files = sorted(file for file in (project / "envs").glob("*.y*ml") if _is_environment(file))
-    trees = {file: _tree(file) for file in files}
+def environments(project: Path, commit: Commit | None = None) -> list[Path]:
+    """Every environment of the project: the files of `envs/`, less those that only others extend.
+
+    Those of a commit where one is given.
+    """
+    folder = project / "envs"
+    listed = commit.files(folder) if commit else [file for file in folder.glob("*.y*ml") if file.is_file()]
+    files = sorted(file for file in listed if _is_environment(file))
+    read = commit.read if commit else Path.read_bytes
+    trees = {file: _tree(file, read) for file in files}
     extended = {
         Path(os.path.normpath(file.parent / extends.value))
         for file, tree in trees.items()
@@ -59,37 +67,46 @@ def environments(project: Path) -> list[Path]:
 
 
 def _is_environment(file: Path) -> bool:
-    """Not an editor's lock or a copy's resource fork (`.#prod.yaml`, `._prod.yaml`), nor a folder."""
-    return file.suffix in (".yaml", ".yml") and not file.name.startswith(".") and file.is_file()
+    """Not an editor's lock or a copy's resource fork: `.#prod.yaml`, `._prod.yaml`."""
+    return file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
 
 
-def _tree(file: Path) -> Node | None:
+def _tree(file: Path, read: Files) -> Node | None:
     try:
-        return parse(file.read_text(encoding="utf-8", errors="replace"), str(file))[0]
+        return parse(read(file).decode(errors="replace"), str(file))[0]
     except OSError:  # said when it is checked
         return None
 
 
 def checked(
-    paths: Sequence[Path], settings: Sequence[str], project: Path, against: Files | None = None
+    paths: Sequence[Path], settings: Sequence[str], project: Path, against: Commit | None = None
 ) -> list[Checked]:
-    """Read environments and run every rule over each.
-
-    With `against`, a reader of other files such as a commit's, also over what changes from there to here.
-    """
+    """Read environments and run every rule over each; with `against`, also over what changes since then."""
     files = _secret_files(project)
-    return [_checked(path, settings, files, against) for path in paths]
+    return [_checked(path, settings, project, files, against) for path in paths]
 
 
-def _checked(path: Path, settings: Sequence[str], files: dict[str, int], against: Files | None) -> Checked:
+def _checked(
+    path: Path, settings: Sequence[str], project: Path, files: dict[str, int], against: Commit | None
+) -> Checked:
     environment, tree, texts, problems = load_file(path, settings)
-    before = load_file(path, settings, against).environment if against else None
+    before = load_file(path, (), against.read).environment if against else None
     if environment is not None and tree is not None:
-        facts = Facts(configs(environment, tree), files, before)
+        facts = Facts(configs(environment, tree), files)
+        if before is not None and against is not None and not problems:
+            facts = facts._replace(before=Before(before, _groups(before, environment, project, against)))
         problems = problems + check(environment, tree, facts)
     ignorable = {rule.id for rule in RULES}
     problems = in_order(without_ignored(problems, texts, ignorable))
     return Checked(environment, problems, texts, before is not None)
+
+
+def _groups(before: Environment, after: Environment, project: Path, commit: Commit) -> dict[str, Group]:
+    """What becomes of the group of each model."""
+    from vllmjobs.rendered import differences, rendered  # noqa: PLC0415 (Jinja takes 30 ms)
+
+    jobs = differences(rendered(before, project, commit.read), rendered(after, project))
+    return {group.name: group for job in jobs if job.job == "vllm" for group in job.groups}
 
 
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
@@ -98,6 +115,11 @@ def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> En
     Raises `InvalidEnvironmentError` with every error that was found.
     """
     (found,) = checked([path], settings, project)
+    return sound(found)
+
+
+def sound(found: Checked) -> Environment:
+    """The environment of which nothing is called an error; raises `InvalidEnvironmentError` otherwise."""
     errors = [problem for problem in found.problems if problem.severity == "error"]
     if found.environment is None or errors:
         raise InvalidEnvironmentError(errors)

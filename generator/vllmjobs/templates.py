@@ -7,25 +7,33 @@ from pathlib import Path
 import jinja2
 import jinja2.bccache
 
+from vllmjobs.environment.load import Files
 from vllmjobs.render.job import RenderError, Templates
 from vllmjobs.shipped import shipped
 
 
-def templates(project: Path) -> Templates:
-    """Templates by name; one in the project's `jobs/` wins over the shipped one of that name."""
+def templates(project: Path, files: Files | None = None) -> Templates:
+    """Templates by name; one in the project's `jobs/` wins over the shipped one of that name.
+
+    `files` reads the project's from elsewhere, such as a commit; it raises FileNotFoundError for what is not
+    there.
+    """
 
     def read(name: str) -> tuple[str, str] | None:
-        for path in (project / "jobs" / name, shipped("jobs") / name):
-            if os.path.lexists(path):  # a broken link is an error, and no reason to take the next
-                return _text(path), str(path)
-        return None
+        own, common = project / "jobs" / name, shipped("jobs") / name
+        if files is not None:
+            with suppress(FileNotFoundError):
+                return _text(files(own), own), str(own)
+        elif os.path.lexists(own):  # a broken link is an error, and no reason to take the next
+            return _text(own.read_bytes(), own), str(own)
+        return (_text(common.read_bytes(), common), str(common)) if common.exists() else None
 
     return Templates(read, _compiled())
 
 
-def _text(path: Path) -> str:
+def _text(raw: bytes, path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return raw.decode().replace("\r\n", "\n")
     except UnicodeDecodeError as error:
         raise RenderError(f"{path}: byte {error.start} is not valid UTF-8; save the file as UTF-8") from error
 

@@ -12,9 +12,11 @@ PACKAGE = Path(vllmjobs.__file__).parent
 CORE = ["environment", "importing", "vllm", "render", "check", "changes", "rollout"]
 CORE_EXCEPTIONS = {"environment/load.py"}  # the one loader file
 EDGE_OF_OURS = {
+    "against",
     "cli",
     "git",
     "project",
+    "rendered",
     "shipped",
     "templates",
     "nvml",

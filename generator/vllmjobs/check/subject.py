@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from vllmjobs.changes.model import Group
 from vllmjobs.environment.derive import Deadlines, argument_name, deadlines, vllm_version
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
@@ -20,17 +21,24 @@ from vllmjobs.vllm.tables import Nearest, table, versions
 from vllmjobs.vllm.use import Use
 
 
+class Before(NamedTuple):
+    """The environment that a change is compared with, and what becomes of the groups, by their names."""
+
+    environment: Environment
+    groups: dict[str, Group]
+
+
 class Facts(NamedTuple):
     """What the world says beside the environment: gathered by `project.py`, read by rules.
 
     `configs` has the config.json of models by their key in the environment, or why it cannot be read.
     `files` has the permission bits of the project's files that may hold secrets, by path.
-    `before` is the environment that a change is compared with, where one was named.
+    `before` is what a change is compared with, where something was named.
     """
 
     configs: dict[str, dict[str, Any] | str] = {}
     files: dict[str, int] = {}
-    before: Environment | None = None
+    before: Before | None = None
 
 
 @dataclass(frozen=True)

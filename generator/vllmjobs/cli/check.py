@@ -9,6 +9,7 @@ import click
 from vllmjobs import __version__
 from vllmjobs.cli.common import PROJECT, SETTINGS, environment_options, show
 from vllmjobs.environment.problems import in_order
+from vllmjobs.git import Commit
 from vllmjobs.project import checked, environments, find, subjects
 from vllmjobs.shipped import shipped
 
@@ -56,9 +57,7 @@ def check(
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
     before = None
     if against is not None:
-        from vllmjobs.git import files_at  # noqa: PLC0415 (4 ms)
-
-        before = files_at(against, project)
+        before = Commit(against, project)
     found = checked(paths, settings, project, before)
     for path in [path for path, one in zip(paths, found, strict=True) if before and not one.compared]:
         click.echo(f"{path}: {against} has no such environment to compare with", err=True)

@@ -67,7 +67,10 @@ def environment_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def show(text: str) -> None:
-    """What may repeat a file's values: no secrets, and `?` for what the terminal's encoding lacks."""
+def show(text: str, color: bool | None = None) -> None:
+    """What may repeat a file's values: no secrets, and `?` for what the terminal's encoding lacks.
+
+    With `color`, escape sequences are kept even where it goes to a file.
+    """
     encoding = sys.stdout.encoding
-    click.echo(without_secrets(text).encode(encoding, "replace").decode(encoding), nl=False)
+    click.echo(without_secrets(text).encode(encoding, "replace").decode(encoding), nl=False, color=color)

@@ -1,0 +1,144 @@
+"""The other side of a comparison: a commit, another environment, or a job as HCL; and what differs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vllmjobs.changes.jobspec import read
+from vllmjobs.changes.model import Environment as Changes
+from vllmjobs.changes.model import Finding
+from vllmjobs.environment.load import Files
+from vllmjobs.environment.load import load as load_file
+from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, UserError, dotted
+from vllmjobs.git import Commit, GitError
+from vllmjobs.project import Checked, checked, environments, find, sound
+from vllmjobs.rendered import differences, rendered
+
+ENVIRONMENTS = (".yaml", ".yml")
+JOBS = (".hcl", ".nomad")
+
+
+class AgainstError(UserError):
+    """What is to be compared with cannot be had, or is not clear."""
+
+
+class Against(NamedTuple):
+    """Either a commit, in which each environment is compared with itself, or one file for all."""
+
+    name: str
+    commit: Commit | None = None
+    file: Path | None = None
+
+
+def against(name: str, project: Path) -> Against:
+    """What `--against NAME` means: the file of that name, the environment, or else the commit.
+
+    Raises `AgainstError` for what is an environment and a commit, and `GitError` for what is neither.
+    """
+    if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
+        return Against(name, file=Path(name))
+    file = find(project, name)
+    try:
+        commit = Commit(name, project)
+    except GitError as error:
+        if file.is_file():
+            return Against(name, file=file)
+        raise AgainstError(
+            f"--against {name}: {error}; it must be a commit, an environment of {project / 'envs'}/, or a "
+            "file (.yaml, .hcl)"
+        ) from error
+    if file.is_file():
+        raise AgainstError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
+    return Against(name, commit)
+
+
+def either(project: Path, other: Against) -> list[Path]:
+    """Every environment of the project, on this side or the other."""
+    here = environments(project)
+    there = environments(project, other.commit) if other.commit else []
+    return sorted({*here, *there})
+
+
+def changes(paths: Sequence[Path], settings: Sequence[str], project: Path, other: Against) -> list[Changes]:
+    """What differs in the jobs of each environment. `settings` are of this side only.
+
+    Raises `InvalidEnvironmentError` with all errors of this side, and `AgainstError` for another side that
+    cannot be rendered.
+    """
+    here = [path for path in paths if path.exists() or not _is_in(path, other.commit)]
+    found = dict(zip(here, checked(here, settings, project), strict=True))
+    errors = [problem for one in found.values() for problem in one.problems if problem.severity == "error"]
+    if errors:
+        raise InvalidEnvironmentError(errors)
+    return [_changes(path, found.get(path), project, other) for path in paths]
+
+
+def _changes(path: Path, found: Checked | None, project: Path, other: Against) -> Changes:
+    after = rendered(sound(found), project) if found else {}
+    before = _before(path, project, other)
+    if other.file and other.file.suffix in JOBS:
+        name = _counterpart(before[""], after)
+        before, after = {name: before[""]}, {name: after[name]}
+    return Changes(
+        name=path.stem,
+        against=other.name,
+        jobs=differences(before, after, as_one=other.file is not None),
+        findings=tuple(finding(problem) for problem in found.problems) if found else (),
+    )
+
+
+def _before(path: Path, project: Path, other: Against) -> dict[str, str]:
+    """The jobs of the other side; a file with one job has no name for it."""
+    if other.commit:
+        found = _is_in(path, other.commit)
+        return _rendered(path, project, other.commit.read, f"{other.name}:") if found else {}
+    assert other.file
+    if other.file.suffix in JOBS:
+        return {"": _text(other.file)}
+    return _rendered(other.file, project, None, "")
+
+
+def _rendered(path: Path, project: Path, files: Files | None, name: str) -> dict[str, str]:
+    """The jobs of the other side, whatever the rules of `check` have against them."""
+    environment, _, _, problems = load_file(path, (), files or Path.read_bytes)
+    if environment is None or problems:
+        said = "\n".join(f"{name}{problem}" for problem in problems)
+        raise AgainstError(f"{said}\nso there is nothing to compare with: name another side with --against")
+    return rendered(environment, project, files)
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise AgainstError(f"{file}: byte {error.start} is not valid UTF-8") from error
+
+
+def _counterpart(hcl: str, jobs: dict[str, str]) -> str:
+    """The name of the job with the same id, or else of the models' job."""
+    wanted = read(hcl, "--against").id
+    return next((name for name, text in jobs.items() if read(text, name).id == wanted), "vllm")
+
+
+def _is_in(path: Path, commit: Commit | None) -> bool:
+    if not commit:
+        return False
+    try:
+        commit.read(path)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def finding(problem: Problem) -> Finding:
+    """A finding of `check` as the reports hold it."""
+    mark = problem.mark
+    return Finding(
+        file=mark.source,
+        line=mark.line,
+        column=mark.column,
+        rule=problem.rule,
+        severity=problem.severity,
+        path=dotted(problem.path),
+        message=problem.message,
+    )

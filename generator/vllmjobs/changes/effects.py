@@ -1,0 +1,119 @@
+"""What Nomad does with a group's allocations when a job changes: in place, or others in their stead.
+
+`tasksUpdated` in scheduler/util.go of Nomad 1.11 compares what is listed here; for anything else that differs
+it changes the allocation where it is, if its node still fits. The scheduler itself judges the list in
+`tests/cluster/test_diff_effects.py`.
+"""
+
+from vllmjobs.changes.jobspec import Item, Tree
+from vllmjobs.changes.model import Action, Field
+
+_GROUP = {"ephemeral_disk", "volume", "meta", "vault"}
+_NETWORK = {"mode", "mbits", "hostname", "dns", "cni", "port"}
+_PORT = {"static", "to", "host_network"}
+_CONSUL = {"namespace", "cluster", "partition"}
+_TASK = {
+    "driver", "user", "config", "env", "artifact", "vault", "secret", "template", "csi_plugin",
+    "volume_mount", "meta", "identity",
+}  # fmt: skip
+_RESOURCES = {"cpu", "cores", "memory", "memory_max", "device", "numa", "secrets", "network"}
+_JOB = {"meta", "vault"}  # of the job as a whole; they are handed down to every task
+# Where an allocation may run. Nomad looks whether the node that it is on still will do (`inplaceUpdate`).
+_PLACES = {"datacenters", "node_pool", "constraint"}
+
+
+def replaces(path: tuple[str, ...], of_job: bool = False) -> bool:
+    """Whether a difference at this place makes Nomad replace allocations.
+
+    `path` is in the jobspec's words, from below the group, or with `of_job` from below the job.
+    """
+    match path:
+        case (first, *_) if of_job:
+            return first in _JOB
+        case ("task", _, *rest):
+            return _replaces_task(tuple(rest))
+        case ("network", "port", _, *rest):
+            return not rest or rest[0] in _PORT
+        case ("network", *rest):
+            return not rest or rest[0] in _NETWORK
+        case ("consul", word, *_):
+            return word in _CONSUL
+        case ("restart", "render_templates"):
+            return True
+        case ("service", _, "connect", "sidecar_service", ("tags" | "proxy"), *_):
+            return False  # a registration in Consul changes them
+        case ("service", _, "connect", *_):
+            return True
+        case (first, *_):
+            return first in _GROUP
+    return False
+
+
+def _replaces_task(path: tuple[str, ...]) -> bool:
+    """From below the task; nothing is left of the path of a task that comes or goes whole."""
+    match path:
+        case ("resources", word, *_):
+            return word in _RESOURCES
+        case ("consul", word, *_):
+            return word in _CONSUL
+        case ("restart", "render_templates") | ("logs", "disabled"):
+            return True
+        case (first, *_):
+            return first in _TASK
+    return True
+
+
+def moves(path: tuple[str, ...]) -> bool:
+    """Whether the difference is in where allocations may run."""
+    return path[0] in _PLACES or (path[0] == "task" and path[2:3] == ("constraint",))
+
+
+def actions(
+    count_before: int | None, count_after: int | None, fields: tuple[Field, ...], job: tuple[Field, ...]
+) -> tuple[Action, ...]:
+    """What Nomad does with the allocations of a group that both jobs have; counts None are not known.
+
+    `job` are the differences of the job as a whole: they reach every group.
+    """
+    done: list[Action] = []
+    if any(field.replaces for field in (*fields, *job)):
+        if count_before != 0:
+            done.append("destructive")
+    elif job or any(field.path != ("count",) for field in fields):
+        done.append("in-place")
+    if count_before is not None and count_after is not None and count_before != count_after:
+        done.append("scale-up" if count_after > count_before else "scale-down")
+    return tuple(done)
+
+
+def canaries(job_type: Item, group: Tree, done: tuple[Action, ...]) -> int:
+    """How many are started beside the old ones before any of these is stopped."""
+    update = group.get("update")
+    if "destructive" not in done or job_type not in (None, "service") or not isinstance(update, dict):
+        return 0
+    return number(update.get("canary")) or 0
+
+
+def gpus(group: Tree) -> int:
+    """The GPUs of one instance: devices of type gpu, of whatever vendor and model."""
+    found = 0
+    for task in below(group, "task").values():
+        for name, device in below(below(task, "resources"), "device").items():
+            if "gpu" in name.split("/"):
+                count = below({"device": device}, "device").get("count", 1)
+                found += number(count) or 0
+    return found
+
+
+def below(tree: Item, word: str) -> Tree:
+    """The map under a word; empty where there is none."""
+    found = tree.get(word) if isinstance(tree, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
+def number(value: Item) -> int | None:
+    """A whole number, however written; None for an expression."""
+    try:
+        return int(value) if isinstance(value, (str, int, float)) else None
+    except ValueError:
+        return None

@@ -1,0 +1,187 @@
+"""A job's HCL, as a tree of its words: what two jobs are compared by.
+
+The tree is nested maps. A block stands under its kind and its labels, `group "chat"` under `group` and then
+`chat`; a block that may be repeated, under its kind and what tells it from the others: `service` and then its
+name. An attribute holds what the HCL says, not evaluated: `${attr.kernel.name}` stays as it is, and so does
+any call of a function. Whether a map was written as a block or with `=` makes no difference, nor do order,
+layout and comments.
+"""
+
+import re
+from functools import cache
+from textwrap import dedent
+from typing import NamedTuple
+
+import tree_sitter_hcl
+from tree_sitter import Language, Node, Parser
+
+from vllmjobs.environment.problems import UserError
+
+Scalar = str | int | float | bool | None
+Item = Scalar | list["Item"] | dict[str, "Item"]
+Tree = dict[str, Item]
+
+# What tells repeated blocks apart, best first.
+NAMED_BY = {
+    "constraint": ("attribute", "operator"),
+    "affinity": ("attribute",),
+    "spread": ("attribute",),
+    "target": ("value",),
+    "service": ("name",),
+    "check": ("name", "type"),
+    "template": ("destination",),
+    "artifact": ("source",),
+    "mount": ("target",),
+    "volume_mount": ("destination", "volume"),
+    "identity": ("name",),
+    "upstreams": ("destination_name",),
+}
+_ESCAPE = re.compile(r'\\(["\\nrt]|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})')
+_ESCAPED = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
+
+
+class JobspecError(UserError):
+    """A text that holds no job that can be read."""
+
+
+class Jobspec(NamedTuple):
+    """One job."""
+
+    id: str
+    tree: Tree
+
+
+def read(hcl: str, source: str) -> Jobspec:
+    """The job of a jobspec; `source` names it in errors.
+
+    Raises `JobspecError` for what is no HCL, and unless it holds exactly one `job`.
+    """
+    root = _parser().parse(hcl.encode()).root_node
+    if root.has_error:
+        row, column = _first_error(root)
+        raise JobspecError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
+    blocks = [node for node in _body(root) if node.type == "block" and _kind(node) == "job"]
+    if len(blocks) != 1:
+        raise JobspecError(f"{source}: must hold one job (holds {len(blocks)})")
+    (job,) = blocks
+    labels = _labels(job)
+    if len(labels) != 1:
+        raise JobspecError(f"{source}:{job.start_point[0] + 1}:1: job must have one name")
+    return Jobspec(labels[0], _tree(job))
+
+
+@cache
+def _parser() -> Parser:
+    return Parser(Language(tree_sitter_hcl.language()))
+
+
+def _first_error(node: Node) -> tuple[int, int]:
+    """Row and column, from 0, of the innermost first node that holds an error."""
+    for child in node.children:
+        if child.is_error or child.is_missing:
+            return child.start_point[0], child.start_point[1]
+        if child.has_error:
+            return _first_error(child)
+    return node.start_point[0], node.start_point[1]
+
+
+def _body(node: Node) -> list[Node]:
+    """The attributes and blocks of a file or of a block."""
+    bodies = [child for child in node.named_children if child.type == "body"]
+    return [child for body in bodies for child in body.named_children if child.type != "comment"]
+
+
+def _kind(node: Node) -> str:
+    return _text(node.named_children[0])
+
+
+def _labels(block: Node) -> list[str]:
+    labels = [node for node in block.named_children[1:] if node.type in ("string_lit", "identifier")]
+    return [str(_quoted(label)) if label.type == "string_lit" else _text(label) for label in labels]
+
+
+def _tree(block: Node) -> Tree:
+    tree: Tree = {}
+    for node in _body(block):
+        kind = _kind(node)
+        if node.type == "attribute":
+            tree[kind] = _value(node.named_children[-1])
+            continue
+        inner = _tree(node)
+        words = [kind, *_labels(node)]
+        if kind in NAMED_BY:
+            words.append(str(next((inner[key] for key in NAMED_BY[kind] if key in inner), "default")))
+        _put(tree, words, inner)
+    return tree
+
+
+def _put(tree: Tree, words: list[str], inner: Tree) -> None:
+    """Hang a block under its words; a second one of the same words gets a number."""
+    *above, last = words
+    for word in above:
+        below = tree.get(word)
+        if not isinstance(below, dict):
+            below = tree[word] = {}
+        tree = below
+    name, number = last, 1
+    while name in tree:
+        number += 1
+        name = f"{last}#{number}"
+    tree[name] = inner
+
+
+def _value(expression: Node) -> Item:
+    """What an expression says where it only says a value; its own words otherwise."""
+    node = expression
+    while node.type in ("expression", "literal_value", "template_expr", "collection_value"):
+        node = node.named_children[0]
+    match node.type:
+        case "string_lit" | "quoted_template":
+            return _quoted(node)
+        case "heredoc_template":
+            return _heredoc(_text(node))
+        case "bool_lit":
+            return _text(node) == "true"
+        case "null_lit":
+            return None
+        case "tuple":
+            return [_value(item) for item in node.named_children if item.type == "expression"]
+        case "object":
+            return dict(_element(item) for item in node.named_children if item.type == "object_elem")
+    text = _text(expression)
+    try:
+        return int(text)
+    except ValueError:
+        pass
+    try:
+        return float(text)
+    except ValueError:
+        return "${" + " ".join(text.split()) + "}"
+
+
+def _element(node: Node) -> tuple[str, Item]:
+    key, value = (child for child in node.named_children if child.type == "expression")
+    name = _value(key)
+    bare = isinstance(name, str) and key.text is not None and not key.text.startswith(b'"')
+    return (_text(key) if bare else str(name)), _value(value)
+
+
+def _quoted(node: Node) -> str:
+    return _ESCAPE.sub(_unescaped, _text(node)[1:-1])
+
+
+def _unescaped(found: re.Match[str]) -> str:
+    code = found[1]
+    return _ESCAPED.get(code) or chr(int(code[1:], 16))
+
+
+def _heredoc(text: str) -> str:
+    """https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md#template-expressions: `<<-` cuts the
+    indentation that all lines share."""  # fmt: skip
+    opening, *lines = text.split("\n")
+    body = "".join(f"{line}\n" for line in lines[:-1])
+    return dedent(body) if opening.startswith("<<-") else body
+
+
+def _text(node: Node) -> str:
+    return (node.text or b"").decode()

@@ -1,0 +1,52 @@
+"""`diff`: what a change does to the running jobs, with no cluster at hand."""
+
+import os
+from pathlib import Path
+
+import click
+
+from vllmjobs.changes.model import Report
+from vllmjobs.cli.common import PROJECT, SETTINGS
+from vllmjobs.cli.reporting import report_options, say
+from vllmjobs.project import find
+
+
+@click.command()
+@click.argument("envs", metavar="[ENV]...", nargs=-1)
+@click.option(
+    "--against",
+    "other",
+    metavar="REF|FILE|ENV",
+    default="HEAD",
+    show_default=True,
+    help="A commit, such as origin/main; an environment, by name or file; or a file with a job's HCL.",
+)
+@SETTINGS
+@PROJECT
+@report_options
+def diff(
+    envs: tuple[str, ...],
+    other: str,
+    settings: tuple[str, ...],
+    project: Path,
+    detailed: bool,
+    form: str,
+    color: bool | None,
+) -> None:
+    """Say what Nomad would do with the jobs of ENV, against what they were.
+
+    ENV is the name of a file in envs/, or a path; every environment of the project when none is named. Both
+    sides are rendered and compared as jobs: layout, order and comments are no change. --set is of this side
+    only. No cluster is asked; `vllmjobs plan` asks it.
+
+    Exits 2 when there are changes, 0 when there are none.
+    """
+    from vllmjobs.against import against, changes, either  # noqa: PLC0415 (Jinja and the parser take 40 ms)
+
+    side = against(other, project)
+    named = {os.path.realpath(path): path for path in (find(project, env) for env in envs)}
+    paths = list(named.values()) or either(project, side)
+    if not paths:
+        raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
+    report = Report(command="diff", environments=tuple(changes(paths, settings, project, side)))
+    say(report, form, color, detailed)

@@ -1,0 +1,64 @@
+"""What `diff` and `plan` share: their options, how a report is printed, and the exit code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+import click
+
+from vllmjobs.changes.model import Report, has_changed, is_unplaceable
+from vllmjobs.cli.common import show
+
+CHANGES, NO_ROOM = 2, 3
+
+
+def report_options(command: Callable[..., None]) -> Callable[..., None]:
+    """--detailed, --format and --color."""
+    for option in (
+        click.option(
+            "--color/--no-color",
+            default=None,
+            help="Colours; by default on a terminal, unless NO_COLOR is set.",
+        ),
+        click.option(
+            "--format",
+            "form",
+            type=click.Choice(["text", "markdown", "json"]),
+            default="text",
+            show_default=True,
+            help="For a terminal, for a comment on a pull request, or for programs.",
+        ),
+        click.option(
+            "--detailed/--no-detailed",
+            default=True,
+            show_default=True,
+            help="Exit 2 when there are changes, or 0.",
+        ),
+    ):
+        command = option(command)
+    return command
+
+
+def say(report: Report, form: str, color: bool | None, detailed: bool) -> None:
+    """Print a report and end with its exit code."""
+    match form:
+        case "markdown":
+            from vllmjobs.changes.report_markdown import as_markdown  # noqa: PLC0415
+
+            show(as_markdown(report))
+        case "json":
+            from vllmjobs.changes.report_json import as_json  # noqa: PLC0415
+
+            show(as_json(report))
+        case _:
+            from vllmjobs.changes.report_text import as_text  # noqa: PLC0415
+
+            # https://no-color.org: whatever its value, unless it is empty
+            if color is None:
+                color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
+            show(as_text(report, color), color)
+    jobs = [job for environment in report.environments for job in environment.jobs]
+    if any(map(is_unplaceable, jobs)):
+        raise click.exceptions.Exit(NO_ROOM)
+    if detailed and any(map(has_changed, jobs)):
+        raise click.exceptions.Exit(CHANGES)

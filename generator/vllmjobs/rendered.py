@@ -1,0 +1,35 @@
+"""The jobs of an environment as HCL, and what differs between two such sets."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from vllmjobs.changes.compare import compare
+from vllmjobs.changes.jobspec import read
+from vllmjobs.changes.model import Job
+from vllmjobs.environment.load import Files
+from vllmjobs.environment.model import Environment
+from vllmjobs.render.job import jobs, render
+from vllmjobs.templates import templates
+
+
+def rendered(environment: Environment, project: Path, files: Files | None = None) -> dict[str, str]:
+    """Every job of an environment as HCL, by its name for `render --job`.
+
+    `files` reads the project's templates from elsewhere, such as a commit.
+    """
+    found = templates(project, files)
+    return {name: render(environment, name, found) for name in jobs(environment)}
+
+
+def differences(before: Mapping[str, str], after: Mapping[str, str], as_one: bool = False) -> tuple[Job, ...]:
+    """What differs between two sets of jobs, each HCL by its name.
+
+    See `compare` for `as_one`. Raises `JobspecError` for a template whose output is not one job.
+    """
+    found: list[Job] = []
+    for name in (*after, *(name for name in before if name not in after)):
+        old, new = before.get(name), after.get(name)
+        was = None if old is None else read(old, f"job {name}, rendered")
+        now = was if old == new else None if new is None else read(new, f"job {name}, rendered")
+        found += compare(name, was, now, as_one)
+    return tuple(found)
