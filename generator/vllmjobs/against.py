@@ -12,7 +12,9 @@ from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, UserError, dotted
 from vllmjobs.git import Commit, GitError
 from vllmjobs.project import Checked, checked, environments, find, sound
+from vllmjobs.render.job import Templates
 from vllmjobs.rendered import differences, rendered
+from vllmjobs.templates import templates
 
 ENVIRONMENTS = (".yaml", ".yml")
 JOBS = (".hcl", ".nomad")
@@ -26,6 +28,7 @@ class Against(NamedTuple):
     """Either a commit, in which each environment is compared with itself, or one file for all."""
 
     name: str
+    templates: Templates
     commit: Commit | None = None
     file: Path | None = None
 
@@ -36,20 +39,20 @@ def against(name: str, project: Path) -> Against:
     Raises `AgainstError` for what is an environment and a commit, and `GitError` for what is neither.
     """
     if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
-        return Against(name, file=Path(name))
+        return Against(name, templates(project), file=Path(name))
     file = find(project, name)
     try:
         commit = Commit(name, project)
     except GitError as error:
         if file.is_file():
-            return Against(name, file=file)
+            return Against(name, templates(project), file=file)
         raise AgainstError(
             f"--against {name}: {error}; it must be a commit, an environment of {project / 'envs'}/, or a "
             "file (.yaml, .hcl)"
         ) from error
     if file.is_file():
         raise AgainstError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
-    return Against(name, commit)
+    return Against(name, templates(project, commit.read), commit)
 
 
 def either(project: Path, other: Against) -> list[Path]:
@@ -70,12 +73,13 @@ def changes(paths: Sequence[Path], settings: Sequence[str], project: Path, other
     errors = [problem for one in found.values() for problem in one.problems if problem.severity == "error"]
     if errors:
         raise InvalidEnvironmentError(errors)
-    return [_changes(path, found.get(path), project, other) for path in paths]
+    ours = templates(project)
+    return [_changes(path, found.get(path), ours, other) for path in paths]
 
 
-def _changes(path: Path, found: Checked | None, project: Path, other: Against) -> Changes:
-    after = rendered(sound(found), project) if found else {}
-    before = _before(path, project, other)
+def _changes(path: Path, found: Checked | None, ours: Templates, other: Against) -> Changes:
+    after = rendered(sound(found), ours) if found else {}
+    before = _before(path, other)
     if other.file and other.file.suffix in JOBS:
         name = _counterpart(before[""], after)
         before, after = {name: before[""]}, {name: after[name]}
@@ -87,24 +91,24 @@ def _changes(path: Path, found: Checked | None, project: Path, other: Against) -
     )
 
 
-def _before(path: Path, project: Path, other: Against) -> dict[str, str]:
+def _before(path: Path, other: Against) -> dict[str, str]:
     """The jobs of the other side; a file with one job has no name for it."""
     if other.commit:
         found = _is_in(path, other.commit)
-        return _rendered(path, project, other.commit.read, f"{other.name}:") if found else {}
+        return _rendered(path, other, other.commit.read, f"{other.name}:") if found else {}
     assert other.file
     if other.file.suffix in JOBS:
         return {"": _text(other.file)}
-    return _rendered(other.file, project, None, "")
+    return _rendered(other.file, other, Path.read_bytes, "")
 
 
-def _rendered(path: Path, project: Path, files: Files | None, name: str) -> dict[str, str]:
+def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, str]:
     """The jobs of the other side, whatever the rules of `check` have against them."""
-    environment, _, _, problems = load_file(path, (), files or Path.read_bytes)
+    environment, _, _, problems = load_file(path, (), files)
     if environment is None or problems:
         said = "\n".join(f"{name}{problem}" for problem in problems)
         raise AgainstError(f"{said}\nso there is nothing to compare with: name another side with --against")
-    return rendered(environment, project, files)
+    return rendered(environment, other.templates)
 
 
 def _text(file: Path) -> str:

@@ -104,8 +104,10 @@ def _checked(
 def _groups(before: Environment, after: Environment, project: Path, commit: Commit) -> dict[str, Group]:
     """What becomes of the group of each model."""
     from vllmjobs.rendered import differences, rendered  # noqa: PLC0415 (Jinja takes 30 ms)
+    from vllmjobs.templates import templates  # noqa: PLC0415
 
-    jobs = differences(rendered(before, project, commit.read), rendered(after, project))
+    was, now = rendered(before, templates(project, commit.read)), rendered(after, templates(project))
+    jobs = differences(was, now)
     return {group.name: group for job in jobs if job.job == "vllm" for group in job.groups}
 
 

@@ -1,24 +1,17 @@
 """The jobs of an environment as HCL, and what differs between two such sets."""
 
 from collections.abc import Mapping
-from pathlib import Path
 
 from vllmjobs.changes.compare import compare
 from vllmjobs.changes.jobspec import read
 from vllmjobs.changes.model import Job
-from vllmjobs.environment.load import Files
 from vllmjobs.environment.model import Environment
-from vllmjobs.render.job import jobs, render
-from vllmjobs.templates import templates
+from vllmjobs.render.job import Templates, jobs, render
 
 
-def rendered(environment: Environment, project: Path, files: Files | None = None) -> dict[str, str]:
-    """Every job of an environment as HCL, by its name for `render --job`.
-
-    `files` reads the project's templates from elsewhere, such as a commit.
-    """
-    found = templates(project, files)
-    return {name: render(environment, name, found) for name in jobs(environment)}
+def rendered(environment: Environment, templates: Templates) -> dict[str, str]:
+    """Every job of an environment as HCL, by its name for `render --job`."""
+    return {name: render(environment, name, templates) for name in jobs(environment)}
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str], as_one: bool = False) -> tuple[Job, ...]:

@@ -2,6 +2,7 @@
 
 import traceback
 from collections.abc import Callable
+from functools import lru_cache
 from typing import NamedTuple
 
 import jinja2
@@ -55,6 +56,7 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
         raise RenderError(f"{_place(error)}{error}") from error
 
 
+@lru_cache(maxsize=2)  # a diff renders many environments, each on two sides
 def _jinja(templates: Templates) -> jinja2.Environment:
     """Nomad's own `{{ }}` and `${ }` stay readable: ours are `[[ ]]`, `[% %]` and `[# #]`."""
     jinja = jinja2.Environment(
