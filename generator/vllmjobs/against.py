@@ -47,8 +47,8 @@ def against(name: str, project: Path) -> Against:
         if file.is_file():
             return Against(name, templates(project), file=file)
         raise AgainstError(
-            f"--against {name}: {error}; it must be a commit, an environment of {project / 'envs'}/, or a "
-            "file (.yaml, .hcl)"
+            f"--against {name}: {error}; it must be a commit that this clone has (a shallow one has few), an "
+            f"environment of {project / 'envs'}/, or a file (.yaml, .hcl)"
         ) from error
     if file.is_file():
         raise AgainstError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
