@@ -6,12 +6,11 @@ from typing import NamedTuple
 
 from vllmjobs.changes.jobspec import read
 from vllmjobs.changes.model import Environment as Changes
-from vllmjobs.changes.model import Finding
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
-from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, UserError, dotted
+from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
 from vllmjobs.git import Commit, GitError
-from vllmjobs.project import Checked, checked, environments, find, sound
+from vllmjobs.project import Checked, checked, environments, find, findings, sound
 from vllmjobs.render.job import Templates
 from vllmjobs.rendered import differences, rendered
 from vllmjobs.templates import templates
@@ -87,7 +86,7 @@ def _changes(path: Path, found: Checked | None, ours: Templates, other: Against)
         name=path.stem,
         against=other.name,
         jobs=differences(before, after, as_one=other.file is not None),
-        findings=tuple(finding(problem) for problem in found.problems) if found else (),
+        findings=findings(found) if found else (),
     )
 
 
@@ -132,17 +131,3 @@ def _is_in(path: Path, commit: Commit | None) -> bool:
     except FileNotFoundError:
         return False
     return True
-
-
-def finding(problem: Problem) -> Finding:
-    """A finding of `check` as the reports hold it."""
-    mark = problem.mark
-    return Finding(
-        file=mark.source,
-        line=mark.line,
-        column=mark.column,
-        rule=problem.rule,
-        severity=problem.severity,
-        path=dotted(problem.path),
-        message=problem.message,
-    )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from vllmjobs.changes.model import Group
+from vllmjobs.changes.model import Finding, Group
 from vllmjobs.check.check import RULES, check
 from vllmjobs.check.ignoring import without_ignored
 from vllmjobs.check.subject import Before, Facts, Subject, Whole
@@ -14,7 +14,7 @@ from vllmjobs.configs import configs
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
+from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, dotted, in_order
 from vllmjobs.environment.tree import Map, Node, Scalar, parse
 from vllmjobs.git import Commit
 
@@ -126,6 +126,22 @@ def sound(found: Checked) -> Environment:
     if found.environment is None or errors:
         raise InvalidEnvironmentError(errors)
     return found.environment
+
+
+def findings(found: Checked) -> tuple[Finding, ...]:
+    """What `check` has found, as the reports of `diff` and `plan` hold it."""
+    return tuple(
+        Finding(
+            file=problem.mark.source,
+            line=problem.mark.line,
+            column=problem.mark.column,
+            rule=problem.rule,
+            severity=problem.severity,
+            path=dotted(problem.path),
+            message=problem.message,
+        )
+        for problem in found.problems
+    )
 
 
 def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:

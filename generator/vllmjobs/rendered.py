@@ -9,9 +9,9 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.render.job import Templates, jobs, render
 
 
-def rendered(environment: Environment, templates: Templates) -> dict[str, str]:
-    """Every job of an environment as HCL, by its name for `render --job`."""
-    return {name: render(environment, name, templates) for name in jobs(environment)}
+def rendered(environment: Environment, templates: Templates, only: str | None = None) -> dict[str, str]:
+    """Every job of an environment as HCL, by its name for `render --job`; or `only` the one of that name."""
+    return {name: render(environment, name, templates) for name in ([only] if only else jobs(environment))}
 
 
 def differences(before: Mapping[str, str], after: Mapping[str, str], as_one: bool = False) -> tuple[Job, ...]:

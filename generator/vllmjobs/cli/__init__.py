@@ -7,6 +7,7 @@ from vllmjobs.cli.check import check, explain, size
 from vllmjobs.cli.common import Commands
 from vllmjobs.cli.diff import diff
 from vllmjobs.cli.gpus import gpus
+from vllmjobs.cli.plan import plan
 from vllmjobs.cli.project import import_, init, schema
 from vllmjobs.cli.render import render
 
@@ -25,5 +26,5 @@ def main() -> None:
     """vLLM on HashiCorp Nomad, from one YAML file per environment."""
 
 
-for command in (check, diff, explain, gpus, import_, init, render, schema, size):
+for command in (check, diff, explain, gpus, import_, init, plan, render, schema, size):
     main.add_command(command)

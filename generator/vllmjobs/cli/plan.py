@@ -1,0 +1,52 @@
+"""`plan`: what the cluster would do with the jobs of an environment."""
+
+from pathlib import Path
+
+import click
+
+from vllmjobs.changes.model import Environment, Report
+from vllmjobs.cli.common import environment_options
+from vllmjobs.cli.reporting import report_options, say
+from vllmjobs.project import checked, find, findings, sound
+
+
+@click.command()
+@environment_options
+@click.option(
+    "--job", metavar="NAME", help="Only this job: vllm, fabio or nginx; by default all that ENV has."
+)
+@report_options
+def plan(
+    env: str,
+    settings: tuple[str, ...],
+    project: Path,
+    job: str | None,
+    detailed: bool,
+    form: str,
+    color: bool | None,
+) -> None:
+    """Ask the cluster what it would do with the jobs of ENV, and change nothing.
+
+    ENV is the name of a file in envs/, or a path. The cluster is found as the nomad command finds it: by
+    NOMAD_ADDR, NOMAD_TOKEN and the others.
+
+    Exits 2 when there are changes, 3 when there is no room for them, 0 when nothing would be done.
+    """
+    from vllmjobs.nomad import Cluster  # noqa: PLC0415 (requests takes 60 ms)
+    from vllmjobs.planning import plans  # noqa: PLC0415
+    from vllmjobs.rendered import rendered  # noqa: PLC0415
+    from vllmjobs.templates import templates  # noqa: PLC0415
+
+    (found,) = checked([find(project, env)], settings, project)
+    jobs = rendered(sound(found), templates(project), job)
+    cluster = Cluster()
+    command = ["vllmjobs", "render", env, *(word for setting in settings for word in ("--set", setting))]
+    if project != Path():
+        command += ["--project", str(project)]
+    planned = Environment(
+        name=find(project, env).stem,
+        against=cluster.address,
+        jobs=plans(jobs, cluster, command),
+        findings=findings(found),
+    )
+    say(Report(command="plan", environments=(planned,)), form, color, detailed)

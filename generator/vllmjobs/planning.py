@@ -1,0 +1,51 @@
+"""What the cluster's scheduler would do with the jobs of an environment."""
+
+import shlex
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+
+from vllmjobs.changes.fleet import Node, in_cluster
+from vllmjobs.changes.model import Job
+from vllmjobs.changes.planned import planned
+from vllmjobs.nomad import Cluster, ForbiddenError
+
+
+class Planner:
+    """Asks for plans, and only where something has no room for the nodes."""
+
+    def __init__(self, cluster: Cluster, render: Sequence[str]) -> None:
+        """`render` is the command that prints the jobs, less its `--job`."""
+        self._cluster, self._render = cluster, render
+
+    def plan(self, name: str, hcl: str) -> Job:
+        """The scheduler's dry run of a job, by its name for `render --job`. Raises `NomadError`."""
+        job = self._cluster.parse(hcl)
+        where = (job["ID"], job["Namespace"], job["Region"])
+        running = self._cluster.job(*where)
+        plan = self._cluster.plan(job)
+        return planned(
+            name=name,
+            job=job,
+            running=running,
+            plan=plan,
+            deployment=self._cluster.deployment(*where) if running else None,
+            run=self._run(name, plan["JobModifyIndex"] if running else 0),
+            nodes=self._nodes if plan.get("FailedTGAllocs") else None,
+        )
+
+    def _run(self, name: str, index: int) -> str:
+        job = [] if name == "vllm" else ["--job", name]
+        return f"{shlex.join([*self._render, *job])} | nomad job run -check-index {index} -"
+
+    @cached_property
+    def _nodes(self) -> list[Node] | None:
+        try:
+            return in_cluster(*self._cluster.nodes())
+        except ForbiddenError:  # why there is no room can then only be told in part
+            return None
+
+
+def plans(jobs: Mapping[str, str], cluster: Cluster, render: Sequence[str]) -> tuple[Job, ...]:
+    """The plan of each job, which is HCL by its name for `render --job`; see `Planner`."""
+    planner = Planner(cluster, render)
+    return tuple(planner.plan(name, hcl) for name, hcl in jobs.items())
