@@ -20,22 +20,25 @@ class Figure(NamedTuple):
     peak_mib: float
 
 
-def measure(command: Sequence[str]) -> Figure:
-    """Run a command to its end; wall-clock seconds and the largest resident set in MiB."""
+def measure(command: Sequence[str], fine: Sequence[int] = (0,)) -> Figure:
+    """Run a command to its end; wall-clock seconds and the largest resident set in MiB.
+
+    Ends the benchmark at an exit code that is not `fine`.
+    """
     start = time.perf_counter()
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
     said = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
     process.returncode = os.waitstatus_to_exitcode(status)
-    if process.returncode:
+    if process.returncode not in fine:
         sys.exit(f"{' '.join(command)}: exit {process.returncode}\n{said.decode()}")
     return Figure(seconds, usage.ru_maxrss / 1024)
 
 
-def in_turn(commands: dict[str, list[str]], runs: int) -> dict[str, list[Figure]]:
+def in_turn(commands: dict[str, list[str]], runs: int, fine: Sequence[int] = (0,)) -> dict[str, list[Figure]]:
     """Every command `runs` times, A B C A B C, after one round that does not count."""
-    rounds = [{name: measure(command) for name, command in commands.items()} for _ in range(runs + 1)]
+    rounds = [{name: measure(command, fine) for name, command in commands.items()} for _ in range(runs + 1)]
     return {name: [figures[name] for figures in rounds[1:]] for name in commands}
 
 

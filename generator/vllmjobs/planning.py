@@ -2,7 +2,7 @@
 
 import shlex
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache
 
 from vllmjobs.changes.fleet import Node, in_cluster
 from vllmjobs.changes.model import Job
@@ -16,6 +16,7 @@ class Planner:
     def __init__(self, cluster: Cluster, render: Sequence[str]) -> None:
         """`render` is the command that prints the jobs, less its `--job`."""
         self._cluster, self._render = cluster, render
+        self._nodes = cache(self._read_nodes)
 
     def plan(self, name: str, hcl: str) -> Job:
         """The scheduler's dry run of a job, by its name for `render --job`. Raises `NomadError`."""
@@ -30,17 +31,16 @@ class Planner:
             plan=plan,
             deployment=self._cluster.deployment(*where) if running else None,
             run=self._run(name, plan["JobModifyIndex"] if running else 0),
-            nodes=self._nodes if plan.get("FailedTGAllocs") else None,
+            nodes=self._nodes(job["Region"]) if plan.get("FailedTGAllocs") else None,
         )
 
     def _run(self, name: str, index: int) -> str:
         job = [] if name == "vllm" else ["--job", name]
         return f"{shlex.join([*self._render, *job])} | nomad job run -check-index {index} -"
 
-    @cached_property
-    def _nodes(self) -> list[Node] | None:
+    def _read_nodes(self, region: str) -> list[Node] | None:
         try:
-            return in_cluster(*self._cluster.nodes())
+            return in_cluster(*self._cluster.nodes(region))
         except ForbiddenError:  # why there is no room can then only be told in part
             return None
 
