@@ -3,9 +3,10 @@
 Whoever makes a `Field` has hidden what may be a secret: see `vllmjobs.changes.hiding`.
 """
 
-from typing import Literal
+from typing import Annotated, Literal
 
 import msgspec
+from msgspec import Meta
 
 VERSION = 1  # of the JSON: raised when a name goes, or means another thing; a new name does not raise it
 
@@ -19,16 +20,28 @@ class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
 class Field(Value, frozen=True):
     """One value that differs."""
 
-    path: tuple[str, ...]
-    """In the jobspec's own words, labels included, from below the job or the group:
-    `("task", "vllm", "config", "image")`, `("service", "vllm-prod-chat", "check", "ready", "interval")`."""
-    before: str | None
-    """As the jobspec writes it, without quotes. None where it was not there. Of a list, one item."""
+    path: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="In the jobspec's words, labels included, from below the job or the group: task, "
+            "vllm, config, image; or service, vllm-prod-chat, check, ready, interval."
+        ),
+    ]
+    before: Annotated[
+        str | None,
+        Meta(
+            description="As the jobspec writes it, unquoted; null where there was none. One item of a list."
+        ),
+    ]
     after: str | None
-    replaces: bool = False
-    """Whether Nomad replaces the group's allocations because of it."""
-    hidden: bool = False
-    """A value that may be a secret; `before` and `after` then only tell whether there was one."""
+    replaces: Annotated[
+        bool,
+        Meta(description="Whether Nomad replaces the group's allocations because of it."),
+    ] = False
+    hidden: Annotated[
+        bool,
+        Meta(description="May be a secret; `before` and `after` then only tell whether there was one."),
+    ] = False
 
 
 class Updates(Value, frozen=True):
@@ -47,36 +60,43 @@ class Updates(Value, frozen=True):
 class Unplaced(Value, frozen=True):
     """Allocations for which there is no room: FailedTGAllocs of a plan."""
 
-    wanted: int
-    """How many would be placed, canaries or others."""
-    failed: int
-    """How many of them cannot be."""
-    canaries: bool
-    """Whether it is canaries that cannot be placed."""
-    why: tuple[str, ...]
-    """What stands in the way, one clause each: "4 nodes have nvidia/gpu, 3 GPUs are free, each canary needs
-    4 on one node"."""
-    way_out: tuple[str, ...]
-    """What a person may do, one clause each: "set rollout.canary: 1"."""
+    wanted: Annotated[int, Meta(description="How many would be placed, canaries or others.")]
+    failed: Annotated[int, Meta(description="How many of them cannot be.")]
+    canaries: Annotated[bool, Meta(description="Whether it is canaries that cannot be placed.")]
+    why: Annotated[
+        tuple[str, ...],
+        Meta(
+            description="What stands in the way, one clause each: 4 nodes have nvidia/gpu, 3 GPUs are free, "
+            "each canary needs 4 on one node."
+        ),
+    ]
+    way_out: Annotated[
+        tuple[str, ...],
+        Meta(description="What a person may do, one clause each: set rollout.canary: 1."),
+    ]
 
 
 class Group(Value, frozen=True):
     """A task group, changed or not."""
 
     name: str
-    actions: tuple[Action, ...]
-    """What Nomad does to its allocations; empty where it leaves them as they are."""
-    count_before: int | None
-    """Instances; None where the group was not there."""
+    actions: Annotated[
+        tuple[Action, ...],
+        Meta(description="What Nomad does to its allocations; empty where it leaves them as they are."),
+    ]
+    count_before: Annotated[int | None, Meta(description="Instances; None where the group was not there.")]
     count_after: int | None
-    gpus_before: int | None
-    """GPUs of one instance."""
+    gpus_before: Annotated[int | None, Meta(description="GPUs of one instance.")]
     gpus_after: int | None
-    canaries: int = 0
-    """How many are started beside the old ones, and wait for a promotion, before any old one is stopped."""
+    canaries: Annotated[
+        int,
+        Meta(
+            description="How many are started beside the old ones, and wait for a promotion, before any old "
+            "one is stopped."
+        ),
+    ] = 0
     fields: tuple[Field, ...] = ()
-    updates: Updates | None = None
-    """Of a plan only, as the two below."""
+    updates: Annotated[Updates | None, Meta(description="Of a plan only, as `unplaced`.")] = None
     unplaced: Unplaced | None = None
 
 
@@ -97,19 +117,21 @@ class Deployment(Value, frozen=True):
     job_version: int
     status: str
     description: str
-    groups: tuple[str, ...]
-    """What is known of each group, in words: "chat: 1 of 1 canaries healthy, not promoted"."""
+    groups: Annotated[
+        tuple[str, ...],
+        Meta(description="What is known of each group, such as chat: 1 of 1 canaries healthy, not promoted."),
+    ]
 
 
 class Plan(Value, frozen=True):
     """What only the cluster knows of a job."""
 
-    modify_index: int
-    """For `nomad job run -check-index`; 0 where the job does not run."""
-    run: str
-    """The command that makes this very change, and no other."""
-    warnings: tuple[str, ...] = ()
-    """Of Nomad's validation."""
+    modify_index: Annotated[
+        int,
+        Meta(description="For `nomad job run -check-index`; 0 where the job does not run."),
+    ]
+    run: Annotated[str, Meta(description="The command that makes this very change, and no other.")]
+    warnings: Annotated[tuple[str, ...], Meta(description="Of Nomad's validation.")] = ()
     deployment: Deployment | None = None
     preempted: tuple[Preempted, ...] = ()
 
@@ -117,19 +139,23 @@ class Plan(Value, frozen=True):
 class Job(Value, frozen=True):
     """One job, changed or not."""
 
-    job: str
-    """Its name for `render --job`: vllm, fabio, nginx."""
+    job: Annotated[str, Meta(description="Its name for `render --job`: vllm, fabio, nginx.")]
     id: str
     namespace: str
     region: str
-    action: Literal["none", "new", "gone", "changed"]
-    """What is `gone` nobody stops: nothing renders it any more."""
-    fields: tuple[Field, ...] = ()
-    """Changes of the job as a whole."""
-    groups: tuple[Group, ...] = ()
-    """Every group of both sides, in the order of the newer one."""
-    notes: tuple[str, ...] = ()
-    """What a person should know beside, one sentence each."""
+    action: Annotated[
+        Literal["none", "new", "gone", "changed"],
+        Meta(description="What is `gone` nobody stops: nothing renders it any more."),
+    ]
+    fields: Annotated[tuple[Field, ...], Meta(description="Changes of the job as a whole.")] = ()
+    groups: Annotated[
+        tuple[Group, ...],
+        Meta(description="Every group of both sides, in the order of the newer one."),
+    ] = ()
+    notes: Annotated[
+        tuple[str, ...],
+        Meta(description="What a person should know beside, one sentence each."),
+    ] = ()
     plan: Plan | None = None
 
 
@@ -149,8 +175,12 @@ class Environment(Value, frozen=True):
     """All jobs of an environment."""
 
     name: str
-    against: str
-    """What they are compared with: a commit, a file, an environment, or the address of a cluster."""
+    against: Annotated[
+        str,
+        Meta(
+            description="What they are compared with: a commit, a file, an environment, a cluster's address."
+        ),
+    ]
     jobs: tuple[Job, ...]
     findings: tuple[Finding, ...] = ()
 

@@ -72,5 +72,5 @@ def show(text: str, color: bool | None = None) -> None:
 
     With `color`, escape sequences are kept even where it goes to a file.
     """
-    encoding = sys.stdout.encoding
+    encoding = sys.stdout.encoding or "utf-8"
     click.echo(without_secrets(text).encode(encoding, "replace").decode(encoding), nl=False, color=color)

@@ -56,7 +56,7 @@ def say(report: Report, form: str, color: bool | None, detailed: bool) -> None:
             # https://no-color.org: whatever its value, unless it is empty
             if color is None:
                 color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-            show(as_text(report, color), color)
+            show(as_text(report, color, sys.stdout.encoding or "utf-8"), color)
     jobs = [job for environment in report.environments for job in environment.jobs]
     if any(map(is_unplaceable, jobs)):
         raise click.exceptions.Exit(NO_ROOM)

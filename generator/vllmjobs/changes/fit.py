@@ -1,0 +1,132 @@
+"""What of a report fits in so many bytes of UTF-8: the longest is cut first, the worst is kept longest."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+_MORE = 64  # bytes for saying how much is left out
+_LEAST = 400  # bytes; a detail that is cut below them tells nothing
+_LEAST_PART = 120
+
+
+class Piece(NamedTuple):
+    """A list or table: entries, each with its newline, that can be left out one by one."""
+
+    entries: list[str]
+    wrap: Callable[[list[str]], str]
+    what: str
+    """What an entry is called, in the plural."""
+    ranks: list[int] | None = None
+    """For each entry how bad it is, 0 for the worst; in their order where there are none."""
+
+
+class Part(NamedTuple):
+    """Lines about one path, and how many values they are about."""
+
+    lines: list[str]
+    values: int
+
+
+class Detail(NamedTuple):
+    """The values of a group; `wrap` puts lines into a fence."""
+
+    rank: int
+    parts: list[Part]
+    wrap: Callable[[list[str]], str]
+
+
+class Cut(NamedTuple):
+    """Details as they fit, and how many values are not there, or not whole."""
+
+    texts: list[str]
+    left_out: int
+    shortened: int
+
+
+def size(text: str) -> int:
+    """Bytes of UTF-8."""
+    return len(text.encode())
+
+
+def fit(piece: Piece, room: int) -> str:
+    """As many entries as fit, the worst first, in the order in which they were; and how many do not fit."""
+    if not piece.entries:
+        return ""
+    sizes = list(map(size, piece.entries))
+    room -= size(piece.wrap(piece.entries)) - sum(sizes)
+    if sum(sizes) <= room:
+        return piece.wrap(piece.entries)
+    ranks, kept = piece.ranks or [0] * len(sizes), set()
+    room -= _MORE
+    for position in sorted(range(len(sizes)), key=lambda position: ranks[position]):
+        if sizes[position] > room:
+            break
+        room -= sizes[position]
+        kept.add(position)
+    text = piece.wrap([piece.entries[position] for position in sorted(kept)]) if kept else ""
+    more = "more " if kept else ""
+    return f"{text}… and {len(sizes) - len(kept):,} {more}{piece.what}\n\n"
+
+
+def cut(details: list[Detail], room: int) -> Cut:
+    """The details, such that all together fit: the longest are shortened, then those of the least bad go."""
+    sizes = [size(detail.wrap(_lines(detail))) for detail in details]
+    kept = sorted(range(len(details)), key=lambda position: (details[position].rank, sizes[position]))
+    while (level := _level([sizes[position] for position in kept], room)) < _LEAST:
+        if sum(sizes[position] for position in kept) <= room:
+            break
+        kept.pop()
+    texts: list[str] = []
+    left_out = shorter = 0
+    for position, detail in enumerate(details):
+        if position not in kept:
+            left_out += sum(part.values for part in detail.parts)
+        elif sizes[position] <= level:
+            texts.append(detail.wrap(_lines(detail)))
+        else:
+            one = _shortened(detail, level - sizes[position] + _sum(_lines(detail)))
+            texts += one.texts
+            left_out, shorter = left_out + one.left_out, shorter + one.shortened
+    return Cut(texts, left_out, shorter)
+
+
+def _shortened(detail: Detail, room: int) -> Cut:
+    level = max(_LEAST_PART, _level([_sum(part.lines) for part in detail.parts], room))
+    lines: list[str] = []
+    left_out = shorter = 0
+    for part in detail.parts:
+        space = min(level, room)
+        fitting = part.lines if _sum(part.lines) <= space else _first(part.lines, space - _MORE)
+        if not fitting:
+            left_out += part.values
+            continue
+        if len(fitting) < len(part.lines):
+            fitting = [*fitting, f"    … {len(part.lines) - len(fitting):,} lines more"]
+            shorter += part.values
+        lines += fitting
+        room -= _sum(fitting)
+    return Cut([detail.wrap(lines)] if lines else [], left_out, shorter)
+
+
+def _first(lines: list[str], room: int) -> list[str]:
+    count = 0
+    while count < len(lines) and _sum(lines[: count + 1]) <= room:
+        count += 1
+    return lines[:count]
+
+
+def _lines(detail: Detail) -> list[str]:
+    return [line for part in detail.parts for line in part.lines]
+
+
+def _sum(lines: list[str]) -> int:
+    return sum(size(line) + 1 for line in lines)
+
+
+def _level(sizes: list[int], room: int) -> int:
+    """The size to which the longest are cut so that all fit."""
+    for position, one in enumerate(sorted(sizes)):
+        share = room // (len(sizes) - position)
+        if one > share:
+            return share
+        room -= one
+    return max(sizes, default=0)

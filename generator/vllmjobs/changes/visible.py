@@ -1,0 +1,85 @@
+"""Text that cannot deceive: what is invisible is spelt out, and of a long value the difference is kept."""
+
+import unicodedata
+
+VALUE = 120  # characters of a value that are shown
+NAME = 80
+BESIDE = 20  # characters that are kept on each side of a difference
+# Blank, though Unicode counts them among the letters and symbols: fillers of Hangul, and empty braille.
+_BLANK = "ᅟᅠㅤﾠ⠀"
+
+
+def visible(text: str) -> str:
+    r"""The text on one line, with `\n`, `\x1b`, `\u202e` for what is not to be seen, or turns what is.
+
+    Unicode's categories C (control, format, unassigned) and Z (separators) but for the space, and variation
+    selectors: a terminal obeys the first, and a reviewer does not see the others.
+    """
+    if text.isascii() and text.isprintable():
+        return text
+    return "".join(map(_spelt, text))
+
+
+def name(text: str) -> str:
+    """A name, visible; of one that is longer than any of Nomad's, both ends."""
+    shown = visible(text)
+    return shown if len(shown) <= NAME else f"{shown[: NAME // 2]}…{shown[-NAME // 2 :]}"
+
+
+def value(text: str) -> str:
+    """A value that has nothing to differ from, its beginning if it is long."""
+    return _quoted(_cut(text, 0, len(text)))
+
+
+def values(before: str, after: str) -> tuple[str, str]:
+    """Two values that differ, cut where they are equal, or after it is seen that they differ."""
+    start = _equal(before, after)
+    most = min(len(before), len(after)) - start
+    end = _equal(before[::-1][:most], after[::-1][:most])
+    cut = [_cut(text, start, len(text) - end) for text in (before, after)]
+    shown = _quoted(cut[0]), _quoted(cut[1])
+    return (ascii(cut[0]), ascii(cut[1])) if look_alike(*shown) else shown
+
+
+def look_alike(one: str, other: str) -> bool:
+    """Whether nobody sees a difference: such as an escape, and the same spelt out."""
+    return unicodedata.normalize("NFC", visible(one)) == unicodedata.normalize("NFC", visible(other))
+
+
+def _equal(one: str, other: str) -> int:
+    """How many characters at the beginning are equal."""
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # comparing slices is quicker than comparing characters, for values of 100 KB
+        middle = (low + high + 1) // 2
+        if one[low:middle] == other[low:middle]:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def _cut(text: str, start: int, end: int) -> str:
+    """What differs, from `start` to `end`, with a little beside it."""
+    if len(text) <= VALUE:
+        return text
+    left, right = max(0, start - BESIDE), min(len(text), end + BESIDE)
+    part = text[left:right]
+    if len(part) > VALUE:
+        part = f"{part[:VALUE]}… ({right - left - VALUE:,} characters more)"
+    elif right < len(text):
+        part += "…"
+    return ("…" if left else "") + part
+
+
+def _quoted(text: str) -> str:
+    """Visible, in quotes where its ends would not be seen."""
+    shown = visible(text)
+    return f'"{shown}"' if not shown or shown != shown.strip() else shown
+
+
+def _spelt(character: str) -> str:
+    if character == " ":
+        return character
+    hidden = unicodedata.category(character)[0] in "CZ" or character in _BLANK
+    hidden = hidden or "\ufe00" <= character <= "\ufe0f"
+    return character.encode("unicode_escape").decode("ascii") if hidden else character
