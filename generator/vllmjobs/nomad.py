@@ -3,209 +3,234 @@
 from __future__ import annotations
 
 import os
-import ssl
-from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
+import random
+import re
+import time
+from collections.abc import Callable, Mapping
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote
 
 import nomad
 import requests
-from nomad.api.exceptions import BaseNomadException, URLNotAuthorizedNomadException
-from requests.adapters import HTTPAdapter
-from requests.utils import get_environ_proxies
-from urllib3 import disable_warnings
-from urllib3.exceptions import InsecureRequestWarning
+from nomad.api.exceptions import BaseNomadException
 
-from vllmjobs import __version__, gpus
-from vllmjobs.environment.problems import UserError
+from vllmjobs import gpus, nomad_answers
+from vllmjobs.nomad_answers import ForbiddenError, InvalidJobError, NomadError, Version
+from vllmjobs.nomad_session import way
+
+__all__ = ["Cluster", "ForbiddenError", "InvalidJobError", "Json", "NomadError"]
 
 Json = dict[str, Any]
-DEFAULT_ADDRESS = "http://127.0.0.1:4646"
 TIMEOUT = (5.0, 30.0)  # seconds until connected, and between two pieces of an answer
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go's strconv.ParseBool
+PAUSES = (1.0, 4.0, 10.0)  # seconds at most between two attempts at a read; an election takes a few
+LONGEST_PAUSE = 10.0  # seconds, however long a server asks for in Retry-After
 # The scheduler frees devices by this status alone: nomad/structs/devices.go AddAllocs.
 _NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in gpus.ENDED)
-
-
-class NomadError(UserError):
-    """What Nomad refuses, or why it cannot be asked: one line, with the address and the way out."""
-
-
-class ForbiddenError(NomadError):
-    """The token is missing, unknown, or may not do this."""
+_DEFAULTS = ("default", "global")  # of a job's namespace and region: nomad/api/jobs.go Canonicalize
+_UNKNOWN = "NOMAD_TOKEN is not, or no longer, a token of this cluster"
 
 
 class Cluster:
-    """The cluster behind NOMAD_ADDR; every method raises `NomadError`."""
+    """The cluster behind NOMAD_ADDR; every method raises `NomadError`.
+
+    All of them only read, a plan too, so each is asked again after a pause where that may help: no answer in
+    time, a connection that was cut, too many requests, a proxy without Nomad, a cluster without a leader.
+    """
 
     def __init__(
-        self, environ: Mapping[str, str] = os.environ, timeout: tuple[float, float] = TIMEOUT
+        self,
+        environ: Mapping[str, str] = os.environ,
+        timeout: tuple[float, float] = TIMEOUT,
+        pauses: tuple[float, ...] = PAUSES,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        """Read NOMAD_ADDR, _REGION, _NAMESPACE, _TOKEN, _HTTP_AUTH, _CACERT, _CAPATH, _CLIENT_CERT,
-        _CLIENT_KEY, _TLS_SERVER_NAME and _SKIP_VERIFY, as nomad/api/api.go DefaultConfig does.
-        """  # fmt: skip
-        given = environ.get("NOMAD_ADDR") or DEFAULT_ADDRESS
-        scheme, host = _scheme_and_host(given)
-        self.address = given.rstrip("/")
-        self._timeout = timeout
-        skip_verify = environ.get("NOMAD_SKIP_VERIFY") in _TRUE
-        session = requests.Session()
-        # Not only proxies: it would put REQUESTS_CA_BUNDLE over what NOMAD_CACERT says, and add a .netrc.
-        session.trust_env = False
-        if not _is_loopback(host):  # as Go, and not as requests, has it
-            session.proxies = get_environ_proxies(self.address)
-        session.headers["User-Agent"] = f"vllmjobs/{__version__}"
-        if authorization := environ.get("NOMAD_HTTP_AUTH"):
-            user, _, password = authorization.partition(":")
-            session.auth = (user, password)
-        if scheme == "https":
-            context = _tls(environ, skip_verify)
-            session.mount("https://", _Tls(context, environ.get("NOMAD_TLS_SERVER_NAME") or None))
-            if skip_verify:  # asked for; a warning at every request says nothing new
-                disable_warnings(InsecureRequestWarning)
+        """Read NOMAD_REGION, _NAMESPACE and _TOKEN, and the rest of the way there: `nomad_session.way`."""
+        there = way(environ)
+        self.address = there.address
+        self._timeout, self._pauses, self._sleep = timeout, pauses, sleep
+        self._namespace, self._region = environ.get("NOMAD_NAMESPACE"), environ.get("NOMAD_REGION")
+        if not re.fullmatch(r"[!-~]*", token := environ.get("NOMAD_TOKEN", "")):
+            raise NomadError("NOMAD_TOKEN has a blank, a line break or another character that no token has")
         self._nomad = nomad.Nomad(
-            address=self.address,
-            namespace=environ.get("NOMAD_NAMESPACE"),
-            region=environ.get("NOMAD_REGION"),
-            token=environ.get("NOMAD_TOKEN"),
+            address=there.url,
+            namespace=self._namespace,
+            region=self._region,
+            token=token,
             timeout=timeout,
-            verify=not skip_verify,
-            session=session,
+            verify=there.verify,
+            session=there.session,
         )
 
-    def devices(self) -> list[gpus.Card]:
-        """Every GPU of every node, and the allocations that hold it, in whatever namespace.
+    def devices(self, region: str | None = None) -> list[gpus.Card]:
+        """Every GPU of every node of a region, and the allocations that hold it: see `nodes`."""
+        return gpus.in_cluster(*self.nodes(region))
 
-        Needs the ACL capability node:read. Who holds them needs read-job: a token that has it nowhere gets
-        `holders` None; of one that has it in some namespaces, Nomad hides those of the others without a
-        word, so that their GPUs look free (nomad/alloc_endpoint.go List).
+    def nodes(self, region: str | None = None) -> tuple[list[Json], list[Json] | None]:
+        """Every node of a region, and the allocations on them, in whatever namespace, with their resources.
+
+        Needs the ACL capability node:read. Allocations need read-job: a token that has it nowhere gets None;
+        of one that has it in some namespaces, Nomad hides those of the others without a word, so that what
+        they hold looks free (nomad/alloc_endpoint.go List).
         """
-        nodes = self._ask("node:read", lambda: self._nomad.nodes.get_nodes(resources=True))
+        where = self._where("*", region)
+        nodes: list[Json] = self._ask(
+            "node:read",
+            (list,),
+            lambda: self._nomad.nodes.request(params={**where, "resources": True}, method="get").json(),
+        )
+        held = {**where, "resources": True, "task_states": False, "filter": _NOT_ENDED}
         try:
-            allocations = self._ask(
+            allocations: list[Json] = self._ask(
                 "namespace:read-job",
-                lambda: self._nomad.allocations.get_allocations(
-                    namespace="*", resources=True, task_states=False, filter_=_NOT_ENDED
-                ),
+                (list,),
+                lambda: self._nomad.allocations.request(params=held, method="get").json(),
             )
         except ForbiddenError:
-            return gpus.in_cluster(nodes, None)
-        return gpus.in_cluster(nodes, allocations)
+            return nodes, None
+        return nodes, allocations
 
-    def _ask(self, capability: str, call: Callable[[], Any]) -> list[Json]:
-        """A list from the API; `capability` is what the token needs for it."""
+    def version(self) -> Version | None:
+        """The oldest server's, of the region; None where it cannot be learned. Needs node:read."""
         try:
-            answer = call()
-        except URLNotAuthorizedNomadException as error:
-            raise ForbiddenError(f"{self.address}: {self._refusal(capability)}") from error
-        except BaseNomadException as error:
-            raise NomadError(f"{self.address}: {self._reason(error.nomad_resp)}") from error
-        except requests.RequestException as error:  # not JSON: python-nomad reads that outside of its own try
-            raise NomadError(self._is_no_nomad()) from error
-        if not isinstance(answer, list):
-            raise NomadError(self._is_no_nomad())
+            answer = self._ask(
+                "node:read", (dict,), lambda: self._nomad.agent.request("members", method="get").json()
+            )
+        except ForbiddenError:
+            return None
+        builds = [
+            re.match(r"(\d+)\.(\d+)\.(\d+)", member["Tags"].get("build", ""))
+            for member in answer.get("Members") or ()
+            if member["Tags"].get("region") == (self._region or answer.get("ServerRegion"))
+        ]
+        return min(((int(b[1]), int(b[2]), int(b[3])) for b in builds if b), default=None)
+
+    def parse(self, hcl: str, namespace: str | None = None) -> Json:
+        """A job as Nomad's API has it, with all defaults, in the namespace and region in which `nomad job
+        plan` would plan it: its own, else NOMAD_NAMESPACE and NOMAD_REGION.
+
+        Needs parse-job or submit-job, in whichever namespace is given; by default in NOMAD_NAMESPACE. Raises
+        `InvalidJobError` where it is no jobspec.
+        """
+        job = self._parse(hcl, namespace, canonicalize=True)
+        ours = (self._namespace or _DEFAULTS[0], self._region or _DEFAULTS[1])
+        if ours != _DEFAULTS:
+            said = self._parse(hcl, namespace, canonicalize=False)  # which of the two are not just defaults
+            job["Namespace"] = said.get("Namespace") or ours[0]
+            job["Region"] = said.get("Region") or ours[1]
+        return job
+
+    def _parse(self, hcl: str, namespace: str | None, canonicalize: bool) -> Json:
+        where = self._where(namespace, None)
+        job: Json = self._ask(
+            f'parse-job or submit-job in namespace "{where["namespace"]}"',
+            (dict,),
+            lambda: self._nomad.jobs.request(
+                "parse", json={"JobHCL": hcl, "Canonicalize": canonicalize}, params=where, method="post"
+            ).json(),
+        )
+        return job
+
+    def plan(self, job: Json) -> Json:
+        """The scheduler's dry run of a job that `parse` returned, with its diff (nomad/api JobPlanResponse).
+
+        Needs plan-job or submit-job. Raises `InvalidJobError` where Nomad would not take the job.
+        """
+        where = self._where(job["Namespace"], job["Region"])
+        planned: Json = self._ask(
+            f'plan-job (submit-job before Nomad 1.11.2) in namespace "{where["namespace"]}"',
+            (dict,),
+            lambda: self._nomad.job.request(
+                _segment(job["ID"]), "plan", json={"Job": job, "Diff": True}, params=where, method="post"
+            ).json(),
+        )
+        return planned
+
+    def job(self, id: str, namespace: str | None = None, region: str | None = None) -> Json | None:
+        """The job as it runs, or last ran; None if there is none. Needs read-job."""
+        return self._of_job((id,), namespace, region)
+
+    def deployment(self, id: str, namespace: str | None = None, region: str | None = None) -> Json | None:
+        """The latest deployment of a job, ended or not; None if there is none. Needs read-job."""
+        return self._of_job((id, "deployment"), namespace, region)
+
+    def _of_job(self, path: tuple[str, ...], namespace: str | None, region: str | None) -> Json | None:
+        where = self._where(namespace, region)
+        found: Json | None = self._ask(
+            f'read-job in namespace "{where["namespace"]}"',
+            (dict, type(None)),
+            lambda: self._nomad.job.request(*map(_segment, path), params=where, method="get").json(),
+        )
+        return found
+
+    def _where(self, namespace: str | None, region: str | None) -> dict[str, str]:
+        region = region or self._region
+        return {
+            "namespace": namespace or self._namespace or _DEFAULTS[0],
+            # Nomad plans a job in "global" in the region of whichever agent it asks (regionForJob in
+            # command/agent/job_endpoint.go); what is read has to come from there, too.
+            "region": region if region and region != _DEFAULTS[1] else "",
+        }
+
+    def _ask(self, capability: str, kinds: tuple[type, ...], call: Callable[[], Any]) -> Any:
+        """What the call returns, of these types; `capability` is what the token needs for it."""
+        for pause in (*self._pauses, None):
+            try:
+                answer = call()
+            except BaseNomadException as error:
+                failure = error.nomad_resp
+                if pause is None or not nomad_answers.passes(failure):
+                    if type(None) in kinds and nomad_answers.is_no_job(failure):
+                        return None
+                    raise self._refusal(capability, failure) from error
+                pause *= random.uniform(0.5, 1)  # so that many that failed at once do not come back at once
+                self._sleep(max(pause, min(nomad_answers.retry_after(failure), LONGEST_PAUSE)))
+            except requests.RequestException as error:  # no JSON, which python-nomad reads outside of its try
+                raise self._is_no_nomad() from error
+            else:
+                break
+        if not isinstance(answer, kinds):
+            raise self._is_no_nomad()
         return answer
 
-    def _is_no_nomad(self) -> str:
-        return f"{self.address}: answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?"
+    def _is_no_nomad(self) -> NomadError:
+        return NomadError(f"{self.address}: answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?")
 
-    def _refusal(self, capability: str) -> str:
+    def _refusal(self, capability: str, failure: nomad_answers.Failure) -> NomadError:
         """Nomad says "Permission denied" to a token that it does not know, too."""
-        if not self._nomad.token:
-            return f"Permission denied; set NOMAD_TOKEN to a token with the ACL capability {capability}"
+        if nomad_answers.is_unknown_token(failure):
+            return ForbiddenError(f"{self.address}: Permission denied; {_UNKNOWN}")
+        if isinstance(failure, requests.Response):
+            if failure.status_code == 403 and failure.text.strip() == "Permission denied":
+                return ForbiddenError(f"{self.address}: Permission denied; {self._lacks(capability)}")
+            if failure.status_code == 404:
+                return self._is_no_nomad()
+            if errors := nomad_answers.job_errors(failure, self._version_of(failure)):
+                return InvalidJobError(f"{self.address}: the job {errors}")
+        return NomadError(f"{self.address}: {nomad_answers.reason(failure, self._timeout)}")
+
+    def _lacks(self, capability: str) -> str:
+        token = self._nomad.token
+        if not token:
+            return f"set NOMAD_TOKEN to a token with the ACL capability {capability}"
+        if token.count(".") == 2:  # a JWT, of which Nomad does not tell what it is
+            return f"NOMAD_TOKEN, a workload identity, lacks the ACL capability {capability}, or has expired"
         try:
             self._nomad.acl.get_self_token()
-        except (BaseNomadException, requests.RequestException):
-            return "Permission denied; NOMAD_TOKEN is not, or no longer, a token of this cluster"
-        return f"Permission denied; NOMAD_TOKEN lacks the ACL capability {capability}"
+        except BaseNomadException as error:
+            if isinstance(error.nomad_resp, requests.Response):
+                return _UNKNOWN
+        except requests.RequestException:
+            pass
+        return f"NOMAD_TOKEN lacks the ACL capability {capability}"
 
-    def _reason(self, answer: object) -> str:
-        """Word what python-nomad's exceptions carry: a response, or an exception of requests."""
-        if isinstance(answer, requests.Response):
-            return f"{answer.status_code}: {' '.join(answer.text.split())[:300] or answer.reason}"
-        causes = list(_causes(answer))
-        for cause in causes:
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                said = cause.verify_message
-                return f"its certificate is not trusted ({said}); name its CA in NOMAD_CACERT or NOMAD_CAPATH"
-        if any(isinstance(cause, requests.ConnectTimeout) for cause in causes):
-            return f"no connection within {self._timeout[0]:g} s; is NOMAD_ADDR right?"
-        if any(isinstance(cause, requests.Timeout) for cause in causes):
-            return f"no answer within {self._timeout[1]:g} s"
-        for cause in reversed(causes):
-            if isinstance(cause, ssl.SSLError):
-                return f"TLS failed: {cause.reason or cause}; are NOMAD_ADDR and NOMAD_CLIENT_CERT right?"
-            if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
-                said = cause.strerror or str(cause)
-                return f"cannot be reached ({said}); is NOMAD_ADDR right, and Nomad running?"
-        return f"cannot be asked: {answer}"
+    def _version_of(self, failure: requests.Response) -> Version | None:
+        """Asked for only where it says more."""
+        try:
+            return self.version() if nomad_answers.names_unexpected(failure) else None
+        except NomadError:
+            return None
 
 
-class _Tls(HTTPAdapter):
-    """One TLS context decides; requests by itself would trust certifi's roots beside NOMAD_CACERT."""
-
-    def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:
-        self._pool: dict[str, Any] = {"ssl_context": context, "server_hostname": server_name}
-        super().__init__()
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        """See `HTTPAdapter.init_poolmanager`."""
-        super().init_poolmanager(*args, **{**kwargs, **self._pool})
-
-    def proxy_manager_for(self, *args: Any, **kwargs: Any) -> Any:
-        """See `HTTPAdapter.proxy_manager_for`."""
-        return super().proxy_manager_for(*args, **{**kwargs, **self._pool})
-
-    def cert_verify(self, *_args: Any, **_kwargs: Any) -> None:
-        """Add no trust; see `HTTPAdapter.cert_verify`."""
-
-
-def _tls(environ: Mapping[str, str], skip_verify: bool) -> ssl.SSLContext:
-    """What `nomad` trusts: NOMAD_CACERT, else every file of NOMAD_CAPATH, else the system's roots."""
-    variable = next((name for name in ("NOMAD_CACERT", "NOMAD_CAPATH") if environ.get(name)), None)
-    context = ssl.create_default_context() if variable is None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        if variable:
-            named = Path(environ[variable])
-            files = (
-                [file for file in sorted(named.rglob("*")) if file.is_file()] if named.is_dir() else [named]
-            )
-            for file in files:
-                context.load_verify_locations(cafile=file)
-        if certificate := environ.get("NOMAD_CLIENT_CERT"):
-            variable = "NOMAD_CLIENT_CERT"
-            context.load_cert_chain(certificate, environ.get("NOMAD_CLIENT_KEY") or None)
-    except OSError as error:  # ssl.SSLError is one
-        raise NomadError(f"{variable} is {environ[variable or '']}: {error.strerror or error}") from error
-    if skip_verify:
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    return context
-
-
-def _scheme_and_host(address: str) -> tuple[str, str]:
-    try:
-        url = urlsplit(address)
-        if url.scheme in ("http", "https") and url.hostname and url.port != 0:  # a port may be no number
-            return url.scheme, url.hostname
-    except ValueError:
-        pass
-    raise NomadError(
-        f"NOMAD_ADDR is {address!r}, but must be like http://127.0.0.1:4646 or https://HOST:PORT"
-    )
-
-
-def _is_loopback(host: str) -> bool:
-    return host == "localhost" or host.startswith("127.") or host == "::1"
-
-
-def _causes(error: object) -> Iterator[BaseException]:
-    """An exception and what it wraps, outermost first; urllib3 keeps some in `reason` and in `args`."""
-    seen: list[object] = [error]
-    for one in seen:
-        if isinstance(one, BaseException):
-            yield one
-            for inner in (one.__cause__, one.__context__, getattr(one, "reason", None), *one.args):
-                if inner not in seen and isinstance(inner, BaseException):
-                    seen.append(inner)
+def _segment(text: str) -> str:
+    """One part of a path: an ID may have slashes, and python-nomad escapes nothing."""
+    return quote(text, safe="")

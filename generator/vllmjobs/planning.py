@@ -13,14 +13,14 @@ from vllmjobs.nomad import Cluster, ForbiddenError
 class Planner:
     """Asks for plans, and only where something has no room for the nodes."""
 
-    def __init__(self, cluster: Cluster, render: Sequence[str]) -> None:
-        """`render` is the command that prints the jobs, less its `--job`."""
-        self._cluster, self._render = cluster, render
+    def __init__(self, cluster: Cluster, namespace: str | None, render: Sequence[str]) -> None:
+        """`render` is the command that prints the jobs, less its `--job`; `namespace` is theirs."""
+        self._cluster, self._namespace, self._render = cluster, namespace, render
         self._nodes = cache(self._read_nodes)
 
     def plan(self, name: str, hcl: str) -> Job:
         """The scheduler's dry run of a job, by its name for `render --job`. Raises `NomadError`."""
-        job = self._cluster.parse(hcl)
+        job = self._cluster.parse(hcl, self._namespace)
         where = (job["ID"], job["Namespace"], job["Region"])
         running = self._cluster.job(*where)
         plan = self._cluster.plan(job)
@@ -45,7 +45,9 @@ class Planner:
             return None
 
 
-def plans(jobs: Mapping[str, str], cluster: Cluster, render: Sequence[str]) -> tuple[Job, ...]:
+def plans(
+    jobs: Mapping[str, str], cluster: Cluster, namespace: str | None, render: Sequence[str]
+) -> tuple[Job, ...]:
     """The plan of each job, which is HCL by its name for `render --job`; see `Planner`."""
-    planner = Planner(cluster, render)
+    planner = Planner(cluster, namespace, render)
     return tuple(planner.plan(name, hcl) for name, hcl in jobs.items())

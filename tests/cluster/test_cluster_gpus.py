@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import socket
-import subprocess
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
 
 import pytest
 
-from sandbox import ports
 from sandbox.cluster import Sandbox
-from sandbox.process import start, stop, wait_until
-from sandbox.programs import programs
+from sandbox.process import wait_until
+from sandbox.secured import Secured, secured_server
 from sandbox.simgpu.devices import Health
 from vllmjobs.gpus import Card
 from vllmjobs.nomad import Cluster, NomadError
@@ -131,7 +126,7 @@ def test_an_unhealthy_gpu_and_a_node_that_takes_nothing_are_shown_as_such(
 
 def refusal(**environ: str) -> str:
     with pytest.raises(NomadError) as error:
-        Cluster(environ, timeout=(2, 0.2)).devices()
+        Cluster(environ, timeout=(2, 0.2), sleep=lambda _: None).devices()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -177,11 +172,21 @@ def test_a_server_that_is_no_nomad_is_told(body: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "address", ["127.0.0.1:4646", "unix:///run/nomad.sock", "http://", "http://[::1", "http://a:99999"]
+    "address",
+    [
+        "127.0.0.1:4646",
+        "unix://run/nomad.sock",
+        "unix:nomad.sock",
+        "unix://",
+        "http://",
+        "http://[::1",
+        "http://a:99999",
+    ],
 )
 def test_an_address_that_is_none_is_refused(address: str) -> None:
     assert refusal(NOMAD_ADDR=address) == (
-        f"NOMAD_ADDR is {address!r}, but must be like http://127.0.0.1:4646 or https://HOST:PORT"
+        f"NOMAD_ADDR is {address!r}, but must be like http://127.0.0.1:4646, https://HOST:PORT "
+        "or unix:///PATH/OF/A.sock"
     )
 
 
@@ -190,94 +195,24 @@ def test_a_region_that_is_none_is_told_as_nomad_tells_it(sandbox: Sandbox) -> No
     assert said.endswith(": 500: No path to region")
 
 
-@dataclass(frozen=True)
-class Secured:
-    """A server with TLS and ACLs, and the files and tokens to reach it."""
-
-    environ: dict[str, str]
-    folder: Path
-    reader: str  # a token for every node
-    stranger: str  # one for every job, and no node
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    with secured_server(tmp_path_factory.mktemp("secured")) as server:
+        yield server
 
 
 @pytest.fixture(scope="module")
-def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
-    folder = tmp_path_factory.mktemp("secured")
-    command = programs()["nomad"]
-
-    def nomad(*args: str, environ: dict[str, str] | None = None, text: str = "") -> str:
-        return subprocess.run(
-            [command, *args],
-            env=environ or {},
-            cwd=folder,
-            input=text,
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-
-    nomad("tls", "ca", "create")
-    nomad("tls", "cert", "create", "-server", "-region", "global")
-    block = ports.take_block()
-    http, rpc, serf = block.take(), block.take(), block.take()
-    config = folder / "server.hcl"
-    config.write_text(f"""
-name      = "secured"
-data_dir  = "{folder}/data"
-bind_addr = "127.0.0.1"
-ports {{
-  http = {http}
-  rpc  = {rpc}
-  serf = {serf}
-}}
-advertise {{
-  http = "127.0.0.1:{http}"
-  rpc  = "127.0.0.1:{rpc}"
-  serf = "127.0.0.1:{serf}"
-}}
-server {{
-  enabled          = true
-  bootstrap_expect = 1
-}}
-acl {{
-  enabled = true
-}}
-tls {{
-  http      = true
-  ca_file   = "{folder}/nomad-agent-ca.pem"
-  cert_file = "{folder}/global-server-nomad.pem"
-  key_file  = "{folder}/global-server-nomad-key.pem"
-}}
-""")
-    server = start("nomad", [command, "agent", "-config", config], folder / "log", {})
-    environ = {
-        "NOMAD_ADDR": f"https://127.0.0.1:{http}",
-        "NOMAD_CACERT": f"{folder}/nomad-agent-ca.pem",
-    }
-    try:
-        management = server.wait_until(
-            lambda: json.loads(nomad("acl", "bootstrap", "-json", environ=environ))["SecretID"],
-            60,
-            "it has a leader",
-            ignoring=(subprocess.CalledProcessError,),
-        )
-        as_manager = environ | {"NOMAD_TOKEN": management}
-        tokens = []
-        for name, rules in (
-            ("nodes", 'node { policy = "read" }'),
-            ("jobs", 'namespace "*" { policy = "read" }'),
-        ):
-            nomad("acl", "policy", "apply", name, "-", environ=as_manager, text=rules)
-            made = nomad("acl", "token", "create", "-policy", name, "-json", environ=as_manager)
-            tokens.append(json.loads(made)["SecretID"])
-        yield Secured(environ, folder, *tokens)
-    finally:
-        stop([server])
-        block.release()
+def reader(secured: Secured) -> str:
+    return secured.token("nodes", 'node { policy = "read" }')
 
 
-def test_tls_and_a_token_that_may_read_nodes_are_enough(secured: Secured) -> None:
-    assert Cluster(secured.environ | {"NOMAD_TOKEN": secured.reader}).devices() == []
+@pytest.fixture(scope="module")
+def stranger(secured: Secured) -> str:
+    return secured.token("jobs", 'namespace "*" { policy = "read" }')
+
+
+def test_tls_and_a_token_that_may_read_nodes_are_enough(secured: Secured, reader: str) -> None:
+    assert Cluster(secured.environ | {"NOMAD_TOKEN": reader}).devices() == []
 
 
 @pytest.mark.parametrize(
@@ -291,19 +226,19 @@ def test_tls_and_a_token_that_may_read_nodes_are_enough(secured: Secured) -> Non
     ids=lambda more: list(more)[-1],
 )
 def test_the_other_ways_to_say_whom_to_trust(
-    secured: Secured, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
+    secured: Secured, reader: str, more: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = secured.folder / "ca"
     folder.mkdir(exist_ok=True)
     (folder / "ours.pem").write_bytes((secured.folder / "nomad-agent-ca.pem").read_bytes())
     monkeypatch.chdir(secured.folder)
-    assert Cluster(secured.environ | {"NOMAD_TOKEN": secured.reader} | more).devices() == []
+    assert Cluster(secured.environ | {"NOMAD_TOKEN": reader} | more).devices() == []
 
 
-def test_a_wrong_token_and_a_missing_capability_are_told_apart(secured: Secured) -> None:
+def test_a_wrong_token_and_a_missing_capability_are_told_apart(secured: Secured, stranger: str) -> None:
     for token, said in (
         ("", "set NOMAD_TOKEN to a token with the ACL capability node:read"),
-        (secured.stranger, "NOMAD_TOKEN lacks the ACL capability node:read"),
+        (stranger, "NOMAD_TOKEN lacks the ACL capability node:read"),
         (UNKNOWN_TOKEN, "NOMAD_TOKEN is not, or no longer, a token of this cluster"),
         ("not-even-a-uuid", "NOMAD_TOKEN is not, or no longer, a token of this cluster"),
     ):

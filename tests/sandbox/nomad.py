@@ -30,13 +30,36 @@ class Agent:
         return f"http://127.0.0.1:{self.http}"
 
 
-def server_config(agent: Agent, data_dir: str, consul: str) -> str:
-    """Write the configuration of the server."""
+def server_config(agent: Agent, data_dir: str, consul: str, servers: int = 1) -> str:
+    """Write the configuration of a server, which elects no leader before there are so many of them."""
     return f"""\
 {_common(agent, data_dir, consul)}
 server {{
   enabled          = true
+  bootstrap_expect = {servers}
+}}
+"""
+
+
+def secured_config(agent: Agent, folder: str, verify_clients: bool) -> str:
+    """Write the configuration of a server with ACLs and TLS, whose files `nomad tls` put into the folder."""
+    return f"""\
+{_common(agent, f"{folder}/data", "127.0.0.1:1")}
+server {{
+  enabled          = true
   bootstrap_expect = 1
+}}
+
+acl {{
+  enabled = true
+}}
+
+tls {{
+  http                = true
+  ca_file             = "{folder}/nomad-agent-ca.pem"
+  cert_file           = "{folder}/global-server-nomad.pem"
+  key_file            = "{folder}/global-server-nomad-key.pem"
+  verify_https_client = {json.dumps(verify_clients)}
 }}
 """
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.changes.model import Environment, Report
+from vllmjobs.changes.model import Environment as Changes
+from vllmjobs.changes.model import Report
 from vllmjobs.cli.common import environment_options
 from vllmjobs.cli.reporting import report_options, say
 from vllmjobs.project import checked, find, findings, sound
@@ -38,15 +39,16 @@ def plan(
     from vllmjobs.templates import templates  # noqa: PLC0415
 
     (found,) = checked([find(project, env)], settings, project)
-    jobs = rendered(sound(found), templates(project), job)
+    environment = sound(found)
+    jobs = rendered(environment, templates(project), job)
     cluster = Cluster()
     command = ["vllmjobs", "render", env, *(word for setting in settings for word in ("--set", setting))]
     if project != Path():
         command += ["--project", str(project)]
-    planned = Environment(
+    planned = Changes(
         name=find(project, env).stem,
         against=cluster.address,
-        jobs=plans(jobs, cluster, command),
+        jobs=plans(jobs, cluster, environment.nomad.namespace, command),
         findings=findings(found),
     )
     say(Report(command="plan", environments=(planned,)), form, color, detailed)
