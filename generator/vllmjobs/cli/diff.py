@@ -33,7 +33,7 @@ def diff(
     form: str,
     color: bool | None,
 ) -> None:
-    """Say what Nomad would do with the jobs of ENV, against what they were.
+    """Say what a change does to the jobs of ENV, by Nomad's rules.
 
     ENV is the name of a file in envs/, or a path; every environment of the project when none is named. Both
     sides are rendered and compared as jobs: layout, order and comments are no change. --set is of this side

@@ -26,10 +26,10 @@ def plan(
     form: str,
     color: bool | None,
 ) -> None:
-    """Ask the cluster what it would do with the jobs of ENV, and change nothing.
+    """Ask the cluster what it would do with the jobs of ENV.
 
-    ENV is the name of a file in envs/, or a path. The cluster is found as the nomad command finds it: by
-    NOMAD_ADDR, NOMAD_TOKEN and the others.
+    ENV is the name of a file in envs/, or a path. Nothing is changed. The cluster is found as the nomad
+    command finds it: by NOMAD_ADDR, NOMAD_TOKEN and the others.
 
     Exits 2 when there are changes, 3 when there is no room for them, 0 when nothing would be done.
     """
