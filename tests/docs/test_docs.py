@@ -102,6 +102,6 @@ def test_the_settings_that_the_cluster_page_shows_are_valid(tmp_path: Path, sand
 
 
 def test_every_link_of_a_page_leads_somewhere() -> None:
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md"]:
+    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "docs/ci/README.md"]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# Runs a throwaway copy of an environment beside the real one, waits until it is healthy, and asks each of its
+# engines for a completion. Whoever calls it stops JOB afterwards, whatever came of it.
+# usage: ci/integration.sh ENV JOB
+set -euo pipefail
+here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
+environment=$1 job=$2
+
+# Without a balancer it gets none of the environment's requests.
+"$here/deploy.sh" "$environment" --set "job=$job" --set balancer.kind=none
+
+ask() { # ADDRESS
+  local model
+  model=$(curl -fsS -H "Authorization: Bearer ${VLLM_API_KEY-}" "http://$1/v1/models" |
+    python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["id"])')
+  curl -fsS --max-time 120 -H "Authorization: Bearer ${VLLM_API_KEY-}" -H 'Content-Type: application/json' \
+    -d "{\"model\": \"$model\", \"prompt\": \"Nomad is\", \"max_tokens\": 8}" "http://$1/v1/completions"
+  echo
+}
+
+for allocation in $(nomad job allocs -t '{{range .}}{{if eq .ClientStatus "running"}}{{.ID}} {{end}}{{end}}' "$job"); do
+  address=$(nomad alloc status -t \
+    '{{range .AllocatedResources.Shared.Ports}}{{if eq .Label "http"}}{{.HostIP}}:{{.Value}}{{end}}{{end}}' "$allocation")
+  status=0
+  curl --silent --output /dev/null --connect-timeout 5 "http://$address/health" || status=$?
+  case $status in
+    7 | 28) echo "$address: cannot be reached from here, so no completion is asked for" ;;
+    *) ask "$address" ;;
+  esac
+done
