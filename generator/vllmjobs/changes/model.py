@@ -72,7 +72,7 @@ class Unplaced(Value, frozen=True):
     ]
     way_out: Annotated[
         tuple[str, ...],
-        Meta(description="What a person may do, one clause each: set rollout.canary: 1."),
+        Meta(description="What a person may do, one clause each: set rollout.canaries: 1."),
     ]
 
 
