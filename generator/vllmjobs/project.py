@@ -41,6 +41,11 @@ def find(project: Path, name: str) -> Path:
     return project / "envs" / f"{name}.yaml"
 
 
+def named(project: Path, names: Sequence[str]) -> list[Path]:
+    """The files of environments, each once, however it is named."""
+    return list({os.path.realpath(path): path for path in (find(project, name) for name in names)}.values())
+
+
 def environments(project: Path, commit: Commit | None = None) -> list[Path]:
     """Every environment of the project: the files of `envs/`, less those that only others extend.
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import pty
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -388,3 +390,24 @@ def test_colours_are_for_a_terminal_unless_asked_for(project: Project) -> None:
     assert "\x1b[" not in project.diff().stdout
     assert "\x1b[" in project.diff("--color").stdout
     assert "\x1b[" not in project.diff("--no-color").stdout
+
+
+def on_a_terminal(project: Project, *arguments: str, **env: str) -> str:
+    """What `diff` writes where its stdout is a terminal."""
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "vllmjobs", "diff", "--project", str(project.folder), *arguments]
+    environ = {key: value for key, value in os.environ.items() if key != "NO_COLOR"} | env
+    with os.fdopen(ours, "rb") as reader:
+        subprocess.run(command, stdout=theirs, env=environ, check=False)
+        os.set_blocking(ours, False)
+        os.close(theirs)
+        return reader.read1(65536).decode()
+
+
+def test_on_a_terminal_there_are_colours_unless_no_color_is_set(project: Project) -> None:
+    project.replace("envs/prod.yaml", "replicas: 2", "replicas: 3")
+    assert "\x1b[" in on_a_terminal(project)
+    assert "\x1b[" in on_a_terminal(project, NO_COLOR="")  # https://no-color.org: when it is not empty
+    assert "\x1b[" not in on_a_terminal(project, NO_COLOR="1")
+    assert "\x1b[" in on_a_terminal(project, "--color", NO_COLOR="1")
+    assert "\x1b[" not in on_a_terminal(project, "--no-color")

@@ -1,6 +1,5 @@
 """`check`, `explain` and `size`: what would fail, before it holds a GPU."""
 
-import os
 import re
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from vllmjobs import __version__
 from vllmjobs.cli.common import PROJECT, SETTINGS, environment_options, show
 from vllmjobs.environment.problems import in_order
 from vllmjobs.git import Commit
-from vllmjobs.project import checked, environments, find, subjects
+from vllmjobs.project import checked, environments, find, named, subjects
 from vllmjobs.shipped import shipped
 
 
@@ -51,8 +50,7 @@ def check(
     from vllmjobs.check.check import choice, shared_jobs  # noqa: PLC0415
 
     wanted = choice(select, ignore)
-    named = {os.path.realpath(path): path for path in (find(project, env) for env in envs)}
-    paths = list(named.values()) or environments(project)
+    paths = named(project, envs) or environments(project)
     if not paths:
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
     before = None

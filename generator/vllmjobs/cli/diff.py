@@ -1,6 +1,5 @@
 """`diff`: what a change does to the running jobs, with no cluster at hand."""
 
-import os
 from pathlib import Path
 
 import click
@@ -8,7 +7,7 @@ import click
 from vllmjobs.changes.model import Report
 from vllmjobs.cli.common import PROJECT, SETTINGS
 from vllmjobs.cli.reporting import report_options, say
-from vllmjobs.project import find
+from vllmjobs.project import named
 
 
 @click.command()
@@ -44,8 +43,7 @@ def diff(
     from vllmjobs.against import against, changes, either  # noqa: PLC0415 (Jinja and the parser take 40 ms)
 
     side = against(other, project)
-    named = {os.path.realpath(path): path for path in (find(project, env) for env in envs)}
-    paths = list(named.values()) or either(project, side)
+    paths = named(project, envs) or either(project, side)
     if not paths:
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
     report = Report(command="diff", environments=tuple(changes(paths, settings, project, side)))
