@@ -158,7 +158,7 @@ def test_a_change_says_what_nomad_does_with_each_group(project: Project) -> None
     project.replace("envs/prod.yaml", "    route:", "    max_model_len: 1024\n    route:")
     assert project.actions("prod") == {"prod/chat": ["scale-up"], "prod/code": ["destructive"]}
     assert project.diff("prod").stdout.splitlines()[0] == (
-        "prod: vllm-prod changes: 1 group scaled up, 1 replaced (canaries first) (against HEAD)"
+        "prod: vllm-prod changes: 1 group replaced (canaries first), 1 scaled up (against HEAD)"
     )
 
 

@@ -17,7 +17,10 @@ JSON_LISTS = ("allowed-origins", "allowed-methods", "allowed-headers")
 
 
 def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
-    """What follows `vllm serve`: the model, what vllmjobs sets, then the environment's own `args`."""
+    """What follows `vllm serve`: the model, what vllmjobs sets, then the environment's own `args`.
+
+    These by name, and maps among them too: whoever orders keys anew is not to restart a server.
+    """
     served = served_names(name, model)
     own: dict[str, ArgValue] = {
         "served-model-name": served[0] if len(served) == 1 else served,
@@ -28,7 +31,7 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
         "max-model-len": model.max_model_len,
         "shutdown-timeout": math.ceil(deadlines.longest_stream),
     }
-    given = {argument_name(key): value for key, value in model.args.items()}
+    given = dict(sorted((argument_name(key), value) for key, value in model.args.items()))
     return [model.model, *(word for key, value in (own | given).items() for word in _words(key, value))]
 
 
@@ -87,18 +90,19 @@ def _words(name: str, value: ArgValue) -> Iterator[str]:
         yield from ("--config", str(value))
     elif name == "O" or name.startswith("O."):  # vLLM's one short option without a long name of its own
         if isinstance(value, dict):  # up to 0.11 a whole compilation config
-            yield from ("-O", json.dumps(value, separators=(",", ":")))
+            yield from ("-O", json.dumps(value, separators=(",", ":"), sort_keys=True))
         else:
             yield f"-O{value}" if name == "O" else f"-{name}={value}"
     elif isinstance(value, bool) and "." not in name:
         yield f"--{name}" if value else f"--no-{name}"
     elif isinstance(value, list) and name not in JSON_LISTS:
-        words = [item if isinstance(item, str) else json.dumps(item) for item in value]
+        words = [item if isinstance(item, str) else json.dumps(item, sort_keys=True) for item in value]
         if name in APPENDED:
             yield from (f"--{name}={word}" for word in words)
         elif words:
             yield from (f"--{name}", *words)
     elif isinstance(value, dict | list | bool):  # as JSON; an option inside a JSON argument has no --no- form
-        yield f"--{name}={json.dumps(value, separators=(',', ':'), ensure_ascii=False)}"
+        said = json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
+        yield f"--{name}={said}"
     else:
         yield f"--{name}={value}"

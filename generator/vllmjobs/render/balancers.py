@@ -40,7 +40,7 @@ def balancer_context(environment: Environment) -> dict[str, Any]:
     """The context of `fabio.nomad.hcl.j2` and `nginx.nomad.hcl.j2`."""
     balancer = environment.balancer
     docker = balancer.driver == "docker"
-    backends = [_backend(environment, name) for name in environment.models]
+    backends = [_backend(environment, name) for name in sorted(environment.models)]
     longest_stream = max(deadlines(model, balancer).longest_stream for model in environment.models.values())
     kill_timeout = min(longest_stream + KILL_MARGIN_S, seconds(environment.nomad.max_kill_timeout))
     return {

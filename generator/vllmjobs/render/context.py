@@ -116,7 +116,7 @@ def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list
 def _secrets(references: dict[str, str | None]) -> dict[str, dict[str, list[tuple[str, str]]]]:
     """References by kind (`nomad`, `vault`), then by path: each variable, and the field of the answer."""
     by_kind: dict[str, dict[str, list[tuple[str, str]]]] = {"nomad": {}, "vault": {}}
-    for variable, reference in references.items():
+    for variable, reference in sorted(references.items()):
         if reference is None:
             continue
         path, _, key = reference.rpartition("#")

@@ -244,10 +244,10 @@ def test_a_change_of_where_it_may_run_is_said_to_be_open() -> None:
 
 
 def shuffled(value: Any, draw: st.DrawFn) -> Any:
-    """The same maps with their keys in another order, but for the arguments: vLLM gets them as they stand."""
+    """The same maps with their keys in another order."""
     if isinstance(value, dict):
         keys = draw(st.permutations(sorted(value)))
-        return {key: value[key] if key == "args" else shuffled(value[key], draw) for key in keys}
+        return {key: shuffled(value[key], draw) for key in keys}
     return value
 
 
