@@ -11,7 +11,7 @@ from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
 from vllmjobs.git import Commit, GitError
 from vllmjobs.project import Checked, checked, environments, find, findings, sound
-from vllmjobs.render.job import Templates
+from vllmjobs.render.job import RenderError, Templates
 from vllmjobs.rendered import differences, rendered
 from vllmjobs.templates import templates
 
@@ -67,27 +67,57 @@ def changes(paths: Sequence[Path], settings: Sequence[str], project: Path, other
     Raises `InvalidEnvironmentError` with all errors of this side, and `AgainstError` for another side that
     cannot be rendered.
     """
+    ours = templates(project)
+    renamed = _renamed(project, other, ours)
+    now = {there: path for path, there in renamed.items()}
+    paths = list(dict.fromkeys(now.get(path, path) for path in paths))
     here = [path for path in paths if path.exists() or not _is_in(path, other.commit)]
     found = dict(zip(here, checked(here, settings, project), strict=True))
     errors = [problem for one in found.values() for problem in one.problems if problem.severity == "error"]
     if errors:
         raise InvalidEnvironmentError(errors)
-    ours = templates(project)
-    return [_changes(path, found.get(path), ours, other) for path in paths]
+    return [_changes(path, found.get(path), ours, other, renamed.get(path, path)) for path in paths]
 
 
-def _changes(path: Path, found: Checked | None, ours: Templates, other: Against) -> Changes:
+def _changes(path: Path, found: Checked | None, ours: Templates, other: Against, there: Path) -> Changes:
+    """`there` is what the other commit calls the environment."""
     after = rendered(sound(found), ours) if found else {}
-    before = _before(path, other)
+    before = _before(there, other)
     if other.file and other.file.suffix in JOBS:
-        name = _counterpart(before[""], after)
+        name = _counterpart(before[""], after, other.name)
         before, after = {name: before[""]}, {name: after[name]}
     return Changes(
         name=path.stem,
         against=other.name,
-        jobs=differences(before, after, as_one=other.file is not None),
+        jobs=differences(before, after, other.file is not None, f"{other.name}:"),
         findings=findings(found) if found else (),
     )
+
+
+def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]:
+    """Environments whose file has another name in the other commit, and whose job is the same.
+
+    Else the job would be called gone, and a person would stop it.
+    """
+    if not other.commit:
+        return {}
+    old = [path for path in environments(project, other.commit) if not path.exists()]
+    new = [path for path in environments(project) if not _is_in(path, other.commit)] if old else []
+    before = {_job(path, other.commit.read, other.templates): path for path in old} if new else {}
+    after = {path: _job(path, Path.read_bytes, ours) for path in new}
+    return {path: before[job] for path, job in after.items() if job and job in before}
+
+
+def _job(path: Path, files: Files, with_templates: Templates) -> tuple[str, str] | None:
+    """The id and the namespace of the models' job; None where there is none."""
+    environment, _, _, problems = load_file(path, (), files)
+    if environment is None or problems:
+        return None
+    try:
+        job = read(rendered(environment, with_templates, "vllm")["vllm"], str(path))
+    except UserError:  # said when it is compared
+        return None
+    return job.id, str(job.tree.get("namespace"))
 
 
 def _before(path: Path, other: Against) -> dict[str, str]:
@@ -103,11 +133,14 @@ def _before(path: Path, other: Against) -> dict[str, str]:
 
 def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, str]:
     """The jobs of the other side, whatever the rules of `check` have against them."""
-    environment, _, _, problems = load_file(path, (), files)
+    environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
     if environment is None or problems:
         said = "\n".join(f"{name}{problem}" for problem in problems)
         raise AgainstError(f"{said}\nso there is nothing to compare with: name another side with --against")
-    return rendered(environment, other.templates)
+    try:
+        return rendered(environment, other.templates)
+    except RenderError as error:
+        raise AgainstError(f"{name}{error}") from error
 
 
 def _text(file: Path) -> str:
@@ -117,9 +150,9 @@ def _text(file: Path) -> str:
         raise AgainstError(f"{file}: byte {error.start} is not valid UTF-8") from error
 
 
-def _counterpart(hcl: str, jobs: dict[str, str]) -> str:
+def _counterpart(hcl: str, jobs: dict[str, str], source: str) -> str:
     """The name of the job with the same id, or else of the models' job."""
-    wanted = read(hcl, "--against").id
+    wanted = read(hcl, source).id
     return next((name for name, text in jobs.items() if read(text, name).id == wanted), "vllm")
 
 

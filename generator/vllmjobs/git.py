@@ -1,6 +1,7 @@
 """Files as a commit has them, without touching the work tree."""
 
 import os
+import re
 import subprocess
 from functools import cache
 from pathlib import Path
@@ -23,48 +24,54 @@ class Commit:
         self._id = found.decode().strip()
         # One process answers for all files: to start one takes as long as to render a job.
         self._objects = subprocess.Popen(
-            ["git", "-C", str(self._top), "cat-file", "--batch"],
+            ["git", "-C", str(self._top), "cat-file", "--batch", "--follow-symlinks"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_env(),
         )  # fmt: skip
-        self._found = cache(self._blob)  # a base is asked for by each environment that extends it
+        self._found = cache(self._object)  # a base is asked for by each environment that extends it
 
     def read(self, path: Path) -> bytes:
         """A file of the project as the commit has it; FileNotFoundError where it does not."""
-        found = self._found(path)
-        if found is None:
+        kind, _, content = self._found(path)
+        if kind != b"blob":
             raise FileNotFoundError(2, f"is not in {self.ref}", str(path))
-        return found
+        return content
 
     def files(self, folder: Path) -> list[Path]:
         """The files right below a folder; none where the commit does not have it."""
-        try:
-            listed = _git(self._top, "ls-tree", "-z", f"{self._id}:{self._name(folder)}")
-        except (GitError, ValueError):  # the latter outside of the repository
+        kind, tree, _ = self._found(folder)
+        if kind != b"tree":
             return []
+        listed = _git(self._top, "ls-tree", "-z", tree.decode())
         entries = (entry.partition(b"\t") for entry in listed.split(b"\0") if entry)
         return sorted(folder / os.fsdecode(name) for kind, _, name in entries if b" blob " in kind)
 
-    def _blob(self, path: Path) -> bytes | None:
+    def _object(self, path: Path) -> tuple[bytes, bytes, bytes]:
+        """Kind, id and content of what stands there, by the commit's own links; no kind for nothing."""
+        nothing = b"", b"", b""
         try:
             name = os.fsencode(f"{self._id}:{self._name(path)}")
-        except ValueError:
-            return None
+        except ValueError:  # outside of the repository
+            return nothing
         if b"\n" in name:  # would be two questions
-            return None
+            return nothing
         asked, answers = self._objects.stdin, self._objects.stdout
         assert asked and answers
         asked.write(name + b"\n")
         asked.flush()
-        told = answers.readline().split(
-            b" "
-        )  # gitformat of `cat-file --batch`: ID TYPE SIZE, or NAME missing
-        if len(told) != 3 or not told[2].strip().isdigit():
-            return None
-        content = answers.read(int(told[2]) + 1)[:-1]
-        return content if told[1] == b"blob" else None
+        # git-cat-file(1), "BATCH OUTPUT": ID TYPE SIZE and the content; `symlink SIZE` and where it leads, of
+        # a link that leads nowhere in the commit; or NAME missing.
+        told = answers.readline().split()
+        if len(told) < 2 or not told[-1].isdigit():
+            return nothing
+        content = answers.read(int(told[-1]) + 1)[:-1]
+        return (told[1], told[0], content) if len(told) == 3 else nothing
 
     def _name(self, path: Path) -> str:
-        return path.resolve().relative_to(self._top.resolve()).as_posix()
+        """From the repository's top; links below it are left for the commit to follow."""
+        path = Path(os.path.normpath(Path.cwd() / path))
+        top = os.path.realpath(self._top)
+        above = next((folder for folder in path.parents if os.path.realpath(folder) == top), None)
+        return (path if above else Path(os.path.realpath(path))).relative_to(above or top).as_posix()
 
 
 def _git(folder: Path, *arguments: str) -> bytes:
@@ -75,7 +82,7 @@ def _git(folder: Path, *arguments: str) -> bytes:
     except FileNotFoundError as error:
         raise GitError("git is not on PATH") from error
     if done.returncode:
-        said = done.stderr.decode(errors="replace").strip().removeprefix("fatal: ")
+        said = re.sub(r"^(fatal|error): ", "", done.stderr.decode(errors="replace").strip())
         raise GitError(said or f"{arguments[-1].removesuffix('^{commit}')} is no commit")
     return done.stdout
 

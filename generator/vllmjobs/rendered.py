@@ -14,15 +14,17 @@ def rendered(environment: Environment, templates: Templates, only: str | None = 
     return {name: render(environment, name, templates) for name in ([only] if only else jobs(environment))}
 
 
-def differences(before: Mapping[str, str], after: Mapping[str, str], as_one: bool = False) -> tuple[Job, ...]:
-    """What differs between two sets of jobs, each HCL by its name.
+def differences(
+    before: Mapping[str, str], after: Mapping[str, str], as_one: bool = False, other: str = ""
+) -> tuple[Job, ...]:
+    """What differs between two sets of jobs, each HCL by its name; `other` is the older's in errors.
 
     See `compare` for `as_one`. Raises `JobspecError` for a template whose output is not one job.
     """
     found: list[Job] = []
     for name in (*after, *(name for name in before if name not in after)):
         old, new = before.get(name), after.get(name)
-        was = None if old is None else read(old, f"job {name}, rendered")
+        was = None if old is None else read(old, f"{other}job {name}, rendered")
         now = was if old == new else None if new is None else read(new, f"job {name}, rendered")
         found += compare(name, was, now, as_one)
     return tuple(found)

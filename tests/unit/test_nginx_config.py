@@ -107,8 +107,8 @@ def test_a_host_name_serves_its_own_models_before_those_of_any_host(tmp_path: Pa
         re.findall(r'location "(\S+)" \{.*?proxy_pass http://\$(\w+);', server, re.DOTALL)
         for server in conf.split("\n  server {")[1:]
     )
-    assert anywhere == [("/chat/v1/", "pool_chat"), ("/", "pool_anything")]
-    assert large == [("/v1/", "pool_large_one"), ("/chat/v1/", "pool_chat"), ("/", "pool_anything")]
+    assert anywhere == [("/", "pool_anything"), ("/chat/v1/", "pool_chat")]
+    assert large == [("/v1/", "pool_large_one"), ("/", "pool_anything"), ("/chat/v1/", "pool_chat")]
 
 
 def test_a_path_of_any_host_is_hidden_where_a_host_name_covers_it(tmp_path: Path) -> None:

@@ -5,39 +5,42 @@ it changes the allocation where it is, if its node still fits. The scheduler its
 `tests/cluster/test_diff_effects.py`.
 """
 
+from msgspec.structs import replace
+
 from vllmjobs.changes.jobspec import Item, Tree
 from vllmjobs.changes.model import Action, Field
 
 _GROUP = {"ephemeral_disk", "volume", "meta", "vault"}
 _NETWORK = {"mode", "mbits", "hostname", "dns", "cni", "port"}
 _PORT = {"static", "to", "host_network"}
-_CONSUL = {"namespace", "cluster", "partition"}
 _TASK = {
     "driver", "user", "config", "env", "artifact", "vault", "secret", "template", "csi_plugin",
     "volume_mount", "meta", "identity",
 }  # fmt: skip
 _RESOURCES = {"cpu", "cores", "memory", "memory_max", "device", "numa", "secrets", "network"}
-_JOB = {"meta", "vault"}  # of the job as a whole; they are handed down to every task
+# Of the job as a whole. Meta is handed down to every task; who can tell what uses var and local?
+_JOB = {"meta", "vault", "var", "local"}
 # Where an allocation may run. Nomad looks whether the node that it is on still will do (`inplaceUpdate`).
 _PLACES = {"datacenters", "node_pool", "constraint"}
 
 
-def replaces(path: tuple[str, ...], of_job: bool = False) -> bool:
+def replaces(path: tuple[str, ...], of_job: bool = False, is_whole: bool = False) -> bool:
     """Whether a difference at this place makes Nomad replace allocations.
 
-    `path` is in the jobspec's words, from below the group, or with `of_job` from below the job.
+    `path` is in the jobspec's words, from below the group, or with `of_job` from below the job. `is_whole`
+    tells that nothing stands there on one side.
     """
     match path:
         case (first, *_) if of_job:
             return first in _JOB
         case ("task", _, *rest):
-            return _replaces_task(tuple(rest))
+            return _replaces_task(tuple(rest), is_whole)
         case ("network", "port", _, *rest):
             return not rest or rest[0] in _PORT
         case ("network", *rest):
             return not rest or rest[0] in _NETWORK
         case ("consul", word, *_):
-            return word in _CONSUL
+            return _replaces_consul(word, is_whole)
         case ("restart", "render_templates"):
             return True
         case ("service", _, "connect", "sidecar_service", ("tags" | "proxy"), *_):
@@ -49,18 +52,23 @@ def replaces(path: tuple[str, ...], of_job: bool = False) -> bool:
     return False
 
 
-def _replaces_task(path: tuple[str, ...]) -> bool:
+def _replaces_task(path: tuple[str, ...], is_whole: bool) -> bool:
     """From below the task; nothing is left of the path of a task that comes or goes whole."""
     match path:
         case ("resources", word, *_):
             return word in _RESOURCES
         case ("consul", word, *_):
-            return word in _CONSUL
+            return _replaces_consul(word, is_whole)
         case ("restart", "render_templates") | ("logs", "disabled"):
             return True
         case (first, *_):
             return first in _TASK
     return True
+
+
+def _replaces_consul(word: str, is_whole: bool) -> bool:
+    """Where the block itself comes or goes, its namespace alone counts (`consulUpdated`)."""
+    return word == "namespace" or (word in ("cluster", "partition") and not is_whole)
 
 
 def moves(path: tuple[str, ...]) -> bool:
@@ -84,6 +92,13 @@ def actions(
     if count_before is not None and count_after is not None and count_before != count_after:
         done.append("scale-up" if count_after > count_before else "scale-down")
     return tuple(done)
+
+
+def blamed(fields: tuple[Field, ...], done: tuple[Action, ...]) -> tuple[Field, ...]:
+    """The fields; where nothing is replaced, none of them is why."""
+    if "destructive" in done:
+        return fields
+    return tuple(replace(field, replaces=False) if field.replaces else field for field in fields)
 
 
 def canaries(job_type: Item, group: Tree, done: tuple[Action, ...]) -> int:

@@ -6,7 +6,8 @@ The defaults are those of Nomad 1.11: `Canonicalize` in api/{jobs,tasks,services
 
 import re
 
-from vllmjobs.changes.jobspec import Item, Jobspec, Tree
+from vllmjobs.changes.jobspec import NAMED_BY, Item, Jobspec, Tree
+from vllmjobs.changes.shortcuts import spelt_out
 from vllmjobs.environment.quantity import duration, seconds
 
 Path = tuple[str, ...]
@@ -38,12 +39,26 @@ _MIGRATE: Tree = {
 _WEIGHT: Tree = {"weight": 50}
 _OPERATOR: Tree = {"operator": "="}
 _CHECK_RESTART: Tree = {"grace": "1s", "ignore_warnings": False}
-_SERVICE: Tree = {"provider": "consul", "address_mode": "auto", "on_update": "require_healthy"}
+_SERVICE: Tree = {
+    "provider": "consul", "address_mode": "auto", "on_update": "require_healthy", "cluster": "default",
+}  # fmt: skip
+_PERIODIC: Tree = {"enabled": True, "time_zone": "UTC"}
+_DISCONNECT: Tree = {"replace": True, "reconcile": "best_score"}
+_IDENTITY: Tree = {"aud": ["nomadproject.io"]}  # of the one called default, which every task has
+_VAULT: Tree = {
+    "env": True, "change_mode": "restart", "change_signal": "SIGHUP", "cluster": "default",
+}  # fmt: skip
 _TASK: Tree = {
     "kill_timeout": "5s", "shutdown_delay": "0s", "leader": False,
     "logs": {"max_files": 10, "max_file_size": 10, "disabled": False},
-    "resources": {"memory": 300, "memory_max": 0},
+    "resources": {"memory": 300, "memory_max": 0}, "identity": {},
 }  # fmt: skip
+_CSI_PLUGIN: Tree = {
+    "mount_dir": "/csi", "stage_publish_base_dir": "/local/csi", "health_timeout": "30s",
+}  # fmt: skip
+_SIDECAR: Tree = {"kill_timeout": "5s", "shutdown_delay": "0s", "logs": _TASK["logs"]}
+_CONNECT: dict[str, Tree] = {"sidecar_task": _SIDECAR, "gateway": {"proxy": {"connect_timeout": "5s"}}}
+_CONSUL: Tree = {"cluster": "default", "partition": ""}
 _GROUP: Tree = {"count": 1, "ephemeral_disk": {"size": 300, "sticky": False, "migrate": False}}
 # Of blocks that are there, wherever they stand, by their kind.
 _BLOCKS: dict[str, Tree] = {
@@ -57,17 +72,37 @@ _BLOCKS: dict[str, Tree] = {
         "change_mode": "restart", "once": False, "splay": "5s", "perms": "0644", "left_delimiter": "{{",
         "right_delimiter": "}}", "env": False, "error_on_missing_key": False,
     },
+    "port": {"host_network": "default"},
+    "volume_mount": {"propagation_mode": "private"},
 }  # fmt: skip
-_OPAQUE = {"config", "env", "meta", "canary_meta", "header", "headers", "options"}  # only strings are known
+_OPAQUE = {
+    "config",
+    "env",
+    "meta",
+    "canary_meta",
+    "header",
+    "headers",
+    "options",
+    "policy",
+}  # only strings are known
+_LABELLED = {"group", "task", "device", "volume", "port", "action", *NAMED_BY}
 _DURATIONS = re.compile(
     r"(^|_)(interval|timeout|delay|deadline|time|grace|splay|stagger|min|max|lost_after|ttl|cooldown)$"
 )
 _SETS = {"datacenters"}
+_NOTHING: tuple[Item, ...] = ("", "false", "0", "0s", [])
+_ZERO_IS_SAID = {"uid", "gid", "lost_after", "stop_on_client_after", "shutdown_delay"}
 
 
 def filled(job: Jobspec) -> Tree:
     """The tree of a job with Nomad's defaults, and what is said for all groups in each of them."""
-    tree = _merged(_JOB, job.tree)
+    tree = _merged(_JOB, spelt_out(job))
+    if tree.get("name") == job.id:
+        del tree["name"]
+    if isinstance(periodic := tree.get("periodic"), dict):
+        tree["periodic"] = _merged(_PERIODIC, periodic)
+    if isinstance(parameterized := tree.get("parameterized"), dict):
+        tree["parameterized"] = _merged({"payload": "optional"}, parameterized)
     kind = str(tree["type"])
     batch = kind in ("batch", "sysbatch")
     shared = {word: tree.pop(word, None) for word in ("update", "migrate", "reschedule")}
@@ -82,6 +117,14 @@ def filled(job: Jobspec) -> Tree:
     return result
 
 
+def is_nothing(path: Path, item: Item) -> bool:
+    """Whether to say this of a filled tree is to Nomad as if it were not said."""
+    opaque = _opaque(path[:-1])
+    if item == {}:
+        return opaque is None and path[-1] in _OPAQUE
+    return opaque is None and path[-1] not in _ZERO_IS_SAID and item in _NOTHING
+
+
 def _group(group: Tree, kind: str, batch: bool, shared: dict[str, Item]) -> Tree:
     implied: Tree = {**_GROUP, "restart": _BATCH_RESTART if batch else _RESTART}
     if kind in ("service", "system"):
@@ -92,19 +135,30 @@ def _group(group: Tree, kind: str, batch: bool, shared: dict[str, Item]) -> Tree
         implied["reschedule"] = _RESCHEDULE[kind]
     said: Tree = {word: value for word, value in shared.items() if value is not None}
     group = _merged(_merged(implied, said), group)
+    scaling: Tree = {"enabled": True, "min": group["count"]}
+    for word, default in (("consul", _CONSUL), ("disconnect", _DISCONNECT), ("scaling", scaling)):
+        if isinstance(block := group.get(word), dict):
+            group[word] = _merged(default, block)
     tasks = group.get("task")
     if isinstance(tasks, dict):
-        group["task"] = {name: _task(task) for name, task in tasks.items()}
+        group["task"] = {name: _task(task, group["restart"]) for name, task in tasks.items()}
     return group
 
 
-def _task(task: Item) -> Item:
+def _task(task: Item, restart: Item) -> Item:
     if not isinstance(task, dict):
         return task
-    task = _merged(_TASK, task)
-    resources = task["resources"]
+    task = _merged(_TASK, {**task, "restart": _merged({"restart": restart}, task)["restart"]})
+    resources, identity = task["resources"], task["identity"]
     if isinstance(resources, dict) and not {"cpu", "cores"} & resources.keys():
-        task = {**task, "resources": {"cpu": 100, **resources}}
+        task["resources"] = {"cpu": 100, **resources}
+    if isinstance(identity, dict):
+        own = identity.get("default")
+        others = {name: value for name, value in identity.items() if name != "default"}
+        task["identity"] = {**others, "default": {**(own if isinstance(own, dict) else {}), **_IDENTITY}}
+    for word, default in (("consul", _CONSUL), ("vault", _VAULT), ("csi_plugin", _CSI_PLUGIN)):
+        if isinstance(block := task.get(word), dict):
+            task[word] = _merged(default, block)
     return task
 
 
@@ -122,13 +176,20 @@ def _merged(implied: Tree, said: Tree) -> Tree:
 
 def _plain(path: Path, item: Item) -> Item:
     """Values as Nomad reads them: `"4"` and 4, `90s` and `1m30s` are the same count and duration."""
-    opaque = next((word for word in path if word in _OPAQUE), None)
+    opaque = _opaque(path)
     if isinstance(item, dict):
         kind = path[-2] if len(path) > 1 else ""
         if opaque is None and kind in _BLOCKS:
             item = _merged(_BLOCKS[kind], item)
             if kind == "service":
                 item = _service(item)
+            elif kind == "template":
+                item = _template(item)
+        if path[-1:] == ("port",):  # Nomad keeps the static ones apart
+            static = {
+                word: port for word, port in item.items() if isinstance(port, dict) and "static" in port
+            }
+            item = {**static, **item}
         return {word: _plain((*path, word), value) for word, value in item.items() if value is not None}
     if opaque == "config" and "task" in path:  # a driver reads it, and Nomad compares it as it is
         return item
@@ -141,22 +202,45 @@ def _plain(path: Path, item: Item) -> Item:
     return text
 
 
+def _opaque(path: Path) -> str | None:
+    """The block on the way of which the words are not Nomad's. A task, too, may be called env."""
+    words = iter(path)
+    for word in words:
+        if word in _OPAQUE:
+            return word
+        if word in _LABELLED:
+            next(words, None)
+    return None
+
+
 def _service(service: Tree) -> Tree:
-    """A service's check_restart is that of its checks, unless they say otherwise."""
+    """What a service says of restarts and updates is for its checks, unless they say otherwise."""
+    shared = {"check_restart": service["check_restart"]} if "check_restart" in service else {}
     checks = service.get("check")
+    service = {word: value for word, value in service.items() if word != "check_restart"}
     if isinstance(checks, dict):
-        shared = service.get("check_restart")
-        service = {word: value for word, value in service.items() if word != "check_restart"}
-        service["check"] = {name: _check(check, shared) for name, check in checks.items()}
+        implied = {**shared, "on_update": service["on_update"]}
+        service["check"] = {
+            name: _check(_merged(implied, check)) if isinstance(check, dict) else check
+            for name, check in checks.items()
+        }
+    if isinstance(connect := service.get("connect"), dict):
+        service["connect"] = {
+            word: _merged(_CONNECT[word], block) if word in _CONNECT and isinstance(block, dict) else block
+            for word, block in connect.items()
+        }
     return service
 
 
-def _check(check: Item, shared: Item) -> Item:
-    if not isinstance(check, dict):
-        return check
-    if shared is not None:
-        check = _merged({"check_restart": shared}, check)
+def _check(check: Tree) -> Tree:
     return _merged({"check_restart": _CHECK_RESTART}, check) if "check_restart" in check else check
+
+
+def _template(template: Tree) -> Tree:
+    default = "SIGHUP" if template["change_mode"] == "signal" else ""
+    if isinstance(script := template.get("change_script"), dict):
+        template = {**template, "change_script": _merged({"timeout": "5s"}, script)}
+    return {**template, "change_signal": str(template.get("change_signal", default)).upper()}
 
 
 def _text(item: Item) -> str:

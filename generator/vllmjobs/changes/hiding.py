@@ -8,13 +8,61 @@ HIDDEN = "(hidden)"
 # Where a person names the keys. Elsewhere the words are Nomad's own, such as error_on_missing_key.
 _FREE = {"env", "meta", "canary_meta", "config", "auth", "header", "headers", "options", "args", "labels"}
 _OTHER_NAMES = re.compile(r"(authorization|cookie|sshkey|^auth)$", re.IGNORECASE)
-# `--api-key=…`, `--hf-token …`, and HF_TOKEN=… of a template that is a file of variables.
-_ASSIGNED = re.compile(
-    r"^(?P<name>\s*(?:export\s+)?-{0,2}[\w.-]*?(?:token|key|secret|password|passwd|credentials?|auth)"
-    r"\s*[=:]\s*)(?!\s*$)(?!.*\{\{)(?!\s*\$\{)(?P<value>.+)$",
+_ENDING = r"(?:token|api[_-]?key|secret(?:[_-]\w*key)?|password|passwd|(?<!allow-)credentials?)"
+# HF_TOKEN=… of a template that is a file of variables, `api_key: …` of one that is YAML: to the line's end.
+_LINE = re.compile(
+    rf"^(?P<name>[ \t]*(?:export[ \t]+)?-{{0,2}}[\w.-]*?(?:{_ENDING}|key|auth)[ \t]*[=:][ \t]*)"
+    r"(?P<value>[^\s{].*|\{[^{].*)$",
     re.IGNORECASE | re.MULTILINE,
 )
-_OPTION = re.compile(r"^-{1,2}[\w.-]*(?:token|api-key|secret|password)$", re.IGNORECASE)
+# `vllm serve --api-key … --port 1`, `HF_TOKEN=… vllm serve`, {"api_key": …}, and a header, of nginx or curl.
+_WORD = re.compile(
+    rf"(?P<name>(?<![\w-])--?[\w.-]*{_ENDING}(?:=|[ \t]+)|\b\w*{_ENDING}="
+    rf"|[\"'][\w.-]*{_ENDING}[\"'][ \t]*:[ \t]*|\bauthorization[\"']?[ \t:=]+[\"']?(?:\w+[ \t]+)?)"
+    r"(?P<value>\"[^\"{]*\"|'[^'{]*'|(?!-)(?:\$\{[^{}]*\}|[^\s&;|,{}\"'])+)",
+    re.IGNORECASE,
+)
+_QUERY = re.compile(
+    rf"(?P<name>[?&][\w.-]*(?:{_ENDING}|key|key_id|sig|signature)=)(?P<value>[^&#\s]+)", re.IGNORECASE
+)
+_OPTION = re.compile(rf"^-{{1,2}}[\w.-]*{_ENDING}$", re.IGNORECASE)
+# Names that only may be a secret's: OPENAI_KEY2, MY_SECRET_VALUE, PGPASS; in small letters, with `_` for `-`
+# and `.`. What they hold is shown where it is plain: MAX_TOKENS=4096, KEY_FILE=/etc/key.
+_NAME = re.compile(
+    r"(^|_)(tokens?|secrets?|passwords?|passwd|passphrase|credentials?|api_?keys?|access_?keys?|art_api"
+    r"|private_?keys?|webhook|jwt|bearer|hmac|salt|pat|dsn|pwd|connection_string)\d*(_|$)"
+    r"|(^|_|[a-z])(pass|pwd|pw)\d*$|(^|_)auth(_header|_string)?$|(^|_|account)keys?(_?v?\d+|_b64|_base64)*$"
+)
+_PLAIN = re.compile(
+    r"true|false|yes|no|on|off|none|null|auto|[./].*|(local|secrets|alloc)/.*|\$.*", re.IGNORECASE
+)
+_ASSIGNMENT = re.compile(
+    r"(?P<name>(?<![\w.-])(?:-{1,2})?(?P<key>[A-Za-z_][\w.-]*)(?:[ \t]*=[ \t]*|[\"']?:[ \t]+|[\"']:))"
+    r"(?P<value>\"[^\"{]+\"|'[^'{]+'|(?![-=])(?:\$\{[^{}]*\}|[^\s&;|,{}\"'])+)"
+)
+_FLAG = re.compile(r"(?P<name>(?<![\w-])--(?P<key>[A-Za-z][\w.-]*)[ \t]+)(?P<value>(?!-)[^\s\"']+)")
+_BLOCK = re.compile(  # of YAML, `password: |` and the lines below
+    r"^(?P<name>(?P<in>[ \t]*)(?P<key>[\w.-]+):[ \t]*[|>][+-]?\d?[ \t]*\n)"
+    r"(?P<value>(?:(?P=in)[ \t]+\S.*\n)*(?P=in)[ \t]+\S.*)",
+    re.MULTILINE,
+)
+_ELEMENT = re.compile(r"(?P<name><(?P<key>[\w.:-]+)>)(?P<value>[^<{]+)(?=</)")
+_ALWAYS = (
+    re.compile(r"(?P<name>-----BEGIN [A-Z ]*PRIVATE KEY-----\s*)(?P<value>.*?)(?=-----END|\Z)", re.DOTALL),
+    re.compile(r"(?P<name>\b(?i:bearer)[ \t]+|\bBasic[ \t]+(?=\S*[\d=]))(?P<value>[\w.~+/=-]{8,})"),
+    re.compile(
+        r"(?P<name>\bhooks\.slack\.com/services/|\bdiscord(?:app)?\.com/api/webhooks/)(?P<value>[^\s\"']+)"
+    ),
+    re.compile(r"(?P<name>\$(?:apr1|2[aby]?|[156y])\$)(?P<value>[\w./$]+)"),  # of crypt(5)
+    # A password without a user, and a token as the user: redis://:…@host, https://…@sentry.example.com.
+    re.compile(r"(?P<name>://)(?P<value>:[^/\s@'\"$]+|[^/\s:@'\"$]{16,})(?=@(?!sha\d))"),
+    re.compile(r"(?P<name>(?<!\S)(?:-u|--user)[ \t=]+[\w.-]+:)(?P<value>(?!\d+(?:\s|$))[^\s\"']+)"),
+)
+# redis.conf, .netrc
+_SPACED = re.compile(
+    r"(?P<name>(?<![\w.-])(?:requirepass|masterauth|password|passwd)[ \t]+)(?P<value>[\w\"'][^\s=:{};]+)"
+)
+_REFERENCE = re.compile(r"\$\{[^{}\"]*\}(/([\w.-]+|\$\{[^{}\"]*\}))*")
 
 
 def shown(path: tuple[str, ...], value: str, previous: str | None = None) -> tuple[str, bool]:
@@ -24,18 +72,51 @@ def shown(path: tuple[str, ...], value: str, previous: str | None = None) -> tup
     before it. A value of which nothing is known but its name is hidden whole; of one that holds a secret
     among other words, such as a URL or a template, only the secret.
     """
-    if _is_secret(path, previous) and value and not _is_reference(value):
+    if _is_secret(path, value, previous) and value and not _is_reference(value):
         return HIDDEN, True
-    kept = _ASSIGNED.sub(lambda found: found["name"] + HIDDEN, value) if _may_assign(path) else value
-    if looks_secret(kept):
-        kept = without_secrets(kept)
+    kept = value
+    kept = _BLOCK.sub(_hidden_by_name, kept)
+    for pattern in (*_ALWAYS, *((_LINE, _WORD, _SPACED) if _may_assign(path) else ())):
+        kept = pattern.sub(_hidden, kept)
+    for pattern in (_ELEMENT, _FLAG, _ASSIGNMENT):
+        kept = pattern.sub(_hidden_by_name, kept)
+    kept = named(kept)
     return kept, kept != value
 
 
-def _is_secret(path: tuple[str, ...], previous: str | None) -> bool:
-    if previous is not None and _OPTION.search(previous):
+def named(word: str) -> str:
+    """A word of a path, less what is secret in it: an artifact goes by its URL."""
+    kept = _QUERY.sub(_hidden, word)
+    return without_secrets(kept) if looks_secret(kept) else kept
+
+
+def _hidden(found: re.Match[str]) -> str:
+    return found[0] if _is_reference(found["value"]) else found["name"] + HIDDEN
+
+
+def _hidden_by_name(found: re.Match[str]) -> str:
+    return _hidden(found) if _may_be_secret(found["key"], found["value"].strip("\"'")) else found[0]
+
+
+def _is_secret(path: tuple[str, ...], value: str, previous: str | None) -> bool:
+    if previous is not None and previous.startswith("-"):
+        name = previous.lstrip("-")
+        if _OPTION.search(previous) or (not value.startswith("-") and _may_be_secret(name, value)):
+            return True
+        if previous in ("-u", "--user") and re.fullmatch(r"[\w.-]+:(?!\d+$).+", value):
+            return True
+    if path[-1:] in (("vault_token",), ("consul_token",)):
         return True
-    return bool(path) and not _FREE.isdisjoint(path[:-1]) and _has_secret_name(path[-1])
+    if not path or _FREE.isdisjoint(path[:-1]):
+        return False
+    return _has_secret_name(path[-1]) or _may_be_secret(path[-1], value)
+
+
+def _may_be_secret(name: str, value: str) -> bool:
+    words = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).replace("-", "_").replace(".", "_").lower()
+    if not _NAME.search(words) or words.endswith("allow_credentials") or _PLAIN.fullmatch(value):
+        return False
+    return not (value.isdigit() and ("token" in words or "key" in words))
 
 
 def _has_secret_name(name: str) -> bool:
@@ -45,7 +126,7 @@ def _has_secret_name(name: str) -> bool:
 
 def _is_reference(value: str) -> bool:
     """Only names where it is kept: `${NOMAD_SECRETS_DIR}/key`."""
-    return value.startswith("${") and value.count("${") == value.count("}")
+    return bool(_REFERENCE.fullmatch(value))
 
 
 def _may_assign(path: tuple[str, ...]) -> bool:

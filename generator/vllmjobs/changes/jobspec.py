@@ -9,7 +9,6 @@ layout and comments.
 
 import re
 from functools import cache
-from textwrap import dedent
 from typing import NamedTuple
 
 import tree_sitter_hcl
@@ -36,7 +35,11 @@ NAMED_BY = {
     "identity": ("name",),
     "upstreams": ("destination_name",),
 }
-_ESCAPE = re.compile(r'\\(["\\nrt]|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})')
+_ESCAPE = re.compile(r'\\(["\\nrt]|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})|([$%])\2(?=\{)')
+# A `$` before a `$${`, which is literal: the grammar takes the first two for the pair.
+_UNREAD = re.compile(r"([$%])(?=\1\1\{)")
+_STAND_INS = {"$": "\ufdd0", "%": "\ufdd1"}
+_DOUBLED = re.compile(r"([$%])\1(?=\{)")
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 
 
@@ -49,6 +52,8 @@ class Jobspec(NamedTuple):
 
     id: str
     tree: Tree
+    beside: Tree = {}
+    """The blocks `variable`, `variables` and `locals` of its file."""
 
 
 def read(hcl: str, source: str) -> Jobspec:
@@ -56,7 +61,14 @@ def read(hcl: str, source: str) -> Jobspec:
 
     Raises `JobspecError` for what is no HCL, and unless it holds exactly one `job`.
     """
-    root = _parser().parse(hcl.encode()).root_node
+    try:
+        return _read(hcl, source)
+    except RecursionError as error:
+        raise JobspecError(f"{source}: is nested too deeply") from error
+
+
+def _read(hcl: str, source: str) -> Jobspec:
+    root = _parser().parse(_UNREAD.sub(_stand_in, hcl).encode()).root_node
     if root.has_error:
         row, column = _first_error(root)
         raise JobspecError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
@@ -67,7 +79,12 @@ def read(hcl: str, source: str) -> Jobspec:
     labels = _labels(job)
     if len(labels) != 1:
         raise JobspecError(f"{source}:{job.start_point[0] + 1}:1: job must have one name")
-    return Jobspec(labels[0], _tree(job))
+    beside: Tree = {}
+    for node in _body(root):
+        if node.type == "block" and _kind(node) in ("variable", "variables", "locals"):
+            put(beside, [_kind(node), *_labels(node)], _tree(node))
+    tree = _tree(job)
+    return Jobspec(str(tree.pop("id", labels[0])), tree, beside)
 
 
 @cache
@@ -82,6 +99,8 @@ def _first_error(node: Node) -> tuple[int, int]:
             return child.start_point[0], child.start_point[1]
         if child.has_error:
             return _first_error(child)
+    if node.parent is None and node.children:  # all is one error: of a quote or brace that nothing closes
+        node = node.children[-1]
     return node.start_point[0], node.start_point[1]
 
 
@@ -109,13 +128,13 @@ def _tree(block: Node) -> Tree:
             continue
         inner = _tree(node)
         words = [kind, *_labels(node)]
-        if kind in NAMED_BY:
+        if kind in NAMED_BY and len(words) == 1:
             words.append(str(next((inner[key] for key in NAMED_BY[kind] if key in inner), "default")))
-        _put(tree, words, inner)
+        put(tree, words, inner)
     return tree
 
 
-def _put(tree: Tree, words: list[str], inner: Tree) -> None:
+def put(tree: Tree, words: list[str], inner: Item) -> None:
     """Hang a block under its words; a second one of the same words gets a number."""
     *above, last = words
     for word in above:
@@ -154,7 +173,8 @@ def _value(expression: Node) -> Item:
     except ValueError:
         pass
     try:
-        return float(text)
+        number = float(text)
+        return int(number) if number.is_integer() else number
     except ValueError:
         return "${" + " ".join(text.split()) + "}"
 
@@ -172,16 +192,28 @@ def _quoted(node: Node) -> str:
 
 def _unescaped(found: re.Match[str]) -> str:
     code = found[1]
+    if code is None:  # `$${` is `${`, and no reference
+        return found[2]
     return _ESCAPED.get(code) or chr(int(code[1:], 16))
 
 
 def _heredoc(text: str) -> str:
     """https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md#template-expressions: `<<-` cuts the
-    indentation that all lines share."""  # fmt: skip
+    indentation that all lines share, and leaves empty ones alone."""  # fmt: skip
     opening, *lines = text.split("\n")
-    body = "".join(f"{line}\n" for line in lines[:-1])
-    return dedent(body) if opening.startswith("<<-") else body
+    lines = lines[:-1]
+    if opening.startswith("<<-"):
+        shared = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
+        lines = [line[shared:] if line.strip() else line for line in lines]
+    return _DOUBLED.sub(r"\1", "".join(f"{line}\n" for line in lines))
+
+
+def _stand_in(found: re.Match[str]) -> str:
+    return _STAND_INS[found[1]]
 
 
 def _text(node: Node) -> str:
-    return (node.text or b"").decode()
+    text = (node.text or b"").decode()
+    for sign, stand_in in _STAND_INS.items():
+        text = text.replace(f"{stand_in}{sign}{sign}{{", f"{sign}{sign}{sign}{{")
+    return text

@@ -90,15 +90,16 @@ def _groups(
         updates = _updates(desired.get(group) or {})
         if job["Type"] in ("system", "sysbatch"):
             updates = _on_every_node(updates, is_changed or group in failed)
+        actions = _actions(was, now, updates, fields, own) if is_changed else ()
         yield Group(
             name=group,
-            actions=_actions(was, now, updates, fields, own) if is_changed else (),
+            actions=actions,
             count_before=_count(was),
             count_after=_count(now),
             gpus_before=effects.gpus(was) if was else None,
             gpus_after=effects.gpus(now) if now else None,
             canaries=updates.canary,
-            fields=fields,
+            fields=effects.blamed(fields, actions),
             updates=updates,
             unplaced=unplaced(name, job, specs[group], updates, failed, _count(was), nodes)
             if group in failed and group in specs

@@ -114,7 +114,7 @@ def test_two_blocks_of_one_name_are_numbered() -> None:
 
 def test_a_job_goes_by_its_label_unless_it_has_an_id() -> None:
     assert read('job "chat" {}', "job").id == "chat"
-    assert read('job "chat" {\n  id = "other"\n}', "job") == ("other", {})
+    assert read('job "chat" {\n  id = "other"\n}', "job") == ("other", {}, {})
 
 
 @pytest.mark.parametrize(
