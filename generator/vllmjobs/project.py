@@ -1,10 +1,12 @@
 """A project's environments: found, read, checked, with the facts that the checks rest on."""
 
+from __future__ import annotations
+
 import os
 import re
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from vllmjobs.changes.model import Finding, Group
 from vllmjobs.check.check import RULES, check
@@ -16,7 +18,9 @@ from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, dotted, in_order
 from vllmjobs.environment.tree import Map, Node, Scalar, parse
-from vllmjobs.git import Commit
+
+if TYPE_CHECKING:
+    from vllmjobs.git import Commit  # 5 ms, which render does without
 
 # Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
 SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")

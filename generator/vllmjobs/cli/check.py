@@ -8,7 +8,6 @@ import click
 from vllmjobs import __version__
 from vllmjobs.cli.common import PROJECT, SETTINGS, environment_options, show
 from vllmjobs.environment.problems import in_order
-from vllmjobs.git import Commit
 from vllmjobs.project import checked, environments, find, named, subjects
 from vllmjobs.shipped import shipped
 
@@ -55,6 +54,8 @@ def check(
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
     before = None
     if against is not None:
+        from vllmjobs.git import Commit  # noqa: PLC0415 (5 ms)
+
         before = Commit(against, project)
     found = checked(paths, settings, project, before)
     for path in [path for path, one in zip(paths, found, strict=True) if before and not one.compared]:
