@@ -35,7 +35,7 @@ class Against(NamedTuple):
 def against(name: str, project: Path) -> Against:
     """What `--against NAME` means: the file of that name, the environment, or else the commit.
 
-    Raises `AgainstError` for what is an environment and a commit, and `GitError` for what is neither.
+    Raises `AgainstError` for what is an environment and a commit, and for what is none of the three.
     """
     if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
         return Against(name, templates(project), file=Path(name))

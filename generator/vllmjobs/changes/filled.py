@@ -75,16 +75,8 @@ _BLOCKS: dict[str, Tree] = {
     "port": {"host_network": "default"},
     "volume_mount": {"propagation_mode": "private"},
 }  # fmt: skip
-_OPAQUE = {
-    "config",
-    "env",
-    "meta",
-    "canary_meta",
-    "header",
-    "headers",
-    "options",
-    "policy",
-}  # only strings are known
+# Words below these are a person's, or a driver's.
+_OPAQUE = {"config", "env", "meta", "canary_meta", "header", "headers", "options", "policy"}
 _LABELLED = {"group", "task", "device", "volume", "port", "action", *NAMED_BY}
 _DURATIONS = re.compile(
     r"(^|_)(interval|timeout|delay|deadline|time|grace|splay|stagger|min|max|lost_after|ttl|cooldown)$"

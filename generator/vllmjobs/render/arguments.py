@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator
+from operator import itemgetter
 
 from vllmjobs.environment.derive import KEEP_ALIVE, Deadlines, argument_name, is_bridged, tensor_parallel_size
 from vllmjobs.environment.model import Environment, Model
@@ -31,8 +32,9 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
         "max-model-len": model.max_model_len,
         "shutdown-timeout": math.ceil(deadlines.longest_stream),
     }
-    given = dict(sorted((argument_name(key), value) for key, value in model.args.items()))
-    return [model.model, *(word for key, value in (own | given).items() for word in _words(key, value))]
+    given = ((argument_name(key), value) for key, value in model.args.items())
+    every = own | dict(sorted(given, key=itemgetter(0)))
+    return [model.model, *(word for key, value in every.items() for word in _words(key, value))]
 
 
 def variables(environment: Environment, model: Model, deadlines: Deadlines) -> dict[str, str]:
