@@ -40,16 +40,17 @@ def against(name: str, project: Path) -> Against:
     if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
         return Against(name, templates(project), file=Path(name))
     file = find(project, name)
+    is_environment = file.suffix in ENVIRONMENTS and file.is_file()
     try:
         commit = Commit(name, project)
     except GitError as error:
-        if file.is_file():
+        if is_environment:
             return Against(name, templates(project), file=file)
         raise AgainstError(
             f"--against {name}: {error}; it must be a commit that this clone has (a shallow one has few), an "
             f"environment of {project / 'envs'}/, or a file (.yaml, .hcl)"
         ) from error
-    if file.is_file():
+    if is_environment:
         raise AgainstError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
     return Against(name, templates(project, commit.read), commit)
 

@@ -7,7 +7,7 @@ from functools import cache
 from vllmjobs.changes.fleet import Node, in_cluster
 from vllmjobs.changes.model import Job
 from vllmjobs.changes.planned import planned
-from vllmjobs.nomad import Cluster, ForbiddenError
+from vllmjobs.nomad import Cluster, ForbiddenError, InvalidJobError, Json
 
 
 class Planner:
@@ -23,6 +23,11 @@ class Planner:
         job = self._cluster.parse(hcl, self._namespace)
         where = (job["ID"], job["Namespace"], job["Region"])
         running = self._cluster.job(*where)
+        if running and running["Type"] != job["Type"]:  # a plan says nothing of it: nomad/job_endpoint.go
+            raise InvalidJobError(
+                f"{self._cluster.address}: {job['ID']} runs as a {running['Type']} job, and Nomad refuses to "
+                f"make it a {job['Type']} one; give it another name, or stop it with -purge first"
+            )
         plan = self._cluster.plan(job)
         return planned(
             name=name,
@@ -30,13 +35,16 @@ class Planner:
             running=running,
             plan=plan,
             deployment=self._cluster.deployment(*where) if running else None,
-            run=self._run(name, plan["JobModifyIndex"] if running else 0),
+            run=self._run(name, job, plan["JobModifyIndex"] if running else 0),
             nodes=self._nodes(job["Region"]) if plan.get("FailedTGAllocs") else None,
         )
 
-    def _run(self, name: str, index: int) -> str:
-        job = [] if name == "vllm" else ["--job", name]
-        return f"{shlex.join([*self._render, *job])} | nomad job run -check-index {index} -"
+    def _run(self, name: str, job: Json, index: int) -> str:
+        render = [*self._render, *([] if name == "vllm" else ["--job", name])]
+        options = ["-namespace", job["Namespace"]] if job["Namespace"] != "default" else []
+        options += ["-region", job["Region"]] if job["Region"] != "global" else []
+        run = ["nomad", "job", "run", *options, "-check-index", str(index), "-"]
+        return f"{shlex.join(render)} | {shlex.join(run)}"
 
     def _read_nodes(self, region: str) -> list[Node] | None:
         try:

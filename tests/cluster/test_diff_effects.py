@@ -117,6 +117,7 @@ KEYS = [
     "debug=false",
     "nomad.priority=60",
     "nomad.datacenters=[dc1, dc2]",
+    "nomad.datacenters=[dc9]",
     'nomad.datacenters=["*"]',
     'nomad.constraints=[{attribute: "${attr.kernel.name}", value: linux}]',
     'nomad.affinities=[{attribute: "${node.datacenter}", value: dc1}]',

@@ -176,3 +176,68 @@ def test_without_a_cluster_there_is_one_line(plan: Plans) -> None:
         "http://127.0.0.1:1: cannot be reached (Connection refused); is NOMAD_ADDR right, and Nomad "
         "running?\n"
     )
+
+
+def test_what_nomad_would_refuse_is_an_error_though_its_plan_says_nothing(sandbox: Sandbox) -> None:
+    name = "another-type"
+    sandbox.run(
+        f'''job "{name}" {{
+  type = "batch"
+  group "chat" {{
+    task "vllm" {{
+      driver = "raw_exec"
+      config {{
+        command = "true"
+      }}
+    }}
+  }}
+}}
+'''
+    )
+    try:
+        done = subprocess.run(
+            ["vllmjobs", "plan", "dev", "--job", "vllm", "--set", f"job={name}"],
+            env=sandbox.env, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert (done.returncode, done.stdout) == (1, "")
+        assert f"{name} runs as a batch job, and Nomad refuses to make it a service one; " in done.stderr
+    finally:
+        sandbox.purge(name)
+
+
+def test_the_command_names_the_namespace_that_the_plan_was_for(sandbox: Sandbox) -> None:
+    sandbox.nomad.namespace.create_namespace({"Name": "team"})
+    try:
+        done = subprocess.run(
+            ["vllmjobs", "plan", "dev", "--job", "vllm", "--set", "job=of-a-team"],
+            env=sandbox.env | {"NOMAD_NAMESPACE": "team"}, capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert done.returncode == 2, done.stderr
+        assert "| nomad job run -namespace team -check-index 0 -\n" in done.stdout
+    finally:
+        sandbox.nomad.namespace.delete_namespace("team")
+
+
+def test_to_go_back_stops_the_canary_and_nothing_else(own: Plans) -> None:
+    own.sandbox.run(own.sandbox.render("dev", *own.settings, "--set", LARGER))
+    own.sandbox.wait_until_healthy(own.job)
+    done = own()
+    assert done.returncode == 2
+    assert (
+        "note: chat: 1 of version 1 stop, which its deployment has started; those of before run on"
+        in done.stdout
+    )
+    assert "forces replacement" not in done.stdout
+
+
+def test_what_other_groups_of_the_job_get_is_told_where_there_is_no_room(sandbox: Sandbox) -> None:
+    gpus = "strategy: tensor_parallel, gpus: {count: 4}, drain: {longest_stream: 10s}"
+    large = f"models.large={{model: facebook/opt-125m, {gpus}}}"
+    done = subprocess.run(
+        ["vllmjobs", "plan", "dev", "--job", "vllm", "--set", "job=two-groups", "--set", large,
+         "--set", "models.chat.replicas=5", "--set", "models.large.route={path: /l/v1/, strip: /l}"],
+        env=sandbox.env, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 3, done.stdout + done.stderr
+    assert "1 of 1 instance of large cannot be placed" in done.stdout
+    assert "this plan gives 5 to chat" in done.stdout

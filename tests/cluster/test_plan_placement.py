@@ -513,6 +513,8 @@ def test_a_stopped_job_is_started_again(sandbox: Sandbox, release: NewRelease) -
     sandbox.nomad_cli("job", "stop", "-detach", chat.job)
     found = plan(sandbox, chat.render())
     assert (found.action, found.notes) == ("changed", ("the job is stopped, and a run starts it again",))
+    (group,) = found.groups
+    assert (group.actions, group.count_before, group.count_after) == (("scale-up",), 0, 1)
     assert has_changed(found)
 
 

@@ -286,6 +286,26 @@ def test_another_side_that_is_not_there(project: Project, other: str, said: str)
     assert said in done.stderr
 
 
+def test_another_side_that_is_no_environment_is_not_read(project: Project, tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("very-secret")
+    done = project.diff("prod", "--against", str(tmp_path / "token"))
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert "very-secret" not in done.stderr
+
+
+def test_a_pool_that_shares_no_node_with_the_old_one_replaces_all(project: Project) -> None:
+    change = ("prod", "--set", "nomad.node_pool=other")
+    assert project.actions(*change) == {"prod/chat": ["destructive"], "prod/code": ["destructive"]}
+    assert project.actions("prod", "--set", "nomad.node_pool=all") == {
+        "prod/chat": ["in-place"], "prod/code": ["in-place"],
+    }  # fmt: skip
+
+
+def test_what_goes_before_a_canary_is_tried_is_said(project: Project) -> None:
+    done = project.diff("prod", "--set", "models.chat.replicas=1", "--set", "models.chat.max_model_len=99")
+    assert "scale down 2 → 1 at once, before any canary is tried" in done.stdout
+
+
 def test_a_name_that_is_a_branch_and_an_environment_is_not_guessed(project: Project) -> None:
     project.git("branch", "dev")
     done = project.diff("prod", "--against", "dev")

@@ -56,7 +56,8 @@ def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> Job:
         _group(group, None if is_new else spec, spec if is_new else None, tree, tree, ())
         for group, spec in _groups(tree).items()
     )
-    note = f"nothing renders {job.id} any more, and it runs on: nomad job stop {job.id}"
+    where = "" if tree["namespace"] == "default" else f"-namespace {tree['namespace']} "
+    note = f"nothing renders {job.id} any more, and it runs on: nomad job stop {where}{job.id}"
     return Job(
         job=name,
         id=job.id,
@@ -72,6 +73,8 @@ def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -
     identity: Tree = {"id": before.id} if before.id != after.id else {}
     renamed: Tree = {"id": after.id} if identity else {}
     own = fields({**identity, **_without_groups(old)}, {**renamed, **_without_groups(new)}, of_job=True)
+    left = effects.leaves(old, new)
+    own = tuple(replace(field, replaces=True) if field.path[0] in left else field for field in own)
     was, now = _groups(old), _groups(new)
     groups = tuple(
         _group(group, was.get(group), now.get(group), old, new, own)
@@ -136,7 +139,7 @@ def _notes(own: tuple[Field, ...], groups: tuple[Group, ...]) -> Iterator[str]:
     moved = {
         field.path[-1] if len(field.path) == 1 else field.path[0]
         for field in chain(own, *(group.fields for group in groups))
-        if effects.moves(field.path)
+        if effects.moves(field.path) and not field.replaces
     }
     if moved:
         words = " and ".join(sorted(moved))

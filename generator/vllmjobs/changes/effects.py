@@ -71,6 +71,25 @@ def _replaces_consul(word: str, is_whole: bool) -> bool:
     return word == "namespace" or (word in ("cluster", "partition") and not is_whole)
 
 
+def leaves(before: Tree, after: Tree) -> set[str]:
+    """Which words of the job send every instance to another node: a node is in one pool and one datacenter.
+
+    Not so where one side is the pool `all`, or a datacenter may be any (scheduler/util.go inplaceUpdate).
+    """
+    left: set[str] = set()
+    pools = {str(before.get("node_pool")), str(after.get("node_pool"))}
+    if len(pools) > 1 and "all" not in pools:
+        left.add("node_pool")
+    old, new = (set(map(str, _listed(tree.get("datacenters")))) for tree in (before, after))
+    if old.isdisjoint(new) and not any("*" in name for name in old | new):
+        left.add("datacenters")
+    return left
+
+
+def _listed(value: Item) -> list[Item]:
+    return value if isinstance(value, list) else [value]
+
+
 def moves(path: tuple[str, ...]) -> bool:
     """Whether the difference is in where allocations may run."""
     return path[0] in _PLACES or (path[0] == "task" and path[2:3] == ("constraint",))

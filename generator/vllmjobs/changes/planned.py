@@ -11,6 +11,7 @@ from vllmjobs.changes import effects, registered
 from vllmjobs.changes.fleet import Node
 from vllmjobs.changes.jobspec import Tree
 from vllmjobs.changes.model import Action, Deployment, Field, Group, Job, Plan, Preempted, Updates
+from vllmjobs.changes.shortage import joined
 from vllmjobs.changes.unplaced import unplaced
 
 Json = Mapping[str, Any]
@@ -37,7 +38,8 @@ def planned(
     after = registered.tree(job)
     before = registered.tree(running) if running else None
     own = registered.job_fields(diff, before, after) if before is not None else ()
-    groups = tuple(_groups(name, job, plan, before, after, own, nodes))
+    is_stopped = bool(running and running.get("Stop"))
+    groups = _sharing(tuple(_groups(name, job, plan, before, after, own, nodes, is_stopped)))
     changed = diff["Type"] != "None" or own or any(group.actions or group.fields for group in groups)
     action: Literal["none", "new", "changed"] = "new" if running is None else "changed" if changed else "none"
     active = _deployment(deployment)
@@ -76,6 +78,7 @@ def _groups(
     after: Tree,
     own: tuple[Field, ...],
     nodes: Sequence[Node] | None,
+    is_stopped: bool,
 ) -> Iterator[Group]:
     """In the order of the newer job; those that go, last."""
     desired = (plan.get("Annotations") or {}).get("DesiredTGUpdates") or {}
@@ -91,20 +94,42 @@ def _groups(
         if job["Type"] in ("system", "sysbatch"):
             updates = _on_every_node(updates, is_changed or group in failed)
         actions = _actions(was, now, updates, fields, own) if is_changed else ()
+        count_before = _count(was)
+        if is_stopped and was and now:
+            actions, count_before = ("scale-up",), 0
         yield Group(
             name=group,
             actions=actions,
-            count_before=_count(was),
+            count_before=count_before,
             count_after=_count(now),
             gpus_before=effects.gpus(was) if was else None,
             gpus_after=effects.gpus(now) if now else None,
             canaries=updates.canary,
             fields=effects.blamed(fields, actions),
             updates=updates,
-            unplaced=unplaced(name, job, specs[group], updates, failed, _count(was), nodes)
+            unplaced=unplaced(name, job, specs[group], updates, failed, count_before, nodes)
             if group in failed and group in specs
             else None,
         )
+
+
+def _sharing(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+    """The groups; of one without room, also which GPUs the same plan gives to others of the job."""
+    given = {group.name: _placed(group) * (group.gpus_after or 0) for group in groups}
+    told = []
+    for group in groups:
+        others = [f"{number} to {name}" for name, number in given.items() if number and name != group.name]
+        if group.unplaced and group.gpus_after and others:
+            why = (*group.unplaced.why, f"this plan gives {joined(others)}")
+            group = replace(group, unplaced=replace(group.unplaced, why=why))
+        told.append(group)
+    return tuple(told)
+
+
+def _placed(group: Group) -> int:
+    updates = group.updates
+    wanted = updates.place + updates.canary + updates.destructive_update if updates else 0
+    return max(0, wanted - (group.unplaced.failed if group.unplaced else 0))
 
 
 def _actions(
@@ -162,6 +187,13 @@ def _notes(
 ) -> Iterator[str]:
     if running and running.get("Stop"):
         yield "the job is stopped, and a run starts it again"
+    elif action == "changed" and deployment:
+        for group in groups:
+            if group.updates and group.updates.stop and not {"scale-down", "gone"} & set(group.actions):
+                yield (
+                    f"{group.name}: {group.updates.stop} of version {deployment.job_version} stop, which its "
+                    "deployment has started; those of before run on"
+                )
     elif action == "none" and deployment:
         said = "; ".join(deployment.groups)
         yield f"deployment {deployment.id[:8]} is {deployment.status}, and a run leaves it alone ({said})"

@@ -87,14 +87,14 @@ def _head(report: Report) -> str:
     if failing and failing[0].group and failing[0].group.unplaced:
         first = failing[0].group
         said = words.unplaced(failing[0].group.unplaced, first.name, escape.SCRIPT)
-        more = f", nor what {words.counted(len(failing) - 1, 'more group')} need" if len(failing) > 1 else ""
+        more = f"; no room either for {words.counted(len(failing) - 1, 'more group')}" if failing[1:] else ""
         title = f"⛔ {escape.name(failing[0].environment.name)}: {said}{more}"
     elif errors:
         title = f"⛔ {whole}: check finds {words.tally(errors)}"
     elif any(map(has_changed, jobs)):
         title = f"{'⚠️' if _is_risky(report) else '🔵'} {whole}: {numbers}"
     elif _is_risky(report):
-        title = f"⚠️ {whole}: no changes, but {words.tally(findings) or 'warnings'}"
+        title = f"⚠️ {whole}: no changes, but warnings"
     else:
         title = f"✅ {whole}: no changes"
     held = words.gpus([group for job in jobs for group in job.groups])
@@ -109,13 +109,14 @@ def _subject(names: list[str], what: str) -> str:
 
 
 def _is_risky(report: Report) -> bool:
-    """Whether something asks for a second look: warnings, and what no canary tries, or what goes."""
-    findings = [finding for environment in report.environments for finding in environment.findings]
+    """Whether something asks for a second look: warnings of the cluster, what no canary tries, what goes.
+
+    What `check` warns of is there before and after a change, so that it would be a sign of nothing.
+    """
     jobs = [job for environment in report.environments for job in environment.jobs]
     groups = [group for job in jobs for group in job.groups]
     return (
-        any(finding.severity == "warning" for finding in findings)
-        or any(job.action == "gone" for job in jobs)
+        any(job.action == "gone" for job in jobs)
         or any(remark.severity == "warning" for job in jobs for remark in words.remarks(job, escape.SCRIPT))
         or any("gone" in group.actions or words.is_untried(group) for group in groups)
     )

@@ -59,16 +59,8 @@ _LABELS = {
 }
 _SAME = "unchanged"
 _WORST_FIRST = (
-    "gone",
-    "replaced (no",
-    "replaced",
-    "updated",
-    "waiting",
-    "scaled down",
-    "scaled up",
-    "new",
-    "",
-)
+    "gone", "replaced (no", "replaced", "updated", "waiting", "scaled down", "scaled up", "new", "",
+)  # fmt: skip
 
 
 def counted(count: int, what: str) -> str:
@@ -90,13 +82,17 @@ def is_changed(group: Group) -> bool:
 
 
 def is_untried(group: Group) -> bool:
-    """Whether running instances change without a canary before them."""
-    return "in-place" in group.actions or ("destructive" in group.actions and not group.canaries)
+    """Whether running instances change, or go, without a canary before them."""
+    is_less = "scale-down" in group.actions and ("destructive" in group.actions or not group.count_after)
+    is_replaced = "destructive" in group.actions and not group.canaries
+    return "in-place" in group.actions or is_replaced or is_less
 
 
 def does(group: Group) -> str:
     """What Nomad does with the instances: `destructive: 2 canaries first, then ...`."""
     said = [_SAID[action](group) for action in group.actions]
+    if group.canaries and "scale-down" in group.actions:  # hashicorp/nomad#19643
+        said[-1] += " at once, before any canary is tried"
     if not said and group.updates and group.updates.place:
         said = [f"places {counted(group.updates.place, 'instance')}, missing so far"]
     return "; ".join(said) or "leaves the instances as they are"

@@ -45,7 +45,7 @@ def say(report: Report, form: str, color: bool | None, detailed: bool) -> None:
         case "markdown":
             from vllmjobs.changes.report_markdown import as_markdown  # noqa: PLC0415
 
-            show(as_markdown(report))
+            click.echo(as_markdown(report).encode(), nl=False)  # forges take UTF-8, whatever the terminal
         case "json":
             from vllmjobs.changes.report_json import as_json  # noqa: PLC0415
 

@@ -103,7 +103,7 @@ TRIED = group("chat", "destructive", canaries=1)
         ),
         (
             report(job(CHAT, group("b", unplaced=CHAT.unplaced))),
-            "⛔ `prod`: 2 of 2 canaries of `chat` cannot be placed, nor what 1 more group need",
+            "⛔ `prod`: 2 of 2 canaries of `chat` cannot be placed; no room either for 1 more group",
         ),
     ],
 )
