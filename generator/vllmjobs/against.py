@@ -100,7 +100,7 @@ def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]
 
     Else the job would be called gone, and a person would stop it.
     """
-    if not other.commit:
+    if not other.commit or all(path.exists() for path in other.commit.files(project / "envs")):
         return {}
     old = [path for path in environments(project, other.commit) if not path.exists()]
     new = [path for path in environments(project) if not _is_in(path, other.commit)] if old else []

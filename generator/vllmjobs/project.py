@@ -21,6 +21,9 @@ from vllmjobs.environment.tree import Map, Node, Scalar, parse
 
 if TYPE_CHECKING:
     from vllmjobs.git import Commit  # 5 ms, which render does without
+    from vllmjobs.render.job import Templates
+
+    Sides = tuple[Templates, Templates]
 
 # Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
 SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")
@@ -92,32 +95,38 @@ def checked(
 ) -> list[Checked]:
     """Read environments and run every rule over each; with `against`, also over what changes since then."""
     files = _secret_files(project)
-    return [_checked(path, settings, project, files, against) for path in paths]
+    sides = _sides(project, against) if against else None
+    return [_checked(path, settings, files, against, sides) for path in paths]
+
+
+def _sides(project: Path, commit: Commit) -> Sides:
+    """The templates before and after."""
+    from vllmjobs.templates import templates  # noqa: PLC0415 (Jinja takes 30 ms)
+
+    return templates(project, commit.read), templates(project)
 
 
 def _checked(
-    path: Path, settings: Sequence[str], project: Path, files: dict[str, int], against: Commit | None
+    path: Path, settings: Sequence[str], files: dict[str, int], against: Commit | None, sides: Sides | None
 ) -> Checked:
     environment, tree, texts, problems = load_file(path, settings)
     before = load_file(path, (), against.read).environment if against else None
     if environment is not None and tree is not None:
         facts = Facts(configs(environment, tree), files)
-        if before is not None and against is not None and not problems:
-            facts = facts._replace(before=Before(before, _groups(before, environment, project, against)))
+        if before is not None and sides is not None and not problems:
+            facts = facts._replace(before=Before(before, _groups(before, environment, sides)))
         problems = problems + check(environment, tree, facts)
     ignorable = {rule.id for rule in RULES}
     problems = in_order(without_ignored(problems, texts, ignorable))
     return Checked(environment, problems, texts, before is not None)
 
 
-def _groups(before: Environment, after: Environment, project: Path, commit: Commit) -> dict[str, Group]:
+def _groups(before: Environment, after: Environment, sides: Sides) -> dict[str, Group]:
     """What becomes of the group of each model."""
     from vllmjobs.rendered import differences, rendered  # noqa: PLC0415 (Jinja takes 30 ms)
-    from vllmjobs.templates import templates  # noqa: PLC0415
 
-    was, now = rendered(before, templates(project, commit.read)), rendered(after, templates(project))
-    jobs = differences(was, now)
-    return {group.name: group for job in jobs if job.job == "vllm" for group in job.groups}
+    jobs = differences(rendered(before, sides[0], "vllm"), rendered(after, sides[1], "vllm"))
+    return {group.name: group for job in jobs for group in job.groups}
 
 
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:

@@ -52,9 +52,9 @@ def _identity(job: Jobspec, tree: Tree) -> tuple[Item, ...]:
 def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> Job:
     """A job that only one side has."""
     is_new = action == "new"
-    groups = tuple(
+    found = tuple(
         _group(group, None if is_new else spec, spec if is_new else None, tree, tree, ())
-        for group, spec in _groups(tree).items()
+        for group, spec in groups(tree).items()
     )
     where = "" if tree["namespace"] == "default" else f"-namespace {tree['namespace']} "
     note = f"nothing renders {job.id} any more, and it runs on: nomad job stop {where}{job.id}"
@@ -64,7 +64,7 @@ def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> Job:
         namespace=str(tree["namespace"]),
         region=str(tree["region"]),
         action="new" if is_new else "gone",
-        groups=groups,
+        groups=found,
         notes=() if is_new else (note,),
     )
 
@@ -72,11 +72,11 @@ def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> Job:
 def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -> Job:
     identity: Tree = {"id": before.id} if before.id != after.id else {}
     renamed: Tree = {"id": after.id} if identity else {}
-    own = fields({**identity, **_without_groups(old)}, {**renamed, **_without_groups(new)}, of_job=True)
+    own = fields({**identity, **without_groups(old)}, {**renamed, **without_groups(new)}, of_job=True)
     left = effects.leaves(old, new)
     own = tuple(replace(field, replaces=True) if field.path[0] in left else field for field in own)
-    was, now = _groups(old), _groups(new)
-    groups = tuple(
+    was, now = groups(old), groups(new)
+    found = tuple(
         _group(group, was.get(group), now.get(group), old, new, own)
         for group in (*now, *(group for group in was if group not in now))
     )
@@ -85,10 +85,10 @@ def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -
         id=after.id,
         namespace=str(new["namespace"]),
         region=str(new["region"]),
-        action="changed" if own or any(group.actions or group.fields for group in groups) else "none",
+        action="changed" if own or any(group.actions or group.fields for group in found) else "none",
         fields=own,
-        groups=groups,
-        notes=tuple(_notes(own, groups)),
+        groups=found,
+        notes=tuple(_notes(own, found)),
     )
 
 
@@ -149,11 +149,13 @@ def _notes(own: tuple[Field, ...], groups: tuple[Group, ...]) -> Iterator[str]:
         )
 
 
-def _groups(tree: Tree) -> dict[str, Tree]:
+def groups(tree: Tree) -> dict[str, Tree]:
+    """The groups of a job, by name."""
     return {name: group for name, group in below(tree, "group").items() if isinstance(group, dict)}
 
 
-def _without_groups(tree: Tree) -> Tree:
+def without_groups(tree: Tree) -> Tree:
+    """What a job says of itself as a whole."""
     return {word: value for word, value in tree.items() if word != "group"}
 
 

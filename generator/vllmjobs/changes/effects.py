@@ -108,9 +108,14 @@ def actions(
             done.append("destructive")
     elif job or any(field.path != ("count",) for field in fields):
         done.append("in-place")
-    if count_before is not None and count_after is not None and count_before != count_after:
-        done.append("scale-up" if count_after > count_before else "scale-down")
-    return tuple(done)
+    return (*done, *scaled(count_before, count_after))
+
+
+def scaled(before: int | None, after: int | None) -> tuple[Action, ...]:
+    """What a changed count does; counts None are not known."""
+    if before is None or after is None or before == after:
+        return ()
+    return ("scale-up",) if after > before else ("scale-down",)
 
 
 def blamed(fields: tuple[Field, ...], done: tuple[Action, ...]) -> tuple[Field, ...]:

@@ -195,8 +195,12 @@ class Report(Value, frozen=True):
 
 def has_changed(job: Job) -> bool:
     """Whether a run of the job would do anything: a change, or placements that wait."""
-    waiting = any(group.updates and (group.updates.place or group.unplaced) for group in job.groups)
-    return job.action != "none" or waiting
+    return job.action != "none" or any(map(is_waiting, job.groups))
+
+
+def is_waiting(group: Group) -> bool:
+    """Whether instances are missing that a plan would place, if it could."""
+    return bool(group.unplaced or (group.updates and group.updates.place))
 
 
 def is_unplaceable(job: Job) -> bool:

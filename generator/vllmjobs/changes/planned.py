@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from vllmjobs.changes import effects, registered
+from vllmjobs.changes import compare, effects, registered
 from vllmjobs.changes.fleet import Node
 from vllmjobs.changes.jobspec import Tree
 from vllmjobs.changes.model import Action, Deployment, Field, Group, Job, Plan, Preempted, Updates
@@ -84,7 +84,7 @@ def _groups(
     desired = (plan.get("Annotations") or {}).get("DesiredTGUpdates") or {}
     failed = plan.get("FailedTGAllocs") or {}
     diffs = {diff["Name"]: diff for diff in plan["Diff"].get("TaskGroups") or ()}
-    old, new = registered.groups(before or {}), registered.groups(after)
+    old, new = compare.groups(before or {}), compare.groups(after)
     specs = {spec["Name"]: spec for spec in job["TaskGroups"]}
     for group in (*new, *(group for group in old if group not in new)):
         was, now = old.get(group), new.get(group)
@@ -146,10 +146,7 @@ def _actions(
         done.append("destructive")
     elif updates.in_place_update and (own or any(field.path != ("count",) for field in fields)):
         done.append("in-place")
-    was, now = _count(before), _count(after)
-    if was is not None and now is not None and was != now:
-        done.append("scale-up" if now > was else "scale-down")
-    return tuple(done)
+    return (*done, *effects.scaled(_count(before), _count(after)))
 
 
 def _count(group: Tree | None) -> int | None:

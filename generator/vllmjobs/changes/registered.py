@@ -142,7 +142,7 @@ def tree(job: Json) -> Tree:
     With Nomad's defaults, and without its region and namespace, by which it was found.
     """
     words = _block({key: value for key, value in job.items() if key in _JOB}, "job")
-    for group_name, group in groups(words).items():
+    for group_name, group in compare.groups(words).items():
         _name_services(group, str(job.get("Name", job["ID"])), group_name, "group")
         for service in below(group, "service").values():
             if isinstance(service, dict):
@@ -154,15 +154,9 @@ def tree(job: Json) -> Tree:
     return filled(Jobspec(str(job["ID"]), words))
 
 
-def groups(job: Tree) -> dict[str, Tree]:
-    """The groups of a job, by name."""
-    return {name: group for name, group in below(job, "group").items() if isinstance(group, dict)}
-
-
 def job_fields(diff: Json, before: Tree, after: Tree) -> tuple[Field, ...]:
     """What differs outside of the groups; `diff` is a plan's Diff."""
-    old, new = ({word: item for word, item in side.items() if word != "group"} for side in (before, after))
-    return _fields(diff, old, new, of_job=True)
+    return _fields(diff, compare.without_groups(before), compare.without_groups(after), of_job=True)
 
 
 def group_fields(diff: Json | None, before: Tree, after: Tree) -> tuple[Field, ...]:

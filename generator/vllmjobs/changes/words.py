@@ -19,6 +19,7 @@ from vllmjobs.changes.model import (
     Report,
     Unplaced,
     Updates,
+    is_waiting,
 )
 from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.environment.values import without_secrets
@@ -77,8 +78,7 @@ def listed(names: Iterable[str]) -> str:
 
 def is_changed(group: Group) -> bool:
     """Whether there is anything to say of a group."""
-    waits = group.unplaced or (group.updates and group.updates.place)
-    return bool(group.actions or group.fields or waits)
+    return bool(group.actions or group.fields or is_waiting(group))
 
 
 def is_untried(group: Group) -> bool:
@@ -91,8 +91,6 @@ def is_untried(group: Group) -> bool:
 def does(group: Group) -> str:
     """What Nomad does with the instances: `destructive: 2 canaries first, then ...`."""
     said = [_SAID[action](group) for action in group.actions]
-    if group.canaries and "scale-down" in group.actions:  # hashicorp/nomad#19643
-        said[-1] += " at once, before any canary is tried"
     if not said and group.updates and group.updates.place:
         said = [f"places {counted(group.updates.place, 'instance')}, missing so far"]
     return "; ".join(said) or "leaves the instances as they are"
@@ -129,7 +127,10 @@ _SAID: dict[str, Callable[[Group], str]] = {
         f"in place: {_all(group.count_after or 0)}{' at once' * (group.count_after != 1)}, no canary tries it"
     ),
     "scale-up": lambda group: f"scale up {group.count_before or 0:,} → {group.count_after or 0:,}",
-    "scale-down": lambda group: f"scale down {group.count_before or 0:,} → {group.count_after or 0:,}",
+    "scale-down": lambda group: (  # hashicorp/nomad#19643
+        f"scale down {group.count_before or 0:,} → {group.count_after or 0:,}"
+        f"{' at once, before any canary is tried' * bool(group.canaries)}"
+    ),
 }
 
 
@@ -201,8 +202,9 @@ def _label(group: Group) -> str:
     replaced = f"replaced ({'canaries first' if group.canaries else 'no canary first'})"
     labels = [replaced if action == "destructive" else _LABELS[action] for action in group.actions]
     if not labels and is_changed(group):
-        waits = group.unplaced or (group.updates and group.updates.place)
-        labels = ["waiting for a place" if waits else "changed, with its instances left as they are"]
+        labels = [
+            "waiting for a place" if is_waiting(group) else "changed, with its instances left as they are"
+        ]
     return " and ".join(labels) or _SAME
 
 

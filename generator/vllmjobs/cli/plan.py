@@ -38,7 +38,8 @@ def plan(
     from vllmjobs.rendered import rendered  # noqa: PLC0415
     from vllmjobs.templates import templates  # noqa: PLC0415
 
-    (found,) = checked([find(project, env)], settings, project)
+    path = find(project, env)
+    (found,) = checked([path], settings, project)
     environment = sound(found)
     jobs = rendered(environment, templates(project), job)
     cluster = Cluster()
@@ -46,7 +47,7 @@ def plan(
     if project != Path():
         command += ["--project", str(project)]
     planned = Changes(
-        name=find(project, env).stem,
+        name=path.stem,
         against=cluster.address,
         jobs=plans(jobs, cluster, environment.nomad.namespace, command),
         findings=findings(found),
