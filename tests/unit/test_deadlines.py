@@ -1,5 +1,6 @@
 from vllmjobs.environment.derive import deadlines, tensor_parallel_size
-from vllmjobs.environment.model import Balancer, Drain, Gpus, Health, Model, Rollout
+from vllmjobs.environment.model import Balancer, Drain, Gpus, Health, Model
+from vllmjobs.environment.rollout import Rollout
 
 
 def test_deadlines_leave_room_for_pull_and_load() -> None:

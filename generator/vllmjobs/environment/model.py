@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from msgspec import Meta, field
 
 from vllmjobs.environment.placement import Block, DeviceAffinity, DeviceConstraint, Placement, said
+from vllmjobs.environment.rollout import Maintenance, Rollout
 from vllmjobs.environment.values import (
     AbsolutePath,
     Argument,
@@ -180,29 +181,6 @@ class Logs(Block, frozen=True):
     fluentd_address: Annotated[Text | None, said("Address of fluentd.", "127.0.0.1:24224")] = None
 
 
-class Rollout(Block, frozen=True):
-    """How a change reaches the running instances."""
-
-    strategy: Annotated[
-        Literal["canary", "blue_green", "rolling"],
-        said("Some new instances beside the old; as many new as old; or one after the other."),
-    ] = "canary"
-    canaries: Annotated[Positive, said("New instances beside the old (canary).")] = 1
-    weight: Annotated[
-        float, Meta(ge=0.001, le=1, description="Share of the requests that all canaries together get.")
-    ] = 0.1
-    max_parallel: Annotated[Positive, said("Instances replaced at a time after promotion.")] = 1
-    auto_promote: Annotated[bool, said("Promote as soon as the canaries are healthy.")] = False
-    auto_revert: Annotated[bool, said("Go back to the last stable version when a deployment fails.")] = True
-    min_healthy_time: Annotated[Duration, said("Time that an instance is healthy before it counts.")] = "10s"
-    healthy_deadline: Annotated[
-        Duration | None, said("Time in which an instance becomes healthy; from pull_time and load_time.")
-    ] = None
-    progress_deadline: Annotated[
-        Duration | None, said("Time in which the next instance becomes healthy; above healthy_deadline.")
-    ] = None
-
-
 class ModelDefaults(Block, frozen=True):
     """What every model of the environment starts from; each model may say otherwise."""
 
@@ -338,6 +316,17 @@ class Environment(Block, frozen=True, kw_only=True):
     ] = None
     job: Annotated[Name | None, said("Name of the job; `vllm-` and the file's name when not given.")] = None
     debug: Annotated[bool, said("vLLM logs at DEBUG (DEBUG).")] = False
+    approvals: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=20,
+            description="How many others must approve a change (`vllmjobs approve`) before it is deployed.",
+        ),
+    ] = 0
+    maintenance: Annotated[
+        Maintenance | None, said("When changes are deployed; at any time when not given.")
+    ] = None
     nomad: Annotated[Nomad, said("The job as a whole.")] = Nomad()
     balancer: Annotated[Balancer, said("The balancer.")] = Balancer()
     images: Annotated[Images, said("Images by `install`.")] = Images()

@@ -1,0 +1,126 @@
+"""How a change reaches the running instances, and what it is judged by."""
+
+from typing import Annotated, Literal
+
+from msgspec import Meta
+
+from vllmjobs.environment.placement import Block, said
+from vllmjobs.environment.values import Duration, Positive, Text, matching
+
+Share = Annotated[float, Meta(ge=0.001, le=1)]
+Amount = Annotated[float, Meta(ge=0)]
+Ratio = Annotated[float, Meta(ge=1)]
+Url = Annotated[str, matching(r"https?://[!-~]+", "URL")]
+# Five fields, as in crontab(5).
+Cron = Annotated[str, matching(r"\S+( \S+){4}", "cron schedule")]
+
+
+class Limit(Block, frozen=True):
+    """What a canary may show of one metric. Both bounds hold where both are given."""
+
+    max: Annotated[Amount | None, said("At most so much, whatever the others show.")] = None
+    ratio: Annotated[Ratio | None, said("At most so many times what the stable instances show.")] = None
+    floor: Annotated[float, Meta(ge=0, description="Up to here a canary is well, whatever `ratio` says.")] = 0
+
+
+class Limits(Block, frozen=True):
+    """What is compared; `null` leaves a metric out. Latencies are in seconds."""
+
+    error_rate: Annotated[
+        Limit | None, said("Share of the requests under /v1/ that were answered with a 5xx.")
+    ] = Limit(max=0.05, ratio=2, floor=0.01)
+    time_to_first_token: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.2)
+    inter_token_latency: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.05)
+    e2e_latency: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=1)
+    queue: Annotated[Limit | None, said("Requests that wait, of each instance.")] = Limit(ratio=3, floor=10)
+    kv_cache_usage: Annotated[Limit | None, said("Share of the KV cache in use.")] = Limit(ratio=2, floor=0.9)
+    preemptions: Annotated[Limit | None, said("For each request that ended.")] = Limit(ratio=2, floor=0.1)
+
+
+class Prometheus(Block, frozen=True):
+    """Where the metrics are read, when not from the instances themselves."""
+
+    address: Annotated[Url, said("Its HTTP address.", "http://prometheus.service.consul:9090")]
+    instance_label: Annotated[
+        Text, said("The label that holds an instance's `address:port`; Prometheus's own is `instance`.")
+    ] = "instance"
+
+
+class Analysis(Block, frozen=True):
+    """How the canaries of a step are judged, against the stable instances in the same time."""
+
+    interval: Annotated[Duration, said("Time between two measurements.")] = "10s"
+    window: Annotated[
+        Duration, said("Least time that a step is watched; a measurement looks back no further.")
+    ] = "2m"
+    min_requests: Annotated[
+        int,
+        Meta(ge=1, description="Requests that canaries and stable instances each need for a measurement."),
+    ] = 20
+    max_failures: Annotated[
+        int, Meta(ge=0, description="Failed measurements of a step; one more fails the release.")
+    ] = 1
+    on_no_data: Annotated[
+        Literal["hold", "fail", "promote"],
+        said("What becomes of a step whose window ends with too few requests; `hold` waits for more."),
+    ] = "hold"
+    probe: Annotated[
+        bool, said("Send real requests for one token to instances that get too few of others.")
+    ] = True
+    quantile: Annotated[
+        float, Meta(gt=0, lt=1, description="Of the latencies, which quantile is compared.")
+    ] = 0.95
+    limits: Annotated[Limits, said("What a canary may show.")] = Limits()
+    prometheus: Annotated[
+        Prometheus | None, said("Read the metrics there; from the instances' /metrics when not given.")
+    ] = None
+
+
+class Window(Block, frozen=True):
+    """A time that comes again."""
+
+    schedule: Annotated[Cron, said("When it begins: minute, hour, day, month, weekday.", "0 22 * * 1-5")]
+    duration: Annotated[Duration, said("How long it lasts.", "4h")]
+
+
+class Maintenance(Block, frozen=True):
+    """When changes may be deployed; at any other time `--now REASON` is needed."""
+
+    windows: Annotated[Annotated[list[Window], Meta(min_length=1)], said("Any of them will do.")]
+    time_zone: Annotated[Text, said("Of the schedules, by its IANA name.", "Europe/Berlin")] = "UTC"
+
+
+class Rollout(Block, frozen=True):
+    """How a change reaches the running instances."""
+
+    strategy: Annotated[
+        Literal["canary", "blue_green", "rolling"],
+        said("Some new instances beside the old; as many new as old; or one after the other."),
+    ] = "canary"
+    canaries: Annotated[Positive, said("New instances beside the old (canary).")] = 1
+    weight: Annotated[
+        Share,
+        said("Share of the requests that all canaries together get, of themselves and as the first step."),
+    ] = 0.1
+    steps: Annotated[
+        list[Share],
+        said(
+            "Shares that follow, each after a passing verdict on the one before (canary). With blue_green, "
+            "one switch follows: all requests.",
+            [0.25, 0.5],
+        ),
+    ] = []
+    analysis: Annotated[
+        Analysis | None,
+        said("What `vllmjobs deploy` promotes on; `null` promotes as soon as the canaries are healthy."),
+    ] = Analysis()
+    max_parallel: Annotated[Positive, said("Instances replaced at a time after promotion.")] = 1
+    auto_promote: Annotated[bool, said("Promote as soon as the canaries are healthy.")] = False
+    auto_revert: Annotated[bool, said("Go back to the last stable version when a deployment fails.")] = True
+    min_healthy_time: Annotated[Duration, said("Time that an instance is healthy before it counts.")] = "10s"
+    healthy_deadline: Annotated[
+        Duration | None, said("Time in which an instance becomes healthy; from pull_time and load_time.")
+    ] = None
+    progress_deadline: Annotated[
+        Duration | None, said("Time in which the next instance becomes healthy; above healthy_deadline.")
+    ] = None
