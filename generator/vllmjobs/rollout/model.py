@@ -14,7 +14,7 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
     """A base of all: never changed."""
 
 
-class Number(Value):
+class Number(Value, frozen=True):
     """One metric of a measurement: what the canaries show, and what it is held against."""
 
     metric: str
@@ -27,7 +27,7 @@ class Number(Value):
     result: Result
 
 
-class Verdict(Value):
+class Verdict(Value, frozen=True):
     """What is to be said of one step of one group, and the numbers that it rests on."""
 
     result: Result
@@ -44,17 +44,17 @@ class Verdict(Value):
     """Seconds since the step began."""
 
 
-class GroupPlan(Value):
+class GroupPlan(Value, frozen=True):
     """How one group's canaries come to be promoted."""
 
     name: str
     shares: tuple[float, ...] = ()
-    """Of the requests, one a step; the first is what the canaries have of themselves. Empty without canaries."""
+    """One a step, of the requests; the first is what canaries have of themselves. Empty without canaries."""
     is_judged: bool = True
     """Whether each step needs a passing verdict; else canaries are promoted as soon as they are healthy."""
 
 
-class Plan(Value):
+class Plan(Value, frozen=True):
     """One version of one job, on its way to be the stable one."""
 
     job: str
@@ -66,7 +66,7 @@ class Plan(Value):
     """When the release has taken too long."""
 
 
-class Group(Value):
+class Group(Value, frozen=True):
     """What is seen of a group of the deployment."""
 
     desired_canaries: int = 0
@@ -96,7 +96,7 @@ Status = Literal[
 """Nomad's words for a deployment (api/deployments.go), and `none` where there is none."""
 
 
-class Observation(Value):
+class Observation(Value, frozen=True):
     """What is seen at one moment."""
 
     now: float
@@ -115,36 +115,36 @@ class Observation(Value):
     """Whether every allocation of the version that failed is told to stop, and no other deployment runs."""
 
 
-class Wait(Value, tag=True):
+class Wait(Value, frozen=True, tag=True):
     """Nothing is to be done before something changes."""
 
     reason: str
 
 
-class Shift(Value, tag=True):
+class Shift(Value, frozen=True, tag=True):
     """Give the canaries of these groups the share of that step."""
 
     steps: dict[str, int]
 
 
-class Promote(Value, tag=True):
+class Promote(Value, frozen=True, tag=True):
     """Promote all canaries: the old instances are stopped."""
 
 
-class Fail(Value, tag=True):
+class Fail(Value, frozen=True, tag=True):
     """Fail the deployment: the canaries are stopped."""
 
     reason: str
     outcome: "Outcome"
 
 
-class Revert(Value, tag=True):
+class Revert(Value, frozen=True, tag=True):
     """Register the last stable version anew; Nomad has not done so by itself."""
 
     version: int
 
 
-class End(Value, tag=True):
+class End(Value, frozen=True, tag=True):
     """Nothing is left to be done."""
 
     outcome: "Outcome"
@@ -168,7 +168,7 @@ EXIT_CODES: dict[Outcome, int] = {
 }
 
 
-class Event(Value):
+class Event(Value, frozen=True):
     """One thing that happened, as `--json` and `--notify` give it."""
 
     at: str
@@ -184,7 +184,7 @@ class Event(Value):
     data: dict[str, Any] = {}
 
 
-class Entry(Value):
+class Entry(Value, frozen=True):
     """What is kept of one version in the Nomad Variable `vllmjobs/releases/JOB`, as JSON under `vN`."""
 
     version: int
