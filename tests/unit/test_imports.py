@@ -23,15 +23,19 @@ EDGE_OF_OURS = {
     "nvml",
     "nomad",
     "nomad_answers",
+    "nomad_releases",
     "nomad_session",
     "consul",
     "metrics",
+    "notify",
+    "releases",
     "deploy",
     "supervisor",
 }
 EDGE_OF_OTHERS = {
     "os", "pathlib", "io", "sys", "subprocess", "socket", "time", "datetime", "random", "shutil", "tempfile",
-    "asyncio", "threading", "logging", "click", "httpx", "requests", "nomad", "consul", "pynvml",
+    "asyncio", "threading", "logging", "click", "rich", "httpx", "requests", "nomad", "consul",
+    "pynvml",
 }  # fmt: skip
 
 
