@@ -61,9 +61,11 @@ class Plan(Value, frozen=True):
     version: int
     groups: tuple[GroupPlan, ...]
     place_within: float
-    """Seconds from the first look in which every canary is to have a node."""
+    """Seconds in which a canary is to have a node."""
+    promote_by: float
+    """When canaries that are not promoted have taken too long: Nomad would wait for ever."""
     until: float
-    """When the release has taken too long."""
+    """When the whole release has."""
 
 
 class Group(Value, frozen=True):
@@ -71,7 +73,13 @@ class Group(Value, frozen=True):
 
     desired_canaries: int = 0
     placed_canaries: int = 0
+    """That have not ended."""
+    unplaced_for: float = 0
+    """Seconds for which fewer are placed than desired."""
     healthy_canaries: int = 0
+    """That run now, and became healthy."""
+    restarted_canaries: int = 0
+    """Whose task ended by itself after they were healthy, and was started again."""
     promoted: bool = False
     desired_total: int = 0
     healthy: int = 0
@@ -100,8 +108,6 @@ class Observation(Value, frozen=True):
     """What is seen at one moment."""
 
     now: float
-    since: float
-    """When the release was first looked at."""
     version: int | None
     """The job's; None where the job was stopped or purged."""
     status: Status
@@ -111,8 +117,8 @@ class Observation(Value, frozen=True):
     groups: dict[str, Group] = {}
     stable: int | None = None
     """The newest version of the job that was once deployed with success, other than the plan's."""
-    is_settled: bool = True
-    """Whether every allocation of the version that failed is told to stop, and no other deployment runs."""
+    failed: "Fail | None" = None
+    """What we failed the deployment for, if it was us."""
 
 
 class Wait(Value, frozen=True, tag=True):
