@@ -117,6 +117,9 @@ class Rollout(Block, frozen=True):
     max_parallel: Annotated[Positive, said("Instances replaced at a time after promotion.")] = 1
     auto_promote: Annotated[bool, said("Promote as soon as the canaries are healthy.")] = False
     auto_revert: Annotated[bool, said("Go back to the last stable version when a deployment fails.")] = True
+    placement_deadline: Annotated[
+        Duration, said("Time in which canaries find a node; Nomad itself would wait for GPUs without end.")
+    ] = "2m"
     min_healthy_time: Annotated[Duration, said("Time that an instance is healthy before it counts.")] = "10s"
     healthy_deadline: Annotated[
         Duration | None, said("Time in which an instance becomes healthy; from pull_time and load_time.")

@@ -22,10 +22,19 @@ from vllmjobs.rollout.model import (
 
 # A balancer follows Consul within seconds; nginx waits up to 5 s and reloads. After a minute it does not.
 ROUTE_WITHIN_S = 60.0
+# What is to be done is tried for so long after the time was up; then a person has to.
+LAST_TRIES_S = 300.0
 
 
 def decide(plan: Plan, seen: Observation) -> Action:
     """What is to be done now. Total: for every observation there is an action."""
+    action = _decide(plan, seen)
+    if not isinstance(action, End | Wait) and seen.now >= plan.until + LAST_TRIES_S:
+        return End(outcome="left", reason=f"{type(action).__name__.lower()} was tried until the time was up")
+    return action
+
+
+def _decide(plan: Plan, seen: Observation) -> Action:
     if seen.status == "failed":
         return _after_failure(plan, seen)
     if seen.version is None:
@@ -34,6 +43,9 @@ def decide(plan: Plan, seen: Observation) -> Action:
         newer = f"; version {seen.version} was registered" if seen.version != plan.version else ""
         return End(outcome="superseded", reason=f"version {plan.version} is not followed any more{newer}")
     if seen.status == "successful":
+        old = sum(group.old_running for group in seen.groups.values())
+        if old and seen.now < plan.until:
+            return Wait(reason=f"{old} old instances end their streams")
         return End(outcome="successful", reason="")
     if seen.status == "none":
         return _without_deployment(plan, seen)

@@ -87,6 +87,8 @@ class Group(Value, frozen=True):
     unhealthy: int = 0
     old_healthy: int = 0
     """Instances of other versions that run and pass their check, and are not told to stop."""
+    old_running: int = 0
+    """Instances of other versions that have not ended, told to stop or not."""
     step: int = 0
     """Which of the plan's shares was asked for last."""
     routed: bool = True

@@ -1,0 +1,86 @@
+"""How an environment wants a version to be released: steps and deadlines, from its own figures."""
+
+import math
+
+from vllmjobs.changes.model import Group as Change
+from vllmjobs.changes.model import Job
+from vllmjobs.environment.derive import canaries, deadlines
+from vllmjobs.environment.model import Environment, Model
+from vllmjobs.environment.quantity import seconds
+from vllmjobs.rollout.decide import ROUTE_WITHIN_S
+from vllmjobs.rollout.model import GroupPlan, Plan
+
+PATIENCE = 3  # windows that a step may take: failed measurements and too few requests prolong it
+BALANCER_S = 1800.0  # for a job that is not the models': its update stanza ends it long before
+
+
+def shares(environment: Environment, model: Model) -> tuple[float, ...]:
+    """The shares of the requests that a model's canaries get, one a step; none without canaries."""
+    rollout = model.rollout
+    if not canaries(model):
+        return ()
+    if environment.balancer.kind == "none":  # nobody to ask for another share
+        return (rollout.weight,)
+    return (rollout.weight, 1.0) if rollout.strategy == "blue_green" else (rollout.weight, *rollout.steps)
+
+
+def plan(
+    environment: Environment, version: int, now: float, timeout: float | None = None, is_judged: bool = True
+) -> Plan:
+    """The way of a version of the models' job from `now` on, in seconds as `timeout`, which is for all of it.
+
+    Without `is_judged`, canaries are promoted as soon as they are healthy: for a way back.
+    """
+    groups = tuple(
+        GroupPlan(
+            name=name,
+            shares=shares(environment, model),
+            is_judged=is_judged and model.rollout.analysis is not None,
+        )
+        for name, model in environment.models.items()
+    )
+    models = environment.models.values()
+    to_promote = max(_to_promote(environment, model, is_judged) for model in models)
+    after = max(_rounds(model) * deadlines(model, environment.balancer).progress_deadline for model in models)
+    until = now + (to_promote + after if timeout is None else timeout)
+    return Plan(
+        job=environment.job or "",
+        version=version,
+        groups=groups,
+        place_within=max(seconds(model.rollout.placement_deadline) for model in models),
+        promote_by=min(now + to_promote, until) if timeout is None else until,
+        until=until,
+    )
+
+
+def balancer_plan(job: str, version: int, now: float, timeout: float | None = None) -> Plan:
+    """The way of a version of a balancer's job, which has no canaries."""
+    until = now + (BALANCER_S if timeout is None else timeout)
+    return Plan(job=job, version=version, groups=(), place_within=0, promote_by=until, until=until)
+
+
+def held(job: Job) -> dict[str, int]:
+    """The groups that shrink while their instances are replaced, and the counts to keep until that is done.
+
+    Nomad stops old instances at once where a count shrinks beside canaries, and does not start them again
+    when the canaries fail (hashicorp/nomad#19643).
+    """
+    return {group.name: group.count_before for group in job.groups if _shrinks(group) and group.count_before}
+
+
+def _shrinks(group: Change) -> bool:
+    return "destructive" in group.actions and "scale-down" in group.actions
+
+
+def _to_promote(environment: Environment, model: Model, is_judged: bool) -> float:
+    times = deadlines(model, environment.balancer)
+    steps = 0.0
+    if is_judged and model.rollout.analysis:
+        window = seconds(model.rollout.analysis.window)
+        steps = len(shares(environment, model)) * (PATIENCE * window + ROUTE_WITHIN_S)
+    return times.progress_deadline + seconds(model.rollout.placement_deadline) + steps
+
+
+def _rounds(model: Model) -> int:
+    """How often Nomad waits for new instances to be healthy after a promotion."""
+    return max(1, math.ceil((model.replicas - canaries(model)) / model.rollout.max_parallel))

@@ -1,0 +1,126 @@
+"""What a deployment and its job's allocations say, as Nomad's API gives them, in a release's words."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from vllmjobs.gpus import ENDED
+from vllmjobs.rollout.model import Group, Value
+
+Json = Mapping[str, Any]
+
+
+class Instance(Value, frozen=True):
+    """One allocation of a group."""
+
+    id: str
+    group: str
+    node: str
+    version: int
+    is_canary: bool
+    """Of the deployment that is followed, and not promoted."""
+    is_of_deployment: bool
+    """Placed, or changed in place, by the deployment that is followed."""
+    is_wanted: bool
+    """Not told to stop."""
+    state: str
+    """ClientStatus: pending, running, complete, failed, lost, unknown."""
+    is_starting: bool
+    """Whether a task of it waits to be started, for the first time or again."""
+    healthy: bool | None
+    """As the deployment has it; None where that is not known yet."""
+    restarts: int
+    address: str | None
+    """`ip:port` of its API."""
+    why: str = ""
+    """The last thing that happened to a task that did not end well, in Nomad's words."""
+
+
+def instances(allocations: Iterable[Json], deployment: str | None) -> list[Instance]:
+    """Every allocation of a job (api/allocations.go AllocationListStub, with resources), as an `Instance`."""
+    return [_instance(allocation, deployment) for allocation in allocations]
+
+
+def is_old(instance: Instance) -> bool:
+    """Whether it serves, and what is released is to take its place."""
+    return (
+        not instance.is_of_deployment
+        and instance.is_wanted
+        and instance.state == "running"
+        and not instance.is_starting
+        and instance.healthy is not False
+    )
+
+
+def is_ready(instance: Instance) -> bool:
+    """Whether it runs, and was found healthy."""
+    return (
+        instance.is_wanted
+        and instance.state == "running"
+        and not instance.is_starting
+        and instance.healthy is True
+    )
+
+
+def groups(deployment: Json, seen: Iterable[Instance]) -> dict[str, Group]:
+    """What is seen of each group of a deployment; without what only balancers and metrics tell."""
+    by_group: dict[str, list[Instance]] = {}
+    for instance in seen:
+        by_group.setdefault(instance.group, []).append(instance)
+    version = deployment["JobVersion"]
+    return {
+        name: _group(state, by_group.get(name, []), version)
+        for name, state in (deployment.get("TaskGroups") or {}).items()
+    }
+
+
+def _group(state: Json, found: list[Instance], version: int) -> Group:
+    canaries = [one for one in found if one.is_canary and one.is_wanted and one.state not in ENDED]
+    return Group(
+        desired_canaries=state["DesiredCanaries"],
+        placed_canaries=len(canaries),
+        healthy_canaries=sum(map(is_ready, canaries)),
+        promoted=state["Promoted"],
+        desired_total=state["DesiredTotal"],
+        healthy=state["HealthyAllocs"],
+        unhealthy=state["UnhealthyAllocs"],
+        old_healthy=sum(map(is_old, found)),
+        old_running=sum(one.version != version and one.state in ("pending", "running") for one in found),
+    )
+
+
+def _instance(allocation: Json, deployment: str | None) -> Instance:
+    status = allocation.get("DeploymentStatus") or {}
+    ours = deployment is not None and allocation.get("DeploymentID") == deployment
+    tasks = list((allocation.get("TaskStates") or {}).values())
+    return Instance(
+        id=allocation["ID"],
+        group=allocation["TaskGroup"],
+        node=allocation.get("NodeName", ""),
+        version=allocation["JobVersion"],
+        is_canary=ours and bool(status.get("Canary")),
+        is_of_deployment=ours,
+        is_wanted=allocation["DesiredStatus"] == "run",
+        state=allocation["ClientStatus"],
+        is_starting=any(task["State"] == "pending" for task in tasks),
+        healthy=status.get("Healthy"),
+        restarts=sum(task["Restarts"] for task in tasks),
+        address=_address(allocation),
+        why=_why(tasks),
+    )
+
+
+def _address(allocation: Json) -> str | None:
+    shared = (allocation.get("AllocatedResources") or {}).get("Shared") or {}
+    for port in shared.get("Ports") or ():
+        if port["Label"] == "http":
+            host = f"[{port['HostIP']}]" if ":" in port["HostIP"] else port["HostIP"]
+            return f"{host}:{port['Value']}"
+    return None
+
+
+def _why(tasks: list[Any]) -> str:
+    """The newest event of a task that says that it ended badly (api/tasks.go TaskEvent)."""
+    bad = ("Terminated", "Driver Failure", "Failed Validation", "Setup Failure", "Not Restarting", "Killing")
+    events = [event for task in tasks for event in task.get("Events") or () if event["Type"] in bad]
+    newest = max(events, key=lambda event: event["Time"], default=None)
+    return newest["DisplayMessage"] if newest else ""
