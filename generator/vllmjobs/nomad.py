@@ -6,8 +6,8 @@ import os
 import random
 import re
 import time
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 import nomad
@@ -18,7 +18,7 @@ from vllmjobs import gpus, nomad_answers
 from vllmjobs.nomad_answers import ForbiddenError, InvalidJobError, NomadError, Version
 from vllmjobs.nomad_session import way
 
-__all__ = ["Cluster", "ForbiddenError", "InvalidJobError", "Json", "NomadError"]
+__all__ = ["Cluster", "ForbiddenError", "InvalidJobError", "Json", "NomadError", "Where"]
 
 Json = dict[str, Any]
 TIMEOUT = (5.0, 30.0)  # seconds until connected, and between two pieces of an answer
@@ -28,6 +28,15 @@ LONGEST_PAUSE = 10.0  # seconds, however long a server asks for in Retry-After
 _NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in gpus.ENDED)
 _DEFAULTS = ("default", "global")  # of a job's namespace and region: nomad/api/jobs.go Canonicalize
 _UNKNOWN = "NOMAD_TOKEN is not, or no longer, a token of this cluster"
+
+
+class Where(NamedTuple):
+    """A job, and where it is."""
+
+    id: str
+    namespace: str
+    region: str
+    """`global` and the empty one are that of the agent that is asked; see `Cluster.plan`."""
 
 
 class Cluster:
@@ -140,7 +149,7 @@ class Cluster:
             f'plan-job (submit-job before Nomad 1.11.2) in namespace "{where["namespace"]}"',
             (dict,),
             lambda: self._nomad.job.request(
-                _segment(job["ID"]), "plan", json={"Job": job, "Diff": True}, params=where, method="post"
+                segment(job["ID"]), "plan", json={"Job": job, "Diff": True}, params=where, method="post"
             ).json(),
         )
         return planned
@@ -158,7 +167,7 @@ class Cluster:
         found: Json | None = self._ask(
             f'read-job in namespace "{where["namespace"]}"',
             (dict, type(None)),
-            lambda: self._nomad.job.request(*map(_segment, path), params=where, method="get").json(),
+            lambda: self._nomad.job.request(*map(segment, path), params=where, method="get").json(),
         )
         return found
 
@@ -173,13 +182,13 @@ class Cluster:
 
     def _ask(self, capability: str, kinds: tuple[type, ...], call: Callable[[], Any]) -> Any:
         """What the call returns, of these types; `capability` is what the token needs for it."""
-        for pause in (*self._pauses, None):
+        for pause in self._tries():
             try:
                 answer = call()
             except BaseNomadException as error:
                 failure = error.nomad_resp
-                if pause is None or not nomad_answers.passes(failure):
-                    if type(None) in kinds and nomad_answers.is_no_job(failure):
+                if pause is None or not self._passes(failure):
+                    if type(None) in kinds and nomad_answers.is_absent(failure):
                         return None
                     raise self._refusal(capability, failure) from error
                 pause *= random.uniform(0.5, 1)  # so that many that failed at once do not come back at once
@@ -191,6 +200,15 @@ class Cluster:
         if not isinstance(answer, kinds):
             raise self._is_no_nomad()
         return answer
+
+    def _tries(self) -> Iterator[float | None]:
+        """The seconds to wait after each attempt that failed; None after the last."""
+        yield from self._pauses
+        yield None
+
+    def _passes(self, failure: nomad_answers.Failure) -> bool:
+        """Whether to ask again."""
+        return nomad_answers.passes(failure)
 
     def _is_no_nomad(self) -> NomadError:
         return NomadError(f"{self.address}: answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?")
@@ -231,6 +249,6 @@ class Cluster:
             return None
 
 
-def _segment(text: str) -> str:
+def segment(text: str) -> str:
     """One part of a path: an ID may have slashes, and python-nomad escapes nothing."""
     return quote(text, safe="")

@@ -9,7 +9,7 @@ from http.client import BadStatusLine, IncompleteRead
 from urllib.parse import parse_qs, urlsplit
 
 import requests
-from urllib3.exceptions import ReadTimeoutError
+from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.values import without_secrets
@@ -19,6 +19,14 @@ Failure = requests.Response | Exception
 """What python-nomad's exceptions carry in `nomad_resp`."""
 # nomad/structs/errors.go: an election, or a leader that has yet to apply what was decided before it.
 _NO_LEADER = ("No cluster leader", "Not ready to serve consistent reads")
+# command/agent: job_endpoint.go, deployment_endpoint.go, variable_endpoint.go.
+_ABSENT = ("job not found", "job versions not found", "deployment not found", "variable not found")
+# helper/pool/pool.go: an agent has not reached the leader.
+_NOT_REACHED = ("failed to get conn", "lead thread didn't get connection")
+# hashicorp/raft api.go, and what Go says of a connection that ended between an agent and the leader.
+_CUT_OFF = ("node is not the leader", "leadership lost", "leadership transfer", "raft is already shutdown",
+            "timed out enqueuing", "rpc error: EOF", "rpc error: shutdown", "unexpected EOF", "stream closed",
+            "session shutdown", "connection reset", "broken pipe", "i/o timeout")  # fmt: skip
 # nomad/structs/errors.go, and what a token that is no UUID is taken for: a workload identity's.
 _NO_TOKEN = ("ACL token not found", "ACL token expired", "failed to parse signed token")
 # What our templates may write, and the first Nomad that reads it, by Nomad's changelog: node pools (GH-11041)
@@ -33,6 +41,10 @@ _SINCE = {
 }
 _NOT_EXPECTED = re.compile(r'(?:An argument named|Blocks of type) "(\w+)" (?:is|are) not expected here')
 _UNREADABLE = "Failed to parse job: "  # command/agent/job_endpoint.go
+_ENFORCED = ("Enforcing job modify index", "; enforcing version ")  # nomad/job_endpoint.go
+_UNHEALTHY = re.compile(r'Task group "[^"]*" has \d+/\d+ healthy allocations')  # nomad/state/state_store.go
+# nomad/structs/errors.go, nomad/state/state_store.go, nomad/deployment_endpoint.go
+_ENDED = ("terminal deployment", "has terminal status", "deployment not found")
 _ERRORS = re.compile(r"(\d+) errors? occurred:$")  # hashicorp/go-multierror
 
 
@@ -48,6 +60,22 @@ class InvalidJobError(NomadError):
     """What Nomad has against the job: a line that says so, and one for each error, indented."""
 
 
+class ConflictError(NomadError):
+    """Someone else has written first; nothing was changed."""
+
+
+class NotHealthyError(NomadError):
+    """Canaries that are to be promoted are not healthy, or not there."""
+
+
+class DeploymentEndedError(NomadError):
+    """The deployment has ended, or is forgotten: there is nothing left to promote or to fail."""
+
+
+class UnsureError(NomadError):
+    """The connection ended before the answer came: whether it was done has to be read back."""
+
+
 def passes(failure: Failure) -> bool:
     """Whether the same question may be answered a little later."""
     if isinstance(failure, requests.Response):
@@ -55,6 +83,22 @@ def passes(failure: Failure) -> bool:
             return any(said in failure.text for said in _NO_LEADER)
         return failure.status_code in (429, 502, 503, 504)
     return any(_is_timeout(cause) or _is_drop(cause) for cause in _causes(failure))
+
+
+def refused_write(failure: Failure) -> tuple[type[NomadError], str] | None:
+    """Which error, and in which words, where the cluster is not as the one who writes has taken it to be."""
+    if not isinstance(failure, requests.Response):
+        return None
+    text = failure.text.strip()
+    if failure.status_code == 409:  # command/agent/variable_endpoint.go
+        return ConflictError, "someone else has written it in the meantime"
+    if any(enforced in text for enforced in _ENFORCED):
+        return ConflictError, f"someone else has changed the job in the meantime: {text}"
+    if unhealthy := _UNHEALTHY.findall(text):
+        return NotHealthyError, f"not promoted: {', '.join(unhealthy)}"
+    if any(ended in text for ended in _ENDED):
+        return DeploymentEndedError, f"the deployment has ended: {text}"
+    return None
 
 
 def retry_after(failure: Failure) -> float:
@@ -71,12 +115,39 @@ def is_unknown_token(failure: Failure) -> bool:
     return of_task_api or any(said in failure.text for said in _NO_TOKEN)
 
 
-def is_no_job(failure: Failure) -> bool:
-    """Whether there is no job of that ID, or no such namespace."""
+def is_absent(failure: Failure) -> bool:
+    """Whether what was asked for is not there, or its namespace is not."""
     return (
         isinstance(failure, requests.Response)
         and failure.status_code == 404
-        and failure.text.strip() == "job not found"  # command/agent/job_endpoint.go
+        and failure.text.strip() in _ABSENT
+    )
+
+
+def is_unreachable(failure: Failure) -> bool:
+    """Whether no connection was made, so that nothing was asked."""
+    return isinstance(failure, Exception) and any(
+        isinstance(cause, requests.ConnectTimeout | NewConnectionError) for cause in _causes(failure)
+    )
+
+
+def is_not_begun(failure: Failure) -> bool:
+    """Whether a write that failed so has surely changed nothing, and may go well a little later."""
+    if not isinstance(failure, requests.Response):
+        return is_unreachable(failure)
+    return failure.status_code == 429 or any(said in failure.text for said in (*_NO_LEADER, *_NOT_REACHED))
+
+
+def may_be_done(failure: Failure) -> bool:
+    """Whether a write that failed so may have been done all the same.
+
+    A server's 500 is its refusal, unless it lost its leader, or the way to it, with the write under way.
+    """
+    if isinstance(failure, requests.Response):
+        broken = any(said in failure.text for said in _CUT_OFF)
+        return failure.status_code in (502, 503, 504) or (failure.status_code == 500 and broken)
+    return not is_unreachable(failure) and any(
+        _is_timeout(cause) or _is_drop(cause) for cause in _causes(failure)
     )
 
 

@@ -3,7 +3,18 @@
 import re
 from collections.abc import Callable
 
-from vllmjobs.check import arguments, balancing, deadlines, gpus, job, memory, placement, rollout, security
+from vllmjobs.check import (
+    arguments,
+    balancing,
+    deadlines,
+    gpus,
+    job,
+    memory,
+    placement,
+    release,
+    rollout,
+    security,
+)
 from vllmjobs.check.ignoring import IGNORED
 from vllmjobs.check.rule import Rule, rules_of
 from vllmjobs.check.subject import Facts, Whole
@@ -16,7 +27,7 @@ from vllmjobs.environment.values import without_secrets
 SHARED = "VJ003"
 RULES: list[Rule] = sorted(
     rule
-    for module in (arguments, memory, deadlines, job, placement, gpus, rollout, balancing, security)
+    for module in (arguments, memory, deadlines, job, placement, gpus, rollout, release, balancing, security)
     for rule in rules_of(module)
 )
 # These have no function of their own: what is wrong shows while a file or its comments are read, or several.

@@ -3,8 +3,10 @@
 import click
 
 from vllmjobs import __version__
+from vllmjobs.cli.approve import approve
 from vllmjobs.cli.check import check, explain, size
 from vllmjobs.cli.common import Commands
+from vllmjobs.cli.deploy import deploy
 from vllmjobs.cli.diff import diff
 from vllmjobs.cli.gpus import gpus
 from vllmjobs.cli.plan import plan
@@ -26,5 +28,5 @@ def main() -> None:
     """vLLM on HashiCorp Nomad, from one YAML file per environment."""
 
 
-for command in (check, diff, explain, gpus, import_, init, plan, render, schema, size):
+for command in (approve, check, deploy, diff, explain, gpus, import_, init, plan, render, schema, size):
     main.add_command(command)

@@ -36,7 +36,7 @@ def _errors() -> Iterator[None]:
         raise click.exceptions.Exit(1) from error
     except UserError as error:
         click.echo(without_secrets(str(error)), err=True)
-        raise click.exceptions.Exit(1) from error
+        raise click.exceptions.Exit(error.exit_code) from error
     except OSError as error:
         if error.errno == errno.EPIPE:  # `| head` has seen enough; Click ends quietly
             raise

@@ -47,6 +47,8 @@ class Problem(NamedTuple):
 class UserError(Exception):
     """What a person can mend, in words for them: the command line prints it, and no traceback."""
 
+    exit_code = 1
+
 
 class InvalidEnvironmentError(UserError):
     """An environment that cannot be used; carries every problem that was found, in reading order."""

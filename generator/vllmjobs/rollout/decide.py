@@ -74,14 +74,16 @@ def _before_promotion(plan: Plan, seen: Observation, waiting: dict[str, GroupPla
         why = f"{', '.join(unhealthy)}: canaries are not healthy"
         return _in_time(plan, seen, groups, why, "failed")
     undone = [name for name, group in groups.items() if not _has_passed(waiting[name], group)]
-    if not undone and all(_is_last(waiting[name], group) for name, group in groups.items()):
+    further = {
+        name: group.step + 1
+        for name, group in groups.items()
+        if name not in undone and not _is_last(waiting[name], group)
+    }
+    if not undone and not further:
         return Promote()
-    passed = {name: group.step + 1 for name, group in groups.items() if name not in undone}
-    if steps := {name: step for name, step in passed.items() if step < len(waiting[name].shares)}:
-        return Shift(steps=steps)
-    return _in_time(
-        plan, seen, groups, "; ".join(_undecided(name, groups[name]) for name in undone), "refused"
-    )
+    why = "; ".join(_undecided(name, groups[name]) for name in undone or further)
+    action = _in_time(plan, seen, groups, why, "refused")
+    return Shift(steps=further) if further and isinstance(action, Wait) else action
 
 
 def _is_waiting(group: Group | None) -> bool:

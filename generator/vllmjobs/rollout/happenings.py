@@ -34,8 +34,8 @@ def happenings(before: Seen | None, after: Seen) -> Iterator[Happening]:
             yield Happening("promoted", "canaries are promoted", name)
         if old and old.step == group.step and group.routed and not old.routed:
             yield Happening("routed", "the balancers give that share", name)
-        if group.verdict and (said := _verdict(old.verdict if old else None, group.verdict)):
-            yield said._replace(group=name, data=said.data | {"step": group.step})
+        if group.verdict and (news := _verdict(old.verdict if old else None, group.verdict)):
+            yield news._replace(group=name, data=news.data | {"step": group.step})
 
 
 def _of_instance(old: Instance | None, new: Instance, is_first: bool) -> Iterator[Happening]:

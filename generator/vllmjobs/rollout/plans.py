@@ -68,6 +68,18 @@ def held(job: Job) -> dict[str, int]:
     return {group.name: group.count_before for group in job.groups if _shrinks(group) and group.count_before}
 
 
+def only_shrinks(job: Job) -> bool:
+    """Whether all that is left of a change is smaller counts, as after the first part of a `held` one."""
+    fields = [field for group in job.groups for field in group.fields]
+    less = [(group.count_before or 0) >= (group.count_after or 0) for group in job.groups]
+    return (
+        job.action == "changed"
+        and not job.fields
+        and all(less)
+        and {*(f.path for f in fields)} == {("count",)}
+    )
+
+
 def _shrinks(group: Change) -> bool:
     return "destructive" in group.actions and "scale-down" in group.actions
 

@@ -35,9 +35,18 @@ class Instance(Value, frozen=True):
     """The last thing that happened to a task that did not end well, in Nomad's words."""
 
 
-def instances(allocations: Iterable[Json], deployment: str | None) -> list[Instance]:
-    """Every allocation of a job (api/allocations.go AllocationListStub, with resources), as an `Instance`."""
-    return [_instance(allocation, deployment) for allocation in allocations]
+def instances(allocations: Iterable[Json], deployment: Json | None) -> list[Instance]:
+    """Every allocation of a job (api/allocations.go AllocationListStub, with resources), as an `Instance`.
+
+    A list of allocations does not name their deployments, but a version has no more than one.
+    """
+    canaries = {
+        id
+        for group in (deployment or {}).get("TaskGroups", {}).values()
+        for id in group["PlacedCanaries"] or ()
+    }
+    version = deployment["JobVersion"] if deployment else None
+    return [_instance(allocation, version, canaries) for allocation in allocations]
 
 
 def is_old(instance: Instance) -> bool:
@@ -88,17 +97,16 @@ def _group(state: Json, found: list[Instance], version: int) -> Group:
     )
 
 
-def _instance(allocation: Json, deployment: str | None) -> Instance:
+def _instance(allocation: Json, version: int | None, canaries: set[str]) -> Instance:
     status = allocation.get("DeploymentStatus") or {}
-    ours = deployment is not None and allocation.get("DeploymentID") == deployment
     tasks = list((allocation.get("TaskStates") or {}).values())
     return Instance(
         id=allocation["ID"],
         group=allocation["TaskGroup"],
         node=allocation.get("NodeName", ""),
         version=allocation["JobVersion"],
-        is_canary=ours and bool(status.get("Canary")),
-        is_of_deployment=ours,
+        is_canary=allocation["ID"] in canaries and bool(status.get("Canary")),
+        is_of_deployment=allocation["JobVersion"] == version,
         is_wanted=allocation["DesiredStatus"] == "run",
         state=allocation["ClientStatus"],
         is_starting=any(task["State"] == "pending" for task in tasks),

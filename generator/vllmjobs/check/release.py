@@ -1,0 +1,106 @@
+"""Keys of a release that contradict each other, or that `deploy` could not read."""
+
+import re
+from itertools import pairwise
+
+from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.subject import Subject, Whole
+from vllmjobs.environment.derive import canaries
+from vllmjobs.environment.quantity import seconds
+
+CRON = ("minute", "hour", "day", "month", "weekday")
+# https://data.iana.org/time-zones/theory.html, Timezone identifiers. Which of them there are is for the
+# machine to say that deploys.
+TIME_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}")
+LEAST_INTERVAL_S = 1.0  # each measurement asks every instance for its metrics
+
+
+@of_environment("VJ333", "error")
+def windows_can_be_read(whole: Whole) -> Findings:
+    """Schedules as cronsim reads them, the spelling of the time zone, and a duration."""
+    maintenance = whole.environment.maintenance
+    if maintenance is None:
+        return
+    for number, window in enumerate(maintenance.windows):
+        place = ("maintenance", "windows", number)
+        if said := _misread(window.schedule):
+            yield (*place, "schedule"), said
+        if not seconds(window.duration):
+            yield (*place, "duration"), "must be above 0s: the window would never be open"
+    if not TIME_ZONE.fullmatch(maintenance.time_zone):
+        yield (
+            ("maintenance", "time_zone"),
+            f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC",
+        )
+
+
+def _misread(schedule: str) -> str:
+    # Only here, as few environments have windows; its reading of a whole schedule wants a date, too.
+    from cronsim import CronSimError  # noqa: PLC0415
+    from cronsim.cronsim import Field  # noqa: PLC0415
+
+    for name, kind, field in zip(CRON, list(Field)[1:], schedule.upper().split(), strict=True):
+        try:
+            kind.parse(field)
+        except (
+            CronSimError,
+            AssertionError,
+            ValueError,
+        ):  # the latter two for 5#1/2 and for very long numbers
+            return f"{field!r} is no {name}; a schedule is {', '.join(CRON)}, as in a crontab: 0 22 * * 1-5"
+    return ""
+
+
+@of_model("VJ334", "error")
+def steps_ascend(subject: Subject) -> Findings:
+    """Each step gives the canaries more requests than the one before; `weight` is the first."""
+    rollout = subject.model.rollout
+    if rollout.strategy != "canary":
+        return
+    names = ["weight", *("the step before" for _ in rollout.steps[1:])]
+    for number, (before, step) in enumerate(pairwise((rollout.weight, *rollout.steps))):
+        if step <= before:
+            yield (
+                ("rollout", "steps", number),
+                f"{step:g} is not above {names[number]}, {before:g}; each step gives canaries more requests",
+            )
+
+
+@of_model("VJ335", "warning")
+def steps_are_used(subject: Subject) -> Findings:
+    """Only canaries behind a balancer get a share of the requests that grows."""
+    rollout = subject.model.rollout
+    if not rollout.steps:
+        return
+    if rollout.strategy != "canary":
+        does = (
+            "replaces one instance after the other" if rollout.strategy == "rolling" else "switches at once"
+        )
+        yield ("rollout", "steps"), f"strategy {rollout.strategy} {does} and uses no steps; leave them out"
+    elif subject.environment.balancer.kind == "none":
+        yield ("rollout", "steps"), "no balancer is there to give the canaries a share; leave them out"
+
+
+@of_model("VJ336", "warning")
+def verdicts_come_first(subject: Subject) -> Findings:
+    """Nomad promotes by itself as soon as the canaries are healthy (nomad/deploymentwatcher)."""
+    rollout = subject.model.rollout
+    if rollout.auto_promote and rollout.analysis and canaries(subject.model):
+        yield (
+            ("rollout", "auto_promote"),
+            "Nomad promotes as soon as the canaries are healthy, before there is any verdict on them; leave "
+            "auto_promote out, or set analysis: null",
+        )
+
+
+@of_model("VJ337", "error")
+def analysis_can_measure(subject: Subject) -> Findings:
+    """At least one interval within a step's window, and none that is a load of its own."""
+    analysis = subject.model.rollout.analysis
+    if analysis is None:
+        return
+    place = ("rollout", "analysis", "interval")
+    if seconds(analysis.interval) < LEAST_INTERVAL_S:
+        yield place, f"must be at least 1s (got {analysis.interval})"
+    elif seconds(analysis.interval) > seconds(analysis.window):
+        yield place, f"{analysis.interval} is longer than window {analysis.window}: nothing would be measured"

@@ -1,0 +1,46 @@
+"""`approve`: a change to an environment that wants approvals, approved by somebody else."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from vllmjobs.cli.common import environment_options, show
+from vllmjobs.project import checked, find, sound
+
+
+@click.command()
+@environment_options
+@click.option("--list", "only_list", is_flag=True, help="Say who has approved it, and approve nothing.")
+def approve(env: str, settings: tuple[str, ...], project: Path, only_list: bool) -> None:
+    """Approve ENV as it stands here, for `vllmjobs deploy` to release it.
+
+    ENV is the name of a file in envs/, or a path. What is approved is what it renders to here, with these
+    templates and --set, as the next version of the job; `vllmjobs plan` says what that changes. Each
+    person counts once, by NOMAD_TOKEN, and not for what they deploy themselves.
+
+    Exits 4 where ACLs are off, since nobody can tell who approves.
+    """
+    from vllmjobs.deploy import gates  # noqa: PLC0415 (requests takes 60 ms)
+    from vllmjobs.nomad_releases import Releases, of  # noqa: PLC0415
+    from vllmjobs.rendered import rendered  # noqa: PLC0415
+    from vllmjobs.rollout.gates import count, digest, listed, version_to_be  # noqa: PLC0415
+    from vllmjobs.templates import templates  # noqa: PLC0415
+
+    path = find(project, env)
+    (found,) = checked([path], settings, project)
+    environment = sound(found)
+    jobs = rendered(environment, templates(project))
+    if not environment.approvals:
+        click.echo(f"{path} asks for no approvals (approvals: 0)")
+        return
+    releases = Releases()
+    where = of(releases.parse(jobs["vllm"], environment.nomad.namespace))
+    job = releases.job(*where)
+    latest = job["Version"] if job else None
+    version, content = version_to_be(latest), digest(jobs)
+    if only_list:
+        kept = gates.approvals(releases, where)
+    else:
+        kept = gates.approve(releases, where, latest, version, content, datetime.now(UTC))
+    show(listed(count(kept, environment.approvals, where.id, version, content), kept))

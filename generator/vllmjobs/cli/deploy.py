@@ -1,0 +1,100 @@
+"""`deploy`: a change, from the plan to the promotion on evidence, or back."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import click
+
+from vllmjobs.changes.model import Environment as Changes
+from vllmjobs.changes.model import Report, is_unplaceable
+from vllmjobs.cli.common import environment_options
+from vllmjobs.cli.following import DURATION, end, follow_options, following
+from vllmjobs.cli.reporting import NO_ROOM
+from vllmjobs.project import checked, find, findings, sound
+
+
+@click.command()
+@environment_options
+@click.option(
+    "--job", metavar="NAME", help="Only this job: vllm, fabio or nginx; by default all that ENV has."
+)
+@click.option(
+    "--detach", is_flag=True, help="Register, print the deployment's id, and leave the rest to a later run."
+)
+@click.option(
+    "--now", "reason", metavar="REASON", help="Deploy outside of the maintenance windows, and say why."
+)
+@click.option(
+    "--timeout",
+    type=DURATION,
+    metavar="DURATION",
+    help="For each job, such as 45m; by default what follows from the environment's deadlines and steps.",
+)
+@follow_options
+def deploy(
+    env: str,
+    settings: tuple[str, ...],
+    project: Path,
+    job: str | None,
+    detach: bool,
+    reason: str | None,
+    timeout: float | None,
+    in_json: bool,
+    hooks: tuple[str, ...],
+) -> None:
+    """Take a change of ENV to the cluster, and no request fails on the way.
+
+    ENV is checked and planned; canaries are placed, get their share of the requests step by step, and are
+    compared with the instances that run. A passing verdict promotes them, a failing one stops them.
+    Ended at any moment and run again, it goes on where the cluster is.
+
+    Exits 0 when it is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, else 1.
+    """
+    from vllmjobs.consul import Consul  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.deploy import deploy as steps  # noqa: PLC0415
+    from vllmjobs.deploy.gates import approved, maintenance  # noqa: PLC0415
+    from vllmjobs.deploy.record import now, who  # noqa: PLC0415
+    from vllmjobs.nomad_releases import Releases, Where  # noqa: PLC0415
+    from vllmjobs.planning import plans  # noqa: PLC0415
+    from vllmjobs.rendered import rendered  # noqa: PLC0415
+    from vllmjobs.rollout.gates import RefusedError, digest  # noqa: PLC0415
+    from vllmjobs.rollout.model import Entry  # noqa: PLC0415
+    from vllmjobs.templates import templates  # noqa: PLC0415
+
+    path = find(project, env)
+    (found,) = checked([path], settings, project)
+    environment = sound(found)
+    jobs = rendered(environment, templates(project), job)
+    releases = Releases()
+    planned = plans(jobs, releases, environment.nomad.namespace, ["vllmjobs", "render", env])
+    if any(map(is_unplaceable, planned)):
+        from vllmjobs.changes.report_text import as_text  # noqa: PLC0415
+
+        changes = Changes(name=path.stem, against=releases.address, jobs=planned, findings=findings(found))
+        click.echo(as_text(Report(command="plan", environments=(changes,)), color=False), err=True, nl=False)
+        raise click.exceptions.Exit(NO_ROOM)
+
+    def gate(where: Where, version: int) -> Entry:
+        """Of a release that is resumed, too: it may have been registered by somebody else."""
+        entry = Entry(version=0, at=now(), by=who(releases), now=reason or "", digest=digest(jobs))
+        closed = maintenance(environment.maintenance, datetime.now(UTC))
+        if closed and not reason:
+            raise RefusedError(closed.refusal(str(path)))
+        approve = f"vllmjobs approve {env}"
+        approved(releases, where, environment.approvals, version, entry.digest, approve)
+        return entry
+
+    with following(env, in_json, hooks) as reporter:
+        asked = steps.Deploy(
+            name=env,
+            environment=environment,
+            jobs=jobs,
+            releases=Releases(patience=steps.PATIENCE_S),
+            reporter=reporter,
+            gate=gate,
+            consul=Consul,
+            timeout=timeout,
+            detach=detach,
+        )
+        outcome = steps.deploy(asked, planned)
+    end(outcome)

@@ -1,0 +1,167 @@
+"""`deploy`: check and plan are done; gate, register and follow each job of an environment that changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
+from vllmjobs.changes.model import Job
+from vllmjobs.changes.words import does, is_changed
+from vllmjobs.consul import Consul, ConsulError
+from vllmjobs.deploy.release import ACTIVE, Cluster, Release
+from vllmjobs.deploy.reporter import Reporter
+from vllmjobs.deploy.traffic import Traffic
+from vllmjobs.environment.model import Environment
+from vllmjobs.nomad import Json
+from vllmjobs.nomad_releases import Releases, Where, of
+from vllmjobs.rollout.gates import RefusedError, version_to_be
+from vllmjobs.rollout.happenings import Happening
+from vllmjobs.rollout.model import Entry, Outcome
+from vllmjobs.rollout.plans import held, only_shrinks, shares
+
+PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
+
+
+class Deploy(NamedTuple):
+    """What is to be deployed, and how."""
+
+    name: str
+    """The environment's, as a person types it."""
+    environment: Environment
+    jobs: Mapping[str, str]
+    """HCL by name for `render --job`."""
+    releases: Releases
+    reporter: Reporter
+    gate: Callable[[Where, int], Entry]
+    """Raises `RefusedError`, or returns what is kept of the release; given the version that it is to be."""
+    consul: Callable[[], Consul]
+    timeout: float | None = None
+    detach: bool = False
+
+
+def deploy(asked: Deploy, planned: tuple[Job, ...]) -> Outcome:
+    """Deploy what a plan says: the balancer first, which has to know the models' routes. Exits at the first
+    job that is not deployed, with how that ended.
+
+    Raises `RefusedError` where a gate is closed, `NomadError`, `ConsulError`, `ConflictError`.
+    """
+    work = [_Work(asked, job) for job in sorted(planned, key=lambda job: job.job == "vllm")]
+    if not any(one.is_open for one in work):
+        for one in work:
+            one.tell("unchanged", "nothing is to be done")
+        return "successful"
+    models = next((one for one in work if one.job.job == "vllm"), work[0])
+    entry = asked.gate(models.where, models.version_of_release)
+    for one in work:
+        if one.is_open and (outcome := one.run(entry)) != "successful":
+            return outcome
+    return "successful"
+
+
+class _Work:
+    """One job, as it is to be and as it runs."""
+
+    def __init__(self, asked: Deploy, job: Job) -> None:
+        self._asked, self.job = asked, job
+        self._hcl = asked.jobs[job.job]
+        self._spec: Json = asked.releases.parse(self._hcl, asked.environment.nomad.namespace)
+        self.where = of(self._spec)
+        running = asked.releases.job(*self.where)
+        self.version: int | None = running["Version"] if running else None
+        latest = asked.releases.deployment(*self.where) if running else None
+        is_latest = bool(latest and latest["JobVersion"] == self.version)
+        self._is_active = bool(is_latest and latest and latest["Status"] in ACTIVE)
+        has_failed = bool(is_latest and latest and latest["Status"] == "failed")
+        self._is_same = job.action == "none"
+        self._is_resumed = (self._is_same and (self._is_active or has_failed)) or (
+            self._is_active and only_shrinks(job)
+        )
+        self.is_open = self._is_resumed or not self._is_same
+
+    @property
+    def version_of_release(self) -> int:
+        """The version that is released: the one that is registered, or will be."""
+        if self._is_resumed and self.version is not None:
+            return self.version
+        return version_to_be(self.version)
+
+    def run(self, entry: Entry) -> Outcome:
+        self._asked.reporter.begin(self.where.id, self.version)
+        if self._is_active and not self._is_resumed:
+            name = self._asked.name
+            raise RefusedError(
+                f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
+                f"or end it with `vllmjobs abort {name}`"
+            )
+        if self._is_resumed:
+            assert self.version is not None
+            self.tell("resumed", f"version {self.version} is registered already, and is followed")
+            outcome = self._follow(self.version)
+            if outcome != "successful" or self._is_same:
+                return outcome
+            return self._register(self._spec, entry)
+        for group in filter(is_changed, self.job.groups):
+            self.tell("planned", does(group), group.name)
+        kept = held(self.job)
+        if kept:
+            self.tell("held", f"{', '.join(kept)}: the count shrinks after the release")
+            outcome = self._register(_with_counts(self._spec, kept), entry)
+            if outcome != "successful" or self._asked.detach:
+                return outcome
+        return self._register(self._spec, entry)
+
+    def tell(self, kind: str, text: str, group: str | None = None) -> None:
+        self._asked.reporter.tell(Happening(kind, text, group))
+
+    def _register(self, spec: Json, entry: Entry) -> Outcome:
+        """At the index at which it was planned; the second of two, at the one that the first has left."""
+        assert self.job.plan
+        index = self.job.plan.modify_index
+        if not self._is_same and self.version is not None:
+            running = self._asked.releases.job(*self.where)
+            mine = running and running["Version"] == self._mine
+            index = running["JobModifyIndex"] if running and mine else index
+        traffic = self._traffic(0)
+        if traffic:
+            if found := traffic.problems():
+                raise RefusedError("\n".join(found))
+            traffic.clean()
+        release = Release(self._asked.environment, self.where, self._cluster(None), self._asked.timeout)
+        self._mine = release.register(spec, index, self._hcl, entry)
+        if self._asked.detach:
+            deployment = release.wait_until_evaluated(self._mine)
+            self.tell("detached", deployment or "no deployment: no instance has to be started")
+            return "successful"
+        return self._follow(self._mine)
+
+    _mine: int | None = None
+    """The version that we registered."""
+
+    def _follow(self, version: int) -> Outcome:
+        release = Release(
+            self._asked.environment, self.where, self._cluster(self._traffic(version)), self._asked.timeout
+        )
+        return release.follow(version).outcome
+
+    def _cluster(self, traffic: Traffic | None) -> Cluster:
+        return Cluster(self._asked.releases, traffic, self._asked.reporter)
+
+    def _traffic(self, version: int) -> Traffic | None:
+        """None for a balancer's own job, and without a balancer; Consul is needed for more than one step."""
+        environment = self._asked.environment
+        if self.job.job != "vllm" or environment.balancer.kind == "none":
+            return None
+        try:
+            traffic = Traffic(environment, self._asked.consul(), version)
+            traffic.asked()
+        except ConsulError as error:
+            if any(len(shares(environment, model)) > 1 for model in environment.models.values()):
+                raise
+            self._asked.reporter.warn(f"canaries keep their first share: {error}")
+            return None
+        return traffic
+
+
+def _with_counts(spec: Json, counts: Mapping[str, int]) -> Json:
+    groups = [group | {"Count": counts.get(group["Name"], group["Count"])} for group in spec["TaskGroups"]]
+    return spec | {"TaskGroups": groups}

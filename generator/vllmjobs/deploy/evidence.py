@@ -1,0 +1,132 @@
+"""Measures canaries and stable instances, each step from its begin."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from vllmjobs import metrics
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.quantity import seconds
+from vllmjobs.environment.rollout import Analysis
+from vllmjobs.render.arguments import served_names
+from vllmjobs.rollout.analysis import Measurement, judge, measure
+from vllmjobs.rollout.model import Value, Verdict
+from vllmjobs.rollout.samples import Sample, Timed
+
+TIMEOUT_S = 5.0  # of one /metrics, and of one probe: the loop waits for the slowest
+
+
+class Sides(Value, frozen=True):
+    """Whom a step compares; addresses are `ip:port`."""
+
+    step: int
+    canaries: frozenset[str]
+    stable: frozenset[str]
+
+
+@dataclass
+class _Step:
+    sides: Sides
+    since: float
+    due: float
+    samples: dict[str, list[Timed]] = field(default_factory=dict)
+    measurements: list[Measurement] = field(default_factory=list)
+    verdict: Verdict | None = None
+
+
+class Evidence:
+    """The verdicts of an environment's groups."""
+
+    def __init__(self, environment: Environment, environ: Mapping[str, str] = os.environ) -> None:
+        """Probes have VLLM_API_KEY, where the servers want one."""
+        self._key = environ.get("VLLM_API_KEY")
+        self._served = {name: served_names(name, model)[0] for name, model in environment.models.items()}
+        self._analyses = {
+            name: model.rollout.analysis
+            for name, model in environment.models.items()
+            if model.rollout.analysis
+        }
+        self._steps: dict[str, _Step] = {}
+
+    def due(self, now: float) -> float:
+        """The seconds until the next measurement; infinite while nothing is judged."""
+        return min((max(0.0, step.due - now) for step in self._steps.values()), default=math.inf)
+
+    def verdicts(self, judged: Mapping[str, Sides], now: float) -> dict[str, Verdict]:
+        """What is to be said now of these groups, whose canaries are healthy and get their share.
+
+        A group that was not among them before, or is now at another step or has other canaries, begins anew.
+        """
+        self._steps = {name: step for name, step in self._steps.items() if name in judged}
+        for name, sides in judged.items():
+            step = self._steps.get(name)
+            if step is None or (step.sides.step, step.sides.canaries) != (sides.step, sides.canaries):
+                self._steps[name] = _Step(sides, now, now)
+            else:
+                step.sides = sides
+        due = [name for name, step in self._steps.items() if step.due <= now]
+        self._measure(due, now)
+        return {name: step.verdict for name, step in self._steps.items() if step.verdict}
+
+    def _measure(self, due: list[str], now: float) -> None:
+        shown = self._shown(due)
+        probed: dict[str, str] = {}
+        for name in due:
+            step, analysis = self._steps[name], self._analyses[name]
+            for address in step.sides.canaries | step.sides.stable:
+                if address in shown:
+                    step.samples.setdefault(address, []).append(Timed(at=now, sample=shown[address]))
+            canaries, stable = (
+                [step.samples[address] for address in sorted(side) if address in step.samples]
+                for side in (step.sides.canaries, step.sides.stable)
+            )
+            if now > step.since:
+                found = measure(analysis, canaries, stable, now)
+                step.measurements.append(found)
+                step.verdict = judge(analysis, step.measurements, now - step.since)
+                enough = min(found.canary_requests, found.stable_requests) >= analysis.min_requests
+            else:
+                enough = False
+            step.due = now + seconds(analysis.interval)
+            if analysis.probe and not enough:
+                probed |= dict.fromkeys(step.sides.canaries | step.sides.stable, name)
+        self._probe(probed)
+
+    def _shown(self, due: list[str]) -> dict[str, Sample]:
+        """What the instances of these groups show; those that do not answer are missing."""
+        shown: dict[str, Sample] = {}
+        direct: set[str] = set()
+        for name in due:
+            sides, prometheus = self._steps[name].sides, self._analyses[name].prometheus
+            if prometheus is None:
+                direct |= sides.canaries | sides.stable
+            else:
+                there = metrics.Prometheus(prometheus.address, prometheus.instance_label)
+                shown |= there.samples(sides.canaries | sides.stable)
+        answers = metrics.scrape(sorted(direct), TIMEOUT_S) if direct else {}
+        return shown | {at: answer for at, answer in answers.items() if isinstance(answer, Sample)}
+
+    def _probe(self, probed: Mapping[str, str]) -> None:
+        """As many requests an interval as make a window's `min_requests`, over the instances of a side."""
+        if not probed:
+            return
+        wanted: dict[str, int] = {}
+        for address, name in probed.items():
+            analysis, sides = self._analyses[name], self._steps[name].sides
+            side = sides.canaries if address in sides.canaries else sides.stable
+            wanted[address] = math.ceil(_each_interval(analysis) / len(side))
+        for _ in range(max(wanted.values())):
+            by_name: dict[str, list[str]] = {}
+            for address in [at for at, left in wanted.items() if left > 0]:
+                by_name.setdefault(probed[address], []).append(address)
+                wanted[address] -= 1
+            for name, addresses in by_name.items():
+                metrics.probes(addresses, self._served[name], TIMEOUT_S, self._key)
+
+
+def _each_interval(analysis: Analysis) -> float:
+    intervals = max(1.0, seconds(analysis.window) / seconds(analysis.interval) - 1)
+    return analysis.min_requests / intervals

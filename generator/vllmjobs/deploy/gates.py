@@ -1,0 +1,186 @@
+"""The gates of a release: approvals in a Nomad Variable, and maintenance windows by the clock."""
+
+from __future__ import annotations
+
+import zoneinfo
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime, timedelta, tzinfo
+from math import ceil
+from typing import NamedTuple
+
+import msgspec
+from cronsim import CronSim, CronSimError
+
+from vllmjobs.environment.problems import UserError
+from vllmjobs.environment.quantity import duration, seconds
+from vllmjobs.environment.rollout import Maintenance, Window
+from vllmjobs.nomad_releases import ConflictError, Releases, Token, UnsureError, Where
+from vllmjobs.rollout.gates import Approval, Approved, RefusedError, count, current, refusal
+from vllmjobs.vllm.values import nearest
+
+ATTEMPTS = 10  # each that fails is another approver's that was written, and there are at most 20
+# More than a clock was ever set back, so that a start in the hour that comes twice is not passed over.
+_SET_BACK = timedelta(hours=3)
+
+
+def approvals(releases: Releases, where: Where) -> list[Approval]:
+    """What the Variable of a job holds, void or not. Needs `read` on it. Raises `NomadError`."""
+    return list(_read(releases.variable(_path(where), where)[0]))
+
+
+def approve(
+    releases: Releases, where: Where, latest: int | None, version: int, digest: str, now: datetime
+) -> list[Approval]:
+    """Write the approval of whoever NOMAD_TOKEN belongs to; return all that are kept then.
+
+    `latest` is the job's version now, None where it is not there; see `current` for what is dropped. Needs
+    `read` and `write` on the Variable. Raises `RefusedError` where ACLs are off, `NomadError`.
+    """
+    token = _person(releases, "approves")
+    at = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    mine = Approval(token.accessor, token.name, version, digest, at)
+    for attempt in range(1, ATTEMPTS + 1):
+        items, index = releases.variable(_path(where), where)
+        kept = {_key(each): each for each in current(_read(items), latest)}
+        if (old := kept.get(_key(mine))) and old.digest == digest:
+            return list(kept.values())
+        kept[_key(mine)] = mine
+        written = {key: msgspec.json.encode(each).decode() for key, each in kept.items()}
+        try:
+            releases.write_variable(_path(where), written, index, where)
+        except (ConflictError, UnsureError):  # then the next look tells
+            if attempt == ATTEMPTS:
+                raise
+        else:
+            break
+    return list(kept.values())
+
+
+def approved(
+    releases: Releases, where: Where, required: int, version: int, digest: str, command: str
+) -> Approved | None:
+    """Who has approved, where enough others than the one who deploys have; None where none are required.
+
+    `command` is what others are to run. Raises `RefusedError` where approvals are missing, or cannot be told
+    apart because ACLs are off; `NomadError`.
+    """
+    if not required:
+        return None
+    token = _person(releases, "deploys")
+    found = count(approvals(releases, where), required, where.id, version, digest, token)
+    if found.missing:
+        raise RefusedError(refusal(found, command))
+    return found
+
+
+def _person(releases: Releases, does: str) -> Token:
+    if token := releases.token():
+        return token
+    raise RefusedError(
+        f"{releases.address}: approvals are required, and with ACLs off nobody can tell who {does}; turn "
+        "ACLs on (docs/approvals.md), or set approvals: 0"
+    )
+
+
+def _path(where: Where) -> str:
+    return f"vllmjobs/approvals/{where.id}"
+
+
+def _key(approval: Approval) -> str:
+    """One for each version, so that to approve the next one takes nothing from a release that goes on."""
+    return f"v{approval.version}.{approval.accessor}"
+
+
+def _read(items: dict[str, str]) -> Iterator[Approval]:
+    """What others have written there is no approval."""
+    for key, text in items.items():
+        try:
+            approval = msgspec.json.decode(text, type=Approval)
+        except msgspec.DecodeError:
+            continue
+        if key == _key(approval):
+            yield approval
+
+
+class Closed(NamedTuple):
+    """No maintenance window is open."""
+
+    now: datetime
+    """In UTC."""
+    opens: datetime | None
+    """In the environment's time zone; None where none opens in the next 50 years."""
+    time_zone: str
+
+    def refusal(self, file: str) -> str:
+        """Why a change is refused, and the way out; `file` is the environment's."""
+        if self.opens is None:
+            until = "closed, and no window ever opens"
+        else:
+            year = (
+                f" {self.opens.year}"
+                if self.opens.year != self.now.astimezone(self.opens.tzinfo).year
+                else ""
+            )
+            wait = duration(ceil((self.opens - self.now).total_seconds() / 60) * 60)
+            until = f"closed until {self.opens:%a} {self.opens.day} {self.opens:%b}{year} {self.opens:%H:%M}"
+            until += f" {self.time_zone} (in {wait})"
+        return f"{file}: maintenance: {until}; --now REASON deploys all the same"
+
+
+def maintenance(maintenance: Maintenance | None, now: datetime) -> Closed | None:
+    """None where a change may be deployed at this time, which has a time zone.
+
+    A window lasts its duration in real time, whatever is done to the clocks meanwhile. Its schedule is read
+    as Debian's cron does it: a start in the hour that a clock leaves out is at the end of that hour, and one
+    in the hour that comes twice is in the first of the two (`*` for minute or hour: in both). Raises
+    `UserError` for a schedule or time zone that cannot be read.
+    """
+    if maintenance is None:
+        return None
+    zone, now = _zone(maintenance.time_zone), now.astimezone(UTC)
+    if any(_is_open(window, now, zone) for window in maintenance.windows):
+        return None
+    opens = min(_next_starts(maintenance.windows, now, zone), default=None)
+    return Closed(now, opens and opens.astimezone(zone), maintenance.time_zone)
+
+
+def _is_open(window: Window, now: datetime, zone: tzinfo) -> bool:
+    # Of starts whose windows overlap, the last one's ends last.
+    starts = _starts(window, now + _SET_BACK, zone, reverse=True)
+    start = next((each for each in starts if each <= now), None)
+    return start is not None and (now - start).total_seconds() < seconds(window.duration)
+
+
+def _next_starts(windows: Iterable[Window], now: datetime, zone: tzinfo) -> Iterator[datetime]:
+    for window in windows:
+        starts = _starts(window, now - _SET_BACK, zone)
+        if start := next((each for each in starts if each > now), None):
+            yield start
+
+
+def _starts(window: Window, origin: datetime, zone: tzinfo, reverse: bool = False) -> Iterator[datetime]:
+    """In UTC: Python compares and subtracts times of one zone by the faces of its clocks."""
+    try:
+        starts = CronSim(window.schedule, origin.astimezone(zone), reverse)
+    except (CronSimError, AssertionError, ValueError) as error:  # `check` says which field
+        raise UserError(f"maintenance: schedule {window.schedule!r} cannot be read, or never comes") from error
+    return (start.astimezone(UTC) for start in starts)
+
+
+def _zone(name: str) -> tzinfo:
+    if name == "UTC":  # also where a machine has no time zones
+        return UTC
+    try:
+        return zoneinfo.ZoneInfo(name)
+    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
+        known = zoneinfo.available_timezones()
+        if not known:
+            raise UserError(
+                f"maintenance.time_zone: this machine has no time zones, so {name} is not known; install "
+                "tzdata (`pip install tzdata`, or the system's package of that name)"
+            ) from error
+        near = nearest(name, sorted(known))
+        raise UserError(
+            f"maintenance.time_zone: {name} is no time zone that this machine knows"
+            f"{near and f'; did you mean {near}?'}"
+        ) from error

@@ -1,0 +1,150 @@
+"""A release of one job, from its registration to its end; and ways back."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from msgspec.structs import replace
+
+from vllmjobs import releases as records
+from vllmjobs.deploy.evidence import Evidence
+from vllmjobs.deploy.follow import Follower
+from vllmjobs.deploy.observe import Clock, Observer
+from vllmjobs.deploy.record import Record, now, who
+from vllmjobs.deploy.reporter import Reporter
+from vllmjobs.deploy.traffic import Traffic
+from vllmjobs.environment.model import Environment
+from vllmjobs.nomad import Json
+from vllmjobs.nomad_releases import ConflictError, NomadError, Releases, UnsureError, Where
+from vllmjobs.rollout.happenings import Happening
+from vllmjobs.rollout.model import End, Entry, Fail, Plan
+from vllmjobs.rollout.plans import balancer_plan, plan
+
+ACTIVE = ("initializing", "pending", "running", "blocked", "unblocking", "paused")
+# The routes are of somebody else then, or of canaries that live on.
+_KEEPS_ROUTES = ("superseded", "left")
+
+
+class Cluster(NamedTuple):
+    """What a release acts on."""
+
+    releases: Releases
+    traffic: Traffic | None
+    """None for a job that is not the models', and where no balancer is to be asked for shares."""
+    reporter: Reporter
+    clock: Clock = time.monotonic
+
+
+class Release:
+    """Of one job of an environment."""
+
+    def __init__(
+        self, environment: Environment, where: Where, cluster: Cluster, timeout: float | None = None
+    ) -> None:
+        """`timeout`, in seconds, is for all of it, instead of what follows from the environment."""
+        self._environment, self.where, self._timeout = environment, where, timeout
+        self._releases, self._traffic, self._reporter, self._clock = cluster
+        self._is_of_models = where.id == environment.job
+
+    def register(self, job: Json, index: int, source: str, entry: Entry) -> int:
+        """Register a job where its JobModifyIndex is still `index`; return the version that it is now.
+
+        Raises `ConflictError` where somebody else was first.
+        """
+        try:
+            answer = self._releases.register(job, index, source)
+        except UnsureError:
+            answer = None
+        registered = self._releases.job(*self.where)
+        if registered is None or (answer and registered["JobModifyIndex"] != answer["JobModifyIndex"]):
+            raise ConflictError(f"{self.where.id}: somebody else has registered another version")
+        if answer is None and registered["JobModifyIndex"] == index:
+            raise NomadError(f"{self.where.id}: the connection broke, and nothing was registered")
+        version: int = registered["Version"]
+        self._reporter.begin(self.where.id, version)
+        self._reporter.tell(Happening("registered", f"version {version} is registered"))
+        self._record(version, entry).keep()
+        return version
+
+    def follow(self, version: int, is_judged: bool = True, failed: Fail | None = None) -> End:
+        """Follow that version to its end, and the way back if there is one.
+
+        Without `is_judged`, canaries are promoted as soon as they are healthy. `failed` is what its
+        deployment was failed for already.
+        """
+        self._reporter.begin(self.where.id, version)
+        record = self._record(version)
+        if failed is None and record.entry.outcome and record.entry.outcome not in _KEEPS_ROUTES:
+            failed = Fail(reason=record.entry.reason, outcome=record.entry.outcome)
+        end, observer = self._follow(self._plan(version, is_judged), record, failed)
+        if end.outcome == "superseded":
+            return end
+        if self._traffic and end.outcome not in _KEEPS_ROUTES:
+            self._traffic.clean()
+        record.ended(end)
+        self._tell(end, version)
+        if end.outcome in ("failed", "refused", "no-room"):
+            self._follow_back(version, observer)
+        return end
+
+    def wait_until_evaluated(self, version: int) -> str | None:
+        """The id of that version's deployment; None where Nomad made none."""
+        observer = Observer(self._releases, self.where, self._plan(version, is_judged=False))
+        wait = 0.0
+        while True:
+            seen, _ = observer.look(wait)
+            if observer.deployment or seen.is_evaluated or seen.version != version:
+                return observer.deployment
+            wait = 1.0
+
+    def _follow(self, way: Plan, record: Record, failed: Fail | None) -> tuple[End, Observer]:
+        evidence = Evidence(self._environment) if any(group.is_judged for group in way.groups) else None
+        observer = Observer(self._releases, self.where, way, self._traffic, evidence, self._clock)
+        observer.failed = failed
+        follower = Follower(self._releases, self.where, observer, self._traffic, record, self._reporter)
+        return follower.follow(), observer
+
+    def _follow_back(self, version: int, observer: Observer) -> None:
+        """What was registered in the place of a version that failed is of no use before it is stable."""
+        job = self._releases.job(*self.where)
+        if job is None or job["Stop"] or job["Version"] == version or not observer.is_reverted:
+            return
+        back: int = job["Version"]
+        self._reporter.begin(self.where.id, back)
+        entry = Entry(version=back, at=now(), by="", reason=f"the way back from version {version}")
+        record = self._record(back, entry)
+        end, _ = self._follow(self._plan(back, is_judged=False), record, None)
+        record.ended(end)
+        self._tell(end, back)
+
+    def _plan(self, version: int, is_judged: bool) -> Plan:
+        if self._is_of_models:
+            return plan(self._environment, version, self._clock(), self._timeout, is_judged)
+        return balancer_plan(self.where.id, version, self._clock(), self._timeout)
+
+    def _record(self, version: int, entry: Entry | None = None) -> Record:
+        """With what is kept of that version already, if anything is."""
+        if entry is None:
+            entry = kept(self._releases, self.where).get(version)
+        entry = entry or Entry(version=version, at=now(), by=who(self._releases))
+        return Record(self._releases, self.where, replace(entry, version=version), self._reporter.warn)
+
+    def _tell(self, end: End, version: int) -> None:
+        said = {
+            "successful": f"version {version} is deployed",
+            "left": f"version {version} is left as it is",
+            "stopped": "the job was stopped",
+            "superseded": f"version {version} is superseded",
+        }.get(end.outcome, f"version {version} is not deployed")
+        text = f"{said}{f': {end.reason}' if end.reason else ''}"
+        self._reporter.tell(Happening("done", text, None, {"outcome": end.outcome}))
+
+
+def kept(releases: Releases, where: Where) -> Mapping[int, Entry]:
+    """What is kept of a job's versions; nothing where it may not be read."""
+    try:
+        return {entry.version: entry for entry in records.read(releases, where)}
+    except NomadError:
+        return {}

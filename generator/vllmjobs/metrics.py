@@ -1,0 +1,172 @@
+"""The metrics of instances, from themselves or a Prometheus; and real requests where there are no others."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import requests
+from requests.utils import get_environ_proxies
+
+from vllmjobs import __version__
+from vllmjobs.environment.problems import UserError
+from vllmjobs.environment.values import without_secrets
+from vllmjobs.rollout.samples import SERIES, Sample, SampleError, from_query, read
+
+T = TypeVar("T")
+
+_AT_ONCE = 16
+_NOT_SERVED = (400, 404)  # by this route: a chat model's template is missing, or the task is another
+_LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
+
+
+class MetricsError(UserError):
+    """Why an instance's metrics could not be read: one line, with the address."""
+
+
+def scrape(
+    addresses: Iterable[str], timeout: float, path: str = "/metrics"
+) -> dict[str, Sample | MetricsError]:
+    """Read the instances' own metrics, several at a time; by `host:port`, what each shows or why it does not.
+
+    `timeout`, in seconds, is for the connection and for each read.
+    """
+
+    def one(address: str) -> Sample | MetricsError:
+        url = f"http://{address}{path}"
+        try:
+            response = _ask("GET", url, timeout)
+            if response.status_code != 200:
+                return MetricsError(f"{url} answers {_status(response)}")
+            return read(response.text)
+        except requests.RequestException as error:
+            return MetricsError(f"{url} {_why(error, timeout)}")
+        except SampleError as error:
+            return MetricsError(f"{url} {error}")
+
+    return _each(addresses, one)
+
+
+class Prometheus:
+    """A server that scrapes the instances, at an `address` as in `rollout.analysis.prometheus`."""
+
+    def __init__(self, address: str, label: str = "instance", timeout: float = 10) -> None:
+        """`label` is the one that holds an instance's `host:port`; MetricsError for what cannot be one."""
+        if not _LABEL.fullmatch(label):
+            raise MetricsError(f"{label!r} cannot be the name of a label: it takes letters, digits and _")
+        self._url = f"{address.rstrip('/')}/api/v1/query"
+        self._label = label
+        self._timeout = timeout
+
+    def samples(self, addresses: Iterable[str]) -> dict[str, Sample]:
+        """Ask for the newest samples of these instances, by `host:port`, in one query; an instance that it
+        has not scraped in the last 5 minutes (its query.lookback-delta) is absent. Raises `MetricsError`.
+        """  # fmt: skip
+        wanted = sorted(set(addresses))
+        if not wanted:
+            return {}
+        query = f"{{{_one_of('__name__', SERIES)},{_one_of(self._label, wanted)}}}"
+        said = without_secrets(re.sub(r"//[^/@]*@", "//", self._url))
+        try:
+            response = _ask("POST", self._url, self._timeout, data={"query": query})
+            answer = response.json()
+        except requests.JSONDecodeError:
+            raise MetricsError(
+                f"{said} answers {_status(response)}, and no JSON; is it a Prometheus?"
+            ) from None
+        except requests.RequestException as error:
+            raise MetricsError(f"{said} {_why(error, self._timeout)}") from error
+        if not isinstance(answer, dict) or answer.get("status") != "success":
+            why = answer.get("error") if isinstance(answer, dict) else None
+            raise MetricsError(f"{said} answers {_status(response)}: {why or response.text[:200]}")
+        try:
+            return from_query(answer["data"]["result"], self._label)
+        except (SampleError, LookupError, TypeError) as error:
+            raise MetricsError(f"{said}: its answer {error}") from error
+
+
+def probe(address: str, served_name: str, timeout: float, key: str | None = None) -> str | None:
+    """Ask an instance for one token; why it could not be asked, or None once it has answered: a 5xx is an
+    answer, too, which its metrics tell of. `key` is one of vLLM's --api-key.
+    """  # fmt: skip
+    asked = {"model": served_name, "max_tokens": 1, "temperature": 0}
+    bodies: dict[str, Any] = {
+        "/v1/completions": {**asked, "prompt": "1"},
+        "/v1/chat/completions": {**asked, "messages": [{"role": "user", "content": "1"}]},
+    }
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    why = None
+    for path, body in bodies.items():
+        url = f"http://{address}{path}"
+        try:
+            response = _ask("POST", url, timeout, json=body, headers=headers)
+        except requests.RequestException as error:
+            return f"{url} {_why(error, timeout)}"
+        if response.ok or response.status_code >= 500:
+            return None
+        if response.status_code == 401:
+            way_out = "the key in VLLM_API_KEY is not this model's" if key else "set VLLM_API_KEY to its key"
+            return f"{url} answers {_status(response)}: {way_out}"
+        # The first complaint names the cause; that of the chat route may only be a missing template.
+        why = why or f"{url} answers {_status(response)}: {_complaint(response)}"
+        if response.status_code not in _NOT_SERVED:
+            break
+    return why
+
+
+def probes(
+    addresses: Iterable[str], served_name: str, timeout: float, key: str | None = None
+) -> dict[str, str | None]:
+    """`probe` for each, several at a time."""
+    return _each(addresses, lambda address: probe(address, served_name, timeout, key))
+
+
+def _each(addresses: Iterable[str], ask: Callable[[str], T]) -> dict[str, T]:
+    wanted = sorted(set(addresses))
+    if not wanted:
+        return {}
+    with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
+        return dict(zip(wanted, pool.map(ask, wanted), strict=True))
+
+
+def _ask(method: str, url: str, timeout: float, headers: Any = None, **body: Any) -> requests.Response:
+    with requests.Session() as session:
+        session.trust_env = False  # a .netrc or proxy must not come between on the way to this machine
+        headers = {"User-Agent": f"vllmjobs/{__version__}", "Accept": "*/*", **(headers or {})}
+        proxies = {} if _is_loopback(url) else get_environ_proxies(url)
+        return session.request(method, url, headers=headers, proxies=proxies, timeout=timeout, **body)
+
+
+def _is_loopback(url: str) -> bool:
+    return re.match(r"https?://([^/@]*@)?(localhost|127\.[\d.]+|\[::1\])(:|/|$)", url) is not None
+
+
+def _one_of(label: str, values: Iterable[str]) -> str:
+    """A matcher of exactly these, with RE2's quoting inside of PromQL's, which is Go's."""
+    either = "|".join(re.sub(r"([^\w:/-])", r"\\\1", value, flags=re.ASCII) for value in values)
+    return f"{label}=~{json.dumps(either, ensure_ascii=False)}"
+
+
+def _why(error: requests.RequestException, timeout: float) -> str:
+    if isinstance(error, requests.Timeout):
+        return f"does not answer within {timeout:g} s"
+    if isinstance(error, requests.ConnectionError):
+        return "cannot be reached: nothing listens there, or the connection broke"
+    return f"cannot be asked: {error}"
+
+
+def _status(response: requests.Response) -> str:
+    return f"{response.status_code} {response.reason}".strip()
+
+
+def _complaint(response: requests.Response) -> str:
+    """What vLLM has to say: {"error": {"message": …}}, or before 0.12 {"message": …}, too."""
+    try:
+        said = response.json()
+        error = said.get("error", said)
+        return str(error["message"] if isinstance(error, dict) else error)[:300]
+    except (ValueError, AttributeError, KeyError):
+        return response.text[:300].strip() or "without a word"

@@ -1,0 +1,270 @@
+"""What runs of a job, and what can be done about it: what `status` shows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Literal
+
+from vllmjobs.gpus import ENDED
+from vllmjobs.rollout import seen
+from vllmjobs.rollout.history import Json, groups, image, model
+from vllmjobs.rollout.model import Entry, Value, Verdict
+
+Phase = Literal["stopped", "releasing", "failed", "settled"]
+Role = Literal["canary", "new", "current", "old"]
+ACTIVE = ("initializing", "pending", "blocked", "unblocking", "running", "paused")  # structs/deployment.go
+
+
+class Part(Value, frozen=True):
+    """The instances of one version in one group."""
+
+    version: int
+    role: Role
+    """`canary` and `new` are of a deployment that runs, before and after its promotion; `old` are on their
+    way out; `current` is what serves otherwise."""
+    desired: int
+    healthy: int
+    """That run, and are healthy as far as the last deployment has looked."""
+    placed: int
+    """That have a node, and have not ended."""
+    failed: int
+    """That ended, and not well, and that Nomad still remembers."""
+    restarts: int
+    gpus: int
+    nodes: tuple[str, ...]
+    image: str | None
+    model: str | None
+    why: str
+    """The last thing that went wrong with one of them, in Nomad's words."""
+
+
+class Weight(Value, frozen=True):
+    """The canaries' share of the requests, 0 to 1; None where it is not known."""
+
+    asked: float | None
+    given: float | None
+
+
+class GroupView(Value, frozen=True):
+    """One group: one model."""
+
+    name: str
+    parts: tuple[Part, ...]
+    """The newest version first."""
+    is_well: bool
+    """Whether all that are wanted are healthy."""
+    weight: Weight | None
+    """While there are canaries."""
+    progress_by: str | None
+    """When the next instance has to be healthy, or the deployment fails; UTC, ISO 8601."""
+    step: int | None
+    verdict: Verdict | None
+    """The last of this version's release."""
+
+
+class DeploymentView(Value, frozen=True):
+    """The newest deployment."""
+
+    id: str
+    version: int
+    status: str
+    description: str
+
+
+class Overview(Value, frozen=True):
+    """What a person on call wants to see first."""
+
+    job: str
+    namespace: str
+    version: int
+    is_well: bool
+    summary: str
+    next: tuple[tuple[str, str], ...]
+    """What to type, and what it does."""
+    deployment: DeploymentView | None
+    groups: tuple[GroupView, ...]
+
+
+def overview(
+    env: str,
+    job: Json,
+    versions: Iterable[Json],
+    deployment: Json | None,
+    allocations: Iterable[Json],
+    entries: Iterable[Entry] = (),
+    weights: Mapping[str, Weight] | None = None,
+) -> Overview:
+    """What runs, from what Nomad's API returned (all of `Releases`), the records and the canaries' shares.
+
+    `env` is what a person calls the environment; without `weights`, those of canaries are not known.
+    """
+    allocations = list(allocations)
+    jobs = {one["Version"]: one for one in versions} | {job["Version"]: job}
+    entry = next((one for one in entries if one.version == job["Version"]), None)
+    phase = _phase(job, deployment)
+    views = []
+    for name in (group["Name"] for group in groups(job)):
+        state = ((deployment or {}).get("TaskGroups") or {}).get(name) or {}
+        found = [one for one in allocations if one["TaskGroup"] == name]
+        parts = _parts(name, jobs, phase, state, found, deployment)
+        has_canaries = any(part.role == "canary" for part in parts)
+        progress = state.get("RequireProgressBy") if phase == "releasing" else None
+        views.append(
+            GroupView(
+                name=name,
+                parts=parts,
+                is_well=all(part.healthy >= part.desired for part in parts),
+                weight=(weights or {}).get(name, Weight(asked=None, given=None)) if has_canaries else None,
+                progress_by=None if (progress or "0001-").startswith("0001-") else progress,  # Go's zero time
+                step=entry.steps.get(name) if entry else None,
+                verdict=entry.verdicts.get(name) if entry else None,
+            )
+        )
+    return Overview(
+        job=job["ID"],
+        namespace=job.get("Namespace") or "default",
+        version=job["Version"],
+        is_well=phase in ("settled", "releasing") and all(view.is_well for view in views),
+        summary=_summary(job, phase, deployment, views),
+        next=tuple(_next(env, phase, views)),
+        deployment=DeploymentView(
+            id=deployment["ID"],
+            version=deployment["JobVersion"],
+            status=deployment["Status"],
+            description=deployment["StatusDescription"],
+        )
+        if deployment
+        else None,
+        groups=tuple(views),
+    )
+
+
+def _parts(
+    name: str,
+    jobs: Mapping[int, Json],
+    phase: Phase,
+    state: Json,
+    allocations: list[Json],
+    deployment: Json | None,
+) -> tuple[Part, ...]:
+    """The versions of a group: the job's, and others as long as an instance of them has not ended."""
+    current = max(jobs)
+    there = {one["JobVersion"] for one in allocations if one["ClientStatus"] not in ENDED}
+    # Until its canaries are promoted, and after it was failed before that, the version before it serves.
+    waits = phase in ("releasing", "failed") and state.get("DesiredCanaries") and not state.get("Promoted")
+    before = max((one for one in there if one != current), default=None)
+    serving = before if waits and before is not None else current
+    parts = []
+    for version in sorted({current, *there}, reverse=True):
+        role: Role = "current" if version == serving else "old"
+        wanted = _count(jobs.get(version), name) if version == serving else 0
+        if phase == "stopped":
+            role, wanted = "old", 0
+        elif phase == "releasing" and version == current:
+            role = "canary" if waits else "new"
+            wanted = state["DesiredCanaries"] if waits else wanted
+        found = [one for one in allocations if one["JobVersion"] == version]
+        judging = deployment["ID"] if deployment and phase == "releasing" else None
+        parts.append(_part(version, role, wanted, found, _named(jobs.get(version), name), judging))
+    return tuple(parts)
+
+
+def _part(
+    version: int, role: Role, wanted: int, found: list[Json], group: Json | None, deployment: str | None
+) -> Part:
+    alive = [one for one in found if one["ClientStatus"] not in ENDED]
+    instances = seen.instances(found, deployment)
+    return Part(
+        version=version,
+        role=role,
+        desired=wanted,
+        healthy=sum(map(_serves, instances)),
+        placed=len(alive),
+        failed=sum(one.state in ("failed", "lost") for one in instances),
+        restarts=sum(one.restarts for one in instances if one.state not in ENDED),
+        gpus=sum(map(_gpus, alive)),
+        nodes=tuple(sorted({one["NodeName"] for one in alive})),
+        image=image(group) if group else None,
+        model=model(group) if group else None,
+        why=next((one.why for one in instances if one.why and not _serves(one)), ""),
+    )
+
+
+def _serves(instance: seen.Instance) -> bool:
+    """What a running deployment has placed is to be found healthy; what came after one, nothing calls so."""
+    return seen.is_ready(instance) or seen.is_old(instance)
+
+
+def _gpus(allocation: Json) -> int:
+    tasks = ((allocation.get("AllocatedResources") or {}).get("Tasks") or {}).values()
+    devices = (device for task in tasks for device in task.get("Devices") or ())
+    return sum(len(device["DeviceIDs"]) for device in devices if device["Type"] == "gpu")
+
+
+def _named(job: Json | None, name: str) -> Json | None:
+    return next((group for group in groups(job) if group["Name"] == name), None)
+
+
+def _count(job: Json | None, name: str) -> int:
+    group = _named(job, name)
+    return group["Count"] if group else 0
+
+
+def _phase(job: Json, deployment: Json | None) -> Phase:
+    if job.get("Stop"):
+        return "stopped"
+    if not deployment or deployment["JobVersion"] != job["Version"]:
+        return "settled"
+    if deployment["Status"] in ACTIVE:
+        return "releasing"
+    return "failed" if deployment["Status"] in ("failed", "cancelled") else "settled"
+
+
+def _summary(job: Json, phase: Phase, deployment: Json | None, views: Sequence[GroupView]) -> str:
+    version = job["Version"]
+    parts = [part for view in views for part in view.parts]
+    if phase == "stopped":
+        return "the job is stopped"
+    if phase == "releasing":
+        canaries = [part for part in parts if part.role == "canary"]
+        new = canaries or [part for part in parts if part.role == "new"]
+        said = f"{_healthy(new)} {'canaries ' if canaries else ''}healthy"
+        if missing := sum(max(part.desired - part.placed, 0) for part in new):
+            said += f", {missing} without a node"
+        if canaries and all(part.healthy >= part.desired for part in canaries):
+            return f"version {version} waits for its promotion: {said}"
+        return f"version {version} is being deployed: {said}"
+    wanted = [part for part in parts if part.desired]
+    if phase == "failed" and deployment:
+        said = deployment["StatusDescription"]
+        ended = "was cancelled" if deployment["Status"] == "cancelled" else "has failed"
+        serving = " and ".join(str(one) for one in sorted({part.version for part in wanted}))
+        return (
+            f"the deployment of version {version} {ended}{f' ({said})' if said else ''}; "
+            f"version {serving} serves: {_healthy(wanted)} healthy"
+        )
+    unwell = ", ".join(view.name for view in views if not view.is_well)
+    said = f"version {version}, {_healthy(wanted)} instances healthy"
+    return f"{unwell} lacks instances: {said}" if unwell else f"all is well: {said}"
+
+
+def _healthy(parts: Sequence[Part]) -> str:
+    return f"{sum(part.healthy for part in parts)} of {sum(part.desired for part in parts)}"
+
+
+def _next(env: str, phase: Phase, views: Sequence[GroupView]) -> Iterator[tuple[str, str]]:
+    canaries = [part for view in views for part in view.parts if part.role == "canary"]
+    if phase == "stopped":
+        yield f"vllmjobs deploy {env}", "start it again"
+        return
+    if phase == "releasing":
+        yield f"vllmjobs deploy {env}", "go on with the release"
+        if canaries and all(part.healthy >= part.desired for part in canaries):
+            yield f"vllmjobs promote {env}", "promote the canaries now, without a verdict"
+        yield f"vllmjobs abort {env}", "stop the new instances; the old version serves on"
+    if phase == "failed":
+        yield f"vllmjobs rollback {env}", "make the version that serves the current one"
+    for view in views:
+        if not view.is_well:
+            canary = " --canary" if any(part.role == "canary" for part in view.parts) else ""
+            yield f"vllmjobs logs {env} {view.name}{canary}", "see what its instances say"

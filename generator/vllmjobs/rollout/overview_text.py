@@ -1,0 +1,141 @@
+"""What `status` and `history` show, as text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+from vllmjobs.rollout.history import Release
+from vllmjobs.rollout.model import Number, Verdict
+from vllmjobs.rollout.overview import GroupView, Overview, Part, Weight
+
+
+def status_text(seen: Overview) -> str:
+    """The screen: whether all is well, the deployment, each group, and what to type."""
+    return "".join(f"{line}\n" for line in _status(seen))
+
+
+def history_text(releases: Sequence[Release]) -> str:
+    """A table, one row for each version; below it, the reasons."""
+    rows = [("VERSION", "WHEN", "BY", "OUTCOME", "VERDICT", "IMAGE", "MODEL", "")]
+    rows += [
+        (
+            str(one.version),
+            one.at.partition(".")[0].replace("T", " ").rstrip("Z"),
+            one.by or "-",
+            one.outcome or "-",
+            _verdicts(one.verdicts),
+            _each(one.images),
+            _each(one.models),
+            ", ".join(
+                word for word, holds in (("current", one.is_current), ("stable", one.is_stable)) if holds
+            ),
+        )
+        for one in releases
+    ]
+    notes = [f"version {one.version}: {one.reason}\n" for one in releases if one.reason]
+    notes += [
+        f"version {one.version} was deployed outside of its windows: {one.now}\n"
+        for one in releases
+        if one.now
+    ]
+    return "\n".join([_table(rows), *(["".join(notes)] if notes else [])])
+
+
+def _status(seen: Overview) -> Iterator[str]:
+    yield f"{seen.job}: {seen.summary}"
+    if seen.deployment:
+        there = seen.deployment
+        said = f": {there.description}" if there.description else ""
+        yield ""
+        yield f"deployment {there.id[:8]} of version {there.version}, {there.status}{said}"
+    for group in seen.groups:
+        yield ""
+        yield from _group(group)
+    if seen.next:
+        yield ""
+        yield "next:"
+        width = max(len(command) for command, _ in seen.next)
+        for command, does in seen.next:
+            yield f"  {command.ljust(width)}  {does}"
+
+
+def _group(group: GroupView) -> Iterator[str]:
+    yield group.name
+    rows = [
+        (
+            f"  version {part.version}",
+            part.role,
+            f"{part.healthy}/{part.desired} healthy",
+            f"{part.gpus} GPU{'' if part.gpus == 1 else 's'}",
+            f"{part.restarts} restart{'' if part.restarts == 1 else 's'}",
+            part.image or "-",
+            part.model or "-",
+        )
+        for part in group.parts
+    ]
+    yield from _table(rows).splitlines()
+    for part in group.parts:
+        if said := _trouble(part):
+            yield f"  version {part.version}: {said}"
+    if group.weight:
+        yield f"  weight    {_weight(group.weight)}"
+    if group.progress_by:
+        yield f"  deadline  the next instance has to be healthy by {group.progress_by.partition('.')[0]}"
+    if group.verdict:
+        yield from _verdict(group.verdict, group.step)
+
+
+def _trouble(part: Part) -> str:
+    missing = part.desired - part.placed
+    said = [f"{missing} without a node"] if missing > 0 else []
+    if part.failed:
+        said.append(f"{part.failed} failed")
+    if part.why and part.healthy < part.desired:
+        said.append(part.why)
+    return "; ".join(said)
+
+
+def _weight(weight: Weight) -> str:
+    def share(of: float | None) -> str:
+        return "unknown" if of is None else f"{of * 100:.3g} %"
+
+    return f"{share(weight.given)} given, {share(weight.asked)} asked"
+
+
+def _verdict(verdict: Verdict, step: int | None) -> Iterator[str]:
+    at = f"step {step + 1}, " if step is not None else ""
+    requests = (
+        f"{verdict.canary_requests} requests to canaries, {verdict.stable_requests} to stable instances"
+    )
+    yield f"  verdict   {verdict.result}: {verdict.reason} ({at}{requests})"
+    rows = [("    METRIC", "CANARY", "STABLE", "LIMIT", "RESULT"), *map(_number, verdict.numbers)]
+    if verdict.numbers:
+        yield from _table(rows).splitlines()
+
+
+def _number(number: Number) -> tuple[str, ...]:
+    def amount(of: float | None) -> str:
+        return "no data" if of is None else f"{of:.4g}"
+
+    return (f"    {number.metric}", amount(number.canary), amount(number.stable), number.limit, number.result)
+
+
+def _verdicts(verdicts: dict[str, Verdict]) -> str:
+    """One word where the groups agree."""
+    results = {verdict.result for verdict in verdicts.values()}
+    if len(results) == 1:
+        return results.pop()
+    return ", ".join(f"{name} {verdict.result}" for name, verdict in verdicts.items()) or "-"
+
+
+def _each(values: dict[str, str | None]) -> str:
+    """Each once, in the order of the groups."""
+    return ", ".join(dict.fromkeys(value for value in values.values() if value)) or "-"
+
+
+def _table(rows: Sequence[tuple[str, ...]]) -> str:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
+        for row in rows
+    )

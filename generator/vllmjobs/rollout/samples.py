@@ -1,0 +1,146 @@
+"""What an instance shows of itself at one moment, from its /metrics or from Prometheus.
+
+Names are those of vLLM 0.11 to 0.33 (`vllm/v1/metrics/loggers.py`), and of the
+prometheus-fastapi-instrumentator that it mounts (`vllm/entrypoints/serve/instrumentator/metrics.py`).
+"""
+
+from collections.abc import Iterable, Mapping
+from math import inf
+from typing import Any, NamedTuple
+
+from prometheus_client.parser import text_string_to_metric_families
+
+from vllmjobs.environment.problems import UserError
+from vllmjobs.rollout.model import Value
+
+# What is judged by → vLLM's names for it, the newest first: an instance may show two of them at once, as
+# 0.11 does, and only the first one counts.
+HISTOGRAMS = {
+    "time_to_first_token": ("vllm:time_to_first_token_seconds",),
+    "inter_token_latency": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
+    "e2e_latency": ("vllm:e2e_request_latency_seconds",),
+}
+GAUGES = {
+    "queue": ("vllm:num_requests_waiting",),
+    # With --show-hidden-metrics-for-version, 0.11 has the old name too.
+    "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
+}
+_ENDED = "vllm:request_success_total"  # despite its name, of all requests that ended, whatever for
+_PREEMPTIONS = "vllm:num_preemptions_total"
+_ANSWERS = "http_requests_total"
+
+SERIES = (
+    *(f"{name}_bucket" for names in HISTOGRAMS.values() for name in names),
+    *(name for names in GAUGES.values() for name in names),
+    _ENDED,
+    _PREEMPTIONS,
+    _ANSWERS,
+)
+"""Every series that a sample is made of, by its name."""
+
+_BEGINNINGS = tuple(name + end for name in SERIES for end in ("{", " "))
+
+
+class SampleError(UserError):
+    """A page that is no vLLM's; one clause."""
+
+
+class Sample(Value, frozen=True):
+    """One instance at one moment, over all its engines and model names."""
+
+    counts: dict[str, dict[float, float]] = {}
+    """By name, as `histogram.Counts`. Of those in `HISTOGRAMS`, and counters, of which each is 0 as long as
+    vLLM does not show it:
+    requests: answers under /v1/, except its list of models, which says nothing of an engine; where there is
+        no http_requests_total, requests that ended;
+    answers, server_errors: of http_requests_total, and those of them with a 5xx; 0 without it;
+    ended, ended_in_error: requests in the engine; an error after a stream's 200 shows only here;
+    preemptions."""
+    gauges: dict[str, float] = {}
+    """queue: requests that wait; kv_cache_usage: the engines' mean share of it. Absent where not shown."""
+
+
+class Timed(NamedTuple):
+    """A sample, and when it was taken: in seconds, on the clock of `rollout.model`."""
+
+    at: float
+    sample: Sample
+
+
+class _Series(NamedTuple):
+    name: str
+    labels: Mapping[str, str]
+    value: float
+
+
+def read(text: str) -> Sample:
+    """Read a page of /metrics, in Prometheus's text format; raises `SampleError` for any other text."""
+    # Of the 1,000 and more lines of vLLM's page 100 are of use, and the parser takes its time for each.
+    lines = [line for line in text.split("\n") if line.startswith(_BEGINNINGS)]
+    if not lines and "# TYPE vllm:" not in text and f"# TYPE {_ANSWERS} " not in text:
+        raise SampleError("is no page of vLLM's metrics")
+    try:
+        return _sample(
+            _Series(sample.name, sample.labels, sample.value)
+            for family in text_string_to_metric_families("\n".join([*lines, ""]))
+            for sample in family.samples
+        )
+    except (ValueError, IndexError, KeyError) as error:
+        raise SampleError(f"is not in Prometheus's text format: {error}") from error
+
+
+def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
+    """The instances' samples by their address, from the `result` of an instant query for `SERIES` (an
+    instant vector: prometheus.io/docs/prometheus/latest/querying/api). An instance without any series is
+    absent. Raises `SampleError` for anything else.
+    """  # fmt: skip
+    found: dict[str, list[_Series]] = {}
+    try:
+        for series in result:
+            labels = series["metric"]
+            one = _Series(labels["__name__"], labels, float(series["value"][1]))
+            found.setdefault(labels[instance_label], []).append(one)
+        return {instance: _sample(series) for instance, series in found.items()}
+    except (ValueError, LookupError, TypeError) as error:
+        raise SampleError(f"is no instant vector of metrics by {instance_label}: {error!r}") from error
+
+
+def _sample(series: Iterable[_Series]) -> Sample:
+    found: dict[str, list[_Series]] = {}
+    for one in series:
+        found.setdefault(one.name, []).append(one)
+
+    answers = [one for one in found.get(_ANSWERS, ()) if _is_asked_of_an_engine(one.labels)]
+    ended = found.get(_ENDED, [])
+    counters = {
+        "requests": answers if _ANSWERS in found else ended,
+        "answers": answers,
+        # Grouped by the instrumentator's default, `5xx`; else the status itself.
+        "server_errors": [one for one in answers if one.labels.get("status", "").startswith("5")],
+        "ended": ended,
+        "ended_in_error": [one for one in ended if one.labels.get("finished_reason") == "error"],
+        "preemptions": found.get(_PREEMPTIONS, []),
+    }
+    counts = {name: {inf: sum(one.value for one in of)} for name, of in counters.items()}
+    for metric, names in HISTOGRAMS.items():
+        buckets: dict[float, float] = {}
+        for one in _first(found, [f"{name}_bucket" for name in names]):
+            bound = float(one.labels["le"])
+            buckets[bound] = buckets.get(bound, 0) + one.value
+        counts[metric] = buckets
+    gauges = {metric: [one.value for one in _first(found, names)] for metric, names in GAUGES.items()}
+    return Sample(counts, {metric: _over_engines(metric, of) for metric, of in gauges.items() if of})
+
+
+def _first(found: Mapping[str, list[_Series]], names: Iterable[str]) -> list[_Series]:
+    return next((found[name] for name in names if name in found), [])
+
+
+def _is_asked_of_an_engine(labels: Mapping[str, str]) -> bool:
+    # Requests without a route of their own are counted under the handler `none`: they are no API calls.
+    handler = labels.get("handler", "")
+    return handler.startswith("/v1/") and not handler.startswith("/v1/models")
+
+
+def _over_engines(metric: str, values: list[float]) -> float:
+    return sum(values) / len(values) if metric == "kv_cache_usage" else sum(values)
