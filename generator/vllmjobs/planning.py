@@ -20,7 +20,10 @@ class Planner:
 
     def plan(self, name: str, hcl: str) -> Job:
         """The scheduler's dry run of a job, by its name for `render --job`. Raises `NomadError`."""
-        job = self._cluster.parse(hcl, self._namespace)
+        return self.planned(name, self._cluster.parse(hcl, self._namespace))
+
+    def planned(self, name: str, job: Json) -> Job:
+        """As `plan`, of a job as Nomad's API has it."""
         where = (job["ID"], job["Namespace"], job["Region"])
         running = self._cluster.job(*where)
         if running and running["Type"] != job["Type"]:  # a plan says nothing of it: nomad/job_endpoint.go

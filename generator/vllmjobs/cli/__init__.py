@@ -11,6 +11,7 @@ from vllmjobs.cli.diff import diff
 from vllmjobs.cli.gpus import gpus
 from vllmjobs.cli.plan import plan
 from vllmjobs.cli.project import import_, init, schema
+from vllmjobs.cli.release import abort, promote, rollback
 from vllmjobs.cli.render import render
 
 EXIT_CODES = """\b
@@ -28,5 +29,21 @@ def main() -> None:
     """vLLM on HashiCorp Nomad, from one YAML file per environment."""
 
 
-for command in (approve, check, deploy, diff, explain, gpus, import_, init, plan, render, schema, size):
+for command in (
+    abort,
+    approve,
+    check,
+    deploy,
+    promote,
+    rollback,
+    diff,
+    explain,
+    gpus,
+    import_,
+    init,
+    plan,
+    render,
+    schema,
+    size,
+):
     main.add_command(command)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
+from msgspec.structs import replace
+
 from vllmjobs import metrics
+from vllmjobs.deploy.probes import UNANSWERED, Prober
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.environment.rollout import Analysis
@@ -16,7 +19,7 @@ from vllmjobs.rollout.analysis import Measurement, judge, measure
 from vllmjobs.rollout.model import Value, Verdict
 from vllmjobs.rollout.samples import Sample, Timed
 
-TIMEOUT_S = 5.0  # of one /metrics, and of one probe: the loop waits for the slowest
+TIMEOUT_S = 5.0  # of one /metrics: the loop waits for the slowest
 
 
 class Sides(Value, frozen=True):
@@ -40,9 +43,13 @@ class _Step:
 class Evidence:
     """The verdicts of an environment's groups."""
 
-    def __init__(self, environment: Environment, environ: Mapping[str, str] = os.environ) -> None:
-        """Probes have VLLM_API_KEY, where the servers want one."""
-        self._key = environ.get("VLLM_API_KEY")
+    def __init__(
+        self, environment: Environment, warn: Callable[[str], None], environ: Mapping[str, str] = os.environ
+    ) -> None:
+        """Probes have VLLM_API_KEY, where the servers want one; `warn` is told once what cannot be asked."""
+        self._prober = Prober(environ.get("VLLM_API_KEY"), warn)
+        self._warn = warn
+        self._warned: set[str] = set()
         self._served = {name: served_names(name, model)[0] for name, model in environment.models.items()}
         self._analyses = {
             name: model.rollout.analysis
@@ -71,9 +78,12 @@ class Evidence:
         self._measure(due, now)
         return {name: step.verdict for name, step in self._steps.items() if step.verdict}
 
+    def close(self) -> None:
+        """Send no more probes."""
+        self._prober.close()
+
     def _measure(self, due: list[str], now: float) -> None:
         shown = self._shown(due)
-        probed: dict[str, str] = {}
         for name in due:
             step, analysis = self._steps[name], self._analyses[name]
             for address in step.sides.canaries | step.sides.stable:
@@ -83,17 +93,21 @@ class Evidence:
                 [step.samples[address] for address in sorted(side) if address in step.samples]
                 for side in (step.sides.canaries, step.sides.stable)
             )
+            found = measure(analysis, canaries, stable, now)
             if now > step.since:
-                found = measure(analysis, canaries, stable, now)
-                step.measurements.append(found)
+                step.measurements.append(self._with_silence(found, step.sides))
                 step.verdict = judge(analysis, step.measurements, now - step.since)
-                enough = min(found.canary_requests, found.stable_requests) >= analysis.min_requests
-            else:
-                enough = False
             step.due = now + seconds(analysis.interval)
-            if analysis.probe and not enough:
-                probed |= dict.fromkeys(step.sides.canaries | step.sides.stable, name)
-        self._probe(probed)
+            if analysis.probe and min(found.canary_requests, found.stable_requests) < analysis.min_requests:
+                self._probe(name, step.sides, analysis)
+
+    def _with_silence(self, found: Measurement, sides: Sides) -> Measurement:
+        """The measurement, which fails where a canary answers no probe: what hangs counts no error."""
+        silent = [address for address in sides.canaries if self._prober.unanswered(address) >= UNANSWERED]
+        if not silent or found.result == "fail":
+            return found
+        said = f"{', '.join(sorted(silent))} answered none of the last {UNANSWERED} probes"
+        return replace(found, result="fail", reason=f"the canary at {said}")
 
     def _shown(self, due: list[str]) -> dict[str, Sample]:
         """What the instances of these groups show; those that do not answer are missing."""
@@ -103,28 +117,30 @@ class Evidence:
             sides, prometheus = self._steps[name].sides, self._analyses[name].prometheus
             if prometheus is None:
                 direct |= sides.canaries | sides.stable
-            else:
-                there = metrics.Prometheus(prometheus.address, prometheus.instance_label)
+                continue
+            there = metrics.Prometheus(prometheus.address, prometheus.instance_label)
+            try:
                 shown |= there.samples(sides.canaries | sides.stable)
-        answers = metrics.scrape(sorted(direct), TIMEOUT_S) if direct else {}
-        return shown | {at: answer for at, answer in answers.items() if isinstance(answer, Sample)}
+            except metrics.MetricsError as error:
+                self._warn_once(prometheus.address, error)
+        for address, answer in metrics.scrape(sorted(direct), TIMEOUT_S).items():
+            if isinstance(answer, Sample):
+                shown[address] = answer
+            else:
+                self._warn_once(address, answer)
+        return shown
 
-    def _probe(self, probed: Mapping[str, str]) -> None:
+    def _warn_once(self, address: str, error: Exception) -> None:
+        if address not in self._warned:
+            self._warned.add(address)
+            self._warn(f"no metrics: {error}")
+
+    def _probe(self, name: str, sides: Sides, analysis: Analysis) -> None:
         """As many requests an interval as make a window's `min_requests`, over the instances of a side."""
-        if not probed:
-            return
-        wanted: dict[str, int] = {}
-        for address, name in probed.items():
-            analysis, sides = self._analyses[name], self._steps[name].sides
-            side = sides.canaries if address in sides.canaries else sides.stable
-            wanted[address] = math.ceil(_each_interval(analysis) / len(side))
-        for _ in range(max(wanted.values())):
-            by_name: dict[str, list[str]] = {}
-            for address in [at for at, left in wanted.items() if left > 0]:
-                by_name.setdefault(probed[address], []).append(address)
-                wanted[address] -= 1
-            for name, addresses in by_name.items():
-                metrics.probes(addresses, self._served[name], TIMEOUT_S, self._key)
+        for side in (sides.canaries, sides.stable):
+            for address in side:
+                each = math.ceil(_each_interval(analysis) / len(side))
+                self._prober.send(address, self._served[name], each)
 
 
 def _each_interval(analysis: Analysis) -> float:

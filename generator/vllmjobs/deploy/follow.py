@@ -85,7 +85,7 @@ class Follower:
                 self._observer.failed = action
                 self._record.failing(action)
                 self._releases.fail(deployment, self._where)
-                self._reporter.tell(Happening("failing", action.reason))
+                self._reporter.tell(Happening("failing", f"the deployment is to fail: {action.reason}"))
             case Revert():
                 self._releases.revert(self._where, action.version, self._observer.plan.version)
                 self._observer.has_reverted = True

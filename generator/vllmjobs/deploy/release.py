@@ -25,6 +25,7 @@ from vllmjobs.rollout.plans import balancer_plan, plan
 ACTIVE = ("initializing", "pending", "running", "blocked", "unblocking", "paused")
 # The routes are of somebody else then, or of canaries that live on.
 _KEEPS_ROUTES = ("superseded", "left")
+_FAILED = ("failed", "refused", "no-room")
 
 
 class Cluster(NamedTuple):
@@ -65,8 +66,12 @@ class Release:
         version: int = registered["Version"]
         self._reporter.begin(self.where.id, version)
         self._reporter.tell(Happening("registered", f"version {version} is registered"))
-        self._record(version, entry).keep()
+        self.keep(replace(entry, version=version))
         return version
+
+    def keep(self, entry: Entry) -> None:
+        """Keep an entry in the cluster."""
+        self._record(entry.version, entry).keep()
 
     def follow(self, version: int, is_judged: bool = True, failed: Fail | None = None) -> End:
         """Follow that version to its end, and the way back if there is one.
@@ -76,7 +81,7 @@ class Release:
         """
         self._reporter.begin(self.where.id, version)
         record = self._record(version)
-        if failed is None and record.entry.outcome and record.entry.outcome not in _KEEPS_ROUTES:
+        if failed is None and record.entry.outcome in _FAILED:
             failed = Fail(reason=record.entry.reason, outcome=record.entry.outcome)
         end, observer = self._follow(self._plan(version, is_judged), record, failed)
         if end.outcome == "superseded":
@@ -85,7 +90,7 @@ class Release:
             self._traffic.clean()
         record.ended(end)
         self._tell(end, version)
-        if end.outcome in ("failed", "refused", "no-room"):
+        if end.outcome in _FAILED:
             self._follow_back(version, observer)
         return end
 
@@ -100,11 +105,16 @@ class Release:
             wait = 1.0
 
     def _follow(self, way: Plan, record: Record, failed: Fail | None) -> tuple[End, Observer]:
-        evidence = Evidence(self._environment) if any(group.is_judged for group in way.groups) else None
+        is_judged = any(group.is_judged for group in way.groups)
+        evidence = Evidence(self._environment, self._reporter.warn) if is_judged else None
         observer = Observer(self._releases, self.where, way, self._traffic, evidence, self._clock)
         observer.failed = failed
         follower = Follower(self._releases, self.where, observer, self._traffic, record, self._reporter)
-        return follower.follow(), observer
+        try:
+            return follower.follow(), observer
+        finally:
+            if evidence:
+                evidence.close()
 
     def _follow_back(self, version: int, observer: Observer) -> None:
         """What was registered in the place of a version that failed is of no use before it is stable."""
@@ -117,7 +127,7 @@ class Release:
         record = self._record(back, entry)
         end, _ = self._follow(self._plan(back, is_judged=False), record, None)
         record.ended(end)
-        self._tell(end, back)
+        self._tell(end, back, f"the version before {version} is deployed again, as {back}")
 
     def _plan(self, version: int, is_judged: bool) -> Plan:
         if self._is_of_models:
@@ -131,9 +141,9 @@ class Release:
         entry = entry or Entry(version=version, at=now(), by=who(self._releases))
         return Record(self._releases, self.where, replace(entry, version=version), self._reporter.warn)
 
-    def _tell(self, end: End, version: int) -> None:
+    def _tell(self, end: End, version: int, deployed: str = "") -> None:
         said = {
-            "successful": f"version {version} is deployed",
+            "successful": deployed or f"version {version} is deployed",
             "left": f"version {version} is left as it is",
             "stopped": "the job was stopped",
             "superseded": f"version {version} is superseded",

@@ -48,7 +48,7 @@ def _of_instance(old: Instance | None, new: Instance, is_first: bool) -> Iterato
 
     if new.is_of_deployment:
         if old is None:
-            yield happened("placed", f"is placed on {new.node}")
+            yield happened("placed", f"is {'' if is_first else 'placed '}on {new.node}")
         if is_ready(new) and not (old and is_ready(old)):
             yield happened("healthy", "is healthy")
         if new.healthy is False and not (old and old.healthy is False):
@@ -74,6 +74,7 @@ def _verdict(old: Verdict | None, new: Verdict) -> Happening | None:
     """Whether a verdict is news: its result, or one more failed measurement. All are in the JSON."""
     if old and new.measurements == old.measurements:
         return None
-    is_news = not old or old.result != new.result or new.failures > old.failures
+    is_other = new.result != (old.result if old else "undecided")
+    is_news = is_other or new.failures > (old.failures if old else 0)
     kind = "verdict" if is_news else "measured"
     return Happening(kind, f"{new.result}: {new.reason}", None, {"verdict": new})

@@ -1,0 +1,85 @@
+"""`promote`, `abort`, `rollback`: one line each, at night."""
+
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from vllmjobs.cli.common import environment_options
+from vllmjobs.cli.following import DURATION, end, follow_options, following
+from vllmjobs.project import checked, find, sound
+
+if TYPE_CHECKING:
+    from vllmjobs.deploy.back import Back
+    from vllmjobs.rollout.model import Outcome
+
+_Does = Callable[..., "Outcome"]
+
+
+def _on(command: _Does) -> Callable[..., None]:
+    """A command on the models' job of ENV, with the options of all that follow."""
+
+    @wraps(command)
+    def run(
+        env: str,
+        settings: tuple[str, ...],
+        project: Path,
+        timeout: float | None,
+        in_json: bool,
+        hooks: tuple[str, ...],
+        **others: Any,
+    ) -> None:
+        from vllmjobs.consul import Consul, ConsulError  # noqa: PLC0415 (these take 200 ms)
+        from vllmjobs.deploy.back import Back  # noqa: PLC0415
+        from vllmjobs.deploy.deploy import PATIENCE_S  # noqa: PLC0415
+        from vllmjobs.deploy.release import Cluster  # noqa: PLC0415
+        from vllmjobs.deploy.traffic import Traffic  # noqa: PLC0415
+        from vllmjobs.nomad_releases import Releases, where  # noqa: PLC0415
+
+        (found,) = checked([find(project, env)], settings, project)
+        environment = sound(found)
+        job = where(environment.job or "", environment.nomad.namespace, environment.nomad.region)
+        with following(env, in_json, hooks) as reporter:
+            traffic = None
+            if environment.balancer.kind != "none":
+                try:
+                    traffic = Traffic(environment, Consul(), 0)
+                    traffic.asked()
+                except ConsulError as error:  # at night, what can be done is done
+                    reporter.warn(f"shares of canaries stay in Consul: {error}")
+                    traffic = None
+            cluster = Cluster(Releases(patience=PATIENCE_S), traffic, reporter)
+            outcome = command(Back(environment, job, cluster, timeout), **others)
+        end(outcome)
+
+    timed = click.option("--timeout", type=DURATION, metavar="DURATION", help="For all of it, such as 45m.")
+    return environment_options(timed(follow_options(run)))
+
+
+@click.command()
+@_on
+def promote(back: "Back") -> "Outcome":
+    """Promote the canaries of ENV, whatever the verdict, and follow until the old instances have stopped."""
+    return back.promote()
+
+
+@click.command()
+@_on
+@click.option("--force", is_flag=True, help="Also where no other instance is healthy.")
+def abort(back: "Back", force: bool) -> "Outcome":
+    """Stop the canaries of ENV: the deployment fails, and the old version serves on."""
+    return back.abort(force)
+
+
+@click.command()
+@_on
+@click.argument("version", type=click.IntRange(0), required=False)
+def rollback(back: "Back", version: int | None) -> "Outcome":
+    """Go back to VERSION of ENV, or to the last other one that was deployed with success.
+
+    A new deployment of the old version, followed and promoted as soon as its canaries are healthy. Before a
+    promotion it is at once: the canaries are stopped. `vllmjobs history` lists the versions.
+    """
+    return back.rollback(version)

@@ -1,0 +1,163 @@
+"""`promote`, `abort` and `rollback`: what a person decides, followed to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vllmjobs.changes.model import is_unplaceable
+from vllmjobs.deploy.record import now, who
+from vllmjobs.deploy.release import ACTIVE, Cluster, Release
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import UserError
+from vllmjobs.nomad import Json
+from vllmjobs.nomad_releases import DeploymentEndedError, Releases, Where
+from vllmjobs.planning import Planner
+from vllmjobs.rollout.happenings import Happening
+from vllmjobs.rollout.model import Entry, Fail, Outcome
+from vllmjobs.rollout.seen import groups, instances
+
+# What Nomad changes in a job by itself, or counts: api/jobs.go.
+_COUNTED = (
+    "Version", "Stable", "Status", "StatusDescription", "CreateIndex", "ModifyIndex", "JobModifyIndex",
+    "SubmitTime", "VersionTag", "Stop",
+)  # fmt: skip
+
+
+class NoRoomError(UserError):
+    """There is no node for the canaries of the way back."""
+
+    exit_code = 3
+
+
+class Running(NamedTuple):
+    """What is deployed now."""
+
+    version: int
+    deployment: Json | None
+    """The version's, if it has not ended."""
+
+
+class Back:
+    """Decides nothing: a person has."""
+
+    def __init__(
+        self, environment: Environment, where: Where, cluster: Cluster, timeout: float | None = None
+    ) -> None:
+        self._where, self._cluster = where, cluster
+        self._environment, self._timeout = environment, timeout
+        self._releases: Releases = cluster.releases
+
+    def promote(self) -> Outcome:
+        """Promote the canaries, and follow them; whatever the verdict."""
+        running = self._waiting("promote")
+        self._releases.promote(running.deployment["ID"], self._where)  # type: ignore[index]
+        self._tell(running.version, "promoting", f"all canaries are to be promoted, by {who(self._releases)}")
+        return self._release().follow(running.version, is_judged=False).outcome
+
+    def abort(self, force: bool) -> Outcome:
+        """Fail the deployment: the canaries stop, and the old version serves on.
+
+        Without `force`, not where no other instance of their group is healthy.
+        """
+        running = self._waiting("abort")
+        deployment = running.deployment or {}
+        self._hold_last(deployment, force)
+        failed = Fail(reason=f"aborted by {who(self._releases)}", outcome="refused")
+        try:
+            self._releases.fail(deployment["ID"], self._where)
+        except DeploymentEndedError:
+            raise UserError(f"{self._where.id}: the deployment has ended in the meantime") from None
+        self._tell(running.version, "failing", failed.reason)
+        end = self._release().follow(running.version, failed=failed)
+        return "successful" if end.outcome == "refused" else end.outcome
+
+    def rollback(self, version: int | None) -> Outcome:
+        """Make an old version the newest, and follow it to its promotion; where canaries of a version are not
+        promoted yet and no other is named, it is enough to stop them."""
+        running = self._running()
+        if version is None and _is_waiting(running):
+            return self.abort(force=False)
+        versions = {one["Version"]: one for one in self._releases.versions(self._where)}
+        to = self._to(versions, running.version, version)
+        self._hold_room(versions[to])
+        self._releases.revert(self._where, to, running.version)
+        job = self._releases.job(*self._where)
+        assert job
+        entry = Entry(
+            version=job["Version"], at=now(), by=who(self._releases), reason=f"back to version {to}"
+        )
+        release = self._release()
+        release.keep(entry)
+        self._tell(job["Version"], "registered", f"version {to} is registered again, as {job['Version']}")
+        return release.follow(job["Version"], is_judged=False).outcome
+
+    def _release(self) -> Release:
+        return Release(self._environment, self._where, self._cluster, self._timeout)
+
+    def _running(self) -> Running:
+        job = self._releases.job(*self._where)
+        if job is None:
+            raise UserError(f"{self._where.id}: there is no such job")
+        latest = self._releases.deployment(*self._where)
+        is_active = latest and latest["JobVersion"] == job["Version"] and latest["Status"] in ACTIVE
+        return Running(job["Version"], latest if is_active else None)
+
+    def _waiting(self, command: str) -> Running:
+        """What is deployed, where its canaries wait for a promotion."""
+        running = self._running()
+        if not _is_waiting(running):
+            what = "has no canaries that wait for a promotion"
+            back = "; `vllmjobs rollback` goes back to the version before" if command == "abort" else ""
+            raise UserError(f"{self._where.id}: version {running.version} {what}{back}")
+        return running
+
+    def _hold_last(self, deployment: Json, force: bool) -> None:
+        seen = groups(deployment, instances(self._releases.allocations(self._where), deployment))
+        alone = [name for name, group in seen.items() if group.healthy_canaries and not group.old_healthy]
+        if alone and not force:
+            raise UserError(
+                f"{self._where.id}: only the canaries of {', '.join(alone)} are healthy, and would be "
+                "stopped; --force stops them all the same"
+            )
+
+    def _to(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
+        """The version to go back to: the newest that was deployed with success and is another job."""
+        kept = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
+        if wanted is not None:
+            if wanted not in versions or wanted == current:
+                raise UserError(f"{self._where.id}: there is no other version {wanted}; Nomad keeps {kept}")
+            return wanted
+        now = _spec(versions[current]) if current in versions else {}
+        stable = [
+            number
+            for number, job in versions.items()
+            if job["Stable"] and number != current and _spec(job) != now
+        ]
+        if not stable:
+            raise UserError(
+                f"{self._where.id}: no other version was deployed with success; Nomad keeps {kept}: name one"
+            )
+        return max(stable)
+
+    def _hold_room(self, job: Json) -> None:
+        planner = Planner(self._releases, self._environment.nomad.namespace, [])
+        plan = planner.planned("vllm", {**job, "Stop": False})
+        if is_unplaceable(plan):
+            why = [
+                f"{group.name}: {', '.join(group.unplaced.why)}" for group in plan.groups if group.unplaced
+            ]
+            raise NoRoomError(f"{self._where.id}: version {job['Version']} has no room\n" + "\n".join(why))
+
+    def _tell(self, version: int, kind: str, text: str) -> None:
+        self._cluster.reporter.begin(self._where.id, version)
+        self._cluster.reporter.tell(Happening(kind, text))
+
+
+def _is_waiting(running: Running) -> bool:
+    states = (running.deployment or {}).get("TaskGroups", {}).values()
+    return any(state["DesiredCanaries"] and not state["Promoted"] for state in states)
+
+
+def _spec(job: Json) -> Json:
+    return {key: value for key, value in job.items() if key not in _COUNTED}
