@@ -108,7 +108,7 @@ def probe(address: str, served_name: str, timeout: float, key: str | None = None
         if response.ok or response.status_code >= 500:
             return None
         if response.status_code == 401:
-            way_out = "the key in VLLM_API_KEY is not this model's" if key else "set VLLM_API_KEY to its key"
+            way_out = "VLLM_API_KEY is not its key" if key else "set VLLM_API_KEY to its key"
             return f"{url} answers {_status(response)}: {way_out}"
         # The first complaint names the cause; that of the chat route may only be a missing template.
         why = why or f"{url} answers {_status(response)}: {_complaint(response)}"

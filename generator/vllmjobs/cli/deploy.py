@@ -64,7 +64,8 @@ def deploy(
     path = find(project, env)
     (found,) = checked([path], settings, project)
     environment = sound(found)
-    jobs = rendered(environment, templates(project), job)
+    whole = rendered(environment, templates(project))
+    jobs = rendered(environment, templates(project), job) if job else whole
     releases = Releases()
     planned = plans(jobs, releases, environment.nomad.namespace, ["vllmjobs", "render", env])
     if any(map(is_unplaceable, planned)):
@@ -76,13 +77,12 @@ def deploy(
 
     def gate(where: Where, version: int) -> Entry:
         """Of a release that is resumed, too: it may have been registered by somebody else."""
-        entry = Entry(version=0, at=now(), by=who(releases), now=reason or "", digest=digest(jobs))
         closed = maintenance(environment.maintenance, datetime.now(UTC))
         if closed and not reason:
             raise RefusedError(closed.refusal(str(path)))
-        approve = f"vllmjobs approve {env}"
-        approved(releases, where, environment.approvals, version, entry.digest, approve)
-        return entry
+        said = digest(whole)
+        approved(releases, where, environment.approvals, version, said, f"vllmjobs approve {env}")
+        return Entry(version=0, at=now(), by=who(releases), now=reason or "", digest=said)
 
     with following(env, in_json, hooks) as reporter:
         asked = steps.Deploy(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from typing import NamedTuple
 
 from vllmjobs.changes.model import Job
@@ -13,7 +14,7 @@ from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
 from vllmjobs.nomad import Json
-from vllmjobs.nomad_releases import Releases, Where, of
+from vllmjobs.nomad_releases import Releases, Where, of, where
 from vllmjobs.rollout.gates import RefusedError, version_to_be
 from vllmjobs.rollout.happenings import Happening
 from vllmjobs.rollout.model import Entry, Outcome
@@ -50,12 +51,26 @@ def deploy(asked: Deploy, planned: tuple[Job, ...]) -> Outcome:
         for one in work:
             one.tell("unchanged", "nothing is to be done")
         return "successful"
-    models = next((one for one in work if one.job.job == "vllm"), work[0])
-    entry = asked.gate(models.where, models.version_of_release)
+    entry = _gate(asked, next((one for one in work if one.job.job == "vllm"), None))
     for one in work:
         if one.is_open and (outcome := one.run(entry)) != "successful":
             return outcome
     return "successful"
+
+
+def _gate(asked: Deploy, models: _Work | None) -> Entry:
+    """Approvals are of a version of the models' job, whichever job changes."""
+    nomad = asked.environment.nomad
+    there = models.where if models else where(asked.environment.job or "", nomad.namespace, nomad.region)
+    if models:
+        *earlier, last = models.versions_of_release
+    else:
+        running = asked.releases.job(*there)
+        *earlier, last = [version_to_be(running["Version"] if running else None)]
+    for version in earlier:
+        with suppress(RefusedError):
+            return asked.gate(there, version)
+    return asked.gate(there, last)
 
 
 class _Work:
@@ -79,11 +94,12 @@ class _Work:
         self.is_open = self._is_resumed or not self._is_same
 
     @property
-    def version_of_release(self) -> int:
-        """The version that is released: the one that is registered, or will be."""
-        if self._is_resumed and self.version is not None:
-            return self.version
-        return version_to_be(self.version)
+    def versions_of_release(self) -> list[int]:
+        """The versions that may have been approved: the one that is registered, where this is the rest of it,
+        and the one that is to be."""
+        if self.version is None or not (self._is_resumed or only_shrinks(self.job)):
+            return [version_to_be(self.version)]
+        return [self.version] if self._is_same else [self.version, version_to_be(self.version)]
 
     def run(self, entry: Entry) -> Outcome:
         self._asked.reporter.begin(self.where.id, self.version)

@@ -15,10 +15,11 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.environment.rollout import Analysis
 from vllmjobs.render.arguments import served_names
-from vllmjobs.rollout.analysis import Measurement, judge, measure
+from vllmjobs.rollout.analysis import Measurement, Side, compare, judge, side
 from vllmjobs.rollout.model import Value, Verdict
 from vllmjobs.rollout.samples import Sample, Timed
 
+ALL = 0.95  # of the requests: the others then have too few to be compared with
 TIMEOUT_S = 5.0  # of one /metrics: the loop waits for the slowest
 
 
@@ -26,6 +27,8 @@ class Sides(Value, frozen=True):
     """Whom a step compares; addresses are `ip:port`."""
 
     step: int
+    share: float
+    """Of the requests that the canaries get."""
     canaries: frozenset[str]
     stable: frozenset[str]
 
@@ -36,6 +39,9 @@ class _Step:
     since: float
     due: float
     samples: dict[str, list[Timed]] = field(default_factory=dict)
+    earlier: Side | None = None
+    """What the stable instances showed while they still had requests."""
+    stable: Side | None = None
     measurements: list[Measurement] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -71,7 +77,8 @@ class Evidence:
         for name, sides in judged.items():
             step = self._steps.get(name)
             if step is None or (step.sides.step, step.sides.canaries) != (sides.step, sides.canaries):
-                self._steps[name] = _Step(sides, now, now)
+                earlier = step and (step.stable or step.earlier)
+                self._steps[name] = _Step(sides, now, now, earlier=earlier if sides.share >= ALL else None)
             else:
                 step.sides = sides
         due = [name for name, step in self._steps.items() if step.due <= now]
@@ -88,18 +95,25 @@ class Evidence:
             step, analysis = self._steps[name], self._analyses[name]
             for address in step.sides.canaries | step.sides.stable:
                 if address in shown:
-                    step.samples.setdefault(address, []).append(Timed(at=now, sample=shown[address]))
+                    kept = step.samples.setdefault(address, [])
+                    kept.append(Timed(at=now, sample=shown[address]))
+                    while len(kept) > 1 and kept[1].at <= now - seconds(analysis.window):
+                        del kept[0]  # nothing looks back further than to the newest before the window
             canaries, stable = (
-                [step.samples[address] for address in sorted(side) if address in step.samples]
-                for side in (step.sides.canaries, step.sides.stable)
+                side(analysis, [step.samples[one] for one in sorted(among) if one in step.samples], now)
+                for among in (step.sides.canaries, step.sides.stable)
             )
-            found = measure(analysis, canaries, stable, now)
+            step.stable = stable
+            found = compare(analysis, canaries, step.earlier or stable, now)
             if now > step.since:
                 step.measurements.append(self._with_silence(found, step.sides))
                 step.verdict = judge(analysis, step.measurements, now - step.since)
             step.due = now + seconds(analysis.interval)
-            if analysis.probe and min(found.canary_requests, found.stable_requests) < analysis.min_requests:
-                self._probe(name, step.sides, analysis)
+            if analysis.probe:
+                if found.canary_requests < analysis.min_requests:
+                    self._probe(name, step.sides.canaries, analysis)
+                if found.stable_requests < analysis.min_requests:
+                    self._probe(name, step.sides.stable, analysis)
 
     def _with_silence(self, found: Measurement, sides: Sides) -> Measurement:
         """The measurement, which fails where a canary answers no probe: what hangs counts no error."""
@@ -135,12 +149,11 @@ class Evidence:
             self._warned.add(address)
             self._warn(f"no metrics: {error}")
 
-    def _probe(self, name: str, sides: Sides, analysis: Analysis) -> None:
+    def _probe(self, name: str, side: frozenset[str], analysis: Analysis) -> None:
         """As many requests an interval as make a window's `min_requests`, over the instances of a side."""
-        for side in (sides.canaries, sides.stable):
-            for address in side:
-                each = math.ceil(_each_interval(analysis) / len(side))
-                self._prober.send(address, self._served[name], each)
+        for address in side:
+            each = math.ceil(_each_interval(analysis) / len(side))
+            self._prober.send(address, self._served[name], each)
 
 
 def _each_interval(analysis: Analysis) -> float:

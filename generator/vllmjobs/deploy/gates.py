@@ -163,7 +163,9 @@ def _starts(window: Window, origin: datetime, zone: tzinfo, reverse: bool = Fals
     try:
         starts = CronSim(window.schedule, origin.astimezone(zone), reverse)
     except (CronSimError, AssertionError, ValueError) as error:  # `check` says which field
-        raise UserError(f"maintenance: schedule {window.schedule!r} cannot be read, or never comes") from error
+        raise UserError(
+            f"maintenance: schedule {window.schedule!r} cannot be read, or never comes"
+        ) from error
     return (start.astimezone(UTC) for start in starts)
 
 

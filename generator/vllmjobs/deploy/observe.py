@@ -136,6 +136,7 @@ class Observer:
         judged = {
             name: Sides(
                 step=seen[name].step,
+                share=self._groups[name].shares[seen[name].step],
                 canaries=_addresses(one for one in canaries[name] if is_ready(one)),
                 stable=_addresses(one for one in found if one.group == name and is_old(one)),
             )

@@ -27,7 +27,8 @@ class Limits(Block, frozen=True):
     """What is compared; `null` leaves a metric out. Latencies are in seconds."""
 
     error_rate: Annotated[
-        Limit | None, said("Share of the requests under /v1/ that were answered with a 5xx.")
+        Limit | None,
+        said("Share of the requests under /v1/ that were answered with a 5xx, or ended in an error."),
     ] = Limit(max=0.05, ratio=2, floor=0.01)
     time_to_first_token: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.2)
     inter_token_latency: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.05)

@@ -210,4 +210,4 @@ class Entry(Value, frozen=True):
     verdicts: dict[str, Verdict] = {}
     """By group: the last."""
     digest: str = ""
-    """SHA-256 of the job's HCL, in hex."""
+    """Of all jobs of the environment: `rollout.gates.digest`."""

@@ -106,7 +106,7 @@ def overview(
     for name in (group["Name"] for group in groups(job)):
         state = ((deployment or {}).get("TaskGroups") or {}).get(name) or {}
         found = [one for one in allocations if one["TaskGroup"] == name]
-        parts = _parts(name, jobs, phase, state, found, deployment)
+        parts = _parts(name, job["Version"], jobs, phase, state, found, deployment)
         has_canaries = any(part.role == "canary" for part in parts)
         progress = state.get("RequireProgressBy") if phase == "releasing" else None
         views.append(
@@ -141,6 +141,7 @@ def overview(
 
 def _parts(
     name: str,
+    current: int,
     jobs: Mapping[int, Json],
     phase: Phase,
     state: Json,
@@ -148,7 +149,6 @@ def _parts(
     deployment: Json | None,
 ) -> tuple[Part, ...]:
     """The versions of a group: the job's, and others as long as an instance of them has not ended."""
-    current = max(jobs)
     there = {one["JobVersion"] for one in allocations if one["ClientStatus"] not in ENDED}
     # Until its canaries are promoted, and after it was failed before that, the version before it serves.
     waits = phase in ("releasing", "failed") and state.get("DesiredCanaries") and not state.get("Promoted")
@@ -164,13 +164,13 @@ def _parts(
             role = "canary" if waits else "new"
             wanted = state["DesiredCanaries"] if waits else wanted
         found = [one for one in allocations if one["JobVersion"] == version]
-        judging = deployment["ID"] if deployment and phase == "releasing" else None
+        judging = deployment if phase == "releasing" else None
         parts.append(_part(version, role, wanted, found, _named(jobs.get(version), name), judging))
     return tuple(parts)
 
 
 def _part(
-    version: int, role: Role, wanted: int, found: list[Json], group: Json | None, deployment: str | None
+    version: int, role: Role, wanted: int, found: list[Json], group: Json | None, deployment: Json | None
 ) -> Part:
     alive = [one for one in found if one["ClientStatus"] not in ENDED]
     instances = seen.instances(found, deployment)

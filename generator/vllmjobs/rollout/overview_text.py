@@ -16,11 +16,11 @@ def status_text(seen: Overview) -> str:
 
 def history_text(releases: Sequence[Release]) -> str:
     """A table, one row for each version; below it, the reasons."""
-    rows = [("VERSION", "WHEN", "BY", "OUTCOME", "VERDICT", "IMAGE", "MODEL", "")]
+    rows = [("VERSION", "WHEN (UTC)", "BY", "OUTCOME", "VERDICT", "IMAGE", "MODEL", "")]
     rows += [
         (
             str(one.version),
-            one.at.partition(".")[0].replace("T", " ").rstrip("Z"),
+            _second(one.at),
             one.by or "-",
             one.outcome or "-",
             _verdicts(one.verdicts),
@@ -80,7 +80,7 @@ def _group(group: GroupView) -> Iterator[str]:
     if group.weight:
         yield f"  weight    {_weight(group.weight)}"
     if group.progress_by:
-        yield f"  deadline  the next instance has to be healthy by {group.progress_by.partition('.')[0]}"
+        yield f"  deadline  the next instance has to be healthy by {_second(group.progress_by)} UTC"
     if group.verdict:
         yield from _verdict(group.verdict, group.step)
 
@@ -126,6 +126,11 @@ def _verdicts(verdicts: dict[str, Verdict]) -> str:
     if len(results) == 1:
         return results.pop()
     return ", ".join(f"{name} {verdict.result}" for name, verdict in verdicts.items()) or "-"
+
+
+def _second(at: str) -> str:
+    """ISO 8601, without the fraction and the zone."""
+    return at.partition(".")[0].replace("T", " ").rstrip("Z")
 
 
 def _each(values: dict[str, str | None]) -> str:

@@ -192,24 +192,25 @@ def _read(key: str, number: int, text: str) -> Command | str:
     if not (found := next(filter(None, matches), None)):
         return f"is not of the form {_FORMS[verb]}"
     words = {name: value for name, value in found.groupdict().items() if value}
-    if "weight" in words and not _is_number(words.pop("weight")):
+    if "weight" in words and not _is_weight(words.pop("weight")):
         return "its weight is no number"
-    if verb == "add" and not _is_url(words["address"]):
+    if "address" in words and not _is_url(words["address"]):
         return f"{words['address']} is no URL"
-    tags = frozenset(tag.strip() for tag in words.pop("tags", "").split(",")) - {""}
-    return Command(key, number, text, verb, words.pop("service", ""), **words, tags=tags)  # type: ignore[arg-type]
+    if verb == "add" and not _is_glob(words["source"].partition("/")[2]):
+        return f"{words['source']} has a bracket that is not closed"
+    said = words.pop("tags", "")
+    tags = frozenset(tag.strip() for tag in said.split(",")) if said else frozenset()
+    return Command(key, number, text, verb, words.pop("service", ""), **words, tags=tags)
 
 
-def _is_number(text: str) -> bool:
-    """As Go's strconv.ParseFloat has it."""
-    for read in (float, float.fromhex):
-        try:
-            return text.isascii() and (
-                math.isfinite(read(text)) or "inf" in text.lower() or "nan" in text.lower()
-            )
-        except (ValueError, OverflowError):
-            pass
-    return False
+def _is_weight(text: str) -> bool:
+    """As Go's strconv.ParseFloat has it; but Fabio ends with a panic at an infinite one."""
+    hexadecimal = re.match(r"[+-]?0[xX]", text)
+    try:
+        number = float.fromhex(text) if hexadecimal else float(text)
+    except (ValueError, OverflowError):
+        return False
+    return text.isascii() and math.isfinite(number) and not (hexadecimal and "p" not in text.lower())
 
 
 def _is_url(text: str) -> bool:
@@ -218,7 +219,15 @@ def _is_url(text: str) -> bool:
         _ = urlsplit(text).port
     except ValueError:
         return False
-    return not re.search(r"%(?![0-9A-Fa-f]{2})|^:|^[^/?#]*[^/?#:A-Za-z0-9+.-][^/?#]*:", text)
+    if re.search(r"%(?![0-9A-Fa-f]{2})|[\x00-\x1f\x7f]", text):
+        return False
+    # Without a scheme, a colon cannot stand before the first slash: ADDRESS:PORT is no URL.
+    return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*:", text)) or ":" not in re.split(r"[/?#]", text)[0]
+
+
+def _is_glob(path: str) -> bool:
+    """What most often is none for gobwas/glob, which Fabio has read every path."""
+    return path.count("[") == path.count("]") and path.count("{") == path.count("}")
 
 
 def _is_weighted(target: Target, command: Command) -> bool:

@@ -4,6 +4,7 @@ Names are those of vLLM 0.11 to 0.33 (`vllm/v1/metrics/loggers.py`), and of the
 prometheus-fastapi-instrumentator that it mounts (`vllm/entrypoints/serve/instrumentator/metrics.py`).
 """
 
+import re
 from collections.abc import Iterable, Mapping
 from math import inf
 from typing import Any, NamedTuple
@@ -29,15 +30,20 @@ _ENDED = "vllm:request_success_total"  # despite its name, of all requests that 
 _PREEMPTIONS = "vllm:num_preemptions_total"
 _ANSWERS = "http_requests_total"
 
-SERIES = (
+_NAMES = (
     *(f"{name}_bucket" for names in HISTOGRAMS.values() for name in names),
     *(name for names in GAUGES.values() for name in names),
     _ENDED,
     _PREEMPTIONS,
     _ANSWERS,
 )
+# Where a scraper asks for OpenMetrics, as Prometheus does, prometheus-client writes vllm_ for vllm: unless it
+# is told that the scraper can read it (escaping=allow-utf-8, of Prometheus 3). vLLM's /metrics always has the
+# colon; its /metrics/, and a proxy that collects, may not.
+SERIES = (*_NAMES, *(name.replace(":", "_") for name in _NAMES if ":" in name))
 """Every series that a sample is made of, by its name."""
 
+_OURS = re.compile(rf"^# TYPE (vllm[:_]|{_ANSWERS} )", re.MULTILINE)
 _BEGINNINGS = tuple(name + end for name in SERIES for end in ("{", " "))
 
 
@@ -77,7 +83,7 @@ def read(text: str) -> Sample:
     """Read a page of /metrics, in Prometheus's text format; raises `SampleError` for any other text."""
     # Of the 1,000 and more lines of vLLM's page 100 are of use, and the parser takes its time for each.
     lines = [line for line in text.split("\n") if line.startswith(_BEGINNINGS)]
-    if not lines and "# TYPE vllm:" not in text and f"# TYPE {_ANSWERS} " not in text:
+    if not lines and not _OURS.search(text):
         raise SampleError("is no page of vLLM's metrics")
     try:
         return _sample(
@@ -108,7 +114,7 @@ def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
 def _sample(series: Iterable[_Series]) -> Sample:
     found: dict[str, list[_Series]] = {}
     for one in series:
-        found.setdefault(one.name, []).append(one)
+        found.setdefault(one.name.replace("vllm_", "vllm:"), []).append(one)
 
     answers = [one for one in found.get(_ANSWERS, ()) if _is_asked_of_an_engine(one.labels)]
     ended = found.get(_ENDED, [])

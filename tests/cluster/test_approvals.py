@@ -1,0 +1,326 @@
+"""Approvals on a real Nomad with ACLs, by tokens that may do what docs/approvals.md says and no more."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner, Result
+
+from sandbox import ports
+from sandbox.nomad import Agent, server_config
+from sandbox.process import start, stop
+from sandbox.programs import programs
+from sandbox.secured import Secured, secured_server
+from vllmjobs.cli import main
+from vllmjobs.deploy.gates import approvals, approve, approved
+from vllmjobs.environment.problems import UserError
+from vllmjobs.nomad_releases import ForbiddenError, NomadError, Releases, Where, of
+from vllmjobs.rollout.gates import Approval, Approved, RefusedError, digest, version_to_be
+
+PAGE = (Path(__file__).parents[2] / "docs/approvals.md").read_text()
+NOW = datetime(2026, 11, 23, 21, 4, 5, 678000, tzinfo=UTC)
+COMMAND = "vllmjobs approve prod"
+HCL = """
+job "{name}" {{
+  meta {{
+    change = "{change}"
+  }}
+  group "g" {{
+    task "t" {{
+      driver = "raw_exec"
+      config {{
+        command = "sleep"
+      }}
+    }}
+  }}
+}}
+"""
+
+
+def policy(name: str) -> str:
+    """The policy of that name that the page shows."""
+    shown = re.search(rf"```hcl\n# {name}\.policy\.hcl\n(.*?)```", PAGE, re.DOTALL)
+    assert shown
+    return shown[1]
+
+
+@pytest.fixture(scope="module")
+def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
+    with secured_server(tmp_path_factory.mktemp("gates")) as server:
+        for name in ("approver", "deployer"):
+            server.nomad("acl", "policy", "apply", name, "-", text=policy(name))
+        yield server
+
+
+class Job:
+    """A job of a test's own on the secured server, and what one wants to release of it."""
+
+    def __init__(self, secured: Secured, name: str) -> None:
+        self.secured, self.name = secured, name
+        self.deployer = self.person("dan", "deployer")
+        self.change("one")
+
+    def change(self, change: str) -> None:
+        self.hcl = HCL.format(name=self.name, change=change)
+        self.spec = self.deployer.parse(self.hcl)
+        self.where = of(self.spec)
+
+    def person(self, name: str, policy: str = "approver") -> Releases:
+        """A new token of a person."""
+        return Releases(self.secured.environ | {"NOMAD_TOKEN": token(self.secured, name, policy)})
+
+    @property
+    def latest(self) -> int | None:
+        job = self.deployer.job(*self.where)
+        return job["Version"] if job else None
+
+    @property
+    def version(self) -> int:
+        return version_to_be(self.latest)
+
+    def approve(self, who: Releases) -> list[Approval]:
+        return approve(who, self.where, self.latest, self.version, digest({"vllm": self.hcl}), NOW)
+
+    def gate(self, who: Releases | None = None, version: int | None = None) -> Approved | None:
+        version = self.version if version is None else version
+        return approved(who or self.deployer, self.where, 2, version, digest({"vllm": self.hcl}), COMMAND)
+
+    def refused(self, who: Releases | None = None) -> str:
+        with pytest.raises(RefusedError) as error:
+            self.gate(who)
+        return str(error.value)
+
+    def register(self) -> None:
+        job = self.deployer.job(*self.where)
+        self.deployer.register(self.spec, job["JobModifyIndex"] if job else 0)
+
+
+@pytest.fixture
+def job(secured: Secured, request: pytest.FixtureRequest) -> Iterator[Job]:
+    job = Job(secured, re.sub(r"[^a-z0-9]+", "-", request.node.name)[:60].strip("-"))
+    yield job
+    if job.latest is not None:
+        secured.nomad("job", "stop", "-detach", "-purge", job.name)
+
+
+def token(secured: Secured, name: str, policy: str) -> str:
+    made = secured.nomad("acl", "token", "create", "-name", name, "-policy", policy, "-json")
+    secret: str = json.loads(made)["SecretID"]
+    return secret
+
+
+# Who counts
+
+
+def test_two_others_open_the_gate_and_one_does_not(job: Job) -> None:
+    short = digest({"vllm": job.hcl})[:12]
+    assert job.refused() == (
+        f"{job.name}, version 0, {short}: 0 of 2 approvals; {COMMAND} is for 2 other people to run"
+    )
+    job.approve(job.person("ann"))
+    assert job.refused() == (
+        f"{job.name}, version 0, {short}: 1 of 2 approvals (ann); {COMMAND} is for one other person to run"
+    )
+    job.approve(job.person("ben"))
+    found = job.gate()
+    assert found
+    assert [(each.who, each.at) for each in found.by] == [
+        ("ann", "2026-11-23T21:04:05.678Z"), ("ben", "2026-11-23T21:04:05.678Z"),
+    ]  # fmt: skip
+
+
+def test_who_deploys_cannot_approve_with_another_token_of_theirs_either(job: Job) -> None:
+    job.approve(job.person("ann"))
+    job.approve(job.person("dan"))
+    assert "1 of 2 approvals (ann); your own does not count" in job.refused()
+    assert {each.who for each in approvals(job.deployer, job.where)} == {"ann", "dan"}
+
+
+def test_the_same_person_twice_counts_once(job: Job) -> None:
+    ann = job.person("ann")
+    for who in (ann, ann, job.person("ann")):
+        job.approve(who)
+    assert "1 of 2 approvals (ann)" in job.refused()
+
+
+def test_a_person_may_deploy_what_others_have_approved_and_approve_what_others_deploy(job: Job) -> None:
+    ann, ben = job.person("ann"), job.person("ben")
+    job.approve(ann)
+    job.approve(ben)
+    assert job.gate(job.person("cem"))
+    assert "1 of 2 approvals (ben); your own does not count" in job.refused(ann)
+
+
+def test_a_manager_is_a_person_like_any_other(job: Job) -> None:
+    manager = Releases(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager})
+    job.approve(manager)
+    assert "1 of 2 approvals (Bootstrap Token)" in job.refused()
+
+
+# What counts
+
+
+def test_a_new_version_voids_what_was_approved_before(job: Job) -> None:
+    ann, ben = job.person("ann"), job.person("ben")
+    job.approve(ann)
+    job.approve(ben)
+    job.register()
+    assert job.gate(version=0), "its release may be resumed"
+    assert "version 1" in job.refused()
+    job.change("two")
+    assert job.approve(ann)[-1].version == 1
+    assert {each.version for each in approvals(job.deployer, job.where)} == {0, 1}
+    job.register()
+    job.change("three")
+    job.approve(ben)
+    assert [each.version for each in approvals(job.deployer, job.where)] == [1, 2]
+
+
+def test_another_content_is_not_what_was_approved(job: Job) -> None:
+    job.approve(job.person("ann"))
+    job.approve(job.person("ben"))
+    job.change("other")
+    assert "0 of 2 approvals" in job.refused()
+    job.change("one")
+    assert job.gate()
+
+
+def test_a_version_that_somebody_else_registers_in_between_voids_too(job: Job) -> None:
+    job.approve(job.person("ann"))
+    job.approve(job.person("ben"))
+    wanted = job.spec
+    job.change("other")
+    job.register()
+    with pytest.raises(NomadError, match="someone else has changed the job"):
+        job.deployer.register(wanted, 0)
+    job.change("one")
+    assert "version 1" in job.refused()
+
+
+def test_approvals_at_the_same_time_are_all_kept(job: Job) -> None:
+    people = [job.person(f"person-{number}") for number in range(6)]
+    ready = threading.Barrier(len(people))
+
+    def at_once(person: Releases) -> None:
+        ready.wait()
+        job.approve(person)
+
+    threads = [threading.Thread(target=at_once, args=(person,)) for person in people]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(approvals(job.deployer, job.where)) == len(people)
+
+
+def test_what_is_no_approval_in_the_variable_is_passed_over(job: Job) -> None:
+    manager = Releases(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager})
+    one = json.dumps({"accessor": "a", "name": "", "version": 0, "digest": "", "at": ""})
+    written = {"note": "hello", "v0.b": one, "v0.c": "[]", "v1.a": one}
+    manager.write_variable(f"vllmjobs/approvals/{job.name}", written, 0, job.where)
+    assert approvals(job.deployer, job.where) == []
+
+
+# Who may
+
+
+def test_a_token_without_the_policy_gets_the_capability_named(job: Job) -> None:
+    with pytest.raises(ForbiddenError) as error:
+        job.approve(job.deployer)
+    assert str(error.value).endswith(
+        f'NOMAD_TOKEN lacks the ACL capability write on variable "vllmjobs/approvals/{job.name}" '
+        'in namespace "default"'
+    )
+    job.secured.nomad("acl", "policy", "apply", "reader", "-", text='namespace "default" { policy = "read" }')
+    with pytest.raises(ForbiddenError) as error:
+        job.gate(job.person("eve", "reader"))
+    assert str(error.value).endswith(
+        f'NOMAD_TOKEN lacks the ACL capability read on variable "vllmjobs/approvals/{job.name}" '
+        'in namespace "default"'
+    )
+
+
+def test_nobody_approves_and_nobody_deploys_without_a_token(job: Job) -> None:
+    nobody = Releases(job.secured.environ)
+    with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
+        approve(nobody, job.where, None, 0, "d", NOW)
+    with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
+        job.gate(nobody)
+
+
+def test_where_none_are_required_nothing_is_asked(job: Job) -> None:
+    assert approved(Releases({"NOMAD_ADDR": "http://127.0.0.1:1"}), job.where, 0, 0, "d", COMMAND) is None
+
+
+def test_where_acls_are_off_it_refuses_and_says_why(tmp_path: Path) -> None:
+    block = ports.take_block()
+    agent = Agent("open", block.take(), block.take(), block.take())
+    config = tmp_path / "server.hcl"
+    config.write_text(server_config(agent, f"{tmp_path}/data", "127.0.0.1:1"))
+    server = start("nomad", [programs()["nomad"], "agent", "-config", config], tmp_path / "log", {})
+    where = Where("vllm-prod", "default", "global")
+    try:
+        releases = Releases({"NOMAD_ADDR": agent.address}, pauses=())
+        server.wait_until(releases.version, 60, "it answers", ignoring=(UserError,))
+        asks: dict[str, Callable[[], object]] = {
+            "deploys": lambda: approved(releases, where, 2, 0, "d", COMMAND),
+            "approves": lambda: approve(releases, where, None, 0, "d", NOW),
+        }
+        for does, ask in asks.items():
+            with pytest.raises(RefusedError) as error:
+                ask()
+            assert str(error.value) == (
+                f"{agent.address}: approvals are required, and with ACLs off nobody can tell who {does}; "
+                "turn ACLs on (docs/approvals.md), or set approvals: 0"
+            )
+    finally:
+        stop([server])
+        block.release()
+
+
+# As a person types it
+
+
+ENVIRONMENT = """
+job: vllm-typed
+approvals: 2
+models:
+  chat:
+    model: facebook/opt-125m
+    gpus: {memory: 7 GiB}
+"""
+
+
+def test_what_a_person_sees(secured: Secured, tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs/prod.yaml").write_text(ENVIRONMENT)
+
+    def typed(who: str, *arguments: str) -> Result:
+        environ = secured.environ | {"NOMAD_TOKEN": token(secured, who, "approver")}
+        done = CliRunner().invoke(
+            main, ["approve", "prod", "--project", str(tmp_path), *arguments], env=environ
+        )
+        assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+        return done
+
+    assert re.fullmatch(
+        r"vllm-typed, version 0, [0-9a-f]{12}: 1 of 2 approvals\n  ann, 20\S+Z\n", typed("ann").stdout
+    )
+    done = typed("ben", "--set", "models.chat.replicas=2")
+    assert re.fullmatch(
+        r"vllm-typed, version 0, ([0-9a-f]{12}): 1 of 2 approvals\n  ben, 20\S+Z\n"
+        r"  ann, 20\S+Z: of other content, (?!\1)[0-9a-f]{12}; does not count\n",
+        done.stdout,
+    )
+    listed = typed("cem", "--list").stdout
+    assert "1 of 2 approvals\n  ann" in listed
+    assert "cem" not in listed
+    assert "asks for no approvals" in typed("ann", "--set", "approvals=0").stdout
+    wrong = typed("ann", "--set", "models.chat.image=vllm:latest")
+    assert (wrong.exit_code, "VJ503" in wrong.stderr) == (1, True)
