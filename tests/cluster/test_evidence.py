@@ -1,0 +1,284 @@
+"""Quantiles are a real Prometheus's, and real servers are judged by what they show."""
+
+import math
+import os
+import random
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import count
+from pathlib import Path
+from threading import Thread
+from typing import Any
+
+import httpx
+import pytest
+
+from sandbox import ports, process, prometheus
+from sandbox.programs import programs
+from vllmjobs.environment.rollout import Analysis
+from vllmjobs.metrics import MetricsError, Prometheus, probe, probes, scrape
+from vllmjobs.rollout.analysis import Measurement, judge, measure
+from vllmjobs.rollout.histogram import quantile
+from vllmjobs.rollout.model import Verdict
+from vllmjobs.rollout.samples import Sample, Timed
+
+SECONDS = 20.0  # for what takes a moment on a busy machine
+WINDOW = 120.0
+HISTOGRAMS = 400
+QUANTILES = (0.01, 0.25, 0.5, 0.9, 0.95, 0.99, 0.999)
+
+
+# Against Prometheus
+
+
+def histograms(seed: int) -> list[dict[float, float]]:
+    """Make some of every kind: falling counts, empty ones, bounds below 0, without +Inf, with +Inf alone."""
+    chance = random.Random(seed)
+    made = []
+    for _ in range(HISTOGRAMS):
+        bounds = sorted({round(chance.uniform(-1, 20), 3) for _ in range(chance.randrange(9))})
+        if chance.random() < 0.7:
+            bounds = [bound for bound in bounds if bound > 0]
+        if chance.random() < 0.95 or not bounds:
+            bounds.append(math.inf)
+        most = chance.choice((0, 3, 1000))
+        counts = [float(chance.randint(0, most)) for _ in bounds]
+        made.append(dict(zip(bounds, counts if chance.random() < 0.3 else sorted(counts), strict=True)))
+    return made
+
+
+@pytest.fixture
+def exposed() -> Iterator[tuple[str, list[dict[float, float]]]]:
+    """The `host:port` of a server that shows these histograms, and the histograms."""
+    made = histograms(seed=6)
+    page = "".join(
+        f'h_bucket{{n="{n}",le="{"+Inf" if bound == math.inf else bound}"}} {counted}\n'
+        for n, buckets in enumerate(made)
+        for bound, counted in buckets.items()
+    ).encode()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(200)
+            self.send_header("Content-Type", "text/plain; version=0.0.4")
+            self.end_headers()
+            self.wfile.write(page)
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"127.0.0.1:{server.server_port}", made
+        server.shutdown()
+
+
+def test_every_quantile_is_that_of_prometheus(
+    exposed: tuple[str, list[dict[float, float]]], tmp_path: Path
+) -> None:
+    target, made = exposed
+
+    def asked(query: str) -> list[Any]:
+        answer = httpx.post(f"{server}/api/v1/query", data={"query": query})
+        found: list[Any] = answer.raise_for_status().json()["data"]["result"]
+        return found
+
+    with prometheus.running(tmp_path, [target]) as server:
+        process.wait_until(lambda: asked("h_bucket"), SECONDS, "the histograms are scraped")
+        for q in QUANTILES:
+            result = asked(f"histogram_quantile({q}, h_bucket)")
+            theirs = {int(one["metric"]["n"]): float(one["value"][1]) for one in result}
+            assert len(theirs) == HISTOGRAMS
+            for n, buckets in enumerate(made):
+                ours = quantile(q, buckets)
+                assert ours == theirs[n] or (math.isnan(ours) and math.isnan(theirs[n])), (q, buckets)
+
+
+# Against servers
+
+
+@dataclass
+class Server:
+    """A stand-in for vLLM, and the samples that were taken of it, 10 seconds apart for whoever judges."""
+
+    address: str
+    samples: list[Timed]
+    running: process.Process
+    command: Sequence[str | Path]
+    env: dict[str, str]
+
+    def look(self) -> None:
+        found = scrape([self.address], SECONDS)[self.address]
+        assert isinstance(found, Sample), found
+        at = self.samples[-1].at + 10 if self.samples else 0.0
+        self.samples.append(Timed(at, found))
+
+    def ask(self, times: int) -> list[int]:
+        """Ask for completions, eight at a time; the statuses of the answers."""
+        with httpx.Client(timeout=SECONDS) as client, ThreadPoolExecutor(8) as pool:
+            url = f"http://{self.address}/v1/completions"
+            body = {"model": "chat", "prompt": "one two", "max_tokens": 6, "ignore_eos": True}
+            return list(pool.map(lambda _: client.post(url, json=body).status_code, range(times)))
+
+    def wait_until_healthy(self) -> None:
+        self.running.wait_until(
+            lambda: httpx.get(f"http://{self.address}/health").is_success,
+            SECONDS,
+            f"{self.address} is healthy",
+            ignoring=(httpx.HTTPError,),
+        )
+
+    def restart(self) -> None:
+        self.running.popen.kill()
+        self.running.popen.wait()
+        self.running = process.start("stand-in", self.command, self.running.log, self.env)
+        self.wait_until_healthy()
+
+
+class Servers:
+    """Starts them, on ports of their own."""
+
+    def __init__(self, folder: Path, block: ports.Block) -> None:
+        self.started: list[Server] = []
+        self._folder = folder
+        self._block = block
+        self._number = count(1)
+
+    def __call__(self, *args: str, **knobs: object) -> Server:
+        port = self._block.take()
+        settings = {"LOAD_SECONDS": 0, "TOKENS_PER_SECOND": 50} | knobs
+        env = dict(os.environ) | {f"VLLMJOBS_STANDIN_{name}": str(value) for name, value in settings.items()}
+        served = ("serve", "tiny/llama", "--served-model-name", "chat", "--host", "127.0.0.1")
+        command: tuple[str | Path, ...] = (programs()["stand-in-engine"], *served, "--port", str(port), *args)
+        running = process.start("stand-in", command, self._folder / f"{next(self._number)}.log", env)
+        self.started.append(server := Server(f"127.0.0.1:{port}", [], running, command, env))
+        server.wait_until_healthy()
+        return server
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Servers]:
+    block = ports.take_block()
+    servers = Servers(tmp_path, block)
+    yield servers
+    process.stop([server.running for server in servers.started], grace=0)
+    block.release()
+
+
+def judged(canary: Server, stable: Server, requests: int = 40) -> tuple[Measurement, Verdict]:
+    """Look, let both answer, look again: the second look's measurement, and the verdict after the window."""
+    for server in (canary, stable):
+        server.look()
+        server.ask(requests)
+        server.look()
+    return verdict(canary, stable)
+
+
+def verdict(canary: Server, stable: Server) -> tuple[Measurement, Verdict]:
+    analysis = Analysis()
+    found = measure(analysis, [canary.samples], [stable.samples], canary.samples[-1].at)
+    return found, judge(analysis, [found, found], WINDOW)
+
+
+def test_a_canary_that_is_well_passes(start: Servers) -> None:
+    found, said = judged(start(), start())
+    assert (found.canary_requests, found.stable_requests) == (40, 40)
+    assert said.result == "pass", said
+    assert {one.result for one in said.numbers} == {"pass"}
+
+
+def test_a_canary_whose_first_token_is_slow_fails(start: Servers) -> None:
+    found, said = judged(start(FAILURE="slow-first-token=0.6"), start())
+    assert said.result == "fail"
+    assert found.reason.startswith("time_to_first_token is "), found.reason
+
+
+def test_a_canary_that_is_slow_by_a_factor_of_five_fails(start: Servers) -> None:
+    found, said = judged(start(TOKENS_PER_SECOND=10), start())
+    assert said.result == "fail"
+    assert "inter_token_latency is " in found.reason
+
+
+def test_a_canary_that_answers_500_fails(start: Servers) -> None:
+    found, said = judged(start(FAILURE="error-rate=0.5"), start())
+    assert said.result == "fail"
+    assert found.reason == "error_rate is 50 %, more than 5 %"
+
+
+def test_a_canary_without_traffic_is_judged_by_probes(start: Servers) -> None:
+    canary, stable = start(), start()
+    for server in (canary, stable):
+        server.look()
+        server.look()
+    found, said = verdict(canary, stable)
+    assert (found.reason, said.result) == (
+        "the canaries had 0 requests and the stable instances 0, where 20 are needed",
+        "undecided",
+    )
+    for _ in range(20):
+        assert set(probes([canary.address, stable.address], "chat", SECONDS).values()) == {None}
+    for server in (canary, stable):
+        server.look()
+    found, said = verdict(canary, stable)
+    assert (found.canary_requests, found.stable_requests) == (20, 20)
+    assert said.result == "pass", said
+
+
+def test_probes_tell_of_a_canary_that_answers_500(start: Servers) -> None:
+    canary, stable = start(FAILURE="error-rate=0.5"), start()
+    for server in (canary, stable):
+        server.look()
+        for _ in range(20):
+            assert probe(server.address, "chat", SECONDS) is None
+        server.look()
+    assert verdict(canary, stable)[0].reason == "error_rate is 50 %, more than 5 %"
+
+
+def test_a_canary_that_knows_no_such_model_never_passes(start: Servers) -> None:
+    canary, stable = start("--served-model-name", "other"), start()
+    said = probe(canary.address, "chat", SECONDS)
+    assert said is not None
+    assert "answers 404" in said
+    found, judgement = judged(canary, stable)
+    assert (found.canary_requests, judgement.result) == (40, "undecided")
+    assert "the canaries show no time_to_first_token" in found.reason
+
+
+def test_a_canary_that_restarted_is_judged_by_all_that_it_counted_since(start: Servers) -> None:
+    canary, stable = start(), start()
+    canary.look()
+    canary.ask(60)
+    canary.look()
+    canary.restart()
+    canary.ask(25)
+    canary.look()
+    stable.look()
+    stable.ask(40)
+    stable.look()
+    found, said = verdict(canary, stable)
+    assert found.canary_requests == 60 + 25
+    assert said.result == "pass", said
+
+
+def test_a_probe_says_which_key_is_missing(start: Servers) -> None:
+    guarded = start("--api-key", "sesame")
+    assert probe(guarded.address, "chat", SECONDS, "sesame") is None
+    assert "set VLLM_API_KEY" in str(probe(guarded.address, "chat", SECONDS))
+    guarded.look()  # vLLM guards its API alone
+
+
+def test_prometheus_shows_what_the_instances_show(start: Servers, tmp_path: Path) -> None:
+    servers = [start(), start(FAILURE="error-rate=0.3")]
+    addresses = [server.address for server in servers]
+    with prometheus.running(tmp_path, addresses) as address:
+        for server in servers:
+            server.ask(20)
+        there = Prometheus(address)
+        here = scrape(addresses, SECONDS)
+        assert sum(of.counts["requests"][math.inf] for of in here.values() if isinstance(of, Sample)) == 40
+        process.wait_until(lambda: there.samples(addresses) == here, SECONDS, "both show the same")
+        assert set(there.samples([addresses[0], "127.0.0.1:1", 'a"}\\|.*'])) == {addresses[0]}
+        with pytest.raises(MetricsError, match="is it a Prometheus"):
+            Prometheus(f"{address}/nowhere").samples(addresses)
