@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from typing import Any, Literal
 
 import requests
@@ -28,7 +28,7 @@ class Logs(Cluster):
         follow: bool = False,
         offset: int = 0,
         origin: Literal["start", "end"] = "start",
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes]:
         """What a task of an allocation has written, from `offset` bytes after the start or before the end.
 
         With `follow`, it goes on with what comes, and gives an empty piece each second in which nothing does,
@@ -46,6 +46,9 @@ class Logs(Cluster):
                 timeout=(self._timeout[0], _HEARTBEAT),
             )  # fmt: skip
         except BaseNomadException as error:
+            if isinstance(error.nomad_resp, requests.Response) and error.nomad_resp.status_code == 404:
+                said = error.nomad_resp.text.strip()  # client/fs_endpoint.go, command/agent/fs_endpoint.go
+                raise NomadError(f"{self.address}: no log of {allocation_id[:8]}: {said}") from error
             raise self._refusal(
                 f'read-logs in namespace "{params["namespace"]}"', error.nomad_resp
             ) from error

@@ -125,11 +125,12 @@ def test_what_is_deployed_already_is_no_change(served: Release) -> None:
 
 
 def test_a_change_in_place_and_a_larger_count_take_the_short_way(served: Release) -> None:
-    in_place = deploy(served, **{"health.interval": "2s"})
+    slower: dict[str, Any] = {"health.interval": "2s"}
+    in_place = deploy(served, **slower)
     assert in_place.code == 0, in_place.stderr
-    assert "in-place" in in_place.texts()
+    assert "in place" in in_place.texts()
     assert "verdict" not in in_place.kinds()
-    more = deploy(served, **{"health.interval": "2s", "replicas": 3})
+    more = deploy(served, replicas=3, **slower)
     assert more.code == 0, more.stderr
     assert running(served) == {2: 3}
 
@@ -229,7 +230,7 @@ def test_abort_without_auto_revert_registers_the_stable_version_all_the_same(ser
     assert ended.code == 0, ended.stderr
     assert "reverted" in ended.kinds()
     job = served.sandbox.nomad.job.get_job(served.job)
-    assert str(OLD) in job["TaskGroups"][0]["Tasks"][0]["Config"]["args"]
+    assert f"--max-model-len={OLD}" in job["TaskGroups"][0]["Tasks"][0]["Config"]["args"]
 
 
 def test_rollback_deploys_the_version_before_and_promotes_it(served: Release) -> None:

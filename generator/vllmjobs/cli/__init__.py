@@ -13,6 +13,7 @@ from vllmjobs.cli.plan import plan
 from vllmjobs.cli.project import import_, init, schema
 from vllmjobs.cli.release import abort, promote, rollback
 from vllmjobs.cli.render import render
+from vllmjobs.cli.status import history, logs, status
 
 EXIT_CODES = """\b
 Exit codes:
@@ -30,20 +31,7 @@ def main() -> None:
 
 
 for command in (
-    abort,
-    approve,
-    check,
-    deploy,
-    promote,
-    rollback,
-    diff,
-    explain,
-    gpus,
-    import_,
-    init,
-    plan,
-    render,
-    schema,
-    size,
-):
+    abort, approve, check, deploy, diff, explain, gpus, history, import_, init, logs, plan, promote, render,
+    rollback, schema, size, status,
+):  # fmt: skip
     main.add_command(command)

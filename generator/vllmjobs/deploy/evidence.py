@@ -77,7 +77,7 @@ class Evidence:
         for name, sides in judged.items():
             step = self._steps.get(name)
             if step is None or (step.sides.step, step.sides.canaries) != (sides.step, sides.canaries):
-                earlier = step and (step.stable or step.earlier)
+                earlier = (step.stable or step.earlier) if step else None
                 self._steps[name] = _Step(sides, now, now, earlier=earlier if sides.share >= ALL else None)
             else:
                 step.sides = sides

@@ -97,9 +97,12 @@ class Observer:
         evaluations = self._releases.evaluations(self._where)
         newest = max((one.get("JobModifyIndex", 0) for one in evaluations), default=0)
         states = [one["Status"] for one in evaluations if one.get("JobModifyIndex", 0) == newest]
-        found = self._releases.deployment(*self._where)
-        if found and found["JobVersion"] == self.plan.version:
-            self._deployment, self.deployment = found, found["ID"]
+        # Not the latest: where a version has failed, that is the deployment of its successor.
+        own = [
+            one for one in self._releases.deployments(self._where) if one["JobVersion"] == self.plan.version
+        ]
+        if own:
+            self._deployment, self.deployment = own[0], own[0]["ID"]
         elif wait:
             time.sleep(min(wait, ROUTING_S))  # there is nothing yet on which Nomad could let us wait
         return bool(states) and not {"pending", "blocked"} & {*states}

@@ -84,12 +84,12 @@ class Release:
         if failed is None and record.entry.outcome in _FAILED:
             failed = Fail(reason=record.entry.reason, outcome=record.entry.outcome)
         end, observer = self._follow(self._plan(version, is_judged), record, failed)
+        self._tell(end, version)
         if end.outcome == "superseded":
             return end
         if self._traffic and end.outcome not in _KEEPS_ROUTES:
             self._traffic.clean()
         record.ended(end)
-        self._tell(end, version)
         if end.outcome in _FAILED:
             self._follow_back(version, observer)
         return end
@@ -146,8 +146,7 @@ class Release:
             "successful": deployed or f"version {version} is deployed",
             "left": f"version {version} is left as it is",
             "stopped": "the job was stopped",
-            "superseded": f"version {version} is superseded",
-        }.get(end.outcome, f"version {version} is not deployed")
+        }.get(end.outcome, f"version {version} is not deployed ({end.outcome})")
         text = f"{said}{f': {end.reason}' if end.reason else ''}"
         self._reporter.tell(Happening("done", text, None, {"outcome": end.outcome}))
 

@@ -8,7 +8,9 @@ from vllmjobs.rollout.model import Value
 
 
 class RefusedError(UserError):
-    """A gate is closed: exit code 4. Nothing was changed."""
+    """A gate is closed: nothing was changed."""
+
+    exit_code = 4
 
 
 class Approval(Value, frozen=True):

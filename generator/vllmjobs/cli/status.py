@@ -1,0 +1,187 @@
+"""`status`, `history` and `logs`: what runs, what was released, what it says."""
+
+import sys
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import click
+import msgspec
+
+from vllmjobs.cli.common import environment_options, show
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import UserError
+from vllmjobs.project import checked, find, sound
+
+if TYPE_CHECKING:
+    from vllmjobs.nomad_releases import Where  # requests takes 60 ms
+    from vllmjobs.rollout.overview import Overview
+
+
+def _found(project: Path, env: str, settings: tuple[str, ...]) -> "tuple[Environment, Where]":
+    from vllmjobs.nomad_releases import where  # noqa: PLC0415
+
+    (found,) = checked([find(project, env)], settings, project)
+    environment = sound(found)
+    assert environment.job
+    return environment, where(environment.job, environment.nomad.namespace, environment.nomad.region)
+
+
+def _warn(text: str) -> None:
+    click.echo(f"warning: {text}", err=True)
+
+
+def _json(value: object) -> None:
+    show(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+@click.command()
+@environment_options
+@click.option("--watch", is_flag=True, help="Keep it on the screen until Ctrl-C.")
+@click.option(
+    "--interval",
+    type=click.FloatRange(min=0.5),
+    default=2.0,
+    show_default=True,
+    metavar="SECONDS",
+    help="With --watch, between two looks.",
+)
+@click.option("--json", "in_json", is_flag=True, help="For programs.")
+def status(
+    env: str, settings: tuple[str, ...], project: Path, watch: bool, interval: float, in_json: bool
+) -> None:
+    """Show what runs of ENV: groups, versions, health, shares, GPUs, the deployment, the last verdict.
+
+    The first line says whether all is well, the last ones what to type next.
+
+    Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
+    """
+    from vllmjobs.consul import Consul  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.deploy.look import look  # noqa: PLC0415
+    from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
+    from vllmjobs.rollout.overview_text import status_text  # noqa: PLC0415
+
+    if watch and in_json:
+        raise click.UsageError("--watch is for a screen, --json for programs: give one of them")
+    if watch and not sys.stdout.isatty():
+        raise click.UsageError("--watch needs a terminal; --json tells a program what is on the screen")
+    environment, where = _found(project, env, settings)
+
+    def seen(releases: Releases) -> "Overview":
+        return look(env, environment, releases, where, lambda: Consul(timeout=(2.0, 5.0), pauses=()), _warn)
+
+    if watch:
+        releases = Releases(pauses=())
+        _watch(lambda: status_text(seen(releases)), interval)
+    elif in_json:
+        _json(seen(Releases()))
+    else:
+        show(status_text(seen(Releases())))
+
+
+def _watch(screen: Callable[[], str], interval: float) -> None:
+    """Show it again and again; while the cluster cannot be asked, why, above what was seen last."""
+    from rich.live import Live  # noqa: PLC0415 (60 ms)
+    from rich.text import Text  # noqa: PLC0415
+
+    last = ""
+    try:
+        with Live(screen=True, auto_refresh=False) as live:
+            while True:
+                try:
+                    text = last = screen()
+                except UserError as error:
+                    text = f"{error}\n\n{last}"
+                at = datetime.now(UTC).astimezone().strftime("%H:%M:%S")
+                live.update(Text(f"{text}\n{at}, every {interval:g} s; Ctrl-C ends"), refresh=True)
+                time.sleep(interval)
+    except KeyboardInterrupt:
+        return
+
+
+@click.command()
+@environment_options
+@click.option("--json", "in_json", is_flag=True, help="For programs: all that is known of each version.")
+def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -> None:
+    """List the versions of ENV's job: when, by whom, how it went, with which image and model.
+
+    Nomad keeps six versions of a job; what vllmjobs recorded of the last twenty releases is shown for longer.
+    """
+    from vllmjobs.deploy.look import absent, remembered  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
+    from vllmjobs.rollout import history as past  # noqa: PLC0415
+    from vllmjobs.rollout.overview_text import history_text  # noqa: PLC0415
+
+    _, where = _found(project, env, settings)
+    releases = Releases()
+    versions = releases.versions(where)
+    if not versions:
+        raise absent(env, releases, where)
+    rows = past.history(versions, releases.deployments(where), remembered(releases, where, _warn), _moment)
+    if in_json:
+        _json(rows)
+    else:
+        show(history_text(rows))
+
+
+def _moment(nanoseconds: int) -> str:
+    at = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
+    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+@click.command()
+@environment_options
+@click.argument("group", required=False)
+@click.option("--canary", "which", flag_value="canary", help="Only canaries.")
+@click.option("--stable", "which", flag_value="stable", help="Only what is no canary.")
+@click.option("--stdout", "kind", flag_value="stdout", help="Only what is written to stdout.")
+@click.option("--stderr", "kind", flag_value="stderr", help="Only what is written to stderr.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option(
+    "-n",
+    "--tail",
+    "lines",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    metavar="LINES",
+    help="Of each log, at most so many of its last lines.",
+)
+def logs(
+    env: str,
+    group: str | None,
+    settings: tuple[str, ...],
+    project: Path,
+    which: Literal["canary", "stable"] | None,
+    kind: Literal["stdout", "stderr"] | None,
+    follow: bool,
+    lines: int,
+) -> None:
+    """Print what the instances of ENV say, or those of one GROUP, each line with its instance.
+
+    With --follow, instances that come are followed, too.
+    """
+    from vllmjobs import logs as read  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
+
+    environment, where = _found(project, env, settings)
+    if group and group not in environment.models:
+        raise click.UsageError(f"{env} has no group {group}; it has {', '.join(environment.models)}")
+    kinds: tuple[read.Kind, ...] = (kind,) if kind else ("stdout", "stderr")
+    releases = Releases(pauses=()) if follow else Releases()
+    try:
+        if follow:
+            printed = read.follow(
+                releases, where, lambda all: read.chosen(all, group, which), kinds, lines, _warn
+            )
+        else:
+            allocations = read.chosen(releases.allocations(where), group, which)
+            if not allocations:
+                raise UserError(f"{releases.address}: {where.id} has no such instance")
+            printed = read.tails(releases, where, allocations, kinds, lines)
+        for line in printed:
+            show(f"{line}\n")
+    except KeyboardInterrupt:
+        return

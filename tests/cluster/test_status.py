@@ -1,0 +1,178 @@
+"""`status`, `history` and `logs` against a real cluster."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import click
+from click.testing import CliRunner, Result
+
+from sandbox.cluster import Sandbox
+from sandbox.process import wait_until
+from sandbox.release import NewRelease, Release
+from vllmjobs import releases as records
+from vllmjobs.cli.status import history, logs, status
+from vllmjobs.environment.problems import UserError
+from vllmjobs.nomad_releases import Releases, where
+from vllmjobs.rollout.model import Entry, Number, Verdict
+
+VERDICT = Verdict(
+    result="pass",
+    reason="all metrics are within their limits",
+    numbers=(Number(metric="error_rate", canary=0.01, stable=None, limit="at most 0.05", result="pass"),),
+    canary_requests=120,
+)
+
+
+def options(release: Release) -> list[str]:
+    return [word for key, value in release.settings.items() for word in ("--set", f"{key}={value}")]
+
+
+def run(command: click.Command, release: Release, *words: str) -> str:
+    ended = invoke(command, release, *words)
+    assert ended.exit_code == 0, ended.output
+    return ended.stdout
+
+
+def invoke(command: click.Command, release: Release, *words: str) -> Result:
+    return CliRunner().invoke(command, ["dev", *words, *options(release)], env=release.sandbox.env)
+
+
+def test_a_job_that_is_not_there_is_said_to_be_started_by_deploy(release: NewRelease) -> None:
+    for command in (status, history):
+        error = invoke(command, release()).exception
+        assert isinstance(error, UserError)
+        assert 'in namespace "default"; `vllmjobs deploy dev` starts it' in str(error)
+
+
+def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
+    sandbox: Sandbox, release: NewRelease
+) -> None:
+    new = release(replicas=2)
+    new.run()
+    text = run(status, new)
+    assert text.startswith(f"{new.job}: all is well: version 0, 2 of 2 instances healthy\n")
+    assert "next:" not in text
+    new.run(max_model_len=2048)
+    releases, there = Releases(sandbox.env), where(new.job)
+    entry = Entry(
+        version=1, at="2026-11-23T21:04:05.678Z", by="alice", steps={"chat": 0}, verdicts={"chat": VERDICT}
+    )
+    records.write(releases, there, entry)
+    text = run(status, new)
+    assert text.splitlines()[0] == (f"{new.job}: version 1 waits for its promotion: 1 of 1 canaries healthy")
+    assert re.search(r"version 1 +canary +1/1 healthy +1 GPU +0 restarts +-  ", text)
+    assert re.search(r"version 0 +current +2/2 healthy +2 GPUs +0 restarts +-  ", text)
+    assert re.search(r"weight +(unknown|[\d.]+ %) given, 10 % asked", text)
+    assert "verdict   pass: all metrics are within their limits (step 1, 120 requests to canaries" in text
+    assert re.search(r"error_rate +0.01 +no data +at most 0.05 +pass", text)
+    assert re.search(r"vllmjobs promote dev .*\n +vllmjobs abort dev ", text)
+    seen = json.loads(run(status, new, "--json"))
+    assert seen["is_well"]
+    assert [part["role"] for part in seen["groups"][0]["parts"]] == ["canary", "current"]
+    assert seen["groups"][0]["parts"][1]["nodes"]
+
+    releases.fail(releases.deployments(there)[0]["ID"], there)
+    wait_until(lambda: len(new.allocations()) == 2, 30, "the canary has ended")
+    text = run(status, new)
+    assert "all is well: version 2, 2 of 2" in text or "is being deployed" in text  # auto_revert
+
+
+def test_without_consul_the_shares_are_unknown_and_nothing_else(
+    sandbox: Sandbox, release: NewRelease
+) -> None:
+    new = release(replicas=1)
+    new.run()
+    new.run(max_model_len=2048)
+    env = {**sandbox.env, "CONSUL_HTTP_ADDR": "127.0.0.1:9"}
+    ended = CliRunner().invoke(status, ["dev", *options(new)], env=env)
+    assert ended.exit_code == 0, ended.output
+    assert "weight    unknown given, unknown asked" in ended.stdout
+
+
+def test_history_tells_what_nomad_knows_and_what_was_recorded(sandbox: Sandbox, release: NewRelease) -> None:
+    new = release(replicas=1)
+    new.run()
+    assert re.search(r"\n0 +20\d\d-\d\d-\d\d .*  -  +successful +- .*current, stable\n", run(history, new))
+    new.run(max_model_len=2048)
+    refused = Entry(
+        version=1, at="2026-11-23T21:04:05.678Z", by="alice", outcome="refused", reason="too slow",
+        now="fire", verdicts={"chat": VERDICT},
+    )  # fmt: skip
+    records.write(Releases(sandbox.env), where(new.job), refused)
+    text = run(history, new)
+    assert re.search(r"\n1 +20\S+ \S+ +alice +refused +pass .*current\n0 ", text)
+    assert "\nversion 1: too slow\n" in text
+    assert "outside of its windows: fire" in text
+    rows = json.loads(run(history, new, "--json"))
+    assert [row["version"] for row in rows] == [1, 0]
+    assert rows[0]["models"]["chat"]
+
+
+def test_logs_of_several_instances_are_told_apart(release: NewRelease) -> None:
+    new = release(replicas=2)
+    new.run()
+    lines = run(logs, new, "chat", "--tail", "3").splitlines()
+    prefixes = {line.partition(" | ")[0] for line in lines}
+    assert prefixes == {f"chat {one['ID'][:8]}" for one in new.allocations()}
+    assert len(lines) <= 3 * 2 * 2
+    new.run(max_model_len=2048)
+    (canary,) = (one for one in new.allocations() if one["JobVersion"] == 1)
+    lines = run(logs, new, "--canary").splitlines()
+    assert {line.partition(" | ")[0] for line in lines} == {f"chat {canary['ID'][:8]}"}
+    assert f"chat {canary['ID'][:8]}" not in run(logs, new, "--stable")
+    assert invoke(logs, new, "none").exit_code == 2  # `Commands` makes it 1
+
+
+@contextmanager
+def following(release: Release, *words: str) -> Iterator[subprocess.Popen[str]]:
+    code = "from vllmjobs.cli.status import logs; logs()"
+    command = [sys.executable, "-c", code, "dev", *options(release), "--follow", *words]
+    with subprocess.Popen(
+        command, env=release.sandbox.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def read_until(process: subprocess.Popen[str], prefix: str) -> None:
+    assert process.stdout
+    for line in process.stdout:
+        if line.startswith(prefix):
+            return
+    raise AssertionError(process.stderr and process.stderr.read())
+
+
+def test_following_goes_on_with_instances_that_come_until_ctrl_c(release: NewRelease) -> None:
+    new = release(replicas=1)
+    new.run()
+    (old,) = new.allocations()
+    with following(new, "--tail", "1") as process:
+        read_until(process, f"chat {old['ID'][:8]} | ")
+        new.run(max_model_len=2048)
+        (canary,) = (one for one in new.allocations() if one["JobVersion"] == 1)
+        read_until(process, f"chat {canary['ID'][:8]} | ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(10) == 0
+        assert process.stderr
+        assert process.stderr.read() == ""
+
+
+def test_a_pipe_that_is_closed_ends_it_without_a_word(release: NewRelease) -> None:
+    new = release(replicas=1)
+    new.run()
+    with following(new) as process:
+        read_until(process, "chat ")
+        assert process.stdout
+        assert process.stderr
+        process.stdout.close()
+        process.wait(20)
+        assert process.stderr.read() == ""
