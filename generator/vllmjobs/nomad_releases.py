@@ -29,7 +29,6 @@ __all__ = [
     "Token",
     "UnsureError",
     "Where",
-    "address",
     "of",
     "where",
 ]
@@ -65,28 +64,6 @@ def where(
         namespace or environ.get("NOMAD_NAMESPACE") or "default",
         region or environ.get("NOMAD_REGION") or "",
     )
-
-
-def address(allocation: Json, label: str = "http") -> str | None:
-    """`ip:port` of a port of an allocation as `Releases.allocations` returns it; None while it has none.
-
-    Group networks are under Shared.Ports, those of a task under its Networks, which Nomad deprecates
-    (nomad/structs/structs.go AllocatedResources).
-    """
-    resources = allocation.get("AllocatedResources") or {}
-    for port in (resources.get("Shared") or {}).get("Ports") or ():
-        if port["Label"] == label:
-            return _joined(port["HostIP"], port["Value"])
-    for task in (resources.get("Tasks") or {}).values():
-        for network in task.get("Networks") or ():
-            for port in (*(network.get("DynamicPorts") or ()), *(network.get("ReservedPorts") or ())):
-                if port["Label"] == label:
-                    return _joined(network["IP"], port["Value"])
-    return None
-
-
-def _joined(ip: str, port: int) -> str:
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
 class Releases(Logs):

@@ -22,11 +22,11 @@ from vllmjobs.nomad_releases import (
     NotHealthyError,
     Releases,
     Where,
-    address,
     of,
     where,
 )
 from vllmjobs.rollout.model import Entry, Number, Verdict
+from vllmjobs.rollout.seen import address
 
 NOWHERE = Where("no-such-job", "default", "")
 NO_DEPLOYMENT = "11111111-2222-3333-4444-555555555555"

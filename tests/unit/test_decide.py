@@ -43,7 +43,12 @@ CANARY = Group(
 
 
 def seen(group: Group = CANARY, **others: Any) -> Observation:
-    said = {"now": 100.0, "version": 7, "status": "running", "groups": {"chat": group}} | others
+    said: dict[str, Any] = {
+        "now": 100.0,
+        "version": 7,
+        "status": "running",
+        "groups": {"chat": group},
+    } | others
     return Observation(**said)
 
 

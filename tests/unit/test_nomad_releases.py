@@ -19,8 +19,8 @@ from vllmjobs.nomad_releases import (
     Releases,
     UnsureError,
     Where,
-    address,
 )
+from vllmjobs.rollout.seen import address
 
 __all__ = ["server"]
 CHAT = Where("chat", "default", "global")

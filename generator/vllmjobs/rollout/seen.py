@@ -97,6 +97,28 @@ def _group(state: Json, found: list[Instance], version: int) -> Group:
     )
 
 
+def address(allocation: Json, label: str = "http") -> str | None:
+    """`ip:port` of a port of an allocation, as /v1/allocations lists it with resources; None without one.
+
+    Group networks are under Shared.Ports, those of a task under its Networks, which Nomad deprecates
+    (nomad/structs/structs.go AllocatedResources).
+    """
+    resources = allocation.get("AllocatedResources") or {}
+    for port in (resources.get("Shared") or {}).get("Ports") or ():
+        if port["Label"] == label:
+            return _joined(port["HostIP"], port["Value"])
+    for task in (resources.get("Tasks") or {}).values():
+        for network in task.get("Networks") or ():
+            for port in (*(network.get("DynamicPorts") or ()), *(network.get("ReservedPorts") or ())):
+                if port["Label"] == label:
+                    return _joined(network["IP"], port["Value"])
+    return None
+
+
+def _joined(ip: str, port: int) -> str:
+    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+
+
 def _instance(allocation: Json, version: int | None, canaries: set[str]) -> Instance:
     status = allocation.get("DeploymentStatus") or {}
     tasks = list((allocation.get("TaskStates") or {}).values())
@@ -112,18 +134,9 @@ def _instance(allocation: Json, version: int | None, canaries: set[str]) -> Inst
         is_starting=any(task["State"] == "pending" for task in tasks),
         healthy=status.get("Healthy"),
         restarts=sum(task["Restarts"] for task in tasks),
-        address=_address(allocation),
+        address=address(allocation),
         why=_why(tasks),
     )
-
-
-def _address(allocation: Json) -> str | None:
-    shared = (allocation.get("AllocatedResources") or {}).get("Shared") or {}
-    for port in shared.get("Ports") or ():
-        if port["Label"] == "http":
-            host = f"[{port['HostIP']}]" if ":" in port["HostIP"] else port["HostIP"]
-            return f"{host}:{port['Value']}"
-    return None
 
 
 def _why(tasks: list[Any]) -> str:

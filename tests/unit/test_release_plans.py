@@ -1,0 +1,86 @@
+"""How an environment wants a version to be released."""
+
+from typing import Any
+
+import pytest
+
+from vllmjobs.changes.model import Field, Group, Job
+from vllmjobs.environment.model import Balancer, Environment, Model
+from vllmjobs.environment.rollout import Analysis, Rollout
+from vllmjobs.rollout.plans import held, only_shrinks, plan, shares
+
+
+def environment(balancer: str = "fabio", **rollout: Any) -> Environment:
+    model = Model(model="facebook/opt-125m", replicas=4, rollout=Rollout(**rollout))
+    return Environment(job="vllm-prod", balancer=Balancer(kind=balancer), models={"chat": model})  # type: ignore[arg-type]
+
+
+def changed(*groups: Group, fields: tuple[Field, ...] = ()) -> Job:
+    return Job(
+        job="vllm", id="vllm-prod", namespace="default", region="global", action="changed",
+        fields=fields, groups=groups,
+    )  # fmt: skip
+
+
+def group(*actions: Any, before: int = 4, after: int = 4, fields: tuple[Field, ...] = ()) -> Group:
+    return Group(
+        name="chat", actions=actions, count_before=before, count_after=after, gpus_before=1, gpus_after=1,
+        fields=fields,
+    )  # fmt: skip
+
+
+COUNT = Field(path=("count",), before="4", after="2")
+IMAGE = Field(path=("task", "vllm", "config", "image"), before="a", after="b", replaces=True)
+
+
+@pytest.mark.parametrize(
+    ("rollout", "steps"),
+    [
+        ({}, (0.1,)),
+        ({"weight": 0.05, "steps": [0.25, 0.5]}, (0.05, 0.25, 0.5)),
+        ({"strategy": "blue_green", "weight": 0.05}, (0.05, 1.0)),
+        ({"strategy": "rolling"}, ()),
+    ],
+)
+def test_each_strategy_has_its_steps(rollout: dict[str, Any], steps: tuple[float, ...]) -> None:
+    found = environment(**rollout)
+    assert shares(found, found.models["chat"]) == steps
+
+
+def test_without_a_balancer_there_is_one_step() -> None:
+    found = environment("none", steps=[0.5])
+    assert shares(found, found.models["chat"]) == (0.1,)
+
+
+def test_more_steps_and_longer_windows_have_more_time() -> None:
+    one = plan(environment(), 7, now=100.0)
+    two = plan(environment(steps=[0.5]), 7, now=100.0)
+    longer = plan(environment(analysis=Analysis(window="20m")), 7, now=100.0)
+    assert 100 < one.promote_by < two.promote_by < longer.promote_by
+    assert one.promote_by < one.until
+
+
+def test_a_timeout_is_for_all_of_it() -> None:
+    found = plan(environment(steps=[0.5]), 7, now=100.0, timeout=60.0)
+    assert (found.promote_by, found.until) == (160.0, 160.0)
+
+
+def test_a_way_back_is_not_judged() -> None:
+    assert plan(environment(), 7, now=0.0).groups[0].is_judged
+    assert not plan(environment(), 7, now=0.0, is_judged=False).groups[0].is_judged
+    assert not plan(environment(analysis=None), 7, now=0.0).groups[0].is_judged
+
+
+def test_a_count_that_shrinks_beside_a_change_is_held() -> None:
+    assert held(changed(group("destructive", "scale-down", before=4, after=2))) == {"chat": 4}
+    assert held(changed(group("scale-down", before=4, after=2))) == {}
+    assert held(changed(group("destructive", "scale-up", before=4, after=6))) == {}
+
+
+def test_what_is_left_of_a_held_change_is_smaller_counts() -> None:
+    assert only_shrinks(changed(group("scale-down", before=4, after=2, fields=(COUNT,))))
+    # Beside a deployment that runs, Nomad's plan replaces instances for the same count.
+    assert only_shrinks(changed(group("destructive", "scale-down", before=4, after=2, fields=(COUNT,))))
+    assert not only_shrinks(changed(group("scale-up", before=2, after=4, fields=(COUNT,))))
+    assert not only_shrinks(changed(group("destructive", "scale-down", after=2, fields=(COUNT, IMAGE))))
+    assert not only_shrinks(changed(group("scale-down", after=2, fields=(COUNT,)), fields=(IMAGE,)))
