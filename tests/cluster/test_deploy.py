@@ -253,7 +253,8 @@ def test_before_a_promotion_a_rollback_is_an_abort(served: Release) -> None:
     assert versions(served.address, 50) == {OLD: 50}
 
 
-def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(served: Release) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(served: Release, number: int) -> None:
     process = subprocess.Popen(
         command(served, "deploy", "--job", "vllm", max_model_len=NEW, **{"rollout.analysis.window": "10m"}),
         env=served.sandbox.env,
@@ -264,7 +265,7 @@ def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(served: Release) -> 
     )
     lines = iter(process.stdout or ())
     wait_until(lambda: "is healthy" in next(lines), 60, "the canary is healthy")
-    process.send_signal(signal.SIGINT)
+    process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1
     assert "vllmjobs deploy dev` goes on" in said

@@ -2,6 +2,7 @@
 
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -50,12 +51,14 @@ def follow_options(command: Callable[..., None]) -> Callable[..., None]:
 
 @contextmanager
 def following(env: str, in_json: bool, hooks: tuple[str, ...]) -> Iterator["Reporter"]:
-    """A reporter while something is followed; Ctrl-C leaves all as it is, and says how to go on."""
+    """A reporter while something is followed; Ctrl-C leaves all as it is, and says how to go on. So does the
+    SIGTERM of a pipeline that is cancelled."""
     from rich.console import Console  # noqa: PLC0415
 
     from vllmjobs.deploy.reporter import Reporter  # noqa: PLC0415
 
-    console = Console(stderr=False) if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    console = Console() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
     try:
         with Reporter(in_json, hooks, console) as reporter:
             yield reporter
