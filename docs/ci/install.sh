@@ -27,8 +27,10 @@ rm "$zip"
 python3 -m venv "$tools"
 "$tools/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
 
-if [[ -n ${NOMAD_CACERT_PEM-} ]]; then # GitHub has no variables that are files
-  echo "$NOMAD_CACERT_PEM" >nomad-ca.pem
-  echo "NOMAD_CACERT=$tools/nomad-ca.pem" >>"$GITHUB_ENV"
-fi
+for service in NOMAD CONSUL; do # GitHub has no variables that are files
+  pem=${service}_CACERT_PEM
+  [[ -n ${!pem-} ]] || continue
+  echo "${!pem}" >"${service,,}-ca.pem"
+  echo "${service}_CACERT=$tools/${service,,}-ca.pem" >>"$GITHUB_ENV"
+done
 [[ -z ${GITHUB_PATH-} ]] || echo "$tools/bin" >>"$GITHUB_PATH"

@@ -3,11 +3,10 @@
 # engines for a completion. Whoever calls it stops JOB afterwards, whatever came of it.
 # usage: ci/integration.sh ENV JOB
 set -euo pipefail
-here=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
 environment=$1 job=$2
 
 # Without a balancer it gets none of the environment's requests.
-"$here/deploy.sh" "$environment" --set "job=$job" --set balancer.kind=none
+vllmjobs deploy "$environment" --set "job=$job" --set balancer.kind=none --timeout 40m
 
 ask() { # ADDRESS
   local model

@@ -26,6 +26,8 @@ TEMPLATES = templates(Path("nowhere"))
 ELSEWHERE = {
     "extends",  # used up by the loader
     "models.*.config",  # read by `check` and `size`, and in no job
+    "maintenance.time_zone",  # read by `deploy`, as the next
+    "models.*.rollout.analysis.prometheus.instance_label",
     "images.gptoss",  # written where a model asks for it
     "models.*.gpus.constraints.attribute",  # held to the names of attributes by a rule
     "models.*.gpus.affinities.attribute",

@@ -8,7 +8,7 @@ it keeps the table it has, for every service, until that line is gone.
 import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 PREFIX = "fabio/config"  # registry.consul.kvpath; Fabio's listing takes in fabio/config-old, too
@@ -59,7 +59,8 @@ class Command(NamedTuple):
     key: str
     line: int
     text: str
-    verb: Literal["add", "del", "weight"]
+    verb: str
+    """add, del or weight."""
     service: str
     source: str = ""
     address: str = ""
@@ -73,8 +74,8 @@ def key(job: str) -> str:
 
 def sources(tags: Iterable[str]) -> list[str]:
     """The HOST/PATH of each route among the tags, as Fabio keeps it: registry/consul/routecmd.go."""
-    found = (tag.strip().removeprefix(TAG).split() for tag in tags if tag.strip().startswith(TAG))
-    return [host.lower() + slash + path for words in found for host, slash, path in [words[0].partition("/")]]
+    ours = (tag.strip().removeprefix(TAG).split() for tag in tags if tag.strip().startswith(TAG))
+    return [_lower(_with_path(words[0])) for words in ours if words]
 
 
 def lines(service: str, sources: Iterable[str], canaries: int, share: float) -> str:
@@ -97,7 +98,7 @@ def lines(service: str, sources: Iterable[str], canaries: int, share: float) -> 
 
 
 # parse_new.go. A blank there is any number of these characters.
-_COMMANDS = {
+_COMMANDS: dict[str, list[re.Pattern[str]]] = {
     verb: [re.compile(form.replace(" ", r"[\t\n\f\r ]+").replace("WORD", r"[^\t\n\f\r ]+")) for form in forms]
     for verb, forms in {
         "add": [
@@ -193,12 +194,14 @@ def _read(key: str, number: int, text: str) -> Command | str:
         return f"is not of the form {_FORMS[verb]}"
     words = {name: value for name, value in found.groupdict().items() if value}
     if "weight" in words and not _is_weight(words.pop("weight")):
-        return "its weight is no number"
+        return "its weight is no finite number"
     if "address" in words and not _is_url(words["address"]):
         return f"{words['address']} is no URL"
     if verb == "add" and not _is_glob(words["source"].partition("/")[2]):
         return f"{words['source']} has a bracket that is not closed"
     said = words.pop("tags", "")
+    if "source" in words:
+        words["source"] = _with_path(words["source"])
     tags = frozenset(tag.strip() for tag in said.split(",")) if said else frozenset()
     return Command(key, number, text, verb, words.pop("service", ""), **words, tags=tags)
 
@@ -226,14 +229,14 @@ def _is_url(text: str) -> bool:
 
 
 def _is_glob(path: str) -> bool:
-    """What most often is none for gobwas/glob, which Fabio has read every path."""
-    return path.count("[") == path.count("]") and path.count("{") == path.count("}")
+    """As gobwas/glob has it, which reads every path for Fabio."""
+    return "[" not in re.sub(r"\[[^]]*]", "", path)
 
 
 def _is_weighted(target: Target, command: Command) -> bool:
     """weighRoute in table.go, setWeight in route.go: the host is compared as it was written."""
     of_service = not command.service or target.service == command.service
-    return of_service and target.source == _with_path(command.source) and command.tags <= target.tags
+    return of_service and target.source == command.source and command.tags <= target.tags
 
 
 def _is_deleted(target: Target, command: Command) -> bool:
@@ -241,16 +244,17 @@ def _is_deleted(target: Target, command: Command) -> bool:
     of_service = target.service == command.service
     if command.tags:
         return (of_service or not command.service) and command.tags <= target.tags
-    of_source = not command.source or target.source == _with_path(command.source)
+    of_source = not command.source or target.source == command.source
     return of_service and of_source and (not command.address or target.address == command.address)
 
 
 def _lower(source: str) -> str:
-    host, slash, path = _with_path(source).partition("/")
+    host, slash, path = source.partition("/")
     return host.lower() + slash + path
 
 
 def _with_path(source: str) -> str:
+    """hostpath in table.go: a host alone has all paths; a port, for TCP, has none."""
     return source if source.startswith(":") or "/" in source else f"{source}/"
 
 
