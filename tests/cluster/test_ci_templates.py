@@ -47,12 +47,22 @@ models:
     route: {{path: /{prefix}/v1/, strip: /{prefix}}}
     health: {{interval: 1s, timeout: 1s}}
     drain: {{longest_stream: 10s, shutdown_delay: 3s}} # vllmjobs: ignore VJ405 nobody waits here
-    pull_time: 5s
-    load_time: 15s
+    pull_time: 1s
+    load_time: 4s
     env: {{VLLMJOBS_STANDIN_LOAD_SECONDS: "0.5", VLLMJOBS_STANDIN_EXIT_SECONDS: "0.2"}}
-    rollout: {{min_healthy_time: 1s, healthy_deadline: 30s, progress_deadline: 1m}}
+    rollout:
+      steps: [0.5]
+      analysis: {{interval: 1s, window: 3s, min_requests: 5}} # vllmjobs sends the requests itself
+      min_healthy_time: 1s
+      healthy_deadline: 30s
+      progress_deadline: 1m
 """
-OTHER = "extends: dev.yaml\njob: {prefix}-{name}\nbalancer: {{kind: none}}\n"
+OTHER = """\
+extends: dev.yaml
+job: {prefix}-{name}
+balancer: {{kind: none}}
+models: {{chat: {{rollout: {{steps: []}}}}}} # nobody could send canaries another share
+"""
 ENVIRONMENTS = ("dev", "staging", "prod")
 
 
@@ -65,7 +75,6 @@ class Project:
         outside = {key: value for key, value in sandbox.env.items() if not key.startswith(own)}
         self.env = outside | {
             "NOMAD_TOKEN": "",
-            "DEPLOY_MINUTES": "3",
             "no_proxy": "*",
             **{
                 f"GIT_{who}_{what}": "ada@example.com"
@@ -108,6 +117,11 @@ class Project:
         assert isinstance(said, str)
         return said.partition("=")[2]
 
+    def statuses(self, name: str) -> dict[int, str]:
+        """How the deployments of an environment's models ended, by version."""
+        found = self.sandbox.nomad.job.get_deployments(f"{self.prefix}-{name}")
+        return {one["JobVersion"]: one["Status"] for one in found}
+
     def jobs(self) -> set[str]:
         """The jobs that Nomad knows of this project, throwaway ones included."""
         known = (job["ID"] for job in self.sandbox.nomad.jobs.get_jobs())
@@ -130,7 +144,17 @@ class Project:
 class OnGitHub(Project):
     """As GitHub Actions runs it."""
 
-    def run(self, job: str, event: str = "pull_request", head: str = "ada/llms", **matrix: str) -> Ran:
+    def deploy(self, name: str, cancel_at: str | None = None) -> Ran:
+        return self.run(f"deploy-{name}", "push", cancel_at=cancel_at)
+
+    def run(
+        self,
+        job: str,
+        event: str = "pull_request",
+        head: str = "ada/llms",
+        cancel_at: str | None = None,
+        **matrix: str,
+    ) -> Ran:
         """Run a job; lint decides first whether the pull request is trusted."""
         request = {"number": 7, "head": {"repo": {"full_name": head}}, "user": {"login": "ada"}}
         context: dict[str, Any] = {
@@ -141,23 +165,30 @@ class OnGitHub(Project):
                 "token": "of-the-bot",
                 "event": {"pull_request": request} if event == "pull_request" else {},
             },
-            "vars": {"NOMAD_ADDR": self.sandbox.nomad_address, "REVIEWED": "yes"},
+            "vars": {
+                "NOMAD_ADDR": self.sandbox.nomad_address,
+                "CONSUL_HTTP_ADDR": self.sandbox.consul_address,
+                "REVIEWED": "yes",
+            },
             "secrets": {},
             "matrix": matrix,
             "needs": {"lint": {"outputs": {"trusted": "true" if head == "ada/llms" else "false"}}},
         }
         summary = self.folder.parent / "summary.md"
         env = {
-            **self.env,
+            **{key: value for key, value in self.env.items() if not key.startswith(("NOMAD_", "CONSUL_"))},
             **self.there.github(),
             "GITHUB_STEP_SUMMARY": str(summary),
             "GITHUB_BASE_REF": "main",
         }
-        return run_github(job, self.folder, env, context)
+        return run_github(job, self.folder, env, context, cancel_at)
 
 
 class OnGitLab(Project):
     """As GitLab runs it."""
+
+    def deploy(self, name: str) -> Ran:
+        return self.run(f"deploy-{name}", CI_ENVIRONMENT_NAME=name)
 
     def run(self, job: str, **variables: str) -> Ran:
         base = self.git("merge-base", "origin/main", "HEAD")
@@ -198,7 +229,7 @@ def test_on_github_a_change_goes_from_a_pull_request_to_prod(on_github: OnGitHub
     for job in ("lint", "security", "build", "test", "integration"):
         passed(on_github.run(job, "push"))
     for name in ENVIRONMENTS:
-        passed(on_github.run(f"deploy-{name}", "push"))
+        passed(on_github.deploy(name))
     assert on_github.jobs() == {"hub-dev", "hub-dev-fabio", "hub-staging", "hub-prod"}
 
     on_github.git("checkout", "--quiet", "-b", "longer")
@@ -224,7 +255,9 @@ def test_on_github_a_change_goes_from_a_pull_request_to_prod(on_github: OnGitHub
     for name in ENVIRONMENTS:
         for approval in [job for job in approvals() if job.startswith(f"approve-{name}")]:
             passed(on_github.run(approval, "push"))
-        passed(on_github.run(f"deploy-{name}", "push"))
+        said = passed(on_github.deploy(name))
+        assert ("canaries are to get 50 % of the requests" in said) == (name == "dev")  # others: no balancer
+        assert said.index("pass: ") < said.index("all canaries are to be promoted")
         deployment = on_github.newest(name)
         assert (deployment["Status"], deployment["TaskGroups"]["chat"]["Promoted"]) == ("successful", True)
         assert on_github.max_model_len(name) == "2048"
@@ -234,7 +267,7 @@ def test_on_gitlab_a_change_goes_from_a_merge_request_to_prod(on_gitlab: OnGitLa
     for job in ("lint", "security", "build", "test", "integration"):
         passed(on_gitlab.run(job))
     for name in ENVIRONMENTS:
-        passed(on_gitlab.run(f"deploy-{name}", CI_ENVIRONMENT_NAME=name))
+        passed(on_gitlab.deploy(name))
 
     on_gitlab.git("checkout", "--quiet", "-b", "longer")
     on_gitlab.change("max_model_len: 1024", "max_model_len: 2048")
@@ -249,41 +282,76 @@ def test_on_gitlab_a_change_goes_from_a_merge_request_to_prod(on_gitlab: OnGitLa
     on_gitlab.git("checkout", "--quiet", "main")
     on_gitlab.git("merge", "--quiet", "--no-ff", "-m", "Merge longer", "longer")
     for name in ENVIRONMENTS:
-        passed(on_gitlab.run(f"deploy-{name}", CI_ENVIRONMENT_NAME=name))
+        assert "all canaries are to be promoted" in passed(on_gitlab.deploy(name))
         assert on_gitlab.newest(name)["Status"] == "successful"
         assert on_gitlab.max_model_len(name) == "2048"
 
 
 def test_a_deployment_that_changes_nothing_runs_nothing(on_github: OnGitHub) -> None:
-    passed(on_github.run("deploy-prod", "push"))
+    passed(on_github.deploy("prod"))
     version = on_github.sandbox.nomad.job.get_job("hub-prod")["JobModifyIndex"]
-    passed(on_github.run("deploy-prod", "push"))
+    assert "nothing is to be done" in passed(on_github.deploy("prod"))
     assert on_github.sandbox.nomad.job.get_job("hub-prod")["JobModifyIndex"] == version
 
 
-def test_what_has_no_room_is_commented_on_and_not_run(on_github: OnGitHub) -> None:
-    on_github.change("max_model_len: 1024", "replicas: 50")
-    planned = on_github.run("plan", environment="prod")
+@pytest.mark.parametrize("kind", ["on_github", "on_gitlab"])
+def test_what_has_no_room_is_commented_on_and_not_run(kind: str, request: pytest.FixtureRequest) -> None:
+    project = request.getfixturevalue(kind)
+    project.change("max_model_len: 1024", "replicas: 50")
+    planned = project.run("plan", **{"environment" if kind == "on_github" else "ENVIRONMENT": "prod"})
     assert planned.exit_code == 3
-    assert len(on_github.there.said("<!-- vllmjobs plan prod -->")) == 1
-    assert on_github.run("deploy-prod", "push").exit_code == 3
-    assert on_github.run("integration", "push").exit_code == 3
-    assert on_github.jobs() == set()
+    assert len(project.there.said("<!-- vllmjobs plan prod -->")) == 1
+    assert project.deploy("prod").exit_code == 3
+    assert project.run("integration").exit_code == 3
+    assert project.jobs() == set()
 
 
-def test_a_deployment_that_is_not_done_in_time_is_failed(on_github: OnGitHub) -> None:
-    passed(on_github.run("deploy-prod", "push"))
+@pytest.mark.parametrize("kind", ["on_github", "on_gitlab"])
+def test_a_gate_that_is_closed_fails_the_job_and_nothing_is_run(
+    kind: str, request: pytest.FixtureRequest
+) -> None:
+    project = request.getfixturevalue(kind)
+    project.change("defaults:\n", "approvals: 2\ndefaults:\n")
+    ran = project.deploy("prod")
+    assert ran.exit_code == 4
+    assert "approvals are required, and with ACLs off nobody can tell who deploys" in ran.output
+    assert project.jobs() == set()
+
+
+def test_a_verdict_that_fails_fails_the_job_and_the_old_version_serves_on(on_github: OnGitHub) -> None:
+    passed(on_github.deploy("prod"))
+    on_github.change(
+        "{VLLMJOBS_STANDIN_LOAD", '{VLLMJOBS_STANDIN_FAILURE: "error-rate=1", VLLMJOBS_STANDIN_LOAD'
+    )
+    ran = on_github.deploy("prod")
+    assert ran.exit_code == 4
+    assert "error_rate is 100 %, more than" in ran.output
+    assert on_github.statuses("prod") == {0: "successful", 1: "failed", 2: "successful"}
+
+
+def test_canaries_that_never_become_healthy_fail_the_job_and_the_old_version_serves_on(
+    on_github: OnGitHub,
+) -> None:
+    passed(on_github.deploy("prod"))
     on_github.change('LOAD_SECONDS: "0.5"', 'LOAD_SECONDS: "600"')
-    on_github.env["DEPLOY_MINUTES"] = "0"
-    ran = on_github.run("deploy-prod", "push")
-    assert ran.exit_code == 1
-    assert "hub-prod: not done after 0 minutes, so the deployment is failed" in ran.output
-    assert 'Task group "chat" has 0/1 healthy allocations' in ran.output
-    statuses = {
-        one["JobVersion"]: one["Status"] for one in on_github.sandbox.nomad.job.get_deployments("hub-prod")
-    }
-    assert statuses[1] == "failed"
-    assert on_github.sandbox.wait_until_healthy("hub-prod")["JobVersion"] == 2  # auto_revert
+    on_github.change("healthy_deadline: 30s", "healthy_deadline: 8s")
+    on_github.change("progress_deadline: 1m", "progress_deadline: 26s")
+    assert on_github.deploy("prod").exit_code == 1
+    assert on_github.statuses("prod") == {0: "successful", 1: "failed", 2: "successful"}
+
+
+def test_a_deployment_whose_run_is_cancelled_stays_as_it_is_and_the_next_run_goes_on(
+    on_github: OnGitHub,
+) -> None:
+    passed(on_github.deploy("prod"))
+    on_github.change("max_model_len: 1024", "max_model_len: 2048")
+    cancelled = on_github.deploy("prod", cancel_at=" is healthy")
+    assert cancelled.exit_code == 1
+    assert "left as it is: `vllmjobs deploy prod` goes on" in cancelled.output
+    deployment = on_github.newest("prod")
+    assert (deployment["Status"], deployment["TaskGroups"]["chat"]["Promoted"]) == ("running", False)
+    assert "version 1 is registered already, and is followed" in passed(on_github.deploy("prod"))
+    assert on_github.statuses("prod") == {0: "successful", 1: "successful"}
 
 
 @pytest.mark.parametrize("kind", ["on_github", "on_gitlab"])
@@ -295,9 +363,10 @@ def test_a_throwaway_job_that_fails_is_stopped_all_the_same(
     script.write_text(script.read_text().replace("/v1/completions", "/v1/no-such-thing"))
     ran = project.run("integration")
     assert ran.exit_code == 22, ran.output  # curl's, for a status of 400 or more
-    assert "vllm-ci-4711: deployed" in ran.output
+    assert "vllm-ci-4711: version 0 is deployed" in ran.output
     assert "vllm-ci-4711 is gone" in ran.output
     assert project.jobs() == set()
+    assert project.sandbox.nomad_cli("var", "get", "vllmjobs/releases/vllm-ci-4711").returncode == 1
 
 
 def test_a_pull_request_of_a_fork_is_told_in_the_summary_only(on_github: OnGitHub) -> None:
@@ -353,29 +422,66 @@ def test_on_gitlab_prod_takes_two_people_of_the_list(
     assert (one.exit_code, two.exit_code) == passes
 
 
-def test_the_tokens_that_the_page_describes_may_do_what_they_have_to_and_no_more(
+def policies(page: Path) -> list[str]:
+    return re.findall(r"```hcl\n(.*?)```", page.read_text(), re.DOTALL)
+
+
+def test_the_tokens_that_the_pages_describe_may_do_what_they_have_to_and_no_more(
     on_github: OnGitHub, tmp_path: Path
 ) -> None:
-    (plan,) = re.findall(r"```hcl\n(.*?)```", (CI / "README.md").read_text(), re.DOTALL)
+    plan, integration = policies(CI / "README.md")
+    deploy = next(text for text in policies(CI.parent / "deploy.md") if text.startswith("# Nomad"))
     (secured := tmp_path / "secured").mkdir()
     with secured_server(secured) as server:
+        planner, tester, deployer = (
+            server.token(name, text)
+            for name, text in (("plan", plan), ("integration", integration), ("deploy", deploy))
+        )
 
-        def exit_code(token: str, command: str) -> int:
+        def ran(token: str, command: str) -> Ran:
             env = on_github.env | server.environ | {"NOMAD_TOKEN": token}
-            done = subprocess.run(["bash", "-c", command], cwd=on_github.folder, env=env, check=False)
-            return done.returncode
+            done = subprocess.run(
+                ["bash", "-c", f"set -o pipefail; {command}"],
+                cwd=on_github.folder,
+                env=env,
+                check=False,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+            return Ran(done.returncode, done.stdout)
 
-        run = "set -o pipefail; vllmjobs render prod | nomad job run -detach -"
-        planner = server.token("plan", plan)
-        assert exit_code(planner, "vllmjobs plan prod") == 3  # that server has no nodes
-        assert exit_code(planner, run) == 1
-        runner = server.token("run", plan.replace("plan-job", "submit-job"))
-        assert exit_code(runner, "vllmjobs plan prod") == 3
-        assert exit_code(runner, run) == 0
-        assert exit_code(planner, "ci/purge.sh hub-prod") == 1
-        follow = "nomad deployment fail -detach $(nomad job deployments -latest -t '{{.ID}}' hub-prod)"
-        assert exit_code(runner, follow) == 0
-        assert exit_code(runner, "ci/purge.sh hub-prod") == 0
+        def may(token: str, command: str) -> bool:
+            return ran(token, command).exit_code == 0
+
+        run = "vllmjobs render prod | nomad job run -detach -"
+        fail = "nomad deployment fail -detach $(nomad job deployments -latest -t '{{.ID}}' hub-prod)"
+        for token in (planner, tester, deployer):
+            assert ran(token, "vllmjobs plan prod").exit_code == 3  # that server has no nodes
+        for token in (tester, deployer):
+            assert ran(token, "vllmjobs deploy prod").exit_code == 3
+            assert may(token, run)
+            assert may(token, fail)
+            assert may(token, "ci/purge.sh hub-prod")
+        assert not may(planner, run)
+        assert may(deployer, run)
+        assert not may(planner, "ci/purge.sh hub-prod")
+        assert may(deployer, "vllmjobs history prod")
+
+        def variable(token: str, does: str, path: str) -> bool:
+            return may(token, f"nomad var {does} vllmjobs/{path} {'v0=seen' if does == 'put' else ''}")
+
+        assert variable(tester, "put", "releases/vllm-ci-1")
+        assert "no history is kept" not in ran(tester, "ci/purge.sh vllm-ci-1").output
+        assert not variable(server.manager, "get", "releases/vllm-ci-1")
+        assert not variable(tester, "put", "releases/hub-prod")
+        assert variable(deployer, "put", "releases/hub-prod")
+        assert not variable(deployer, "put", "approvals/hub-prod")
+        assert variable(server.manager, "put", "approvals/hub-prod")
+        assert variable(deployer, "get", "approvals/hub-prod")
+        approving = ran(deployer, "vllmjobs approve prod --set approvals=2")
+        assert approving.exit_code == 1
+        assert 'write on variable "vllmjobs/approvals/hub-prod"' in approving.output
 
 
 def approvals() -> list[str]:

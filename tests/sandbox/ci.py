@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 import subprocess
 import threading
 from collections.abc import Iterator, Mapping
@@ -73,8 +74,13 @@ class Ran:
     skipped: bool = False
 
 
-def run_github(job: str, project: Path, env: Mapping[str, str], context: Json) -> Ran:
-    """Run a job of the workflow in a working copy; `context` is what its expressions see."""
+def run_github(
+    job: str, project: Path, env: Mapping[str, str], context: Json, cancel_at: str | None = None
+) -> Ran:
+    """Run a job of the workflow in a working copy; `context` is what its expressions see.
+
+    With `cancel_at`, it is cancelled when a step prints a line with that text.
+    """
     workflow = template("github-actions.yaml")
     spec = workflow["jobs"][job]
     context = context | {"github": {**context["github"], "job": job}}
@@ -89,7 +95,7 @@ def run_github(job: str, project: Path, env: Mapping[str, str], context: Json) -
         if (result.exit_code and not always) or ("if" in step and not evaluate(step["if"], context)):
             continue
         shell = workflow["defaults"]["run"]["shell"].replace("{0}", "/dev/stdin").split()
-        ran = _run(shell, step["run"], project, {**env, **outer, **_env(step, context)})
+        ran = _run(shell, step["run"], project, {**env, **outer, **_env(step, context)}, cancel_at)
         result = Ran(result.exit_code or ran.exit_code, result.output + ran.output)
     return result
 
@@ -120,18 +126,31 @@ def _env(holder: Json, context: Json) -> dict[str, str]:
     return {key: expand(value, context) for key, value in holder.get("env", {}).items()}
 
 
-def _run(shell: list[str], script: str, project: Path, env: Mapping[str, str]) -> Ran:
-    done = subprocess.run(
+def _run(
+    shell: list[str], script: str, project: Path, env: Mapping[str, str], cancel_at: str | None = None
+) -> Ran:
+    """A step that is cancelled gets SIGINT, its first process alone (GitHub's workflow cancellation
+    reference).
+    """
+    output = []
+    with subprocess.Popen(
         shell,
-        input=script,
         cwd=project,
         env=env,
-        check=False,
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-    )
-    return Ran(done.returncode, done.stdout)
+    ) as process:
+        assert process.stdin
+        assert process.stdout
+        process.stdin.write(script)
+        process.stdin.close()
+        for line in process.stdout:
+            output.append(line)
+            if cancel_at and cancel_at in line:
+                process.send_signal(signal.SIGINT)
+    return Ran(process.returncode, "".join(output))
 
 
 @dataclass

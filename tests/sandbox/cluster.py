@@ -26,14 +26,14 @@ from consul.exceptions import ConsulException
 from sandbox import consul as consul_config
 from sandbox import leftovers, ports
 from sandbox import nomad as nomad_config
+from sandbox.agents import READY, Agents
 from sandbox.errors import SandboxError
 from sandbox.jobs import Jobs
-from sandbox.process import Process, start, stop, wait_until
+from sandbox.process import Process, wait_until
 from sandbox.programs import TESTS, programs
 from sandbox.simgpu.devices import Health
 from sandbox.simgpu.launcher import plugin_executable
 
-READY = 60.0  # seconds for each agent
 SECRET = "nomad/jobs"  # where sandbox.yaml says that it is
 # raw_exec tasks get the agent's environment, and Fabio takes any variable for a setting.
 INHERITED = ("HOME", "LANG", "LC_ALL", "TZ", "USER")
@@ -51,7 +51,8 @@ class Sandbox(Jobs):
     """A context: up when it is entered, gone without a trace when it is left.
 
     `gpus` are per client. Without `balancers`, Fabio and nginx are left out. `docker` is the address of a
-    Docker, for jobs with that driver.
+    Docker, for jobs with that driver. With `machines`, each client is one whose power can be cut, and is
+    missed within seconds; that needs root.
     """
 
     def __init__(
@@ -62,6 +63,8 @@ class Sandbox(Jobs):
         balancers: bool = True,
         say: Say = lambda _: None,
         docker: str | None = None,
+        servers: int = 1,
+        machines: bool = False,
     ) -> None:
         self.nodes = [f"gpu-{number}" for number in range(1, clients + 1)]
         self.hf_token = f"sandbox-{secrets.token_hex(8)}"
@@ -70,10 +73,12 @@ class Sandbox(Jobs):
         self._gpus = [replace(nomad_config.H100, count=gpus)]
         self._balancers = balancers
         self._docker = docker
+        self._names = [f"server-{number}" for number in range(1, servers + 1)] if servers > 1 else ["server"]
+        self._machines = machines
         self._say = say
         self._block: ports.Block | None = None
-        self._servers: list[Process] = []
-        self._clients: list[Process] = []
+        self._consul: dict[str, consul_config.Agent] = {}
+        self._nomad: dict[str, nomad_config.Agent] = {}
 
     def __enter__(self) -> Sandbox:
         try:
@@ -98,7 +103,32 @@ class Sandbox(Jobs):
 
     def ended(self) -> list[Process]:
         """List the agents that have ended by themselves."""
-        return [agent for agent in (*self._servers, *self._clients) if agent.exit_code is not None]
+        return self._agents.ended()
+
+    def kill(self, agent: str) -> None:
+        """End `nomad-server`, `consul-gpu-1` … with SIGKILL. Its tasks run on, unless it is a machine."""
+        self._agents.kill(agent)
+
+    def start_again(self, agent: str) -> None:
+        """Start what was killed, with its data, and wait until it is one of the cluster again."""
+        self._agents.start_again(agent)
+        program, _, name = agent.partition("-")
+        if program == "consul":
+            self._wait_for_consul(name)
+        elif name in self.nodes:
+            self._wait_for_client(name)
+        else:
+            self._wait_for_server(name)
+
+    def servers(self) -> dict[str, str]:
+        """Return the addresses of Nomad's servers by their names."""
+        return {name: self._nomad[name].address for name in self._names}
+
+    def leader(self) -> str:
+        """Return the name of the server that leads: `server-2`."""
+        address = self.nomad.status.leader.get_leader()
+        (name,) = (name for name, agent in self._nomad.items() if address == f"127.0.0.1:{agent.rpc}")
+        return name
 
     def _start(self) -> None:
         if len(str(self._parent)) > LONGEST_PARENT:
@@ -108,28 +138,39 @@ class Sandbox(Jobs):
             self._say(f"removed what an earlier sandbox left in {folder}")
         self._programs = programs()
         block = ports.take_block()
-        self._block, self.folder = block, leftovers.folder_of(self._parent, block)
+        self.folder = leftovers.folder_of(self._parent, block)
+        path = f"{self.folder}/bin:{os.environ.get('PATH', os.defpath)}"
+        agent_env = {
+            **{key: os.environ[key] for key in INHERITED if key in os.environ},
+            "PATH": path,
+            "TMPDIR": str(self.folder / "tmp"),
+            leftovers.MARK: str(self.folder),
+        }
+        self._agents = Agents(self.folder, self._programs, agent_env)
+        self._block = block
         if self.folder.exists():
             leftovers.remove(self.folder)
         self._say(f"folder  {self.folder}")
         if len(str(self.folder)) > LONGEST_FOR_TASK_API:
             self._say("        too long a name for Nomad's Task API: tasks will not have it")
-        self._lay_out()
+        self._lay_out(path)
         self._start_servers()
         self._start_clients()
         self.nomad.variable.create_variable(SECRET, {"Path": SECRET, "Items": {"hf_token": self.hf_token}})
         if self._balancers:
             self._start_balancers()
 
-    def _lay_out(self) -> None:
+    def _lay_out(self, path: str) -> None:
         """Make the folder: programs by name, a project with the environments, a file to source."""
         assert self._block
         take = self._block.take
         fabio, fabio_admin, nginx, nginx_admin = take(), take(), take(), take()
-        self._consul_server = consul_config.Agent("server", take(), take(), take())
-        self._nomad_server = nomad_config.Agent("server", take(), take(), take())
-        self.consul_address = f"http://{self._consul_server.address}"
-        self.nomad_address = self._nomad_server.address
+        for name in ("server", *self.nodes):
+            self._consul[name] = consul_config.Agent(name, take(), take(), take())
+        for name in (*self._names, *self.nodes):
+            self._nomad[name] = nomad_config.Agent(name, take(), take(), take())
+        self.consul_address = f"http://{self._consul['server'].address}"
+        self.nomad_address = self._nomad[self._names[0]].address
         self.fabio_address = f"http://127.0.0.1:{fabio}"
         self.nginx_address = f"http://127.0.0.1:{nginx}"
 
@@ -146,12 +187,11 @@ class Sandbox(Jobs):
         plugin.chmod(0o755)
 
         base = {"extends": str(Path(__file__).parent / "sandbox.yaml"), "job": "vllm-dev"}
-        at = {"consul": self._consul_server.address}
+        at = {"consul": self._consul["server"].address}
         self._write_environment("dev", base, {**at, "port": fabio, "admin_port": fabio_admin})
         self._write_environment(
             "dev-nginx", base, {**at, "kind": "nginx", "port": nginx, "admin_port": nginx_admin}
         )
-        path = f"{self.folder}/bin:{os.environ.get('PATH', os.defpath)}"
         theirs = {
             "PATH": path,
             "NOMAD_ADDR": self.nomad_address,
@@ -160,26 +200,20 @@ class Sandbox(Jobs):
         }
         own = ("NOMAD_", "CONSUL_", "VAULT_", "VLLMJOBS_")
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(own)} | theirs
-        self._agent_env = {
-            **{key: os.environ[key] for key in INHERITED if key in os.environ},
-            "PATH": path,
-            "TMPDIR": str(self.folder / "tmp"),
-            leftovers.MARK: str(self.folder),
-        }
         exports = [f"export {key}={value}" for key, value in theirs.items() if key != "PATH"]
         exports.append(f'export PATH={self.folder}/bin:"$PATH"')
         (self.folder / "env").write_text("\n".join(exports) + "\n")
 
-        self.consul = _consul_client(self._consul_server)
-        session = requests.Session()
-        session.trust_env = False  # a proxy does not reach this loopback
+        self.consul = _consul_client(self._consul["server"])
+        self._session = requests.Session()
+        self._session.trust_env = False  # a proxy does not reach this loopback
         self.nomad = nomad.Nomad(
             address=self.nomad_address,
             namespace="default",
             region="global",
             verify=True,
             timeout=30,
-            session=session,
+            session=self._session,
         )
 
     def _write_environment(self, name: str, base: dict[str, str], balancer: dict[str, object]) -> None:
@@ -187,66 +221,73 @@ class Sandbox(Jobs):
         (self.folder / "envs" / f"{name}.yaml").write_text(text)
 
     def _start_servers(self) -> None:
-        server, consul = self._nomad_server, self._consul_server
-        consul_agent = self._start_consul(consul)
-        self._servers.append(consul_agent)
-        data = str(self.folder / server.name)
-        nomad_agent = self._start_nomad(server, nomad_config.server_config(server, data, consul.address))
-        self._servers.append(nomad_agent)
-        leader = self.consul.status.leader
-        consul_agent.wait_until(leader, READY, "Consul has a leader", ignoring=NOT_YET)
+        self._agents.start_consul(self._consul["server"])
+        servers = [self._nomad[name] for name in self._names]
+        for server in servers:
+            config = nomad_config.server_config(
+                server,
+                str(self.folder / server.name),
+                self._consul["server"].address,
+                servers=len(servers),
+                join=servers,
+                patient=not self._machines,
+            )
+            self._agents.start_nomad(server, config)
+        self._wait_for_consul("server")
         self._say(f"consul  {self.consul_address}")
-        leader = self.nomad.status.leader.get_leader
-        nomad_agent.wait_until(leader, READY, "Nomad has a leader", ignoring=NOT_YET)
+        for name in self._names:
+            self._wait_for_server(name)
         self._say(f"nomad   {self.nomad_address}")
 
     def _start_clients(self) -> None:
-        assert self._block
-        take = self._block.take
-        agents = [consul_config.Agent(name, take(), take(), take()) for name in self.nodes]
-        processes = [self._start_consul(agent, self._consul_server) for agent in agents]
-        self._servers += processes
-        for agent, process in zip(agents, processes, strict=True):
-            local = _consul_client(agent)
-            # Nomad asks its agent once at the start, and then only every 15 s.
-            process.wait_until(
-                lambda local=local: local.status.leader(),  # type: ignore[misc]
-                READY,
-                f"the Consul agent of {agent.name} has joined",
-                ignoring=NOT_YET,
-            )
-        for number, agent in enumerate(agents, 1):
-            self._clients.append(self._start_client(number, agent))
-        for process in self._clients:
-            process.wait_until(
-                lambda name=process.name: self._is_ready(name),  # type: ignore[misc]
-                READY,
-                f"{process.name} is ready with its GPUs",
-                ignoring=(*NOT_YET, KeyError),
-            )
+        for name in self.nodes:
+            self._agents.start_consul(self._consul[name], self._consul["server"])
+        for name in self.nodes:  # Nomad asks its agent once at the start, and then only every 15 s
+            self._wait_for_consul(name)
+        for number, name in enumerate(self.nodes, 1):
+            self._start_client(number, name)
+        for name in self.nodes:
+            self._wait_for_client(name)
             gpu = self._gpus[0]
-            self._say(f"node    {process.name.removeprefix('nomad-')}, with {gpu.count} x {gpu.model}")
+            self._say(f"node    {name}, with {gpu.count} x {gpu.model}")
 
-    def _start_client(self, number: int, consul: consul_config.Agent) -> Process:
+    def _start_client(self, number: int, name: str) -> None:
         assert self._block
-        take = self._block.take
-        agent = nomad_config.Agent(self.nodes[number - 1], take(), take(), take())
         config = nomad_config.client_config(
-            agent,
-            str(self.folder / agent.name),
-            consul.address,
-            server=self._nomad_server,
+            self._nomad[name],
+            str(self.folder / name),
+            self._consul[name].address,
+            servers=[self._nomad[server] for server in self._names],
             ports=self._block.dynamic(number),
             plugin_dir=str(self.folder / "plugins"),
             gpus=self._gpus,
-            health_file=str(self._health_file(agent.name)),
+            health_file=str(self._health_file(name)),
             meta={"balancer": "true"} if number == 1 else {},
             docker=self._docker,
         )
-        return self._start_nomad(agent, config)
+        self._agents.start_nomad(self._nomad[name], config, machine=self._machines)
 
-    def _is_ready(self, process: str) -> bool:
-        name = process.removeprefix("nomad-")
+    def _wait_for_consul(self, name: str) -> None:
+        leader = _consul_client(self._consul[name]).status.leader
+        self._agents.wait_until(f"consul-{name}", leader, "it knows a leader", ignoring=NOT_YET)
+
+    def _wait_for_server(self, name: str) -> None:
+        self._agents.wait_until(
+            f"nomad-{name}", lambda: self._is_healthy(name), "it knows a leader", ignoring=NOT_YET
+        )
+
+    def _wait_for_client(self, name: str) -> None:
+        self._agents.wait_until(
+            f"nomad-{name}",
+            lambda: self._is_healthy(name) and self._is_ready(name),
+            "it is ready with its GPUs",
+            ignoring=(*NOT_YET, KeyError),
+        )
+
+    def _is_healthy(self, name: str) -> bool:
+        return self._session.get(f"{self._nomad[name].address}/v1/agent/health", timeout=10).ok
+
+    def _is_ready(self, name: str) -> bool:
         node = self.node(name)
         return (
             node["Status"] == "ready"
@@ -274,21 +315,6 @@ class Sandbox(Jobs):
             )
             self._say(f"{job.rpartition('-')[2]:<7} {address}")
 
-    def _start_consul(self, agent: consul_config.Agent, join: consul_config.Agent | None = None) -> Process:
-        name = f"consul-{agent.name}"
-        config = self.folder / f"{name}.json"
-        config.write_text(consul_config.config(agent, str(self.folder / name), join))
-        return self._start_agent(name, [self._programs["consul"], "agent", "-config-file", config])
-
-    def _start_nomad(self, agent: nomad_config.Agent, text: str) -> Process:
-        name = f"nomad-{agent.name}"
-        config = self.folder / f"{name}.hcl"
-        config.write_text(text)
-        return self._start_agent(name, [self._programs["nomad"], "agent", "-config", config])
-
-    def _start_agent(self, name: str, command: list[str | Path]) -> Process:
-        return start(name, command, self.folder / f"{name}.log", self._agent_env)
-
     def _health_file(self, node: str) -> Path:
         return self.folder / f"{node}.health.json"
 
@@ -300,17 +326,19 @@ class Sandbox(Jobs):
         with _undisturbed(self._say):
             with suppress(*NOT_YET, SandboxError):
                 self._stop_jobs()
-            stop(self._clients)
-            stop(self._servers)
+            self._agents.stop(self._clients())
+            self._agents.stop()
             leftovers.remove(self.folder, keep_files)
             self._block.release()
         if keep_files:
             self._say(f"logs are in {self.folder}, until the next sandbox starts")
 
+    def _clients(self) -> list[str]:
+        return [name for name in self._agents.running if name.removeprefix("nomad-") in self.nodes]
+
     def _stop_jobs(self) -> None:
-        if not self._clients:
-            return
-        self.purge(*(job["ID"] for job in self.nomad.jobs.get_jobs()))
+        if self._clients():
+            self.purge(*(job["ID"] for job in self.nomad.jobs.get_jobs()))
 
 
 def _consul_client(agent: consul_config.Agent) -> Consul:

@@ -30,14 +30,33 @@ class Agent:
         return f"http://127.0.0.1:{self.http}"
 
 
-def server_config(agent: Agent, data_dir: str, consul: str, servers: int = 1) -> str:
-    """Write the configuration of a server, which elects no leader before there are so many of them."""
+def server_config(
+    agent: Agent,
+    data_dir: str,
+    consul: str,
+    servers: int = 1,
+    join: Sequence[Agent] = (),
+    patient: bool = True,
+) -> str:
+    """Write the configuration of a server, which elects no leader before there are so many of them.
+
+    Unless it is patient, a client that is silent for some 5 s counts as lost.
+    """
+    beats = "" if patient else '  heartbeat_grace   = "2s"\n  min_heartbeat_ttl = "3s"\n'
+    others = [f"127.0.0.1:{other.serf}" for other in join if other != agent]
+    joining = f"""
+  server_join {{
+    retry_join     = {json.dumps(others)}
+    retry_interval = "1s"
+  }}
+"""
     return f"""\
 {_common(agent, data_dir, consul)}
 server {{
   enabled          = true
   bootstrap_expect = {servers}
-}}
+  raft_multiplier  = 1
+{beats}{joining if others else ""}}}
 """
 
 
@@ -69,7 +88,7 @@ def client_config(
     data_dir: str,
     consul: str,
     *,
-    server: Agent,
+    servers: Sequence[Agent],
     ports: range,
     plugin_dir: str,
     gpus: Sequence[GpuModel],
@@ -86,7 +105,7 @@ plugin_dir = {json.dumps(plugin_dir)}
 
 client {{
   enabled           = true
-  servers           = ["127.0.0.1:{server.rpc}"]
+  servers           = {json.dumps([f"127.0.0.1:{server.rpc}" for server in servers])}
   network_interface = "lo"
   min_dynamic_port  = {ports[0]}
   max_dynamic_port  = {ports[-1]}

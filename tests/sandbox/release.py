@@ -19,7 +19,9 @@ ROUTED = 15.0  # seconds from healthy in Nomad to served by Fabio
 
 
 class Release:
-    """The `dev` environment under another name, and under a path of its own at the balancers."""
+    """The `dev` environment under another name, and under a path of its own at Fabio."""
+
+    environment = "dev"
 
     def __init__(self, sandbox: Sandbox, job: str, settings: dict[str, Any]) -> None:
         self.sandbox = sandbox
@@ -29,11 +31,24 @@ class Release:
         self.settings = {"job": job, **{f"models.chat.route.{key}": value for key, value in route.items()}}
         self.settings |= settings
 
+    @classmethod
+    def behind_nginx(cls, sandbox: Sandbox, **chat: Any) -> Release:
+        """Return the job that the sandbox's nginx serves: `dev-nginx` as it is."""
+        self = cls(sandbox, "vllm-dev", {})
+        self.environment = "dev-nginx"
+        self.address = sandbox.nginx_address
+        self.settings = {f"models.chat.{key}": value for key, value in chat.items()}
+        return self
+
+    def words(self, **chat: Any) -> list[str]:
+        """Return the words after a command: the environment, with keys of `models.chat` laid over."""
+        settings = self.settings | {f"models.chat.{key}": value for key, value in chat.items()}
+        options = (word for key, value in settings.items() for word in ("--set", f"{key}={value}"))
+        return [self.environment, *options]
+
     def render(self, **chat: Any) -> str:
         """Render it with keys of `models.chat` laid over: `max_model_len=2048`."""
-        settings = self.settings | {f"models.chat.{key}": value for key, value in chat.items()}
-        options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-        return self.sandbox.render("dev", *options)
+        return self.sandbox.render(*self.words(**chat))
 
     def run(self, **chat: Any) -> Json:
         """Run it and wait until it is healthy, or its canaries are; return the deployment."""

@@ -80,13 +80,15 @@ def install(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
 
 def test_the_steps_that_follow_find_vllmjobs_and_nomad(tmp_path: Path, releases: Path) -> None:
     path, env = tmp_path / "path", tmp_path / "env"
-    done = install(tmp_path, GITHUB_PATH=str(path), GITHUB_ENV=str(env), NOMAD_CACERT_PEM="a certificate")
+    certificates = {"NOMAD_CACERT_PEM": "Nomad's", "CONSUL_CACERT_PEM": "Consul's"}
+    done = install(tmp_path, GITHUB_PATH=str(path), GITHUB_ENV=str(env), **certificates)
     assert done.returncode == 0, done.stderr
     folder = Path(path.read_text().strip())
     assert {"vllmjobs", "detect-secrets", "nomad"} <= {file.name for file in folder.iterdir()}
     assert subprocess.check_output([folder / "nomad"], text=True) == f"Nomad v{VERSION}\n"
-    name, _, file = env.read_text().strip().partition("=")
-    assert (name, Path(file).read_text()) == ("NOMAD_CACERT", "a certificate\n")
+    files = dict(line.split("=") for line in env.read_text().splitlines())
+    said = {name: Path(file).read_text() for name, file in files.items()}
+    assert said == {"NOMAD_CACERT": "Nomad's\n", "CONSUL_CACERT": "Consul's\n"}
 
 
 def test_a_zip_that_is_not_the_one_of_the_sums_is_not_installed(tmp_path: Path, releases: Path) -> None:

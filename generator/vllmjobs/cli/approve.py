@@ -13,7 +13,7 @@ from vllmjobs.project import checked, find, sound
 @environment_options
 @click.option("--list", "only_list", is_flag=True, help="Say who has approved it, and approve nothing.")
 def approve(env: str, settings: tuple[str, ...], project: Path, only_list: bool) -> None:
-    """Approve ENV as it stands here, for `vllmjobs deploy` to release it.
+    """Approve a change of ENV that others deploy.
 
     ENV is the name of a file in envs/, or a path. What is approved is what it renders to here, with these
     templates and --set, as the next version of the job; `vllmjobs plan` says what that changes. Each

@@ -42,7 +42,7 @@ def deploy(
     in_json: bool,
     hooks: tuple[str, ...],
 ) -> None:
-    """Take a change of ENV to the cluster, and no request fails on the way.
+    """Take a change of ENV to the cluster, on evidence, or back.
 
     ENV is checked and planned; canaries are placed, get their share of the requests step by step, and are
     compared with the instances that run. A passing verdict promotes them, a failing one stops them.

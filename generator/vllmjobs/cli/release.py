@@ -61,7 +61,10 @@ def _on(command: _Does) -> Callable[..., None]:
 @click.command()
 @_on
 def promote(back: "Back") -> "Outcome":
-    """Promote the canaries of ENV, whatever the verdict, and follow until the old instances have stopped."""
+    """Promote the canaries of ENV, whatever the verdict.
+
+    Follows until the old instances have ended their streams.
+    """
     return back.promote()
 
 
@@ -69,7 +72,10 @@ def promote(back: "Back") -> "Outcome":
 @_on
 @click.option("--force", is_flag=True, help="Also where no other instance is healthy.")
 def abort(back: "Back", force: bool) -> "Outcome":
-    """Stop the canaries of ENV: the deployment fails, and the old version serves on."""
+    """Stop the canaries of ENV; the old version serves on.
+
+    The deployment is failed, and the last version that was deployed with success is the job's again.
+    """
     return back.abort(force)
 
 
@@ -77,9 +83,9 @@ def abort(back: "Back", force: bool) -> "Outcome":
 @_on
 @click.argument("version", type=click.IntRange(0), required=False)
 def rollback(back: "Back", version: int | None) -> "Outcome":
-    """Go back to VERSION of ENV, or to the last other one that was deployed with success.
+    """Go back to an old version of ENV.
 
-    A new deployment of the old version, followed and promoted as soon as its canaries are healthy. Before a
+    To VERSION, or to the last other one that was deployed with success. A new deployment of the old version, followed and promoted as soon as its canaries are healthy. Before a
     promotion it is at once: the canaries are stopped. `vllmjobs history` lists the versions.
     """
     return back.rollback(version)

@@ -52,9 +52,9 @@ def _json(value: object) -> None:
 def status(
     env: str, settings: tuple[str, ...], project: Path, watch: bool, interval: float, in_json: bool
 ) -> None:
-    """Show what runs of ENV: groups, versions, health, shares, GPUs, the deployment, the last verdict.
+    """Show what runs of ENV, and how its release stands.
 
-    The first line says whether all is well, the last ones what to type next.
+    Groups, versions, health, shares of the requests, GPUs, the deployment, the last verdict. The first line says whether all is well, the last ones what to type next.
 
     Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
     """
@@ -105,9 +105,9 @@ def _watch(screen: Callable[[], str], interval: float) -> None:
 @environment_options
 @click.option("--json", "in_json", is_flag=True, help="For programs: all that is known of each version.")
 def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -> None:
-    """List the versions of ENV's job: when, by whom, how it went, with which image and model.
+    """List the versions of ENV, and how each went.
 
-    Nomad keeps six versions of a job; what vllmjobs recorded of the last twenty releases is shown for longer.
+    When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs recorded of the last twenty releases is shown for longer.
     """
     from vllmjobs.deploy.look import absent, remembered  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
@@ -159,9 +159,9 @@ def logs(
     follow: bool,
     lines: int,
 ) -> None:
-    """Print what the instances of ENV say, or those of one GROUP, each line with its instance.
+    """Print the logs of the instances of ENV, side by side.
 
-    With --follow, instances that come are followed, too.
+    Of all groups, or of one GROUP; each line with its instance. With --follow, instances that come are followed, too.
     """
     from vllmjobs import logs as read  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.nomad_releases import Releases  # noqa: PLC0415

@@ -43,6 +43,7 @@ def build(flags: Flags, knobs: Knobs, engine: Engine, metrics: Metrics) -> ASGIA
     async def completions(request: Request) -> Response:
         chat = request.url.path == "/v1/chat/completions"
         ask = protocol.read(await request.body(), request.headers, chat, flags)
+        await asyncio.sleep(knobs.answer_seconds)
         sequences = engine.submit(ask.prompts, ask.n, ask.max_tokens, ask.ignore_eos)
         if ask.stream:
             return StreamingResponse(_stream(engine, ask, sequences), media_type="text/event-stream")

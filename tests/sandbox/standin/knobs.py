@@ -6,6 +6,7 @@ must also run on vLLM.
 | variable VLLMJOBS_STANDIN_… | default | meaning |
 |---|---|---|
 | LOAD_SECONDS | 0.5 | bound but not listening for so long (vLLM: 34 to 2222 s were seen) |
+| ANSWER_SECONDS | 0.003 | until an answer begins (vLLM: 0.003 in the middle, 0.0016 at the least) |
 | TOKENS_PER_SECOND | 200 | per sequence, as on the CPU build; it does not slow down with the batch |
 | ANSWER_TOKENS | 64 | where an answer ends by itself ("stop"), unless `ignore_eos` or max_tokens |
 | KV_TOKENS | 476016 | size of the KV cache (Llama-3.1-8B on an H100), for kv_cache_usage_perc |
@@ -53,6 +54,7 @@ class Knobs:
     """Every knob, checked."""
 
     load_seconds: float = 0.5
+    answer_seconds: float = 0.003
     tokens_per_second: float = 200.0
     answer_tokens: int = 64
     kv_tokens: int = 476_016
@@ -145,6 +147,7 @@ def _nearest(name: str, known: Mapping[str, object]) -> str:
 
 _KNOBS: dict[str, Callable[[str], Any]] = {
     "LOAD_SECONDS": _seconds,
+    "ANSWER_SECONDS": _seconds,
     "TOKENS_PER_SECOND": _rate,
     "ANSWER_TOKENS": _positive,
     "KV_TOKENS": _positive,

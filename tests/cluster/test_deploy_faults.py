@@ -1,0 +1,319 @@
+"""What goes wrong while a change is deployed: the old version serves on, and the exit code says what it was.
+
+The old version is asked all the while; each test ends with which version serves, and with which share of it.
+"""
+
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.cluster import Sandbox
+from sandbox.deploying import QUICK, Clock, deploying
+from sandbox.process import wait_until
+from sandbox.release import NewRelease, Release, releases
+from sandbox.traffic import Load, versions
+
+OLD, NEW, NEWER = 1024, 2048, 1536
+DEPLOYED, FAILED, NO_ROOM, REFUSED = 0, 1, 3, 4
+SETTLED = 30.0  # seconds
+
+
+class Served:
+    """A release whose old version is asked ten times a second."""
+
+    def __init__(self, release: Release, load: Load) -> None:
+        self.release, self.sandbox, self._load = release, release.sandbox, load
+        self.old = {one["ID"] for one in release.allocations()}
+        self.is_forgiven: Callable[[str], bool] = lambda _: False
+        """Which failures are to be expected: of a canary that fails, not of the old version."""
+
+    def is_unhurt(self) -> None:
+        """No request failed that the old version was to answer."""
+        assert self._load.answered > 0
+        assert [said for said in self._load.failures if not self.is_forgiven(said)] == []
+
+    def still_serves(self) -> None:
+        """The very same old instances, and nothing else; no share is left at the balancer."""
+        self._settles_at(OLD)
+        assert {one["ID"] for one in self.release.allocations()} == self.old
+        self.is_unhurt()
+
+    def serves_the_new(self) -> None:
+        """The new version alone."""
+        self._settles_at(NEW)
+        assert self.sandbox.deployment(self.release.job)["Status"] == "successful"
+        self.is_unhurt()
+
+    def _settles_at(self, length: int) -> None:
+        wait_until(
+            lambda: (
+                len(self.release.allocations()) == 2 and versions(self.release.address, 20) == {length: 20}
+            ),
+            SETTLED,
+            f"two instances of {length} serve alone",
+            evidence=lambda: self.sandbox.evidence(self.release.job),
+        )
+        left = [key for key in _keys(self.sandbox) if self.release.job in key]
+        assert left == []
+
+
+def _keys(sandbox: Sandbox) -> list[str]:
+    return [key for top in ("fabio/", "vllmjobs/") for key in sandbox.consul.kv.get(top, keys=True)[1] or ()]
+
+
+@contextmanager
+def serving(release: Release, **chat: Any) -> Iterator[Served]:
+    release.run(**chat)
+    release.wait_until_routed(OLD)
+    with Load(release.address, per_second=10) as load:
+        yield Served(release, load)
+
+
+@pytest.fixture
+def served(release: NewRelease) -> Iterator[Served]:
+    """Two engines on one node, so that nothing that befalls the other touches them."""
+    with serving(release(**QUICK), **{"placement.constraints": on("=", "gpu-1")}) as old:
+        yield old
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Sandbox]:
+    """Three servers, and three clients whose power can be cut."""
+    with Sandbox(clients=3, gpus=3, servers=3, machines=True) as running:
+        yield running
+
+
+def on(operator: str, node: str) -> str:
+    return f'[{{attribute: "${{node.unique.name}}", operator: "{operator}", value: "{node}"}}]'
+
+
+def anywhere_but(node: str) -> dict[str, Any]:
+    return {"placement.constraints": on("!=", node)}
+
+
+def failure(mode: str) -> dict[str, Any]:
+    return {"env.VLLMJOBS_STANDIN_FAILURE": mode}
+
+
+def slow(tokens_per_second: int) -> dict[str, Any]:
+    return {"env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": tokens_per_second}
+
+
+# The process that deploys
+
+
+@pytest.mark.parametrize(
+    "kind", ["registered", "placed", "healthy", "verdict", "shifted", "promoting", "stopping", "stopped"]
+)
+def test_killed_at_any_step_it_is_resumed_by_another(served: Served, kind: str) -> None:
+    with deploying(served.release, at={kind: signal.SIGKILL}, max_model_len=NEW) as killed:
+        assert killed.end() == -signal.SIGKILL
+    with deploying(served.release, max_model_len=NEW) as resumed:
+        assert resumed.end() == DEPLOYED, resumed.evidence()
+        assert "registered" not in resumed.kinds()
+    served.serves_the_new()
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(served: Served, tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    with deploying(served.release, env=clock.env, max_model_len=NEW) as deploy:
+        deploy.wait_for("healthy")
+        clock.jump("+5h")
+        deploy.wait_for("shifted")
+        clock.jump("-3h")
+        assert deploy.end() == DEPLOYED, deploy.evidence()
+        hours = [event["at"][11:13] for event in deploy.events]
+    assert len({*hours}) >= 3, "the clock did not jump"
+    served.serves_the_new()
+
+
+# The cluster
+
+
+def test_nomads_only_server_is_killed_and_comes_back(served: Served) -> None:
+    with deploying(served.release, max_model_len=NEW) as deploy:
+        deploy.wait_for("shifted")
+        served.sandbox.kill("nomad-server")
+        served.sandbox.start_again("nomad-server")
+        assert deploy.end() == DEPLOYED, deploy.evidence()
+    served.serves_the_new()
+
+
+@pytest.mark.parametrize("agent", ["consul-server", "consul-gpu-2"])
+def test_a_consul_agent_is_killed_and_comes_back(served: Served, agent: str) -> None:
+    """The server, whom deploy and the balancer ask; and the agent of the canary's node."""
+    with deploying(served.release, max_model_len=NEW, **anywhere_but("gpu-1")) as deploy:
+        deploy.wait_for("verdict")
+        served.sandbox.kill(agent)
+        served.sandbox.start_again(agent)
+        assert deploy.end() == DEPLOYED, deploy.evidence()
+    served.serves_the_new()
+
+
+def test_the_leader_of_three_servers_is_killed(fleet: Sandbox) -> None:
+    for new in releases(fleet, "leader"):
+        leader = fleet.leader()
+        other = next(address for name, address in fleet.servers().items() if name != leader)
+        with (
+            serving(new(**QUICK)) as served,
+            deploying(served.release, env={"NOMAD_ADDR": other}, max_model_len=NEW) as deploy,
+        ):
+            deploy.wait_for("shifted")
+            fleet.kill(f"nomad-{leader}")
+            code = deploy.end()
+            fleet.start_again(f"nomad-{leader}")
+            assert code == DEPLOYED, deploy.evidence()
+            served.serves_the_new()
+
+
+def test_the_node_of_the_canary_loses_its_power(fleet: Sandbox) -> None:
+    """That it does not answer is known before Nomad misses the node."""
+    for new in releases(fleet, "power"):
+        with (
+            serving(new(**QUICK), **{"placement.constraints": on("=", "gpu-1")}) as served,
+            deploying(served.release, max_model_len=NEW, **anywhere_but("gpu-1")) as deploy,
+        ):
+            node = deploy.wait_for("healthy")["data"]["node"]
+            served.is_forgiven = lambda said: "502" in said or "Disconnected" in said  # the canary's share
+            fleet.kill(f"nomad-{node}")
+            code = deploy.end()
+            fleet.start_again(f"nomad-{node}")
+            assert code == REFUSED, deploy.evidence()
+            served.still_serves()
+
+
+def test_gpus_that_are_taken_after_the_plan(served: Served, release: NewRelease) -> None:
+    hog = release(replicas=6)
+    with deploying(served.release, at={"planned": signal.SIGSTOP}, max_model_len=NEW) as deploy:
+        deploy.wait_for("planned")
+        hog.run()
+        assert "registered" not in deploy.kinds()
+        deploy.signal(signal.SIGCONT)
+        assert deploy.end(150) == NO_ROOM, deploy.evidence()
+    served.still_serves()
+
+
+# The canary
+
+
+@pytest.mark.parametrize("mode", ["never-ready", "exit-1-before-ready"])
+def test_a_canary_that_does_not_get_ready(served: Served, mode: str) -> None:
+    with deploying(served.release, max_model_len=NEW, **failure(mode)) as deploy:
+        assert deploy.end() == FAILED, deploy.evidence()
+    served.still_serves()
+
+
+def test_a_canary_that_answers_500(served: Served) -> None:
+    served.is_forgiven = lambda said: "500 Internal" in said
+    with deploying(served.release, max_model_len=NEW, **failure("error-rate=1")) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "error_rate" in deploy.wait_for("done")["text"]
+    served.still_serves()
+
+
+def test_a_canary_that_dies_in_service(served: Served) -> None:
+    served.is_forgiven = lambda said: any(word in said for word in ("500 Internal", "502", "Disconnected"))
+    with deploying(served.release, max_model_len=NEW, **failure("exit-0-after=3")) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+    served.still_serves()
+
+
+def test_a_canary_that_is_slow_by_a_factor_of_five(release: NewRelease) -> None:
+    with serving(release(**QUICK), **slow(60)) as served:
+        with deploying(served.release, max_model_len=NEW, **slow(12)) as deploy:
+            assert deploy.end() == REFUSED, deploy.evidence()
+            assert "latency" in deploy.wait_for("done")["text"]
+        served.still_serves()
+
+
+@pytest.mark.parametrize(
+    ("settings", "code", "length"),
+    [
+        ({"rollout.analysis.probe": "true"}, DEPLOYED, NEW),
+        ({"rollout.analysis.probe": "false", "rollout.analysis.on_no_data": "fail"}, REFUSED, OLD),
+    ],
+    ids=["probes stand in", "it fails"],
+)
+def test_a_canary_without_traffic(
+    release: NewRelease, settings: dict[str, Any], code: int, length: int
+) -> None:
+    quiet = release(**QUICK)
+    quiet.run(**settings)
+    with deploying(quiet, max_model_len=NEW, **settings) as deploy:
+        assert deploy.end() == code, deploy.evidence()
+    quiet.wait_until_routed(length)
+    wait_until(lambda: versions(quiet.address, 20) == {length: 20}, SETTLED, f"{length} serves alone")
+
+
+# Other people
+
+
+def test_a_newer_version_is_registered_while_a_canary_is_judged(served: Served) -> None:
+    with deploying(served.release, max_model_len=NEW) as deploy:
+        deploy.wait_for("verdict")
+        served.sandbox.run(served.release.render(max_model_len=NEWER))
+        assert deploy.end() == FAILED, deploy.evidence()
+        assert deploy.wait_for("done")["data"]["outcome"] == "superseded"
+    waiting = served.sandbox.wait_until_healthy(served.release.job)
+    assert (waiting["JobVersion"], waiting["Status"]) == (2, "running")
+    running = Counter(
+        one["JobVersion"] for one in served.release.allocations() if one["DesiredStatus"] == "run"
+    )
+    assert running == {0: 2, 2: 1}
+    served.is_unhurt()
+
+
+def test_another_person_promotes_first(served: Served) -> None:
+    with deploying(served.release, max_model_len=NEW) as deploy:
+        deploy.wait_for("verdict")
+        served.sandbox.promote(served.release.job)
+        assert deploy.end() == DEPLOYED, deploy.evidence()
+    served.serves_the_new()
+
+
+def test_another_person_fails_it_first(served: Served) -> None:
+    with deploying(served.release, max_model_len=NEW) as deploy:
+        deployment = deploy.wait_for("verdict")["deployment"]
+        served.sandbox.nomad.deployment.fail_deployment(deployment)
+        assert deploy.end() == FAILED, deploy.evidence()
+    served.still_serves()
+
+
+# Fabio
+
+
+@contextmanager
+def malformed_route(sandbox: Sandbox) -> Iterator[None]:
+    """Fabio keeps its table as it is for as long as this is there."""
+    sandbox.consul.kv.put("fabio/config/broken", "route wieght everything 1")
+    try:
+        yield
+    finally:
+        sandbox.consul.kv.delete("fabio/config/broken")
+
+
+def test_a_malformed_route_refuses_a_deployment_before_it_begins(served: Served) -> None:
+    with malformed_route(served.sandbox), deploying(served.release, max_model_len=NEW) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "fabio/config/broken" in deploy.evidence()
+    assert served.sandbox.nomad.job.get_job(served.release.job)["Version"] == 0
+    served.still_serves()
+
+
+def test_a_malformed_route_that_comes_later_is_waited_for(served: Served) -> None:
+    with deploying(served.release, max_model_len=NEW) as deploy:
+        deploy.wait_for("verdict")
+        with malformed_route(served.sandbox):
+            wait_until(
+                lambda: {"shifted", "refused"} & {*deploy.kinds()},
+                SETTLED,
+                "it is to shift",
+                evidence=deploy.evidence,
+            )
+        assert deploy.end() == DEPLOYED, deploy.evidence()
+    served.serves_the_new()
