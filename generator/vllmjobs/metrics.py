@@ -23,6 +23,10 @@ _NOT_SERVED = (400, 404)  # by this route: a chat model's template is missing, o
 _LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
+UNANSWERED = "does not answer within"
+"""What is said of an instance that takes a question, and is silent."""
+
+
 class MetricsError(UserError):
     """Why an instance's metrics could not be read: one line, with the address."""
 
@@ -151,8 +155,10 @@ def _one_of(label: str, values: Iterable[str]) -> str:
 
 
 def _why(error: requests.RequestException, timeout: float) -> str:
+    if isinstance(error, requests.ConnectTimeout):
+        return f"cannot be reached within {timeout:g} s"
     if isinstance(error, requests.Timeout):
-        return f"does not answer within {timeout:g} s"
+        return f"{UNANSWERED} {timeout:g} s"
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached: nothing listens there, or the connection broke"
     return f"cannot be asked: {error}"

@@ -27,7 +27,8 @@ WELL = {
 
 def analysis(limits: dict[str, Any] | None = None, **keys: Any) -> Analysis:
     chosen = dict.fromkeys(METRICS) | limits if limits is not None else {}
-    return Analysis(limits=Limits(**chosen), **keys)
+    chosen = {"e2e_latency": Limit(ratio=2, floor=1)} | chosen
+    return Analysis(limits=Limits(**chosen), **{"min_requests": 20, **keys})
 
 
 def sample(requests: float = 0, errors: float = 0, **gauges: float) -> Sample:

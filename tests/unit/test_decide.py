@@ -189,11 +189,13 @@ class Cluster:
             place_within=chance.choice([10.0, 60.0]),
             promote_by=300.0,
             until=600.0,
+            is_way_back=chance.random() < 0.1,
         )
         self.version: int | None = 7
         self.status: Any = chance.choice(["none", "pending", "running", "running", "running"])
         self.is_evaluated = self.status != "none" or chance.random() < 0.3
         self.stable = chance.choice([None, 6])
+        self.has_reverted = False
         self.auto_revert = chance.random() < 0.5
         self.failed: Fail | None = None
         self.groups = {name: self._group() for name in self.GROUPS}
@@ -208,6 +210,7 @@ class Cluster:
         return Observation(
             now=self.now, version=self.version, status=self.status, is_evaluated=self.is_evaluated,
             groups=dict(self.groups) if self.status != "none" else {}, stable=self.stable, failed=self.failed,
+            has_reverted=self.has_reverted,
         )  # fmt: skip
 
     def happen(self) -> None:
@@ -304,7 +307,9 @@ class Cluster:
                         self.groups[name] = replace(group, step=step, verdict=None, routed=False)
             case Revert(version=version):
                 assert (self.status, self.version, version) == ("failed", 7, self.stable)
-                if works:
+                assert not self.has_reverted, "once is enough: Nomad answers 200 where nothing changes"
+                self.has_reverted = works
+                if works and self.chance.random() < 0.9:
                     self.version = 8
 
     def _hold_promotion(self) -> None:

@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from msgspec.structs import replace
 
 from vllmjobs.changes.model import Field, Group, Job
 from vllmjobs.environment.model import Balancer, Environment, Model
@@ -75,6 +76,11 @@ def test_a_count_that_shrinks_beside_a_change_is_held() -> None:
     assert held(changed(group("destructive", "scale-down", before=4, after=2))) == {"chat": 4}
     assert held(changed(group("scale-down", before=4, after=2))) == {}
     assert held(changed(group("destructive", "scale-up", before=4, after=6))) == {}
+
+
+def test_a_group_that_only_shrinks_waits_for_the_verdict_on_the_others() -> None:
+    other = group("scale-down", before=3, after=0)
+    assert held(changed(group("destructive"), replace(other, name="large"))) == {"large": 3}
 
 
 def test_what_is_left_of_a_held_change_is_smaller_counts() -> None:

@@ -7,7 +7,7 @@ from msgspec.structs import replace
 
 from vllmjobs.rollout.happenings import happenings
 from vllmjobs.rollout.model import Observation, Verdict
-from vllmjobs.rollout.seen import groups, instances, is_old, is_ready
+from vllmjobs.rollout.seen import groups, instances, is_old, is_ready, stable
 
 PASS = Verdict(result="pass", reason="within all limits", measurements=12)
 
@@ -42,6 +42,18 @@ def seen(*allocations: dict[str, Any], status: Any = "running", **group: Any) ->
     found = instances(allocations, state)
     counted = groups(state, found)
     return Observation(now=0, version=7, status=status, groups=counted), {one.id: one for one in found}
+
+
+def test_the_version_to_go_back_to_was_deployed_with_success_and_is_another_job() -> None:
+    def version(number: int, image: str, stable: bool = True, stopped: bool = False) -> dict[str, Any]:
+        return {"Version": number, "Image": image, "Stable": stable, "Stop": stopped}
+
+    kept = [version(0, "a"), version(1, "b", stable=False), version(2, "b"), version(3, "c")]
+    assert stable(kept, 3) == 2
+    assert stable([*kept, version(4, "c")], 4) == 2, "of the same job Nomad would make no version"
+    stopped = version(4, "c", stopped=True)
+    assert stable([*kept, stopped, version(5, "d")], 5) == 3, "going back to a stopped job stops all"
+    assert stable([version(0, "a", stable=False)], 0) is None
 
 
 def test_a_canary_is_of_the_deployment_and_the_old_ones_serve() -> None:

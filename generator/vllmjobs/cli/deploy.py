@@ -68,7 +68,8 @@ def deploy(
     jobs = rendered(environment, templates(project), job) if job else whole
     releases = Releases()
     planned = plans(jobs, releases, environment.nomad.namespace, ["vllmjobs", "render", env])
-    if any(map(is_unplaceable, planned)):
+    # One that is registered already is followed, and given up in time.
+    if any(job.action != "none" and is_unplaceable(job) for job in planned):
         from vllmjobs.changes.report_text import as_text  # noqa: PLC0415
 
         changes = Changes(name=path.stem, against=releases.address, jobs=planned, findings=findings(found))

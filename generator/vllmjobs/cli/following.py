@@ -57,18 +57,19 @@ def following(env: str, in_json: bool, hooks: tuple[str, ...]) -> Iterator["Repo
 
     from vllmjobs.deploy.reporter import Reporter  # noqa: PLC0415
 
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.default_int_handler)
     console = Console() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
-    try:
-        with Reporter(in_json, hooks, console) as reporter:
+    with Reporter(in_json, hooks, console) as reporter:
+        try:
             yield reporter
-    except KeyboardInterrupt:
-        click.echo(
-            f"left as it is: `vllmjobs deploy {env}` goes on, `vllmjobs promote {env}` promotes, "
-            f"`vllmjobs abort {env}` goes back",
-            err=True,
-        )
-        raise click.exceptions.Exit(1) from None
+        except KeyboardInterrupt:  # said before the hooks get what they have not yet, which takes its time
+            click.echo(
+                f"left as it is: `vllmjobs deploy {env}` goes on, `vllmjobs promote {env}` promotes, "
+                f"`vllmjobs abort {env}` goes back",
+                err=True,
+            )
+            raise click.exceptions.Exit(1) from None
 
 
 def end(outcome: Outcome) -> None:

@@ -85,7 +85,8 @@ def abort(back: "Back", force: bool) -> "Outcome":
 def rollback(back: "Back", version: int | None) -> "Outcome":
     """Go back to an old version of ENV.
 
-    To VERSION, or to the last other one that was deployed with success. A new deployment of the old version, followed and promoted as soon as its canaries are healthy. Before a
+    To VERSION, or to the last other one that was deployed with success. A new deployment of the old
+    version, followed and promoted as soon as its canaries are healthy. Before a
     promotion it is at once: the canaries are stopped. `vllmjobs history` lists the versions.
     """
     return back.rollback(version)

@@ -54,7 +54,8 @@ def status(
 ) -> None:
     """Show what runs of ENV, and how its release stands.
 
-    Groups, versions, health, shares of the requests, GPUs, the deployment, the last verdict. The first line says whether all is well, the last ones what to type next.
+    Groups, versions, health, shares of the requests, GPUs, the deployment, the last verdict. The first line
+    says whether all is well, the last ones what to type next.
 
     Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
     """
@@ -107,7 +108,8 @@ def _watch(screen: Callable[[], str], interval: float) -> None:
 def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -> None:
     """List the versions of ENV, and how each went.
 
-    When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs recorded of the last twenty releases is shown for longer.
+    When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs
+    recorded of the last twenty releases is shown for longer.
     """
     from vllmjobs.deploy.look import absent, remembered  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
@@ -161,7 +163,8 @@ def logs(
 ) -> None:
     """Print the logs of the instances of ENV, side by side.
 
-    Of all groups, or of one GROUP; each line with its instance. With --follow, instances that come are followed, too.
+    Of all groups, or of one GROUP; each line with its instance. With --follow, instances that come are
+    followed, too.
     """
     from vllmjobs import logs as read  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.nomad_releases import Releases  # noqa: PLC0415

@@ -15,13 +15,7 @@ from vllmjobs.nomad_releases import DeploymentEndedError, Releases, Where
 from vllmjobs.planning import Planner
 from vllmjobs.rollout.happenings import Happening
 from vllmjobs.rollout.model import Entry, Fail, Outcome
-from vllmjobs.rollout.seen import groups, instances
-
-# What Nomad changes in a job by itself, or counts: api/jobs.go.
-_COUNTED = (
-    "Version", "Stable", "Status", "StatusDescription", "CreateIndex", "ModifyIndex", "JobModifyIndex",
-    "SubmitTime", "VersionTag", "Stop",
-)  # fmt: skip
+from vllmjobs.rollout.seen import groups, instances, stable
 
 
 class NoRoomError(UserError):
@@ -127,18 +121,17 @@ class Back:
         if wanted is not None:
             if wanted not in versions or wanted == current:
                 raise UserError(f"{self._where.id}: there is no other version {wanted}; Nomad keeps {kept}")
+            if versions[wanted].get("Stop"):
+                raise UserError(
+                    f"{self._where.id}: as version {wanted} the job was stopped; Nomad keeps {kept}"
+                )
             return wanted
-        now = _spec(versions[current]) if current in versions else {}
-        stable = [
-            number
-            for number, job in versions.items()
-            if job["Stable"] and number != current and _spec(job) != now
-        ]
-        if not stable:
+        found = stable(versions.values(), current)
+        if found is None:
             raise UserError(
                 f"{self._where.id}: no other version was deployed with success; Nomad keeps {kept}: name one"
             )
-        return max(stable)
+        return found
 
     def _hold_room(self, job: Json) -> None:
         planner = Planner(self._releases, self._environment.nomad.namespace, [])
@@ -157,7 +150,3 @@ class Back:
 def _is_waiting(running: Running) -> bool:
     states = (running.deployment or {}).get("TaskGroups", {}).values()
     return any(state["DesiredCanaries"] and not state["Promoted"] for state in states)
-
-
-def _spec(job: Json) -> Json:
-    return {key: value for key, value in job.items() if key not in _COUNTED}

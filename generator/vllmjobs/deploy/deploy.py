@@ -14,7 +14,7 @@ from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
 from vllmjobs.nomad import Json
-from vllmjobs.nomad_releases import Releases, Where, of, where
+from vllmjobs.nomad_releases import ConflictError, Releases, Where, of, where
 from vllmjobs.rollout.gates import RefusedError, version_to_be
 from vllmjobs.rollout.happenings import Happening
 from vllmjobs.rollout.model import Entry, Outcome
@@ -49,7 +49,7 @@ def deploy(asked: Deploy, planned: tuple[Job, ...]) -> Outcome:
     work = [_Work(asked, job) for job in sorted(planned, key=lambda job: job.job == "vllm")]
     if not any(one.is_open for one in work):
         for one in work:
-            one.tell("unchanged", "nothing is to be done")
+            one.leave()
         return "successful"
     entry = _gate(asked, next((one for one in work if one.job.job == "vllm"), None))
     for one in work:
@@ -82,13 +82,16 @@ class _Work:
         self._spec: Json = asked.releases.parse(self._hcl, asked.environment.nomad.namespace)
         self.where = of(self._spec)
         running = asked.releases.job(*self.where)
+        assert job.plan
+        if running and running["JobModifyIndex"] != job.plan.modify_index:
+            raise ConflictError(f"{self.where.id}: somebody else has just changed it; look, and try again")
         self.version: int | None = running["Version"] if running else None
         latest = asked.releases.deployment(*self.where) if running else None
         is_latest = bool(latest and latest["JobVersion"] == self.version)
         self._is_active = bool(is_latest and latest and latest["Status"] in ACTIVE)
-        has_failed = bool(is_latest and latest and latest["Status"] == "failed")
+        self._has_failed = bool(is_latest and latest and latest["Status"] == "failed")
         self._is_same = job.action == "none"
-        self._is_resumed = (self._is_same and (self._is_active or has_failed)) or (
+        self._is_resumed = (self._is_same and (self._is_active or self._has_failed)) or (
             self._is_active and only_shrinks(job)
         )
         self.is_open = self._is_resumed or not self._is_same
@@ -107,12 +110,14 @@ class _Work:
             name = self._asked.name
             raise RefusedError(
                 f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
-                f"or end it with `vllmjobs abort {name}`"
+                f"promote it with `vllmjobs promote {name}`, or end it with `vllmjobs abort {name}`"
             )
         if self._is_resumed:
             assert self.version is not None
             self.tell("resumed", f"version {self.version} is registered already, and is followed")
             outcome = self._follow(self.version)
+            if outcome == "failed" and self._has_failed:
+                self.tell("warning", "Nomad does not try the same version again: change it, or stop the job")
             if outcome != "successful" or self._is_same:
                 return outcome
             return self._register(self._spec, entry)
@@ -125,6 +130,14 @@ class _Work:
             if outcome != "successful" or self._asked.detach:
                 return outcome
         return self._register(self._spec, entry)
+
+    def leave(self) -> None:
+        """Tell that nothing is to be done; a run that was killed may have left shares all the same."""
+        self._asked.reporter.begin(self.where.id, self.version)
+        self.tell("unchanged", "nothing is to be done")
+        with suppress(ConsulError):
+            if self.job.job == "vllm" and self._asked.environment.balancer.kind != "none":
+                Traffic(self._asked.environment, self._asked.consul(), 0).clean()
 
     def tell(self, kind: str, text: str, group: str | None = None) -> None:
         self._asked.reporter.tell(Happening(kind, text, group))

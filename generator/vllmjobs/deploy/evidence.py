@@ -39,9 +39,6 @@ class _Step:
     since: float
     due: float
     samples: dict[str, list[Timed]] = field(default_factory=dict)
-    earlier: Side | None = None
-    """What the stable instances showed while they still had requests."""
-    stable: Side | None = None
     measurements: list[Measurement] = field(default_factory=list)
     verdict: Verdict | None = None
 
@@ -63,6 +60,8 @@ class Evidence:
             if model.rollout.analysis
         }
         self._steps: dict[str, _Step] = {}
+        self._earlier: dict[str, Side] = {}
+        """What the stable instances of a group showed while they still had requests."""
 
     def due(self, now: float) -> float:
         """The seconds until the next measurement; infinite while nothing is judged."""
@@ -77,8 +76,7 @@ class Evidence:
         for name, sides in judged.items():
             step = self._steps.get(name)
             if step is None or (step.sides.step, step.sides.canaries) != (sides.step, sides.canaries):
-                earlier = (step.stable or step.earlier) if step else None
-                self._steps[name] = _Step(sides, now, now, earlier=earlier if sides.share >= ALL else None)
+                self._steps[name] = _Step(sides, now, now)
             else:
                 step.sides = sides
         due = [name for name, step in self._steps.items() if step.due <= now]
@@ -103,8 +101,9 @@ class Evidence:
                 side(analysis, [step.samples[one] for one in sorted(among) if one in step.samples], now)
                 for among in (step.sides.canaries, step.sides.stable)
             )
-            step.stable = stable
-            found = compare(analysis, canaries, step.earlier or stable, now)
+            if step.sides.share < ALL:
+                self._earlier[name] = stable
+            found = compare(analysis, canaries, self._earlier.get(name, stable), now)
             if now > step.since:
                 step.measurements.append(self._with_silence(found, step.sides))
                 step.verdict = judge(analysis, step.measurements, now - step.since)

@@ -87,8 +87,12 @@ class Follower:
                 self._releases.fail(deployment, self._where)
                 self._reporter.tell(Happening("failing", f"the deployment is to fail: {action.reason}"))
             case Revert():
-                self._releases.revert(self._where, action.version, self._observer.plan.version)
-                self._observer.has_reverted = True
+                self._observer.has_reverted = True  # also where the answer does not come
+                try:
+                    self._releases.revert(self._where, action.version, self._observer.plan.version)
+                except ConflictError:
+                    self._observer.has_reverted = False
+                    raise
                 text = f"back to version {action.version}, the last that was deployed with success"
                 self._reporter.tell(Happening("reverted", text, None, {"to": action.version}))
 

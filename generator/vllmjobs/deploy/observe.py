@@ -11,15 +11,16 @@ from msgspec.structs import replace
 from vllmjobs.consul import ConsulError
 from vllmjobs.deploy.evidence import Evidence, Sides
 from vllmjobs.deploy.traffic import Traffic
-from vllmjobs.nomad import Json
+from vllmjobs.nomad import Json, NomadError
 from vllmjobs.nomad_releases import Releases, Where
 from vllmjobs.rollout.happenings import Seen
 from vllmjobs.rollout.model import Fail, Group, GroupPlan, Observation, Plan
-from vllmjobs.rollout.seen import Instance, groups, instances, is_old, is_ready
+from vllmjobs.rollout.seen import Instance, groups, instances, is_old, is_ready, stable
 
 LONGEST_S = 10.0  # between two looks: what changes in allocations alone wakes nobody
 ROUTING_S = 1.0  # while a balancer has yet to take a share
 WAY_BACK = "rolling back to job version"  # nomad/structs/structs.go DeploymentStatusDescriptionRollback
+UNROUTED = "unrouted at "
 POINTS = 0.02  # by which the share that is given may differ from the one that was asked for
 Clock = Callable[[], float]
 
@@ -35,6 +36,7 @@ class Observer:
         traffic: Traffic | None = None,
         evidence: Evidence | None = None,
         clock: Clock = time.monotonic,
+        warn: Callable[[str], None] = lambda _: None,
     ) -> None:
         """Without `traffic` nothing is asked of balancers, without `evidence` nothing is measured."""
         self._releases, self._where, self.plan = releases, where, plan
@@ -44,12 +46,16 @@ class Observer:
         self._index = 0
         self._since: dict[tuple[str, str], float] = {}
         self._restarts: dict[str, int] = {}
+        self._unknown: set[str] = set()
+        self._warn = warn
         self.deployment: str | None = None
         """The id of the version's deployment, once there is one."""
         self.has_reverted = False
         """Whether we registered an older version."""
         self.failed: Fail | None = None
         """What the deployment was failed for, if it was by us."""
+        self.recorded: Fail | None = None
+        """What a run before us was about to fail it for: believed where it had failed when we came."""
 
     @property
     def is_reverted(self) -> bool:
@@ -66,6 +72,10 @@ class Observer:
             self._read_deployment(0.0)
         found = instances(self._releases.allocations(self._where), self._deployment)
         deployment = self._deployment
+        if self.recorded and deployment:
+            if deployment["Status"] == "failed":
+                self.failed = self.failed or self.recorded
+            self.recorded = None
         seen = groups(deployment, found) if deployment else {}
         now = self.clock()
         observation = Observation(
@@ -76,6 +86,7 @@ class Observer:
             is_evaluated=evaluated,
             groups=self._with_traffic(seen, found, now),
             stable=self._stable() if deployment and deployment["Status"] == "failed" else None,
+            has_reverted=self.has_reverted,
             failed=self.failed,
         )
         return observation, {one.id: one for one in found}
@@ -89,9 +100,12 @@ class Observer:
     def _read_deployment(self, wait: float) -> bool:
         """Whether the scheduler has looked at the version; also of one without a deployment."""
         if self.deployment:
-            self._deployment, self._index = self._releases.deployment_by_id(
+            found, self._index = self._releases.deployment_by_id(
                 self.deployment, self._where, self._index, wait
             )
+            if found is None:  # only what has ended is forgotten, and nobody can tell how
+                raise NomadError(f"{self._where.id}: deployment {self.deployment[:8]} is gone from Nomad")
+            self._deployment = found
             return True
         # Evaluations first: one that is complete has made its deployment already.
         evaluations = self._releases.evaluations(self._where)
@@ -105,15 +119,10 @@ class Observer:
             self._deployment, self.deployment = own[0], own[0]["ID"]
         elif wait:
             time.sleep(min(wait, ROUTING_S))  # there is nothing yet on which Nomad could let us wait
-        return bool(states) and not {"pending", "blocked"} & {*states}
+        return "complete" in states and not {"pending", "blocked"} & {*states}
 
     def _stable(self) -> int | None:
-        """The newest version that was deployed with success."""
-        versions = self._releases.versions(self._where)
-        return max(
-            (one["Version"] for one in versions if one["Stable"] and one["Version"] != self.plan.version),
-            default=None,
-        )
+        return stable(self._releases.versions(self._where), self.plan.version)
 
     def _with_traffic(self, seen: dict[str, Group], found: list[Instance], now: float) -> dict[str, Group]:
         """The groups with what only balancers and metrics tell."""
@@ -133,6 +142,9 @@ class Observer:
             and 0 < group.desired_canaries <= group.healthy_canaries
             and not group.promoted
         ]
+        for what, name in [*self._since]:
+            if what.startswith(UNROUTED) and name not in waiting:
+                del self._since[what, name]
         if not self._evidence or not waiting:
             return seen
         seen |= self._routed({name: seen[name] for name in waiting}, now)
@@ -161,11 +173,20 @@ class Observer:
         routed: dict[str, Group] = {}
         for name, group in waiting.items():
             step = _step(self._groups[name], asked.get(name))
-            share = given.get(name)
-            is_given = share is None or abs(share - self._groups[name].shares[step]) <= POINTS
-            unrouted_for = self._for(f"unrouted at {step}", name, not is_given, now)
+            is_given = self._is_given(name, self._groups[name].shares[step], given.get(name))
+            unrouted_for = self._for(f"{UNROUTED}{step}", name, not is_given, now)
             routed[name] = replace(group, step=step, routed=is_given, unrouted_for=unrouted_for)
         return routed
+
+    def _is_given(self, name: str, wanted: float, given: float | None) -> bool:
+        if given is None:
+            if name not in self._unknown:
+                self._unknown.add(name)
+                self._warn(
+                    f"{name}: no balancer can be asked which share the canaries get; it is taken as given"
+                )
+            return True
+        return given > 0 and abs(given - wanted) <= min(POINTS, wanted / 2)
 
     def _for(self, what: str, name: str, holds: bool, now: float) -> float:
         """The seconds for which it holds."""

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections import Counter
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
 
 from vllmjobs import metrics
 
@@ -20,32 +19,37 @@ class Prober:
     def __init__(self, key: str | None, warn: Callable[[str], None]) -> None:
         """`key` is for servers with --api-key; `warn` is told why one could not be asked, once for each."""
         self._key, self._warn = key, warn
-        self._pool = ThreadPoolExecutor(AT_ONCE, "probe")
+        self._lock, self._slots = threading.Lock(), threading.Semaphore(AT_ONCE)
         self._open: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
         self._warned: set[str] = set()
+        self._is_closed = False
 
     def send(self, address: str, served_name: str, count: int) -> None:
         """Ask an instance so many times more, unless as many questions are open."""
-        for _ in range(count - self._open[address]):
-            self._open[address] += 1
-            asked = self._pool.submit(metrics.probe, address, served_name, TIMEOUT_S, self._key)
-            asked.add_done_callback(partial(self._answered, address))
+        with self._lock:
+            fresh = count - self._open[address]
+            self._open[address] += max(0, fresh)
+        for _ in range(fresh):
+            # Nobody waits at the end for one that has no answer, as for those of a pool.
+            threading.Thread(target=self._ask, args=(address, served_name), daemon=True).start()
 
     def unanswered(self, address: str) -> int:
-        """How many probes in a row had no answer."""
+        """How many probes in a row had no answer though the instance took the question."""
         return self._unanswered[address]
 
     def close(self) -> None:
         """Send no more, and wait for none."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._is_closed = True
 
-    def _answered(self, address: str, asked: Future[str | None]) -> None:
-        self._open[address] -= 1
-        if asked.cancelled():
-            return
-        why = asked.result()
-        self._unanswered[address] = self._unanswered[address] + 1 if why else 0
-        if why and address not in self._warned:
-            self._warned.add(address)
+    def _ask(self, address: str, served_name: str) -> None:
+        with self._slots:
+            why = None if self._is_closed else metrics.probe(address, served_name, TIMEOUT_S, self._key)
+        with self._lock:
+            self._open[address] -= 1
+            is_silent = why is not None and metrics.UNANSWERED in why
+            self._unanswered[address] = self._unanswered[address] + 1 if is_silent else 0
+            is_news = why is not None and address not in self._warned and not self._is_closed
+            self._warned.add(address) if is_news else None
+        if is_news:
             self._warn(f"probe: {why}")

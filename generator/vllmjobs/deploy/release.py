@@ -9,6 +9,7 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from vllmjobs import releases as records
+from vllmjobs.consul import ConsulError
 from vllmjobs.deploy.evidence import Evidence
 from vllmjobs.deploy.follow import Follower
 from vllmjobs.deploy.observe import Clock, Observer
@@ -21,6 +22,7 @@ from vllmjobs.nomad_releases import ConflictError, NomadError, Releases, UnsureE
 from vllmjobs.rollout.happenings import Happening
 from vllmjobs.rollout.model import End, Entry, Fail, Plan
 from vllmjobs.rollout.plans import balancer_plan, plan
+from vllmjobs.rollout.seen import spec
 
 ACTIVE = ("initializing", "pending", "running", "blocked", "unblocking", "paused")
 # The routes are of somebody else then, or of canaries that live on.
@@ -61,8 +63,8 @@ class Release:
         registered = self._releases.job(*self.where)
         if registered is None or (answer and registered["JobModifyIndex"] != answer["JobModifyIndex"]):
             raise ConflictError(f"{self.where.id}: somebody else has registered another version")
-        if answer is None and registered["JobModifyIndex"] == index:
-            raise NomadError(f"{self.where.id}: the connection broke, and nothing was registered")
+        if answer is None and self._releases.plan(job)["Diff"]["Type"] != "None":
+            raise NomadError(f"{self.where.id}: the connection broke, and it was not registered")
         version: int = registered["Version"]
         self._reporter.begin(self.where.id, version)
         self._reporter.tell(Happening("registered", f"version {version} is registered"))
@@ -81,17 +83,18 @@ class Release:
         """
         self._reporter.begin(self.where.id, version)
         record = self._record(version)
-        if failed is None and record.entry.outcome in _FAILED:
-            failed = Fail(reason=record.entry.reason, outcome=record.entry.outcome)
-        end, observer = self._follow(self._plan(version, is_judged), record, failed)
+        recorded = None
+        if record.entry.outcome in _FAILED:
+            recorded = Fail(reason=record.entry.reason, outcome=record.entry.outcome)
+        end, observer = self._follow(self._plan(version, is_judged), record, failed, recorded)
         self._tell(end, version)
         if end.outcome == "superseded":
             return end
-        if self._traffic and end.outcome not in _KEEPS_ROUTES:
-            self._traffic.clean()
         record.ended(end)
         if end.outcome in _FAILED:
             self._follow_back(version, observer)
+        if self._traffic and end.outcome not in _KEEPS_ROUTES:
+            tidy(self._traffic, self._reporter)
         return end
 
     def wait_until_evaluated(self, version: int) -> str | None:
@@ -100,15 +103,20 @@ class Release:
         wait = 0.0
         while True:
             seen, _ = observer.look(wait)
-            if observer.deployment or seen.is_evaluated or seen.version != version:
+            is_late = seen.now >= observer.plan.until
+            if observer.deployment or seen.is_evaluated or seen.version != version or is_late:
                 return observer.deployment
             wait = 1.0
 
-    def _follow(self, way: Plan, record: Record, failed: Fail | None) -> tuple[End, Observer]:
+    def _follow(
+        self, way: Plan, record: Record, failed: Fail | None = None, recorded: Fail | None = None
+    ) -> tuple[End, Observer]:
         is_judged = any(group.is_judged for group in way.groups)
         evidence = Evidence(self._environment, self._reporter.warn) if is_judged else None
-        observer = Observer(self._releases, self.where, way, self._traffic, evidence, self._clock)
-        observer.failed = failed
+        observer = Observer(
+            self._releases, self.where, way, self._traffic, evidence, self._clock, self._reporter.warn
+        )
+        observer.failed, observer.recorded = failed, recorded
         follower = Follower(self._releases, self.where, observer, self._traffic, record, self._reporter)
         try:
             return follower.follow(), observer
@@ -122,10 +130,19 @@ class Release:
         if job is None or job["Stop"] or job["Version"] == version or not observer.is_reverted:
             return
         back: int = job["Version"]
+        older = [one for one in self._releases.versions(self.where) if one["Version"] < version]
+        if all(spec(one) != spec(job) for one in older):
+            self._reporter.tell(
+                Happening("superseded", f"version {back} is not the way back: somebody else's")
+            )
+            return
         self._reporter.begin(self.where.id, back)
-        entry = Entry(version=back, at=now(), by="", reason=f"the way back from version {version}")
+        entry = Entry(
+            version=back, at=now(), by=who(self._releases), reason=f"the way back from version {version}"
+        )
         record = self._record(back, entry)
-        end, _ = self._follow(self._plan(back, is_judged=False), record, None)
+        record.keep()
+        end, _ = self._follow(self._plan(back, is_judged=False), record)
         record.ended(end)
         self._tell(end, back, f"the version before {version} is deployed again, as {back}")
 
@@ -149,6 +166,14 @@ class Release:
         }.get(end.outcome, f"version {version} is not deployed ({end.outcome})")
         text = f"{said}{f': {end.reason}' if end.reason else ''}"
         self._reporter.tell(Happening("done", text, None, {"outcome": end.outcome}))
+
+
+def tidy(traffic: Traffic, reporter: Reporter) -> None:
+    """Take back what was asked of balancers; it harms nobody where that cannot be done now."""
+    try:
+        traffic.clean()
+    except ConsulError as error:
+        reporter.warn(f"shares of canaries stay in Consul until the next `vllmjobs deploy`: {error}")
 
 
 def kept(releases: Releases, where: Where) -> Mapping[int, Entry]:

@@ -154,7 +154,8 @@ class Traffic:
                     for group in groups
                 }
             models = _json(f"{address}/health")
-            return {group: routes.nginx_share(models[group]) for group in groups}
+            # One that nginx was not yet told of has no share.
+            return {group: routes.nginx_share(models[group]) if group in models else 0.0 for group in groups}
         except (requests.RequestException, KeyError, TypeError, ValueError):
             return None  # not there, or something else there
 

@@ -32,7 +32,9 @@ class Limits(Block, frozen=True):
     ] = Limit(max=0.05, ratio=2, floor=0.01)
     time_to_first_token: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.2)
     inter_token_latency: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.05)
-    e2e_latency: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=1)
+    e2e_latency: Annotated[
+        Limit | None, said("Seconds; longer answers take longer, so few requests say little of it.")
+    ] = Limit(ratio=3, floor=5)
     queue: Annotated[Limit | None, said("Requests that wait, of each instance.")] = Limit(ratio=3, floor=10)
     kv_cache_usage: Annotated[Limit | None, said("Share of the KV cache in use.")] = Limit(ratio=2, floor=0.9)
     preemptions: Annotated[Limit | None, said("For each request that ended.")] = Limit(ratio=2, floor=0.1)
@@ -57,7 +59,7 @@ class Analysis(Block, frozen=True):
     min_requests: Annotated[
         int,
         Meta(ge=1, description="Requests that canaries and stable instances each need for a measurement."),
-    ] = 20
+    ] = 50
     max_failures: Annotated[
         int, Meta(ge=0, description="Failed measurements of a step; one more fails the release.")
     ] = 1

@@ -49,7 +49,10 @@ def _decide(plan: Plan, seen: Observation) -> Action:
         return End(outcome="successful", reason="")
     if seen.status == "none":
         return _without_deployment(plan, seen)
-    waiting = {group.name: group for group in plan.groups if _is_waiting(seen.groups.get(group.name))}
+    plans = {group.name: group for group in plan.groups}
+    if plan.is_way_back:  # to a version that may have had other groups
+        plans = {name: GroupPlan(name=name, is_judged=False) for name in seen.groups} | plans
+    waiting = {name: way for name, way in plans.items() if _is_waiting(seen.groups.get(name))}
     if seen.status == "paused" or not waiting:
         return _until(plan.until, seen, "paused by somebody" if seen.status == "paused" else _progress(seen))
     return _before_promotion(plan, seen, waiting)
@@ -125,6 +128,8 @@ def _in_time(plan: Plan, seen: Observation, groups: dict[str, Group], why: str, 
 
 def _fail(plan: Plan, seen: Observation, groups: dict[str, Group], why: str, outcome: Outcome) -> Action:
     """Stop the canaries, unless no other instance of their group is healthy."""
+    if plan.is_way_back:
+        return _until(plan.until, seen, why)
     alone = [name for name, group in groups.items() if group.healthy_canaries and not group.old_healthy]
     if alone:
         only = f"{why}; left, as only the canaries of {', '.join(alone)} are healthy"
@@ -135,7 +140,7 @@ def _fail(plan: Plan, seen: Observation, groups: dict[str, Group], why: str, out
 def _after_failure(plan: Plan, seen: Observation) -> Action:
     """The canaries are being stopped. With auto_revert, Nomad registers the stable version in the same
     moment; else later placements would be of the version that failed (hashicorp/nomad#5619)."""
-    if seen.version == plan.version and seen.stable is not None:
+    if seen.version == plan.version and seen.stable is not None and not seen.has_reverted:
         return Revert(version=seen.stable)
     if seen.failed:
         return End(outcome=seen.failed.outcome, reason=seen.failed.reason)

@@ -66,6 +66,8 @@ class Plan(Value, frozen=True):
     """When canaries that are not promoted have taken too long: Nomad would wait for ever."""
     until: float
     """When the whole release has."""
+    is_way_back: bool = False
+    """Whether it is a person's word, or goes back: it is never failed for a lack of room or time."""
 
 
 class Group(Value, frozen=True):
@@ -118,7 +120,9 @@ class Observation(Value, frozen=True):
     """Whether the scheduler has looked at the version."""
     groups: dict[str, Group] = {}
     stable: int | None = None
-    """The newest version of the job that was once deployed with success, other than the plan's."""
+    """The newest version of the job that was deployed with success and is another job than the plan's."""
+    has_reverted: bool = False
+    """Whether we registered an older version in its place."""
     failed: "Fail | None" = None
     """What we failed the deployment for, if it was us."""
 

@@ -2,7 +2,6 @@
 
 import math
 
-from vllmjobs.changes.model import Group as Change
 from vllmjobs.changes.model import Job
 from vllmjobs.environment.derive import canaries, deadlines
 from vllmjobs.environment.model import Environment, Model
@@ -50,6 +49,7 @@ def plan(
         place_within=max(seconds(model.rollout.placement_deadline) for model in models),
         promote_by=min(now + to_promote, until) if timeout is None else until,
         until=until,
+        is_way_back=not is_judged,
     )
 
 
@@ -60,12 +60,19 @@ def balancer_plan(job: str, version: int, now: float, timeout: float | None = No
 
 
 def held(job: Job) -> dict[str, int]:
-    """The groups that shrink while their instances are replaced, and the counts to keep until that is done.
+    """The groups that shrink while instances are replaced, and the counts to keep until that is done.
 
-    Nomad stops old instances at once where a count shrinks beside canaries, and does not start them again
-    when the canaries fail (hashicorp/nomad#19643).
+    A verdict is of the whole job, so it comes before any instance is given up. And beside canaries, Nomad
+    stops old instances at once where a count shrinks, and does not start them again when the canaries fail
+    (hashicorp/nomad#19643).
     """
-    return {group.name: group.count_before for group in job.groups if _shrinks(group) and group.count_before}
+    if not any("destructive" in group.actions for group in job.groups):
+        return {}
+    return {
+        group.name: group.count_before
+        for group in job.groups
+        if "scale-down" in group.actions and group.count_before
+    }
 
 
 def only_shrinks(job: Job) -> bool:
@@ -78,10 +85,6 @@ def only_shrinks(job: Job) -> bool:
         and all(less)
         and {*(f.path for f in fields)} == {("count",)}
     )
-
-
-def _shrinks(group: Change) -> bool:
-    return "destructive" in group.actions and "scale-down" in group.actions
 
 
 def _to_promote(environment: Environment, model: Model, is_judged: bool) -> float:

@@ -9,6 +9,32 @@ from vllmjobs.rollout.model import Group, Value
 Json = Mapping[str, Any]
 
 
+# What Nomad counts, or changes by itself, in a job: api/jobs.go.
+_COUNTED = (
+    "Version", "Stable", "Status", "StatusDescription", "CreateIndex", "ModifyIndex", "JobModifyIndex",
+    "SubmitTime", "VersionTag", "Stop",
+)  # fmt: skip
+
+
+def spec(job: Json) -> dict[str, Any]:
+    """What somebody wrote of a job: two versions with the same are one job."""
+    return {key: value for key, value in job.items() if key not in _COUNTED}
+
+
+def stable(versions: Iterable[Json], current: int) -> int | None:
+    """The newest version to go back to: deployed with success, not a stopped job, and another job than the
+    current one, to which Nomad would not change it.
+    """
+    kept = {one["Version"]: one for one in versions}
+    mine = spec(kept[current]) if current in kept else {}
+    fit = [
+        number
+        for number, job in kept.items()
+        if job["Stable"] and not job.get("Stop") and number != current and spec(job) != mine
+    ]
+    return max(fit, default=None)
+
+
 class Instance(Value, frozen=True):
     """One allocation of a group."""
 
