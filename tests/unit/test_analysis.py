@@ -112,7 +112,7 @@ def test_a_canary_that_is_worse_fails_with_both_numbers(
 
 @pytest.mark.parametrize("metric", METRICS)
 def test_up_to_its_floor_a_canary_is_well_whatever_the_ratio(metric: str) -> None:
-    floor = getattr(Limits(), metric).floor
+    floor = getattr(analysis().limits, metric).floor
     assert number(compared({metric: floor}, dict.fromkeys(METRICS, 0.0)), metric).result == "pass"
     assert number(compared({metric: floor * 1.01}, dict.fromkeys(METRICS, 0.0)), metric).result == "fail"
 
