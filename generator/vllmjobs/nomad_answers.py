@@ -18,7 +18,12 @@ Version = tuple[int, int, int]
 Failure = requests.Response | Exception
 """What python-nomad's exceptions carry in `nomad_resp`."""
 # nomad/structs/errors.go: an election, or a leader that has yet to apply what was decided before it.
-_NO_LEADER = ("No cluster leader", "Not ready to serve consistent reads")
+# And one that has yet to read its keys, without which there are no variables (nomad/encrypter.go).
+_NO_LEADER = (
+    "No cluster leader",
+    "Not ready to serve consistent reads",
+    "keyring has not been initialized yet",
+)
 # command/agent: job_endpoint.go, deployment_endpoint.go, variable_endpoint.go.
 _ABSENT = ("job not found", "job versions not found", "deployment not found", "variable not found")
 # helper/pool/pool.go: an agent has not reached the leader.

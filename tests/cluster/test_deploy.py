@@ -246,6 +246,19 @@ def test_rollback_deploys_the_version_before_and_promotes_it(served: Release) ->
     assert "there is no other version 9; Nomad keeps 1, 0" in missing.stderr
 
 
+def test_a_rollback_passes_over_a_version_as_which_the_job_was_stopped(served: Release) -> None:
+    """To Nomad it is as stable as any, and going back to it would stop all."""
+    served.sandbox.nomad_cli("job", "stop", "-detach", served.job)
+    started = deploy(served, max_model_len=NEW)
+    assert started.code == 0, started.stderr
+    ended = run(served, "rollback")
+    assert ended.code == 0, ended.stderr
+    assert "version 0 is registered again, as 3" in ended.texts()
+    refused = run(served, "rollback", "1")
+    assert refused.code == 1
+    assert "as version 1 the job was stopped" in refused.stderr
+
+
 def test_before_a_promotion_a_rollback_is_an_abort(served: Release) -> None:
     deploy(served, "--detach", max_model_len=NEW)
     served.sandbox.wait_until_healthy(served.job)

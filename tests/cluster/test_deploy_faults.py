@@ -187,6 +187,23 @@ def test_the_node_of_the_canary_loses_its_power(fleet: Sandbox) -> None:
             served.serves_the_new()
 
 
+def test_killed_while_its_canary_has_no_room_it_is_given_up_by_the_next_run(
+    served: Served, release: NewRelease
+) -> None:
+    """Nomad would wait for ever for what nobody follows."""
+    hog = release(replicas=6)
+    at = {"planned": signal.SIGSTOP, "registered": signal.SIGKILL}
+    with deploying(served.release, at=at, max_model_len=NEW) as killed:
+        killed.wait_for("planned")
+        hog.run()
+        killed.signal(signal.SIGCONT)
+        assert killed.end() == -signal.SIGKILL
+    with deploying(served.release, max_model_len=NEW) as resumed:
+        assert resumed.end(150) == NO_ROOM, resumed.evidence()
+        assert "registered" not in resumed.kinds()
+    served.still_serves()
+
+
 def test_gpus_that_are_taken_after_the_plan(served: Served, release: NewRelease) -> None:
     hog = release(replicas=6)
     with deploying(served.release, at={"planned": signal.SIGSTOP}, max_model_len=NEW) as deploy:

@@ -83,7 +83,7 @@ def count(
     if deployer:
         people.append([Approval(*deployer, version, digest, "")])
     own = people[:]
-    for approval in sorted(approvals, key=lambda each: each.at):
+    for approval in sorted(approvals, key=lambda each: (each.at, each.who)):
         if (approval.version, approval.digest) != (version, digest):
             continue
         same = [person for person in people if any(_is_same(approval, other) for other in person)]
