@@ -177,7 +177,7 @@ def judged(canary: Server, stable: Server, requests: int = 40) -> tuple[Measurem
 
 
 def verdict(canary: Server, stable: Server) -> tuple[Measurement, Verdict]:
-    analysis = Analysis()
+    analysis = Analysis(min_requests=20)
     found = measure(analysis, [canary.samples], [stable.samples], canary.samples[-1].at)
     return found, judge(analysis, [found, found], WINDOW)
 
