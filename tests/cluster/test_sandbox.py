@@ -188,7 +188,7 @@ def test_the_story_is_told_to_its_end(sandbox: Sandbox, capsys: pytest.CaptureFi
     told = capsys.readouterr().out
     assert "$ vllmjobs render dev | nomad job run -detach -" in told
     assert "max_model_len=2048: 50 of 50" in told
-    assert "\n9. Ask the same through nginx\n" in told
+    assert "\n7. Ask the same through nginx\n" in told
 
 
 def test_a_step_of_the_story_that_fails_ends_it_with_evidence(
