@@ -291,7 +291,9 @@ def test_outside_of_a_maintenance_window_a_reason_is_needed(served: Release) -> 
     closed = deploy(served, max_model_len=NEW)
     assert closed.code == 4
     assert "--now REASON" in closed.stderr
-    assert deploy(served, "--now", "a fix that cannot wait", max_model_len=NEW).code == 0
+    begun = deploy(served, "--now", "a fix that cannot wait", "--detach", max_model_len=NEW)
+    assert begun.code == 0
+    assert deploy(served, max_model_len=NEW).code == 0, "what has begun is gone on with"
 
 
 def test_hooks_get_each_event(served: Release, tmp_path: Path) -> None:

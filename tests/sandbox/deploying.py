@@ -22,7 +22,6 @@ QUICK: dict[str, Any] = {
     "load_time": "4s",
     "rollout.healthy_deadline": "12s",
     "rollout.progress_deadline": "20s",
-    "rollout.placement_deadline": "15s",
     "rollout.steps": "[0.5]",
     "rollout.analysis.interval": "1s",
     "rollout.analysis.window": "3s",

@@ -76,9 +76,9 @@ def deploy(
         click.echo(as_text(Report(command="plan", environments=(changes,)), color=False), err=True, nl=False)
         raise click.exceptions.Exit(NO_ROOM)
 
-    def gate(where: Where, version: int) -> Entry:
-        """Of a release that is resumed, too: it may have been registered by somebody else."""
-        closed = maintenance(environment.maintenance, datetime.now(UTC))
+    def gate(where: Where, version: int, is_resumed: bool) -> Entry:
+        """Approvals also of a release that is resumed: it may have been registered by somebody else."""
+        closed = None if is_resumed else maintenance(environment.maintenance, datetime.now(UTC))
         if closed and not reason:
             raise RefusedError(closed.refusal(str(path)))
         said = digest(whole)

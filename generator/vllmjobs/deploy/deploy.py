@@ -33,8 +33,9 @@ class Deploy(NamedTuple):
     """HCL by name for `render --job`."""
     releases: Releases
     reporter: Reporter
-    gate: Callable[[Where, int], Entry]
-    """Raises `RefusedError`, or returns what is kept of the release; given the version that it is to be."""
+    gate: Callable[[Where, int, bool], Entry]
+    """Raises `RefusedError`, or returns what is kept of the release; given the version that it is to be, and
+    whether it is registered already: canaries are not left alone because a maintenance window has ended."""
     consul: Callable[[], Consul]
     timeout: float | None = None
     detach: bool = False
@@ -67,10 +68,11 @@ def _gate(asked: Deploy, models: _Work | None) -> Entry:
     else:
         running = asked.releases.job(*there)
         *earlier, last = [version_to_be(running["Version"] if running else None)]
+    is_resumed = models is not None and models.is_resumed
     for version in earlier:
         with suppress(RefusedError):
-            return asked.gate(there, version)
-    return asked.gate(there, last)
+            return asked.gate(there, version, is_resumed)
+    return asked.gate(there, last, is_resumed)
 
 
 class _Work:
@@ -91,28 +93,28 @@ class _Work:
         self._is_active = bool(is_latest and latest and latest["Status"] in ACTIVE)
         self._has_failed = bool(is_latest and latest and latest["Status"] == "failed")
         self._is_same = job.action == "none"
-        self._is_resumed = (self._is_same and (self._is_active or self._has_failed)) or (
+        self.is_resumed = (self._is_same and (self._is_active or self._has_failed)) or (
             self._is_active and only_shrinks(job)
         )
-        self.is_open = self._is_resumed or not self._is_same
+        self.is_open = self.is_resumed or not self._is_same
 
     @property
     def versions_of_release(self) -> list[int]:
         """The versions that may have been approved: the one that is registered, where this is the rest of it,
         and the one that is to be."""
-        if self.version is None or not (self._is_resumed or only_shrinks(self.job)):
+        if self.version is None or not (self.is_resumed or only_shrinks(self.job)):
             return [version_to_be(self.version)]
         return [self.version] if self._is_same else [self.version, version_to_be(self.version)]
 
     def run(self, entry: Entry) -> Outcome:
         self._asked.reporter.begin(self.where.id, self.version)
-        if self._is_active and not self._is_resumed:
+        if self._is_active and not self.is_resumed:
             name = self._asked.name
             raise RefusedError(
                 f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
                 f"promote it with `vllmjobs promote {name}`, or end it with `vllmjobs abort {name}`"
             )
-        if self._is_resumed:
+        if self.is_resumed:
             assert self.version is not None
             self.tell("resumed", f"version {self.version} is registered already, and is followed")
             outcome = self._follow(self.version)
