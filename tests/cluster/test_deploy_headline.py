@@ -18,8 +18,8 @@ RATE = 50  # a second, begun; 40 are to be answered
 ENGINE = QUICK | {
     "env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": 50,
     # Go's proxies, Fabio among them, cut a stream that begins while they look whether the request's body has
-    # ended (net/http, transferWriter.writeBody), with or without a release: on an idle machine within 3 ms, on
-    # a busy one within 20.
+    # ended (net/http, transferWriter.writeBody), with or without a release: within 3 ms where the machine is
+    # idle, within 20 where it is busy.
     "env.VLLMJOBS_STANDIN_ANSWER_SECONDS": '"0.1"',
     "rollout.analysis.window": "5s",
     "rollout.analysis.min_requests": 40,
