@@ -83,7 +83,9 @@ class Consul:
         self._consul.http.verify = there.verify
         there.session.hooks["response"].append(self._note)
         within = {"ns": environ.get("CONSUL_NAMESPACE"), "partition": environ.get("CONSUL_PARTITION")}
-        there.session.params = {name: value for name, value in within.items() if value}
+        # Else a server that has just become the leader may answer that nothing is registered, before it has
+        # read its log (agent/consul/rpc.go isReadyForConsistentReads). py-consul does not have it for health.
+        there.session.params = {"consistent": ""} | {name: value for name, value in within.items() if value}
 
     def read(self, prefix: str) -> dict[str, Key]:
         """Every key that begins so. Needs key:read; keys that the token may not read are left out."""

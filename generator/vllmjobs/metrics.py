@@ -121,13 +121,6 @@ def probe(address: str, served_name: str, timeout: float, key: str | None = None
     return why
 
 
-def probes(
-    addresses: Iterable[str], served_name: str, timeout: float, key: str | None = None
-) -> dict[str, str | None]:
-    """`probe` for each, several at a time."""
-    return _each(addresses, lambda address: probe(address, served_name, timeout, key))
-
-
 def _each(addresses: Iterable[str], ask: Callable[[str], T]) -> dict[str, T]:
     wanted = sorted(set(addresses))
     if not wanted:

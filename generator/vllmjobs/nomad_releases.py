@@ -34,6 +34,7 @@ __all__ = [
 ]
 
 _PATIENT_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds at most, of which the last is repeated
+UPDATE_ATTEMPTS = 10  # each that fails is somebody else's success
 _SLACK = 15.0  # seconds that an answer may take above what a blocking query waits: it adds wait / 16
 # nomad/structs/acl.go ACLsDisabledToken and AnonymousACLToken.
 _NO_ACLS, _ANONYMOUS = "acls-disabled", "anonymous"
@@ -160,6 +161,26 @@ class Releases(Logs):
                 quote(path), json={"Items": dict(items)}, params=params, method="post"
             ),
         )
+
+    def update_variable(
+        self, path: str, where: Where, change: Callable[[dict[str, str]], dict[str, str] | None]
+    ) -> None:
+        """Write what `change` makes of the items of a Nomad Variable, unless that is None.
+
+        Again, of what is there by then, where somebody else was faster or the answer got lost. Raises as
+        `variable` and `write_variable`.
+        """
+        for left in reversed(range(UPDATE_ATTEMPTS)):
+            items, index = self.variable(path, where)
+            if (changed := change(items)) is None:
+                return
+            try:
+                self.write_variable(path, changed, index, where)
+            except (ConflictError, UnsureError):
+                if not left:
+                    raise
+            else:
+                return
 
     def versions(self, where: Where) -> list[Json]:
         """The versions of a job that Nomad keeps, the newest first; none where there is no job.

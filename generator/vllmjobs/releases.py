@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import msgspec
 
-from vllmjobs.nomad_releases import ConflictError, Releases, UnsureError, Where
+from vllmjobs.nomad_releases import Releases, Where
 from vllmjobs.rollout.model import Entry
 
 PATH = "vllmjobs/releases"
@@ -15,7 +15,6 @@ KEPT = 20  # versions, where Nomad keeps six of the job by default
 LARGEST = (
     60_000  # bytes, of the 64 KiB that Nomad allows (nomad/structs/variables.go), names of items included
 )
-_TRIES = 10  # each time someone else was faster
 _KEY = re.compile(r"v\d+")
 
 
@@ -34,18 +33,13 @@ def write(releases: Releases, where: Where, entry: Entry) -> None:
     A write of which the answer was lost is repeated: it says the same. Raises `NomadError`; a
     `ForbiddenError` without read and write on the variable `vllmjobs/releases/JOB`.
     """
-    path = f"{PATH}/{where.id}"
-    for left in reversed(range(_TRIES)):
-        items, index = releases.variable(path, where)
+
+    def with_entry(items: dict[str, str]) -> dict[str, str]:
         others = (one for one in _entries(items) if one.version != entry.version)
         foreign = {key: text for key, text in items.items() if not _KEY.fullmatch(key)}
-        try:
-            releases.write_variable(path, {**foreign, **_items((entry, *others))}, index, where)
-        except (ConflictError, UnsureError):
-            if not left:
-                raise
-        else:
-            return
+        return {**foreign, **_items((entry, *others))}
+
+    releases.update_variable(f"{PATH}/{where.id}", where, with_entry)
 
 
 def _entries(items: dict[str, str]) -> list[Entry]:

@@ -40,16 +40,13 @@ class Ended:
         return "\n".join(event["text"] for event in self.events)
 
 
-def command(release: Release, *words: str, env: str = "dev", **chat: Any) -> list[str | Path]:
-    settings = release.settings | {f"models.chat.{key}": value for key, value in chat.items()}
-    options = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
-    program = release.sandbox.folder / "bin" / "vllmjobs"
-    return [program, words[0], env, *words[1:], *options]
+def command(release: Release, word: str, *others: str, **chat: Any) -> list[str | Path]:
+    return [release.sandbox.folder / "bin" / "vllmjobs", word, *release.words(**chat), *others]
 
 
-def run(release: Release, *words: str, env: str = "dev", **chat: Any) -> Ended:
+def run(release: Release, *words: str, **chat: Any) -> Ended:
     ended = subprocess.run(
-        [*command(release, *words, env=env, **chat), "--json"],
+        [*command(release, *words, **chat), "--json"],
         env=release.sandbox.env,
         stdin=subprocess.DEVNULL,
         check=False,
@@ -60,9 +57,9 @@ def run(release: Release, *words: str, env: str = "dev", **chat: Any) -> Ended:
     return Ended(ended.returncode, events, ended.stderr)
 
 
-def deploy(release: Release, *words: str, env: str = "dev", **chat: Any) -> Ended:
+def deploy(release: Release, *words: str, **chat: Any) -> Ended:
     """The models' job only: the sandbox has its balancers already."""
-    return run(release, "deploy", "--job", "vllm", *words, env=env, **chat)
+    return run(release, "deploy", "--job", "vllm", *words, **chat)
 
 
 def running(release: Release) -> dict[int, int]:

@@ -18,8 +18,8 @@ import pytest
 from sandbox import ports, process, prometheus
 from sandbox.programs import programs
 from vllmjobs.environment.rollout import Analysis
-from vllmjobs.metrics import MetricsError, Prometheus, probe, probes, scrape
-from vllmjobs.rollout.analysis import Measurement, judge, measure
+from vllmjobs.metrics import MetricsError, Prometheus, probe, scrape
+from vllmjobs.rollout.analysis import Measurement, compare, judge, side
 from vllmjobs.rollout.histogram import quantile
 from vllmjobs.rollout.model import Verdict
 from vllmjobs.rollout.samples import Sample, Timed
@@ -178,7 +178,9 @@ def judged(canary: Server, stable: Server, requests: int = 40) -> tuple[Measurem
 
 def verdict(canary: Server, stable: Server) -> tuple[Measurement, Verdict]:
     analysis = Analysis(min_requests=20)
-    found = measure(analysis, [canary.samples], [stable.samples], canary.samples[-1].at)
+    now = canary.samples[-1].at
+    shown, others = side(analysis, [canary.samples], now), side(analysis, [stable.samples], now)
+    found = compare(analysis, shown, others, now)
     return found, judge(analysis, [found, found], WINDOW)
 
 
@@ -218,7 +220,7 @@ def test_a_canary_without_traffic_is_judged_by_probes(start: Servers) -> None:
         "undecided",
     )
     for _ in range(20):
-        assert set(probes([canary.address, stable.address], "chat", SECONDS).values()) == {None}
+        assert {probe(one.address, "chat", SECONDS) for one in (canary, stable)} == {None}
     for server in (canary, stable):
         server.look()
     found, said = verdict(canary, stable)

@@ -9,7 +9,6 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Sequence
 
 from sandbox.release import NewRelease, Release
 
@@ -20,12 +19,10 @@ ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 class Terminal:
     """A command on a terminal of its own, as a person sees it."""
 
-    def __init__(self, release: Release, words: Sequence[str]) -> None:
+    def __init__(self, release: Release, word: str, *others: str) -> None:
         here, there = pty.openpty()
-        settings = release.settings.items()
-        options = [word for key, value in settings for word in ("--set", f"{key}={value}")]
         self._process = subprocess.Popen(
-            [release.sandbox.folder / "bin" / "vllmjobs", *words, *options],
+            [release.sandbox.folder / "bin" / "vllmjobs", word, *release.words(), *others],
             env=release.sandbox.env | {"TERM": "xterm", "COLUMNS": "160", "LINES": "50"},
             stdin=there,
             stdout=there,
@@ -74,7 +71,7 @@ def test_deploy_shows_a_table_below_the_lines_and_leaves_the_lines(release: NewR
     shown = release(replicas=1, **{"rollout.analysis": "null"})
     shown.run()
     shown.settings["models.chat.max_model_len"] = "2048"
-    terminal = Terminal(shown, ["deploy", "dev", "--job", "vllm"])
+    terminal = Terminal(shown, "deploy", "--job", "vllm")
     terminal.read_until("0/1 healthy")  # the table
     terminal.read_until("is deployed")
     assert terminal.end() == 0
@@ -86,7 +83,7 @@ def test_deploy_shows_a_table_below_the_lines_and_leaves_the_lines(release: NewR
 def test_status_watches_until_ctrl_c(release: NewRelease) -> None:
     watched = release(replicas=1)
     watched.run()
-    terminal = Terminal(watched, ["status", "dev", "--watch", "--interval", "1"])
+    terminal = Terminal(watched, "status", "--watch", "--interval", "1")
     terminal.read_until("1/1 healthy")
     terminal.interrupt()
     assert terminal.end() == 0

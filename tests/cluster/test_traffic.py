@@ -239,8 +239,8 @@ class TestAShareThatIsAskedFor:
         for _ in range(2):
             Traffic(mixed.environment, mixed.consul, 77).clean()
         assert mixed.traffic.asked() == {}
-        assert not mixed.consul.read("fabio/")
-        assert not mixed.consul.read("vllmjobs/")
+        assert not mixed.consul.read(f"fabio/config/{JOB}")
+        assert not mixed.consul.read(f"vllmjobs/{JOB}/")
         mixed.wait_until_given(0.1)  # rollout.weight
 
 

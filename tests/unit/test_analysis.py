@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmjobs.environment.rollout import Analysis, Limit, Limits
-from vllmjobs.rollout.analysis import METRICS, Measurement, Side, compare, judge, measure, side
+from vllmjobs.rollout.analysis import METRICS, Measurement, Side, compare, judge, side
 from vllmjobs.rollout.model import Number
 from vllmjobs.rollout.samples import Sample, Timed
 
@@ -23,6 +23,11 @@ WELL = {
     "kv_cache_usage": 0.4,
     "preemptions": 0.0,
 }
+
+
+def measured(analysis: Analysis, canary: list[Timed], stable: list[Timed], now: float) -> Measurement:
+    """One canary against one stable instance."""
+    return compare(analysis, side(analysis, [canary], now), side(analysis, [stable], now), now)
 
 
 def analysis(limits: dict[str, Any] | None = None, **keys: Any) -> Analysis:
@@ -197,7 +202,7 @@ def test_answers_of_one_token_have_no_latency_between_tokens_to_wait_for() -> No
 
 def test_both_sides_are_measured_over_the_window() -> None:
     canary = timed(sample(1000), sample(1010, errors=1), sample(1030, errors=2))
-    found = measure(analysis(), [canary], [timed(sample(5), sample(45), sample(85))], now=20.0)
+    found = measured(analysis(), canary, timed(sample(5), sample(45), sample(85)), now=20.0)
     assert (found.canary_requests, found.stable_requests, found.at) == (30, 80, 20.0)
     assert number(found, "error_rate").canary == pytest.approx(2 / 30)
     assert number(found, "time_to_first_token").canary == pytest.approx(0.2425)  # 95 % of 0.1 to 0.25
@@ -234,7 +239,7 @@ def test_gauges_are_the_mean_over_the_window_and_the_instances() -> None:
 
 def test_a_gauge_of_nan_is_no_number() -> None:
     nans = timed(sample(), sample(100, kv_cache_usage=nan))
-    found = measure(analysis(), [nans], [timed(sample(), sample(100))], now=10.0)
+    found = measured(analysis(), nans, timed(sample(), sample(100)), now=10.0)
     assert (found.result, found.reason) == ("undecided", "the canaries show no kv_cache_usage")
 
 

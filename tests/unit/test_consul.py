@@ -85,7 +85,7 @@ def server() -> Iterator[Script]:
 def test_keys_are_read_with_their_flags_and_index(server: Script) -> None:
     assert server.consul((200, KEYS, INDEX)).read("a/") == {"a/b": Key("1é", 8, 41)}
     assert server.consul((404, "", INDEX)).read("a/") == {}
-    assert server.asked == ["GET /v1/kv/a/?recurse=1"] * 2
+    assert server.asked == ["GET /v1/kv/a/?recurse=1&consistent="] * 2
 
 
 def test_a_key_is_written_and_removed_over_what_was_read(server: Script) -> None:
@@ -94,7 +94,9 @@ def test_a_key_is_written_and_removed_over_what_was_read(server: Script) -> None
     assert consul.put("a/b", "2", flags=8, index=0)
     assert not consul.delete("a/b", index=41)
     assert server.asked == [
-        "PUT /v1/kv/a/b?flags=8 é", "PUT /v1/kv/a/b?cas=0&flags=8 2", "DELETE /v1/kv/a/b?cas=41"
+        "PUT /v1/kv/a/b?flags=8&consistent= é",
+        "PUT /v1/kv/a/b?cas=0&flags=8&consistent= 2",
+        "DELETE /v1/kv/a/b?cas=41&consistent=",
     ]  # fmt: skip
 
 
@@ -105,6 +107,13 @@ def test_an_instance_is_well_when_all_checks_are_and_may_have_its_nodes_address(
         Instance("i1", "gpu-1", "10.0.0.1", 8000, ("vllm",), True),
         Instance("i1", "gpu-1", "10.0.0.2", 8000, (), False),
     ]
+
+
+def test_a_new_leader_reads_its_log_before_it_answers(server: Script) -> None:
+    consul = server.consul((200, "{}", INDEX))
+    consul.services()
+    consul.instances("chat")
+    assert server.asked == ["GET /v1/catalog/services?consistent=", "GET /v1/health/service/chat?consistent="]
 
 
 def test_without_a_leader_it_is_asked_again_and_again_for_half_a_minute(server: Script) -> None:
@@ -207,7 +216,7 @@ def test_the_token_of_a_file_wins_unless_it_is_empty(
 
 def test_the_namespace_and_partition_are_sent(server: Script) -> None:
     server.consul((200, "true", {}), CONSUL_NAMESPACE="ai", CONSUL_PARTITION="eu").put("a", "1")
-    assert server.asked == ["PUT /v1/kv/a?flags=0&ns=ai&partition=eu 1"]
+    assert server.asked == ["PUT /v1/kv/a?flags=0&consistent=&ns=ai&partition=eu 1"]
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from vllmjobs.metrics import MetricsError, Prometheus, probe, probes, scrape
+from vllmjobs.metrics import MetricsError, Prometheus, probe, scrape
 from vllmjobs.rollout.samples import SERIES, Sample
 
 PAGE = 'vllm:num_requests_waiting{engine="0",model_name="chat"} 3.0\n'
@@ -225,7 +225,7 @@ def test_why_an_instance_cannot_be_probed_is_said(serve: Serve, nobody: str) -> 
     older = serve(always(400, '{"object": "error", "message": "no chat template"}'))
     guarded, hung = serve(always(401)), serve(lambda *_: Event())
     strange = serve(always(418, "teapot"))
-    found = probes([missing, older, guarded, hung, nobody, strange], "x", 0.3)
+    found = {one: probe(one, "x", 0.3) for one in (missing, older, guarded, hung, nobody, strange)}
     assert found == {
         missing: f"http://{missing}/v1/completions answers 404 Not Found: The model `x` does not exist.",
         older: f"http://{older}/v1/completions answers 400 Bad Request: no chat template",

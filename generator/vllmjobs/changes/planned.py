@@ -15,8 +15,8 @@ from vllmjobs.changes.shortage import joined
 from vllmjobs.changes.unplaced import unplaced
 
 Json = Mapping[str, Any]
-# nomad/structs/deployment.go Active
-_NOT_ENDED = ("running", "paused", "blocked", "unblocking", "initializing", "pending")
+# Of a deployment that has not ended: nomad/structs/deployment.go Active
+ACTIVE = ("running", "paused", "blocked", "unblocking", "initializing", "pending")
 
 
 def planned(
@@ -199,7 +199,7 @@ def _notes(
 
 
 def _deployment(deployment: Json | None) -> Deployment | None:
-    if not deployment or deployment["Status"] not in _NOT_ENDED:
+    if not deployment or deployment["Status"] not in ACTIVE:
         return None
     groups = deployment.get("TaskGroups") or {}
     return Deployment(

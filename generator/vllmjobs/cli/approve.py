@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from vllmjobs.cli.common import environment_options, show
-from vllmjobs.project import checked, find, sound
+from vllmjobs.project import find, load
 
 
 @click.command()
@@ -28,8 +28,7 @@ def approve(env: str, settings: tuple[str, ...], project: Path, only_list: bool)
     from vllmjobs.templates import templates  # noqa: PLC0415
 
     path = find(project, env)
-    (found,) = checked([path], settings, project)
-    environment = sound(found)
+    environment = load(path, settings, project)
     jobs = rendered(environment, templates(project))
     if not environment.approvals:
         click.echo(f"{path} asks for no approvals (approvals: 0)")

@@ -5,12 +5,16 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.values import without_secrets
+
+if TYPE_CHECKING:
+    from vllmjobs.environment.model import Environment
+    from vllmjobs.nomad_releases import Where
 
 
 class Commands(click.Group):
@@ -65,6 +69,16 @@ def environment_options(command: Callable[..., None]) -> Callable[..., None]:
     for option in (PROJECT, SETTINGS, click.argument("env")):
         command = option(command)
     return command
+
+
+def models_job(project: Path, env: str, settings: tuple[str, ...]) -> "tuple[Environment, Where]":
+    """An environment in which nothing is called an error, and where its models' job is."""
+    from vllmjobs.nomad_releases import where  # noqa: PLC0415 (requests takes 60 ms)
+    from vllmjobs.project import find, load  # noqa: PLC0415
+
+    environment = load(find(project, env), settings, project)
+    assert environment.job
+    return environment, where(environment.job, environment.nomad.namespace, environment.nomad.region)
 
 
 def show(text: str, color: bool | None = None) -> None:

@@ -64,8 +64,9 @@ def deploy(
     path = find(project, env)
     (found,) = checked([path], settings, project)
     environment = sound(found)
-    whole = rendered(environment, templates(project))
-    jobs = rendered(environment, templates(project), job) if job else whole
+    sources = templates(project)
+    whole = rendered(environment, sources)
+    jobs = rendered(environment, sources, job) if job else whole
     releases = Releases()
     planned = plans(jobs, releases, environment.nomad.namespace, ["vllmjobs", "render", env])
     # One that is registered already is followed, and given up in time.

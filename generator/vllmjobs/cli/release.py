@@ -7,9 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllmjobs.cli.common import environment_options
+from vllmjobs.cli.common import environment_options, models_job
 from vllmjobs.cli.following import DURATION, end, follow_options, following
-from vllmjobs.project import checked, find, sound
 
 if TYPE_CHECKING:
     from vllmjobs.deploy.back import Back
@@ -36,11 +35,9 @@ def _on(command: _Does) -> Callable[..., None]:
         from vllmjobs.deploy.deploy import PATIENCE_S  # noqa: PLC0415
         from vllmjobs.deploy.release import Cluster  # noqa: PLC0415
         from vllmjobs.deploy.traffic import Traffic  # noqa: PLC0415
-        from vllmjobs.nomad_releases import Releases, where  # noqa: PLC0415
+        from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
 
-        (found,) = checked([find(project, env)], settings, project)
-        environment = sound(found)
-        job = where(environment.job or "", environment.nomad.namespace, environment.nomad.region)
+        environment, job = models_job(project, env, settings)
         with following(env, in_json, hooks) as reporter:
             traffic = None
             if environment.balancer.kind != "none":

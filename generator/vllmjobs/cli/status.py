@@ -10,23 +10,11 @@ from typing import TYPE_CHECKING, Literal
 import click
 import msgspec
 
-from vllmjobs.cli.common import environment_options, show
-from vllmjobs.environment.model import Environment
+from vllmjobs.cli.common import environment_options, models_job, show
 from vllmjobs.environment.problems import UserError
-from vllmjobs.project import checked, find, sound
 
 if TYPE_CHECKING:
-    from vllmjobs.nomad_releases import Where  # requests takes 60 ms
     from vllmjobs.rollout.overview import Overview
-
-
-def _found(project: Path, env: str, settings: tuple[str, ...]) -> "tuple[Environment, Where]":
-    from vllmjobs.nomad_releases import where  # noqa: PLC0415
-
-    (found,) = checked([find(project, env)], settings, project)
-    environment = sound(found)
-    assert environment.job
-    return environment, where(environment.job, environment.nomad.namespace, environment.nomad.region)
 
 
 def _warn(text: str) -> None:
@@ -68,7 +56,7 @@ def status(
         raise click.UsageError("--watch is for a screen, --json for programs: give one of them")
     if watch and not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal; --json tells a program what is on the screen")
-    environment, where = _found(project, env, settings)
+    environment, where = models_job(project, env, settings)
 
     def seen(releases: Releases) -> "Overview":
         return look(env, environment, releases, where, lambda: Consul(timeout=(2.0, 5.0), pauses=()), _warn)
@@ -112,25 +100,26 @@ def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -
     recorded of the last twenty releases is shown for longer.
     """
     from vllmjobs.deploy.look import absent, remembered  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.deploy.record import iso  # noqa: PLC0415
     from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
     from vllmjobs.rollout import history as past  # noqa: PLC0415
     from vllmjobs.rollout.overview_text import history_text  # noqa: PLC0415
 
-    _, where = _found(project, env, settings)
+    _, where = models_job(project, env, settings)
     releases = Releases()
     versions = releases.versions(where)
     if not versions:
         raise absent(env, releases, where)
-    rows = past.history(versions, releases.deployments(where), remembered(releases, where, _warn), _moment)
+    rows = past.history(
+        versions,
+        releases.deployments(where),
+        remembered(releases, where, _warn),
+        lambda nanoseconds: iso(datetime.fromtimestamp(nanoseconds / 1e9, UTC)),
+    )
     if in_json:
         _json(rows)
     else:
         show(history_text(rows))
-
-
-def _moment(nanoseconds: int) -> str:
-    at = datetime.fromtimestamp(nanoseconds / 1e9, UTC)
-    return at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
 @click.command()
@@ -169,7 +158,7 @@ def logs(
     from vllmjobs import logs as read  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
 
-    environment, where = _found(project, env, settings)
+    environment, where = models_job(project, env, settings)
     if group and group not in environment.models:
         raise click.UsageError(f"{env} has no group {group}; it has {', '.join(environment.models)}")
     kinds: tuple[read.Kind, ...] = (kind,) if kind else ("stdout", "stderr")

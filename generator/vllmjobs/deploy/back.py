@@ -6,8 +6,9 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from vllmjobs.changes.model import is_unplaceable
+from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.deploy.record import now, who
-from vllmjobs.deploy.release import ACTIVE, Cluster, Release
+from vllmjobs.deploy.release import Cluster, Release
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.nomad import Json

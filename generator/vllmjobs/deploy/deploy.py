@@ -7,9 +7,10 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from vllmjobs.changes.model import Job
+from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.words import does, is_changed
 from vllmjobs.consul import Consul, ConsulError
-from vllmjobs.deploy.release import ACTIVE, Cluster, Release
+from vllmjobs.deploy.release import Cluster, Release
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment

@@ -11,14 +11,14 @@ from typing import NamedTuple
 import msgspec
 from cronsim import CronSim, CronSimError
 
+from vllmjobs.deploy.record import iso
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Maintenance, Window
-from vllmjobs.nomad_releases import ConflictError, Releases, Token, UnsureError, Where
+from vllmjobs.nomad_releases import Releases, Token, Where
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, count, current, refusal
 from vllmjobs.vllm.values import nearest
 
-ATTEMPTS = 10  # each that fails is another approver's that was written, and there are at most 20
 # More than a clock was ever set back, so that a start in the hour that comes twice is not passed over.
 _SET_BACK = timedelta(hours=3)
 
@@ -37,22 +37,18 @@ def approve(
     `read` and `write` on the Variable. Raises `RefusedError` where ACLs are off, `NomadError`.
     """
     token = _person(releases, "approves")
-    at = now.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-    mine = Approval(token.accessor, token.name, version, digest, at)
-    for attempt in range(1, ATTEMPTS + 1):
-        items, index = releases.variable(_path(where), where)
+    mine = Approval(token.accessor, token.name, version, digest, iso(now))
+    kept: dict[str, Approval] = {}
+
+    def with_mine(items: dict[str, str]) -> dict[str, str] | None:
+        nonlocal kept
         kept = {_key(each): each for each in current(_read(items), latest)}
         if (old := kept.get(_key(mine))) and old.digest == digest:
-            return list(kept.values())
+            return None
         kept[_key(mine)] = mine
-        written = {key: msgspec.json.encode(each).decode() for key, each in kept.items()}
-        try:
-            releases.write_variable(_path(where), written, index, where)
-        except (ConflictError, UnsureError):  # then the next look tells
-            if attempt == ATTEMPTS:
-                raise
-        else:
-            break
+        return {key: msgspec.json.encode(each).decode() for key, each in kept.items()}
+
+    releases.update_variable(_path(where), where, with_mine)
     return list(kept.values())
 
 

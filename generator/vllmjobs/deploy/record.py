@@ -27,9 +27,14 @@ def who(releases: Releases) -> str:
     return socket.gethostname()
 
 
+def iso(at: datetime) -> str:
+    """A moment as `Event.at` has it."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def now() -> str:
-    """UTC, as `Event.at`."""
-    return datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+    """This moment, as `Event.at`."""
+    return iso(datetime.now(UTC))
 
 
 class Record:

@@ -24,7 +24,6 @@ from vllmjobs.rollout.model import End, Entry, Fail, Plan
 from vllmjobs.rollout.plans import balancer_plan, plan
 from vllmjobs.rollout.seen import spec
 
-ACTIVE = ("initializing", "pending", "running", "blocked", "unblocking", "paused")
 # The routes are of somebody else then, or of canaries that live on.
 _KEEPS_ROUTES = ("superseded", "left")
 _FAILED = ("failed", "refused", "no-room")

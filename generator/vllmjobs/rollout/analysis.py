@@ -1,6 +1,6 @@
 """Whether canaries are well: their samples against those of the stable instances, in the same time.
 
-`measure` says what one look showed, `judge` what the looks of a step add up to.
+`compare` says what one look showed, `judge` what the looks of a step add up to.
 """
 
 from collections.abc import Sequence
@@ -45,18 +45,10 @@ class Measurement(Value, frozen=True):
     stable_requests: int = 0
 
 
-def measure(
-    analysis: Analysis, canaries: Sequence[Sequence[Timed]], stable: Sequence[Sequence[Timed]], now: float
-) -> Measurement:
-    """Compare both sides over the last `window`; each inner sequence is one instance's samples, in order of
-    time. What an instance counted before its first sample is not known to be of this time, and left out.
-    """  # fmt: skip
-    return compare(analysis, side(analysis, canaries, now), side(analysis, stable, now), now)
-
-
 def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> Side:
     """Take the last `window` of several instances together: counts are added up, gauges are the mean over
-    an instance's samples and then over the instances.
+    an instance's samples and then over the instances. Each inner sequence is one instance's, in order of
+    time; what it counted before its first sample is not known to be of this time, and left out.
 
     error_rate is the share of answers with a 5xx, or that of ended requests that ended in an error, if it is
     higher: the error that cuts a stream comes after its 200, and some servers show no answers.

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
+from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.gpus import ENDED
 from vllmjobs.rollout import seen
 from vllmjobs.rollout.history import Json, groups, image, model
@@ -12,7 +13,6 @@ from vllmjobs.rollout.model import Entry, Value, Verdict
 
 Phase = Literal["stopped", "releasing", "failed", "settled"]
 Role = Literal["canary", "new", "current", "old"]
-ACTIVE = ("initializing", "pending", "blocked", "unblocking", "running", "paused")  # structs/deployment.go
 
 
 class Part(Value, frozen=True):
