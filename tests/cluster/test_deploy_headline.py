@@ -1,5 +1,6 @@
 """Under load from the first canary to the way back: what fails, and what is cut."""
 
+import re
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
@@ -14,13 +15,15 @@ from sandbox.release import NewRelease, Release
 
 OLD, NEW = 1024, 2048
 REQUESTS = 10_000
-RATE = 50  # a second, begun; 40 are to be answered
+BY_HAND = 3_000
+RATE, WORKERS = 50, 40  # begun a second, 40 are to be answered; at the same time
+# Go's proxies, Fabio among them, cut a stream that begins while they look whether the request's body has
+# ended (net/http, transferWriter.writeBody), with or without a release: within 3 ms where the machine is
+# idle, within 100 where it is busy. They have closed the engine's connection themselves then, and say so.
+CUT_BY_GO = "read error during body copy: .* use of closed network connection"
 ENGINE = QUICK | {
     "env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": 50,
-    # Go's proxies, Fabio among them, cut a stream that begins while they look whether the request's body has
-    # ended (net/http, transferWriter.writeBody), with or without a release: within 3 ms where the machine is
-    # idle, within 20 where it is busy.
-    "env.VLLMJOBS_STANDIN_ANSWER_SECONDS": '"0.1"',
+    "env.VLLMJOBS_STANDIN_ANSWER_SECONDS": '"0.2"',
     "rollout.analysis.window": "5s",
     "rollout.analysis.min_requests": 40,
 }
@@ -49,7 +52,7 @@ job "plain" {
       }
       env {
         VLLMJOBS_STANDIN_TOKENS_PER_SECOND = "50"
-        VLLMJOBS_STANDIN_ANSWER_SECONDS    = "0.1"
+        VLLMJOBS_STANDIN_ANSWER_SECONDS    = "0.2"
       }
       resources {
         cpu    = 500
@@ -100,7 +103,7 @@ def deploy_and_roll_back(release: Release, load: Load) -> int:
 def run_and_run_back(sandbox: Sandbox, load: Load) -> int:
     """The same with the job written by hand."""
     releases = 0
-    while load.seen().sent < REQUESTS:
+    while load.seen().sent < BY_HAND:
         for length in (NEW, OLD):
             sandbox.run(PLAIN % length)
             wait_until(
@@ -113,38 +116,48 @@ def run_and_run_back(sandbox: Sandbox, load: Load) -> int:
     return releases
 
 
-def test_no_request_fails_behind_nginx_and_behind_fabio_only_what_gos_proxy_cuts(
+def cut_by_go(sandbox: Sandbox) -> int:
+    """How many answers Fabio has cut of itself since it was started."""
+    logs = (
+        sandbox.nomad_cli("alloc", "logs", "-stderr", one["ID"], "fabio").stdout
+        for one in sandbox.allocations("vllm-dev-fabio")
+    )
+    return sum(len(re.findall(CUT_BY_GO, log)) for log in logs)
+
+
+def test_no_request_fails(
     sandbox: Sandbox, release: NewRelease, behind_nginx: Release, plain: str, tmp_path: Path
 ) -> None:
-    """Through Fabio and through nginx; beside them, what becomes of requests to a job written by hand."""
+    """Through Fabio and through nginx; after them, what becomes of requests to a job written by hand."""
     behind_fabio = release(**ENGINE)
     for ours in (behind_fabio, behind_nginx):
         succeeded(deploying(ours))
         ours.wait_until_routed(OLD)
+
+    def load(address: str) -> Load:
+        return Load(address, tmp_path, workers=WORKERS, per_second=RATE)
+
+    cut_before = cut_by_go(sandbox)
     with (
-        Load(behind_fabio.address, tmp_path, per_second=RATE) as fabio,
-        Load(behind_nginx.address, tmp_path, per_second=RATE) as nginx,
-        Load(plain, tmp_path, per_second=RATE) as other,
+        load(behind_fabio.address) as fabio,
+        load(behind_nginx.address) as nginx,
         ThreadPoolExecutor() as lanes,
     ):
         releases = {
             "fabio": lanes.submit(deploy_and_roll_back, behind_fabio, fabio),
             "nginx": lanes.submit(deploy_and_roll_back, behind_nginx, nginx),
-            "by hand": lanes.submit(run_and_run_back, sandbox, other),
         }
         wait(releases.values())
+    cut = cut_by_go(sandbox) - cut_before
+    with load(plain) as other, ThreadPoolExecutor() as lanes:
+        releases["by hand"] = lanes.submit(run_and_run_back, sandbox, other)
     counts = {"fabio": fabio.seen(), "nginx": nginx.seen(), "by hand": other.seen()}
     for name, seen in counts.items():
-        print(f"{name}: {said(seen)}")
+        print(f"{name}: {said(seen)}, {releases[name].result()} releases")
         print("  " + "\n  ".join((seen.failures + seen.truncated)[:5]))
-    for name, lane in releases.items():
-        print(f"{name}: {lane.result()} releases")
+    print(f"{cut} cut by Go's proxy")
     assert counts["nginx"].failures == []
-    # What such a proxy cuts is not told from what a release would cut by the client's error alone, so this is
-    # looser than it should be: no answer of an error, no refused connection, and next to nothing.
-    cut = counts["fabio"].failures
-    assert [one for one in cut if "incomplete chunked read" not in one] == []
-    assert len(cut) <= counts["fabio"].answered / 1000
+    assert len(counts["fabio"].failures) <= cut <= REQUESTS / 1000, counts["fabio"].failures
     for seen in (counts["fabio"], counts["nginx"]):
         assert seen.truncated == []
         assert seen.answered >= REQUESTS
