@@ -15,10 +15,11 @@ import sys
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import cycle
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,16 +66,19 @@ def main() -> None:
 
 
 def promotions(sandbox: Sandbox, runs: int) -> None:
-    """Both ways in turn, on the same job."""
+    """Both ways in turn on the same job, the other one first each time."""
     print("## From the canary healthy to the old stopped, without analysis\n")
     deploy(sandbox, "dev", QUICK)
-    lengths = iter(LENGTHS[::-1] * (runs + 1))
-    took: dict[str, list[Took]] = {"nomad job run, auto_promote": [], "vllmjobs deploy": []}
+    lengths = cycle(LENGTHS[::-1])
+    ways: list[tuple[str, Callable[..., Took]]] = [
+        ("nomad job run, auto_promote", run),
+        ("vllmjobs deploy", deploy),
+    ]
+    took: dict[str, list[Took]] = {name: [] for name, _ in ways}
     for _ in range(runs):
-        settings = QUICK | {"models.chat.max_model_len": next(lengths)}
-        took["nomad job run, auto_promote"].append(run(sandbox, "dev", settings))
-        settings = QUICK | {"models.chat.max_model_len": next(lengths)}
-        took["vllmjobs deploy"].append(deploy(sandbox, "dev", settings))
+        for name, way in ways:
+            took[name].append(way(sandbox, "dev", QUICK | {"models.chat.max_model_len": next(lengths)}))
+        ways.reverse()
     show(took)
     sandbox.purge(JOB)
 
