@@ -1,6 +1,7 @@
 """Core rooms are pure: values in, values out. What they import shows it."""
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -65,6 +66,23 @@ def test_a_core_room_imports_no_edge(path: Path) -> None:
     found = set(imported(path))
     assert not found & ours
     assert not {name.partition(".")[0] for name in found} & EDGE_OF_OTHERS
+
+
+def test_the_supervisor_needs_nothing_but_python_and_nvml() -> None:
+    """It is put into images that hold nothing else of ours."""
+    found = {name for path in (PACKAGE / "supervisor").glob("**/*.py") for name in imported(path)}
+    others = {name.partition(".")[0] for name in found if not name.startswith("vllmjobs")}
+    assert others - sys.stdlib_module_names == {"pynvml"}
+    ours = {
+        name for name in found if name.startswith("vllmjobs") and not name.startswith("vllmjobs.supervisor")
+    }
+    assert ours <= {"vllmjobs", "vllmjobs.__version__"}
+
+
+def test_policies_are_pure() -> None:
+    for name in ("model", "policy", "gpu_policy", "report", "records"):
+        found = {module.partition(".")[0] for module in imported(PACKAGE / "supervisor" / f"{name}.py")}
+        assert not found & (EDGE_OF_OTHERS - {"pathlib"}), name
 
 
 def test_no_module_is_longer_than_three_pages() -> None:

@@ -1,0 +1,318 @@
+"""The admin port: a strict HTTP/1.1 server of a few paths, which answers what it is told to.
+
+It decides nothing: `routes` maps "GET /health" to a function. A key that ends in a slash, "GET /ready/",
+takes one more word of the path, which the function is called with; the others are called with "".
+"""
+
+from __future__ import annotations
+
+import asyncio
+import errno
+import json
+import os
+import re
+import socket
+import stat
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from typing import Any, NamedTuple
+
+HEAD = 8192  # bytes, of a request's head and of its body
+MOST = 64  # connections
+SECONDS = 5.0  # for a request to come whole, and for an answer to be taken
+LINGER = 1 << 20  # bytes of a refused request that are read, so that its sender gets to read why
+
+METRICS = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
+
+Reply = tuple[int, Mapping[str, Any] | str]
+"""A status and JSON, or a page of metrics."""
+Routes = Mapping[str, Callable[[str], Reply]]
+
+REASONS = {
+    200: "OK",
+    202: "Accepted",
+    400: "Bad Request",
+    403: "Forbidden",
+    404: "Not Found",
+    405: "Method Not Allowed",
+    408: "Request Timeout",
+    409: "Conflict",
+    413: "Content Too Large",
+    414: "URI Too Long",
+    431: "Request Header Fields Too Large",
+    500: "Internal Server Error",
+    503: "Service Unavailable",
+    505: "HTTP Version Not Supported",
+}
+
+
+class AdminError(Exception):
+    """The admin port cannot be had: the address, why, and the way out, in one line."""
+
+
+class _RefusedError(Exception):
+    """A request that is not answered; the connection ends."""
+
+    def __init__(self, status: int, why: str) -> None:
+        super().__init__(why)
+        self.status = status
+
+
+class _Request(NamedTuple):
+    method: str
+    path: str
+    is_last: bool
+    """Of its connection."""
+    is_from_a_page: bool
+    """A browser sent it for a web page, which may be anyone's."""
+
+
+class Admin:
+    """The server; `start` it, and `close` it last of all, since /ready says 503 while all else ends."""
+
+    def __init__(self, routes: Routes, host: str = "", port: int = 0, path: str | None = None) -> None:
+        """Listen on a host, all IPv4 and IPv6 addresses when empty, or else on a unix socket at `path`."""
+        self._routes = routes
+        self._host, self._port, self._path = host, port, path
+        self.connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
+        """With the one that was silent longest first."""
+        self._server: asyncio.Server | None = None
+
+    async def start(self) -> None:
+        """Listen; AdminError when the address cannot be had."""
+        if self._path is None:
+            listener = _listen(self._host, self._port)
+            self._port = listener.getsockname()[1]
+            self._server = await asyncio.start_server(self._serve, sock=listener, limit=HEAD)
+        else:
+            listener = _listen_at(self._path)
+            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=HEAD)
+
+    @property
+    def port(self) -> int:
+        """The one that it listens on, where 0 was asked for."""
+        return self._port
+
+    async def close(self) -> None:
+        """Leave the address; connections are cut."""
+        if self._server is None:
+            return
+        self._server.close()
+        for writer in self.connections:
+            writer.transport.abort()
+        if serving := [task for task in self.connections.values() if task is not None]:
+            await asyncio.wait(serving)
+        await self._server.wait_closed()
+        if self._path is not None:
+            with suppress(FileNotFoundError):
+                os.unlink(self._path)  # noqa: PTH108
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection, from its first request to its last."""
+        if len(self.connections) >= MOST:
+            oldest = next(iter(self.connections))
+            del self.connections[oldest]
+            oldest.transport.abort()
+        try:
+            while await self._answer_next(reader, writer):
+                pass
+            async with asyncio.timeout(SECONDS):
+                writer.close()
+                await writer.wait_closed()
+        except (TimeoutError, OSError, EOFError):
+            pass
+        finally:
+            writer.transport.abort()
+            self.connections.pop(writer, None)
+
+    async def _answer_next(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
+        """Whether another request may follow."""
+        self.connections.pop(writer, None)
+        self.connections[writer] = asyncio.current_task()
+        try:
+            request = await _read(reader)
+        except _RefusedError as refused:
+            await _write(writer, refused.status, {"error": str(refused)}, is_last=True)
+            await _linger(reader, writer)
+            return False
+        if request is None:
+            return False
+        status, body = self._reply(request)
+        allow = ", ".join(self._methods(request.path)) if status == 405 else None
+        await _write(writer, status, body, request.is_last, request.method == "HEAD", allow)
+        return not request.is_last
+
+    def _reply(self, request: _Request) -> Reply:
+        path = request.path
+        methods = self._methods(path)
+        if not methods:
+            return 404, {"error": f"no such path: {path}", "paths": sorted(self._routes)}
+        if request.method not in methods:
+            return 405, {"error": f"{path} takes {', '.join(methods)}"}
+        if request.method == "POST" and request.is_from_a_page:
+            return 403, {"error": "not for web pages"}
+        key, name = _key("GET" if request.method == "HEAD" else request.method, path, self._routes)
+        try:
+            return self._routes[key](name)
+        except Exception as error:  # the port answers on, whatever one path has wrong
+            return 500, {"error": type(error).__name__}
+
+    def _methods(self, path: str) -> list[str]:
+        methods = [
+            method for method in ("GET", "POST") if _key(method, path, self._routes)[0] in self._routes
+        ]
+        return ["GET", "HEAD", *methods[1:]] if "GET" in methods else methods
+
+
+def _key(method: str, path: str, routes: Routes) -> tuple[str, str]:
+    """What a path is called in the routes, and the word that it has more."""
+    if f"{method} {path}" in routes and not path.endswith("/"):
+        return f"{method} {path}", ""
+    start, _, name = path.rpartition("/")
+    return (f"{method} {start}/", name) if name else ("", "")
+
+
+async def _read(reader: asyncio.StreamReader) -> _Request | None:
+    """Read the next request whole; None when the client has left or is silent."""
+    line = b""
+    try:
+        async with asyncio.timeout(SECONDS):
+            try:
+                line = await reader.readuntil(b"\r\n")
+            except asyncio.LimitOverrunError:
+                raise _RefusedError(414, f"a request line has at most {HEAD} bytes") from None
+            return await _read_on(reader, line)
+    except TimeoutError:
+        if not line:
+            return None
+        raise _RefusedError(408, f"a request has {SECONDS:g} seconds to come") from None
+
+
+async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
+    found = re.fullmatch(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/(\d)\.(\d)\r\n", line)
+    if not found:
+        raise _RefusedError(400, "a request line is METHOD /path HTTP/1.1")
+    if found[3] != b"1":
+        raise _RefusedError(505, "this is HTTP/1.1")
+    headers = await _headers(reader, HEAD - len(line))
+    if found[4] != b"0" and b"host" not in headers:
+        raise _RefusedError(400, "a Host header is missing")
+    if b"transfer-encoding" in headers:
+        raise _RefusedError(400, "no path takes a chunked body")
+    length = headers.get(b"content-length", b"0")
+    if not re.fullmatch(rb"\d{1,9}", length):
+        raise _RefusedError(400, "Content-Length is not a number")
+    if int(length) > HEAD:
+        raise _RefusedError(413, f"a body has at most {HEAD} bytes")
+    await reader.readexactly(int(length))  # no path has a use for it
+    wishes = headers.get(b"connection", b"")
+    is_last = b"close" in wishes or (found[4] == b"0" and b"keep-alive" not in wishes)
+    path = found[2].decode("ascii").partition("?")[0]
+    return _Request(found[1].decode("ascii"), path, is_last, b"origin" in headers)
+
+
+async def _headers(reader: asyncio.StreamReader, room: int) -> dict[bytes, bytes]:
+    """Read them, in small letters."""
+    headers: dict[bytes, bytes] = {}
+    while True:
+        try:
+            line = await reader.readuntil(b"\r\n")
+        except asyncio.LimitOverrunError:
+            line = b" " * (HEAD + 1)
+        room -= len(line)
+        if room < 0:
+            raise _RefusedError(431, f"a request's head has at most {HEAD} bytes")
+        if line == b"\r\n":
+            return headers
+        name, _, value = line[:-2].lower().partition(b":")
+        is_twice = name in headers and name in (b"content-length", b"host")
+        if is_twice or not _NAME.fullmatch(name) or _CONTROL.search(value):
+            raise _RefusedError(400, "a header is NAME: VALUE, and Host and Content-Length come once")
+        headers[name] = value.strip(b" \t")
+
+
+_NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
+_CONTROL = re.compile(rb"[\0\r\n]")
+
+
+async def _write(
+    writer: asyncio.StreamWriter,
+    status: int,
+    body: Mapping[str, Any] | str,
+    is_last: bool,
+    is_head: bool = False,
+    allow: str | None = None,
+) -> None:
+    kind, text = (METRICS, body) if isinstance(body, str) else ("application/json", json.dumps(body) + "\n")
+    content = text.encode()
+    lines = [
+        f"HTTP/1.1 {status} {REASONS.get(status, '')}",
+        f"Content-Type: {kind}",
+        f"Content-Length: {len(content)}",
+        "Cache-Control: no-store",
+        f"Connection: {'close' if is_last else 'keep-alive'}",
+    ]
+    if allow:
+        lines.append(f"Allow: {allow}")
+    writer.write("\r\n".join([*lines, "", ""]).encode() + (b"" if is_head else content))
+    async with asyncio.timeout(SECONDS):
+        await writer.drain()
+
+
+async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Read on for a while: a socket that is closed with unread bytes resets, and takes the answer along."""
+    if writer.can_write_eof():
+        writer.write_eof()
+    left = LINGER
+    async with asyncio.timeout(SECONDS):
+        while left > 0 and (part := await reader.read(1 << 16)):
+            left -= len(part)
+
+
+def _listen(host: str, port: int) -> socket.socket:
+    is_any = host in ("", "::") and socket.has_dualstack_ipv6()
+    host = "::" if is_any else host or "0.0.0.0"
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=MOST, dualstack_ipv6=is_any)
+    except OSError as error:
+        raise _cannot(f"[{host}]:{port}" if ":" in host else f"{host}:{port}", error) from None
+
+
+def _listen_at(path: str) -> socket.socket:
+    """A unix socket that only this user may open; one that an earlier supervisor left is replaced."""
+    listener = socket.socket(socket.AF_UNIX)
+    before = os.umask(0o177)
+    try:
+        if _is_left_over(path):
+            os.unlink(path)  # noqa: PTH108
+        listener.bind(path)
+        listener.listen(MOST)
+    except OSError as error:
+        listener.close()
+        raise _cannot(path, error) from None
+    finally:
+        os.umask(before)
+    return listener
+
+
+def _is_left_over(path: str) -> bool:
+    """Whether it is a socket that nobody listens on."""
+    try:
+        if not stat.S_ISSOCK(os.lstat(path).st_mode):
+            return False
+        with socket.socket(socket.AF_UNIX) as knock:
+            knock.setblocking(False)
+            return knock.connect_ex(path) == errno.ECONNREFUSED
+    except FileNotFoundError:
+        return False
+
+
+def _cannot(address: str, error: OSError) -> AdminError:
+    why, way_out = {
+        errno.EADDRINUSE: ("is taken by another program", "end that program, or choose another"),
+        errno.EADDRNOTAVAIL: ("is no address of this machine", "choose one of `ip addr`, or 0.0.0.0 for all"),
+        errno.EACCES: ("is not allowed to this user", "choose a port above 1023, or a path of this user"),
+    }.get(error.errno or 0, (f"cannot be had: {error.strerror or error}", "choose another"))
+    where = "" if address.startswith("/") else " with --admin-host and --admin-port"
+    return AdminError(f"the admin address {address} {why}; {way_out}{where}")

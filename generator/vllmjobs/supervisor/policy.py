@@ -1,0 +1,320 @@
+"""What the supervisor does next: a pure function of where things stand, of what happened and of the time.
+
+It never starts an engine where another may still run, keeps to the budget of restarts, and always ends after
+a stop was asked for: `tests/supervise/test_policy.py` drives it through random orders of events.
+"""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import replace
+
+from vllmjobs.supervisor.model import (
+    GAVE_UP,
+    GPU_FATAL,
+    OVER,
+    Action,
+    Child,
+    Clear,
+    Cleared,
+    Condemned,
+    Event,
+    Exit,
+    Exited,
+    Fence,
+    Instance,
+    Kill,
+    Limits,
+    Plan,
+    RestartAsked,
+    Say,
+    Seen,
+    Start,
+    State,
+    StopAsked,
+    Terminate,
+)
+
+JITTER = 0.25
+
+
+def begin(plan: Plan, now: float) -> tuple[State, list[Action]]:
+    """First of all, whatever an earlier supervisor has left is cleared away."""
+    instances = {child.name: Instance(since=now) for child in plan.children}
+    return State(instances), [Clear(child.name) for child in plan.children]
+
+
+def step(plan: Plan, state: State, event: Event, now: float) -> tuple[State, list[Action]]:
+    """Where things stand after an event, and what is to be done. Total: no event is out of place."""
+    if state.is_over:
+        return state, []
+    turn = _Turn(plan, state, now)
+    turn.take(event)
+    turn.go_on()
+    return turn.state, turn.actions
+
+
+def is_ready(plan: Plan, state: State) -> bool:
+    """Whether a balancer may send requests here."""
+    ready = sum(one.phase == "ready" for one in state.instances.values())
+    return not state.is_stopping and ready >= max(1, plan.min_alive)
+
+
+def due(plan: Plan, state: State) -> float | None:
+    """When `step` wants a `Tick`, if nothing happens before."""
+    times = [time for one in state.instances.values() if (time := _deadline(plan.limits, state, one))]
+    return min(times, default=None)
+
+
+def _deadline(limits: Limits, state: State, one: Instance) -> float | None:
+    """When the phase of an instance has lasted long enough."""
+    match one.phase:
+        case "waiting" | "leaving":
+            return one.due
+        case "starting":
+            return one.since + limits.load
+        case "ready":
+            return one.progress_at + limits.hang
+        case "terminating":
+            return one.since + limits.term
+        case "killing":
+            return one.since + limits.gone
+        case "clearing":
+            return one.since + (limits.gone if state.is_stopping else limits.vram)
+        case _:
+            return None
+
+
+class _Turn:
+    """One step, while it is made."""
+
+    def __init__(self, plan: Plan, state: State, now: float) -> None:
+        self.plan, self.limits, self.state, self.now = plan, plan.limits, state, now
+        self.actions: list[Action] = []
+
+    def take(self, event: Event) -> None:
+        """Take in what happened."""
+        match event:
+            case Exited(name, status):
+                self._exited(name, status)
+            case Cleared(name):
+                if self._at(name).phase == "clearing":
+                    self._cleared(name)
+            case Seen():
+                self._seen(event)
+            case StopAsked():
+                self._stop_asked()
+            case RestartAsked(name):
+                if self._at(name).phase == "ready" and not self.state.is_stopping:
+                    self._leave(name, "a restart was asked for", self.limits.drain, is_planned=True)
+            case Condemned(gpu, reason):
+                self._condemned(gpu, reason)
+
+    def go_on(self) -> None:
+        """Do what the time asks for; then see whether all of it is over."""
+        for child in self.plan.children:
+            one = self._at(child.name)
+            deadline = _deadline(self.limits, self.state, one)
+            if one.phase == "leaving" and self._is_drained(one):
+                deadline = self.now
+            if deadline is not None and deadline <= self.now:
+                self._late(child, one)
+        alive = [one for one in self.state.instances.values() if one.phase != "given_up"]
+        if not self.state.is_stopping and len(alive) < max(1, self.plan.min_alive):
+            self._stop(GAVE_UP)
+        code = self.state.code
+        if code is not None and all(one.phase in OVER for one in self.state.instances.values()):
+            self.state = replace(self.state, is_over=True)
+            self.actions.append(Exit(code))
+
+    def _late(self, child: Child, one: Instance) -> None:
+        match one.phase:
+            case "waiting":
+                self._set(
+                    child.name, phase="starting", since=self.now, starts=one.starts + 1,
+                    restarts=one.restarts + bool(one.starts), ready_at=None, is_planned=False, why="",
+                )  # fmt: skip
+                self.actions.append(Start(child.name))
+            case "starting":
+                self._kill(child.name, f"not ready after {self.limits.load:g} s")
+            case "ready":
+                self._kill(child.name, f"no progress for {self.limits.hang:g} s")
+            case "leaving":
+                self._terminate(child.name)
+            case "terminating":
+                self._kill(child.name, one.why)
+            case "killing":
+                self._say("instance_cannot_be_killed", child.name, "ERROR")
+                self._over(child.name, "given_up", "it cannot be killed: it hangs in the kernel")
+            case "clearing":
+                if self.state.is_stopping:
+                    self._over(child.name, "ended", "something of it may be left")
+                else:
+                    self._say("gpu_memory_not_freed", child.name, "ERROR", gpus=list(child.gpus))
+                    self._over(child.name, "given_up", f"not cleared after {self.limits.vram:g} s")
+
+    def _exited(self, name: str, status: int) -> None:
+        one = self._at(name)
+        if one.phase not in ("starting", "ready", "leaving", "terminating", "killing"):
+            return
+        why = one.why or _ended(status)
+        changes = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
+        if one.is_planned:
+            self._say("instance_stopped", name, status=status, reason=why)
+            if one.then == "start":  # a restart that was asked for
+                changes["due"] = self.now
+        else:
+            self._say(
+                "instance_failed",
+                name,
+                "ERROR",
+                status=status,
+                reason=why,
+                was_ready=one.ready_at is not None,
+            )
+            changes |= self._failure(name, one)
+        self._set(name, **changes)
+        self.actions.append(Clear(name))
+
+    def _failure(self, name: str, one: Instance) -> dict[str, object]:
+        """What a failure adds to an instance: when it is started again, or that it is not."""
+        failures = (*(at for at in one.failures if at > self.now - self.limits.window), self.now)
+        was_steady = one.ready_at is not None and self.now - one.ready_at >= self.limits.steady
+        in_a_row = 0 if was_steady else one.in_a_row
+        budget = self.limits.restarts if one.was_ready else self.limits.restarts_never_ready
+        changes: dict[str, object] = {"failures": failures, "in_a_row": in_a_row + 1}
+        if one.then == "give_up" or self.state.is_stopping:
+            return changes
+        if len(failures) > budget:
+            self._say("instance_given_up", name, "ERROR", failures=len(failures), window=self.limits.window)
+            return changes | {"then": "give_up"}
+        pause = self._backoff(name, in_a_row, one.starts)
+        self._say("instance_restarts", name, "WARNING", after_seconds=round(pause, 1), failures=len(failures))
+        return changes | {"due": self.now + pause}
+
+    def _backoff(self, name: str, in_a_row: int, starts: int) -> float:
+        pause = min(self.limits.backoff_most, self.limits.backoff * 2.0 ** min(in_a_row, 30))
+        chance = zlib.crc32(f"{self.plan.seed} {name} {starts}".encode()) / 2**32
+        return pause * (1 + JITTER * chance)
+
+    def _cleared(self, name: str) -> None:
+        one = self._at(name)
+        if one.then == "start":
+            self._set(name, phase="waiting", since=self.now)
+        else:
+            self._over(name, "given_up" if one.then == "give_up" else "ended", one.why)
+
+    def _seen(self, seen: Seen) -> None:
+        one = self._at(seen.child)
+        if one.phase not in ("starting", "ready", "leaving"):
+            return
+        if seen.progress:
+            self._set(seen.child, progress_at=self.now)
+        self._set(seen.child, unanswered=seen.unanswered)
+        if one.phase == "starting" and seen.serves:
+            self._set(
+                seen.child, phase="ready", since=self.now, ready_at=self.now, was_ready=True,
+                progress_at=self.now,
+            )  # fmt: skip
+            self._say("instance_ready", seen.child, load_seconds=round(self.now - one.since, 3))
+
+    def _stop_asked(self) -> None:
+        self.state = replace(self.state, asked=self.state.asked + 1)
+        if self.state.asked == 1:
+            self._stop(0)
+            return
+        self._say("stop_hurried", None, "WARNING", asked=self.state.asked)
+        for name, one in list(self.state.instances.items()):
+            if self.state.asked == 2 and one.phase == "leaving":
+                self._terminate(name)
+            elif self.state.asked > 2 and one.phase in ("leaving", "terminating"):
+                self._kill(name, "a stop was asked for three times")
+
+    def _stop(self, code: int, drain: float | None = None) -> None:
+        """Begin to end all of it; the first code stays."""
+        if self.state.is_stopping:
+            return
+        until = self.limits.drain if drain is None else drain
+        self.state = replace(self.state, code=code)
+        self._say("stopping", None, code=code)
+        for name, one in list(self.state.instances.items()):
+            match one.phase:
+                case "waiting":
+                    self._over(name, "ended", "it was stopped")
+                case "clearing":
+                    self._set(name, since=self.now, then="end" if one.then == "start" else one.then)
+                case "starting":  # it has no answers to give
+                    self._set(name, is_planned=True, then="end")
+                    self._terminate(name)
+                case "ready":
+                    self._leave(name, "it was stopped", until, is_planned=True, then="end")
+                case _ if one.phase not in OVER and one.then == "start":
+                    self._set(name, then="end")
+
+    def _condemned(self, gpu: str, reason: str) -> None:
+        self._say("gpu_condemned", None, "ERROR", gpu=gpu, reason=reason)
+        self.actions.append(Fence(gpu, reason))
+        why = f"GPU {gpu}: {reason}"
+        on_it = [child.name for child in self.plan.children if gpu in child.gpus]
+        left = sum(
+            name not in on_it and one.phase != "given_up" and one.then != "give_up"
+            for name, one in self.state.instances.items()
+        )
+        if on_it and left < max(1, self.plan.min_alive):
+            self._stop(GPU_FATAL, self.limits.drain_condemned)
+            return
+        for name in on_it:
+            one = self._at(name)
+            match one.phase:
+                case "waiting":
+                    self._over(name, "given_up", why)
+                case "clearing":
+                    self._set(name, then="give_up", why=why)
+                case "starting":
+                    self._set(name, then="give_up", is_planned=True, why=why)
+                    self._terminate(name)
+                case "ready" | "leaving":
+                    self._leave(name, why, self.limits.drain_condemned, is_planned=True, then="give_up")
+                case _ if one.phase not in OVER:
+                    self._set(name, then="give_up", why=why)
+
+    def _leave(self, name: str, why: str, drain: float, **changes: object) -> None:
+        self._say("instance_leaves", name, reason=why, unanswered=self._at(name).unanswered)
+        until = self.now + self.limits.leave + drain
+        # What it had to answer at the last look is not what it has now.
+        self._set(name, phase="leaving", since=self.now, due=until, why=why, unanswered=None, **changes)
+
+    def _is_drained(self, one: Instance) -> bool:
+        return one.unanswered == 0 and self.now >= one.since + self.limits.leave
+
+    def _terminate(self, name: str) -> None:
+        one = self._at(name)
+        if one.phase == "leaving":
+            self._say(
+                "instance_drained", name, "INFO" if one.unanswered == 0 else "WARNING",
+                drain_seconds=round(self.now - one.since, 3), unanswered=one.unanswered,
+            )  # fmt: skip
+        self._set(name, phase="terminating", since=self.now)
+        self.actions.append(Terminate(name))
+
+    def _kill(self, name: str, why: str) -> None:
+        self._say("instance_killed", name, "ERROR", reason=why or "it did not end on SIGTERM")
+        self._set(name, phase="killing", since=self.now, why=why)
+        self.actions.append(Kill(name))
+
+    def _over(self, name: str, phase: str, why: str) -> None:
+        self._set(name, phase=phase, since=self.now, why=why)
+
+    def _at(self, name: str) -> Instance:
+        return self.state.instances[name]
+
+    def _set(self, name: str, **changes: object) -> None:
+        changed = replace(self._at(name), **changes)  # type: ignore[arg-type]
+        self.state = replace(self.state, instances={**self.state.instances, name: changed})
+
+    def _say(self, event: str, child: str | None, level: str = "INFO", **fields: object) -> None:
+        self.actions.append(Say(event, level, child, fields))  # type: ignore[arg-type]
+
+
+def _ended(status: int) -> str:
+    return f"signal {-status}" if status < 0 else f"exit code {status}"

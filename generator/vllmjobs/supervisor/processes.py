@@ -1,0 +1,312 @@
+"""The supervisor's real processes: started, reaped, and killed to the last of their trees.
+
+As the child subreaper (prctl(2)) the supervisor becomes the parent of every orphan that its children leave,
+so all that descends from it is theirs, however they forked. Nothing here waits.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import fcntl
+import os
+import signal
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from vllmjobs.supervisor.tree import (
+    INSTANCE,
+    SUPERVISOR,
+    Process,
+    ancestors,
+    by_parent,
+    descent,
+    instance_of,
+    processes,
+)
+
+PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
+PIPE = 1 << 20  # bytes: /proc/sys/fs/pipe-max-size, the most that anyone may ask for
+ROUNDS = 20  # of killing what was forked meanwhile
+DEFAULTS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
+
+
+class ProcessError(Exception):
+    """What this system does not let a supervisor do."""
+
+
+class StartError(ProcessError):
+    """A child that could not be started."""
+
+    def __init__(self, name: str, why: str) -> None:
+        super().__init__(f"{name} cannot be started: {why}")
+        self.name, self.why = name, why
+
+
+@dataclass(frozen=True)
+class Program:
+    """What is started for a child."""
+
+    name: str
+    """The instance, such as chat-0."""
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    """All of its environment; a command without a slash is looked for on its PATH."""
+    forks: bool = True
+    """Whether it starts processes of its own, so that an orphan of unknown origin may be one of them."""
+    stdin: bool = False
+    """Whether its stdin is a pipe of ours; else it has none."""
+
+
+@dataclass(frozen=True)
+class Started:
+    """A child and the ends of its pipes that are ours to read and to close; neither blocks."""
+
+    pid: int
+    stdout: int
+    stderr: int
+    stdin: int | None = None
+
+
+@dataclass(frozen=True)
+class Ended:
+    """A process that was reaped."""
+
+    name: str | None
+    """None for an orphan."""
+    pid: int
+    status: int
+    """Exit code, or the negative number of the signal."""
+
+
+class Processes:
+    """The children of one supervisor."""
+
+    def __init__(self, identity: str) -> None:
+        """`identity` marks all that is started; another life of this supervisor has the same, nobody else.
+
+        ProcessError where the system has no child subreaper.
+        """
+        self.identity = identity
+        self.reaped = 0
+        """Orphans."""
+        self._children: dict[str, int] = {}
+        """Only what was not yet reaped: until then nobody else can get its pid."""
+        self._names: dict[int, str] = {}
+        self._sessions: dict[int, str] = {}
+        self._known: dict[int, tuple[int, str]] = {}
+        """By pid, what the scan before showed: when it started, and whose it is."""
+        self._forking: set[str] = set()
+        try:
+            libc = ctypes.CDLL(None, use_errno=True)
+            if libc.prctl(PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (1, 0, 0, 0))):
+                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+        except (OSError, AttributeError) as error:
+            raise ProcessError(f"no child subreaper, which Linux has since 3.4: {error}") from error
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the kernel reaps in our place
+        # An entry point that ended in `exec` may have children: they became ours, but are not to be killed.
+        self._before = {(one.pid, one.started) for one in _scan().values() if one.parent == os.getpid()}
+
+    def start(self, program: Program) -> Started:
+        """Start a child in a session of its own, with every signal at its default and none blocked.
+
+        StartError where that is impossible; then nothing is left of it.
+        """
+        if program.name in self._children:
+            raise StartError(program.name, f"it runs already, as process {self._children[program.name]}")
+        marks = {SUPERVISOR: self.identity, INSTANCE: program.name}
+        # Unless told not to, setproctitle writes vLLM's titles (VLLM::EngineCore) over /proc/PID/environ.
+        env = {"SPT_NOENV": "1", **program.env, **marks}
+        pipes: list[int] = []
+        try:
+            for _ in range(2):
+                pipes += os.pipe()
+                with suppress(OSError):  # beyond pipe-user-pages-soft; a smaller one does
+                    fcntl.fcntl(pipes[-1], fcntl.F_SETPIPE_SZ, PIPE)
+            if program.stdin:
+                pipes += reversed(os.pipe())
+            pid = _spawn(program.command, env, pipes[1:6:2])
+        except (OSError, ValueError) as error:
+            for end in pipes:
+                os.close(end)
+            why = (error.strerror if isinstance(error, OSError) else None) or str(error)
+            raise StartError(program.name, f"{program.command[0]}: {why}") from error
+        for end in pipes[1::2]:
+            os.close(end)
+        for end in pipes[::2]:
+            os.set_blocking(end, False)
+        self._children[program.name] = pid
+        self._names[pid] = self._sessions[pid] = program.name
+        if program.forks:
+            self._forking.add(program.name)
+        return Started(pid, *pipes[::2])
+
+    def reap(self) -> list[Ended]:
+        """All that has ended, orphans included, which are counted. Nobody else in this process may reap."""
+        ended: list[Ended] = []
+        with suppress(ChildProcessError):
+            while (found := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = found
+                name = self._names.pop(pid, None)
+                if name is None:
+                    self.reaped += 1
+                else:
+                    del self._children[name]
+                ended.append(Ended(name, pid, os.waitstatus_to_exitcode(status)))
+        return ended
+
+    def terminate(self, name: str, number: int = signal.SIGTERM) -> None:
+        """A signal to the child's own process, if it is not reaped yet."""
+        if pid := self._children.get(name):
+            with suppress(PermissionError):  # it became another user
+                os.kill(pid, number)
+
+    def tree(self, name: str) -> set[int]:
+        """All of the child that runs: its descent, and what that left behind. ProcessError without /proc.
+
+        An orphan is known by its session, by an earlier scan (so it pays to scan now and then), or by its
+        mark; one that shows none of these counts to the last child that anything is left of.
+        """
+        return self._tree(name)[1]
+
+    def kill(self, name: str) -> set[int]:
+        """SIGKILL to all of the tree, until a scan shows nobody new.
+
+        What still runs then is returned: it is dying, which takes an engine its time, or hangs in the kernel.
+        Ask `tree` until it is empty.
+        """
+        return self._kill(lambda: self._tree(name))
+
+    def leftovers(self) -> dict[str, set[int]]:
+        """By instance, what an earlier life of this supervisor left. ProcessError without /proc.
+
+        There must be no other living supervisor of this identity: its children would be taken for leftovers.
+        """
+        seen, owners = self._leftovers()
+        left: dict[str, set[int]] = {}
+        for pid, name in owners.items():
+            if seen[pid].is_alive:
+                left.setdefault(name, set()).add(pid)
+        return left
+
+    def kill_leftovers(self) -> set[int]:
+        """SIGKILL to all of them; returned is what `kill` returns."""
+
+        def found() -> tuple[dict[int, Process], set[int]]:
+            seen, owners = self._leftovers()
+            return seen, {pid for pid in owners if seen[pid].is_alive}
+
+        return self._kill(found)
+
+    def _tree(self, name: str) -> tuple[dict[int, Process], set[int]]:
+        """All processes, and those of the child."""
+        seen = _scan()
+        owners = self._owners(seen)
+        running = {pid: owner for pid, owner in owners.items() if seen[pid].is_alive}
+        others = self._forking & {*self._children, *running.values()} - {name, None}
+        mine = (name,) if others else (name, None)
+        return seen, {pid for pid, owner in running.items() if owner in mine}
+
+    def _owners(self, seen: dict[int, Process]) -> dict[int, str | None]:
+        """Whose each of our descendants is; remembered for the next scan."""
+        children = by_parent(seen)
+        owners: dict[int, str | None] = {}
+        for root in children.get(os.getpid(), ()):
+            if (root, seen[root].started) not in self._before:
+                name = self._owner(seen[root])
+                owners |= dict.fromkeys(descent(children, root), name)
+        self._known = {pid: (seen[pid].started, name) for pid, name in owners.items() if name is not None}
+        # No pid is given out again while it names a session, so what is in use is still the same.
+        used = {seen[pid].session for pid in owners} | self._names.keys()
+        self._sessions = {sid: name for sid, name in self._sessions.items() if sid in used}
+        return owners
+
+    def _owner(self, child: Process) -> str | None:
+        """Whose a child of ours is: one that we started, or an orphan."""
+        known = self._names.get(child.pid) or self._sessions.get(child.session)
+        if known:
+            return known
+        started, name = self._known.get(child.pid, (None, None))
+        return name if started == child.started else instance_of(child.pid, self.identity)
+
+    def _leftovers(self) -> tuple[dict[int, Process], dict[int, str]]:
+        """All processes, and whose those are that carry our mark and are not of our own life."""
+        seen = _scan()
+        children = by_parent(seen)
+        ours = {*descent(children, os.getpid()), *ancestors(seen, os.getpid())}
+        others = seen.keys() - ours
+        marked = {pid: name for pid in others if (name := instance_of(pid, self.identity)) is not None}
+        sessions: dict[int, str] = {}
+        for pid, name in marked.items():
+            leader = seen.get(session := seen[pid].session)
+            # One that is led by somebody without a mark is not theirs: it was there before.
+            if session and (session in marked or leader is None or not leader.is_alive):
+                sessions[session] = name
+        roots = {pid: sessions[one.session] for pid, one in seen.items() if one.session in sessions} | marked
+        owners: dict[int, str] = {}
+        for root, name in roots.items():
+            owners |= dict.fromkeys(descent(children, root), name)
+        return seen, {pid: name for pid, name in (owners | marked).items() if pid in others}
+
+    def _kill(self, find: Callable[[], tuple[dict[int, Process], set[int]]]) -> set[int]:
+        killed: set[tuple[int, int]] = set()
+        victims: set[int] = set()
+        for _ in range(ROUNDS):
+            seen, victims = find()
+            new = [seen[pid] for pid in victims if (pid, seen[pid].started) not in killed]
+            if not new:
+                break
+            killed |= {(one.pid, one.started) for one in new}
+            # A whole group at once: none of it can fork away meanwhile. Never 0 (in /proc, a group from
+            # outside of this container; to kill(2), our own) nor 1 (to kill(2), everybody).
+            mixed = {0, 1, *(one.group for pid, one in seen.items() if one.is_alive and pid not in victims)}
+            for target in {one.pid if one.group in mixed else -one.group for one in new}:
+                with suppress(ProcessLookupError, PermissionError):
+                    os.kill(target, signal.SIGKILL)
+        return victims
+
+
+def _scan() -> dict[int, Process]:
+    try:
+        return processes()
+    except OSError as error:
+        raise ProcessError(f"/proc cannot be read: {error}") from error
+
+
+def _spawn(command: tuple[str, ...], env: Mapping[str, str], ends: Sequence[int]) -> int:
+    """The pid of what was started, from the first folder of its PATH that holds the command.
+
+    `ends` are its stdout, its stderr and perhaps its stdin.
+    """
+    stdin: tuple[object, ...] = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
+    if len(ends) > 2:
+        stdin = (os.POSIX_SPAWN_DUP2, ends[2], 0)
+    path = env.get("PATH", os.defpath)
+    if "/" in command[0]:
+        places = [command[0]]
+        missed = OSError(errno.ENOENT, "there is no such program, or not the interpreter that it names")
+    else:
+        places = [f"{folder or '.'}/{command[0]}" for folder in path.split(":")]
+        missed = OSError(errno.ENOENT, f"not found on its PATH, {path}")
+    for place in places:
+        try:
+            return os.posix_spawn(
+                place,
+                command,
+                env,
+                file_actions=[
+                    stdin,
+                    (os.POSIX_SPAWN_DUP2, ends[0], 1),
+                    (os.POSIX_SPAWN_DUP2, ends[1], 2),
+                ],
+                setsid=True,
+                setsigmask=(),
+                setsigdef=DEFAULTS,
+            )
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except PermissionError as error:  # as execvp(3) has it: another folder may hold one that can be run
+            missed = error
+    raise missed

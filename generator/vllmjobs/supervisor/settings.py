@@ -1,0 +1,225 @@
+"""What `vllmjobs-supervise` is told: its command line, its environment, or a file with several children."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+from vllmjobs.supervisor.model import Child, Limits, Plan
+
+PORT = 8000  # of `vllm serve`
+ADMIN_PORT = 8090
+_UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
+
+USAGE = """\
+usage: vllmjobs-supervise [OPTIONS] -- COMMAND [ARGUMENT ...]
+       vllmjobs-supervise --config FILE
+
+Starts COMMAND, such as `vllm serve MODEL`, restarts it when it ends, and ends
+with it when it is told to. Times are as Nomad writes them: 15s, 2m.
+
+  --name NAME            its name in logs and metrics; NOMAD_GROUP_NAME, or vllm
+  --admin-host HOST      where /live, /ready, /health and /metrics are; NOMAD_IP_admin,
+                         or all addresses
+  --admin-port PORT      NOMAD_PORT_admin, or 8090
+  --load-timeout TIME    from a start to the first answer; 30m
+  --hang-timeout TIME    without any progress, as in the longest prefill; 2m
+  --drain-timeout TIME   for the answers on their way; 15s
+  --leave TIME           for a balancer to notice, before the drain; 0s
+  --term-timeout TIME    from SIGTERM to SIGKILL; 10s
+  --restarts N           in ten minutes, before it gives up with exit code 1; 3
+  --log-rate N           lines a second of each stream, 0 for all; 2000
+  --config FILE          all of it for several children, as JSON
+  --version, --help
+
+Each option can be a variable too: VLLMJOBS_DRAIN_TIMEOUT=15s.
+The first SIGTERM or SIGINT drains, the second ends the drain, the third kills.
+Exit codes: 0 stopped as asked, 1 given up, 2 wrong usage, 70 a GPU is broken.
+"""
+
+
+class SettingsError(Exception):
+    """What is wrong with what it was told, in one line."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """One child: what is started, and where it answers."""
+
+    name: str
+    command: tuple[str, ...]
+    env: Mapping[str, str]
+    """All of its environment."""
+    host: str = "127.0.0.1"
+    port: int = PORT
+    served_name: str | None = None
+    """The first that it says it has when None."""
+    gpus: tuple[str, ...] = ()
+    """By UUID or index."""
+    tls: bool = False
+    api_key: str | None = None
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that it is told."""
+
+    engines: tuple[Engine, ...]
+    identity: str
+    """By which a next supervisor knows what this one has left."""
+    admin_host: str = ""
+    """All addresses when empty."""
+    admin_port: int = ADMIN_PORT
+    admin_path: str | None = None
+    """A unix socket instead, on which restarts can be asked for."""
+    limits: Limits = field(default_factory=Limits)
+    min_alive: int = 1
+    log_rate: float = 2000.0
+
+    @property
+    def plan(self) -> Plan:
+        """As the policy wants it."""
+        children = tuple(Child(engine.name, engine.gpus) for engine in self.engines)
+        return Plan(children, self.limits, self.min_alive, seed=os.getpid())
+
+
+_TIMES = {
+    "--load-timeout": "load",
+    "--hang-timeout": "hang",
+    "--drain-timeout": "drain",
+    "--leave": "leave",
+    "--term-timeout": "term",
+}
+_OTHERS = ("--name", "--admin-host", "--admin-port", "--restarts", "--log-rate")
+
+
+def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
+    """Take the command line, or the file that it names; raises `SettingsError`."""
+    options, command = _split(arguments)
+    if file := options.pop("--config", None):
+        if options or command:
+            raise SettingsError("--config says all: give it alone")
+        return _read_file(file, environ)
+    options = {
+        option: environ[variable]
+        for option in (*_TIMES, *_OTHERS)
+        if (variable := _variable(option)) in environ
+    } | options
+    if not command:
+        raise SettingsError("nothing to supervise: give the command after --, as in -- vllm serve MODEL")
+    limits: dict[str, Any] = {
+        key: seconds(options[option], option) for option, key in _TIMES.items() if option in options
+    }
+    if "--restarts" in options:
+        limits["restarts"] = limits["restarts_never_ready"] = _whole(options["--restarts"], "--restarts")
+    name = options.get("--name") or environ.get("NOMAD_GROUP_NAME") or "vllm"
+    admin_port = options.get("--admin-port") or environ.get("NOMAD_PORT_admin") or str(ADMIN_PORT)
+    place = environ.get("NOMAD_ALLOC_ID") or os.uname().nodename
+    return Settings(
+        engines=(engine(name, command, environ),),
+        identity=f"{place}/{name}:{admin_port}",  # no other that lives has this port
+        admin_host=options.get("--admin-host") or environ.get("NOMAD_IP_admin") or "",
+        admin_port=_port(admin_port, "--admin-port"),
+        limits=Limits(**limits),
+        log_rate=float(_whole(options.get("--log-rate", "2000"), "--log-rate")),
+    )
+
+
+def engine(name: str, command: Sequence[str], environ: Mapping[str, str]) -> Engine:
+    """What the arguments of `vllm serve` say of where it answers, and the environment of its GPUs."""
+
+    def told(flag: str) -> str | None:
+        for number, word in enumerate(command):
+            if word == flag and number + 1 < len(command):
+                return command[number + 1]
+            if word.startswith(f"{flag}="):
+                return word.partition("=")[2]
+        return None
+
+    visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("NVIDIA_VISIBLE_DEVICES") or ""
+    gpus = () if visible in ("all", "none", "void") else tuple(filter(None, visible.split(",")))
+    return Engine(
+        name,
+        tuple(command),
+        dict(environ),
+        told("--host") or "127.0.0.1",
+        _port(told("--port") or str(PORT), "--port"),
+        told("--served-model-name"),
+        gpus,
+        tls=told("--ssl-certfile") is not None,
+        api_key=told("--api-key") or environ.get("VLLM_API_KEY"),
+    )
+
+
+def seconds(text: str, place: str) -> float:
+    """Read a time such as 15s or 1m30s; raises `SettingsError`."""
+    if not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", text):
+        raise SettingsError(f"{place} is {text!r}: a time has a unit, as in 15s, 2m or 1m30s")
+    return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9.]+)(ms|s|m|h)", text))
+
+
+def _variable(option: str) -> str:
+    return "VLLMJOBS_" + option.removeprefix("--").replace("-", "_").upper()
+
+
+def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
+    """The options, and the command after `--`."""
+    words = list(arguments)
+    command: tuple[str, ...] = ()
+    if "--" in words:
+        command = tuple(words[words.index("--") + 1 :])
+        words = words[: words.index("--")]
+    options: dict[str, str] = {}
+    while words:
+        option, equals, value = words.pop(0).partition("=")
+        if option not in (*_TIMES, *_OTHERS, "--config"):
+            raise SettingsError(f"no such option: {option}; the command comes after --")
+        if not equals:
+            if not words:
+                raise SettingsError(f"{option} needs a value")
+            value = words.pop(0)
+        options[option] = value
+    return options, command
+
+
+def _read_file(path: str, environ: Mapping[str, str]) -> Settings:
+    """Read what `vllmjobs up` writes: the fields of `Settings`, with `env` laid over our own environment."""
+    try:
+        with open(path) as file:  # noqa: PTH123 (pathlib takes half a megabyte)
+            told = json.load(file)
+        engines = tuple(
+            Engine(
+                **{
+                    **one,
+                    "command": tuple(one["command"]),
+                    "env": {**environ, **one.get("env", {})},
+                    "gpus": tuple(one.get("gpus", ())),
+                }
+            )
+            for one in told.pop("engines")
+        )
+        unknown = told.keys() - {one.name for one in fields(Settings)}
+        if unknown:
+            raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
+        limits = Limits(**told.pop("limits", {}))
+        return Settings(engines=engines, limits=limits, **told)
+    except OSError as error:
+        raise SettingsError(f"{path}: {error.strerror}") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise SettingsError(f"{path} is not a configuration of vllmjobs-supervise: {error}") from error
+
+
+def _whole(text: str, place: str) -> int:
+    if not re.fullmatch("[0-9]+", text):
+        raise SettingsError(f"{place} is {text!r}: it must be a whole number, 0 or more")
+    return int(text)
+
+
+def _port(text: str, place: str) -> int:
+    if not 0 < _whole(text, place) < 65536:
+        raise SettingsError(f"{place} is {text}: a port is 1 to 65535")
+    return int(text)

@@ -1,0 +1,25 @@
+"""A test that wants a supervisor takes `supervise`, one that wants GPUs `library`."""
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sandbox.supervised import Supervise, supervising
+
+
+@pytest.fixture
+def supervise(tmp_path: Path) -> Iterator[Supervise]:
+    """Start supervisors: `supervise(engines=2, limits={"drain": 1})`."""
+    yield from supervising(tmp_path)
+
+
+@pytest.fixture(scope="session")
+def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with an NVML whose GPUs are made up, for LD_LIBRARY_PATH: nvml_live.c."""
+    source = Path(__file__).with_name("nvml_live.c")
+    folder = tmp_path_factory.mktemp("driver")
+    flags = ("-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE")
+    subprocess.run(["gcc", *flags, "-o", folder / "libnvidia-ml.so.1", source], check=True)
+    return folder

@@ -1,0 +1,477 @@
+"""What the supervisor decides, as stories and as random orders of events."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field, replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllmjobs.supervisor.model import (
+    GAVE_UP,
+    GPU_FATAL,
+    Action,
+    Child,
+    Clear,
+    Cleared,
+    Condemned,
+    Event,
+    Exit,
+    Exited,
+    Fence,
+    Kill,
+    Limits,
+    Plan,
+    RestartAsked,
+    Say,
+    Seen,
+    Start,
+    State,
+    StopAsked,
+    Terminate,
+    Tick,
+)
+from vllmjobs.supervisor.policy import JITTER, begin, due, is_ready, step
+
+ONE = Plan((Child("chat-0", ("GPU-0",)),))
+TWO = Plan((Child("chat-0", ("GPU-0",)), Child("chat-1", ("GPU-1",))))
+SOON = 0.01
+
+
+@dataclass
+class Story:
+    """One supervisor from its beginning; what was said is apart from what was done."""
+
+    plan: Plan = ONE
+    now: float = 1000.0
+    said: list[Say] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.state, done = begin(self.plan, self.now)
+        self.begun = done
+
+    def take(self, event: Event, after: float = 0.0) -> list[Action]:
+        """What is done when this happens so many seconds later."""
+        self.now += after
+        self.state, actions = step(self.plan, self.state, event, self.now)
+        self.said += [one for one in actions if isinstance(one, Say)]
+        return [one for one in actions if not isinstance(one, Say)]
+
+    def wait(self) -> list[Action]:
+        """Let time pass until something is due."""
+        at = due(self.plan, self.state)
+        assert at is not None
+        return self.take(Tick(), max(0.0, at - self.now))
+
+    def run(self, *names: str) -> None:
+        """Bring children up to ready."""
+        for name in names or [child.name for child in self.plan.children]:
+            assert self.take(Cleared(name)) == [Start(name)]
+            self.take(Seen(name, serves=True, progress=True, unanswered=0), after=20.0)
+            assert self.state.instances[name].phase == "ready"
+
+    def fail(self, name: str = "chat-0", status: int = 1) -> list[Action]:
+        """Let a child's process end, and its tree be cleared away."""
+        assert self.take(Exited(name, status), after=SOON) == [Clear(name)]
+        return self.take(Cleared(name), after=SOON)
+
+    def events(self) -> list[str]:
+        return [one.event for one in self.said]
+
+
+def looked(name: str = "chat-0", unanswered: int | None = 0, progress: bool = True) -> Seen:
+    return Seen(name, serves=True, progress=progress, unanswered=unanswered)
+
+
+class TestStart:
+    def test_what_an_earlier_supervisor_left_is_cleared_away_first(self) -> None:
+        story = Story(TWO)
+        assert story.begun == [Clear("chat-0"), Clear("chat-1")]
+        assert story.take(Cleared("chat-1")) == [Start("chat-1")]
+        assert story.state.instances["chat-0"].phase == "clearing"
+
+    def test_it_is_ready_once_it_has_answered(self) -> None:
+        story = Story()
+        story.take(Cleared("chat-0"))
+        story.take(Seen("chat-0", serves=False, progress=False), after=5.0)
+        assert not is_ready(ONE, story.state)
+        story.take(looked(), after=7.0)
+        assert is_ready(ONE, story.state)
+        assert story.said[-1] == Say("instance_ready", "INFO", "chat-0", {"load_seconds": 12.0})
+
+    def test_one_that_is_never_ready_is_killed_in_the_end(self) -> None:
+        story = Story()
+        story.take(Cleared("chat-0"))
+        assert story.wait() == [Kill("chat-0")]
+        assert story.state.instances["chat-0"].why == "not ready after 1800 s"
+
+    def test_one_whose_gpu_memory_is_never_free_is_not_started(self) -> None:
+        story = Story()
+        story.run()
+        story.take(Exited("chat-0", -9))
+        assert story.wait() == [Exit(GAVE_UP)]
+        assert "gpu_memory_not_freed" in story.events()
+
+    def test_what_is_cleared_twice_or_too_late_is_not_started_again(self) -> None:
+        story = Story()
+        story.run()
+        assert story.take(Cleared("chat-0")) == []
+        assert story.state.instances["chat-0"].phase == "ready"
+        story = Story(TWO)
+        story.run("chat-1")
+        for _ in range(2):
+            story.take(looked("chat-1"), after=40.0)
+        assert story.state.instances["chat-0"].phase == "given_up"
+        assert story.take(Cleared("chat-0")) == []
+        assert story.state.instances["chat-0"].phase == "given_up"
+
+
+class TestRestart:
+    @pytest.mark.parametrize("status", [0, 1, -9])
+    def test_any_unplanned_end_is_a_failure(self, status: int) -> None:
+        story = Story()
+        story.run()
+        assert story.fail(status=status) == []
+        assert story.state.instances["chat-0"].phase == "waiting"
+        assert story.wait() == [Start("chat-0")]
+
+    def test_it_waits_twice_as_long_each_time_and_up_to_a_quarter_more(self) -> None:
+        story = Story(replace(ONE, limits=Limits(restarts=9, restarts_never_ready=9)))
+        story.take(Cleared("chat-0"))
+        for expected in (1, 2, 4, 8, 16, 32, 60, 60):
+            story.fail()
+            wait = story.state.instances["chat-0"].due - story.state.instances["chat-0"].failures[-1]
+            assert expected <= wait <= expected * (1 + JITTER)
+            assert story.wait() == [Start("chat-0")]
+
+    def test_two_supervisors_do_not_wait_the_same(self) -> None:
+        waits = set()
+        for seed in range(20):
+            story = Story(replace(ONE, seed=seed))
+            story.run()
+            story.fail()
+            waits.add(story.state.instances["chat-0"].due)
+        assert len(waits) == 20
+
+    def test_the_wait_begins_again_after_five_minutes_of_service(self) -> None:
+        story = Story()
+        story.run()
+        story.fail()
+        story.wait()
+        story.take(looked(), after=5.0)
+        story.take(looked(), after=50.0)
+        for _ in range(6):
+            story.take(looked(), after=50.0)
+        story.fail()
+        one = story.state.instances["chat-0"]
+        assert 1 <= one.due - one.failures[-1] <= 1 + JITTER
+
+    def test_the_fourth_failure_in_ten_minutes_gives_it_up(self) -> None:
+        story = Story()
+        story.run()
+        for _ in range(3):
+            story.fail()
+            assert story.wait() == [Start("chat-0")]
+            story.take(looked(), after=5.0)
+        assert story.fail() == [Exit(GAVE_UP)]
+        assert "instance_given_up" in story.events()
+
+    def test_the_third_failure_of_one_that_was_never_ready_gives_it_up(self) -> None:
+        story = Story()
+        story.take(Cleared("chat-0"))
+        for _ in range(2):
+            story.fail()
+            assert story.wait() == [Start("chat-0")]
+        assert story.fail() == [Exit(GAVE_UP)]
+
+    def test_failures_of_long_ago_do_not_count(self) -> None:
+        story = Story()
+        story.run()
+        for _ in range(10):
+            for _ in range(5):
+                story.take(looked(), after=50.0)
+            story.fail()
+            assert story.wait() == [Start("chat-0")]
+            story.take(looked(), after=1.0)
+
+    def test_a_restart_that_is_asked_for_drains_first_and_is_no_failure(self) -> None:
+        story = Story(TWO)
+        story.run()
+        assert story.take(RestartAsked("chat-0")) == []
+        assert story.state.instances["chat-0"].phase == "leaving"
+        assert is_ready(TWO, story.state)  # the other serves on
+        assert story.take(looked(unanswered=3), after=1.0) == []
+        assert story.take(looked(unanswered=0), after=1.0) == [Terminate("chat-0")]
+        assert story.fail(status=0) == [Start("chat-0")]
+        assert story.state.instances["chat-0"].failures == ()
+
+
+class TestGivingUp:
+    def test_the_others_serve_on(self) -> None:
+        story = Story(TWO)
+        story.run()
+        for _ in range(3):
+            story.fail()
+            story.wait()
+            for name in ("chat-0", "chat-1"):
+                story.take(looked(name), after=1.0)
+        assert story.fail() == []
+        assert story.state.instances["chat-0"].phase == "given_up"
+        assert is_ready(TWO, story.state)
+
+    def test_of_one_too_many_ends_all(self) -> None:
+        story = Story(replace(TWO, min_alive=2))
+        story.run()
+        for _ in range(3):
+            story.fail()
+            story.wait()
+            for name in ("chat-0", "chat-1"):
+                story.take(looked(name), after=1.0)
+        story.fail()
+        assert not is_ready(story.plan, story.state)
+        assert story.take(looked("chat-1")) == [Terminate("chat-1")]
+        assert story.fail("chat-1", 0) == [Exit(GAVE_UP)]
+
+
+class TestHang:
+    def test_one_without_progress_is_killed_and_restarted(self) -> None:
+        story = Story()
+        story.run()
+        for _ in range(23):
+            assert story.take(looked(unanswered=2, progress=False), after=5.0) == []
+        assert story.take(looked(unanswered=2, progress=False), after=5.0) == [Kill("chat-0")]
+        story.fail(status=-9)
+        assert story.state.instances["chat-0"].why == "no progress for 120 s"
+        assert story.wait() == [Start("chat-0")]
+
+    def test_one_that_answers_nothing_at_all_is_killed_too(self) -> None:
+        story = Story()
+        story.run()
+        assert story.wait() == [Kill("chat-0")]
+
+    def test_one_that_cannot_be_killed_is_given_up(self) -> None:
+        story = Story()
+        story.run()
+        story.wait()
+        assert story.wait() == [Exit(GAVE_UP)]
+        assert "instance_cannot_be_killed" in story.events()
+
+
+class TestStop:
+    def test_it_leaves_drains_and_ends(self) -> None:
+        story = Story()
+        story.run()
+        assert story.take(StopAsked()) == []
+        assert not is_ready(ONE, story.state)
+        assert story.take(looked(unanswered=1), after=5.0) == []
+        assert story.take(looked(unanswered=0), after=5.0) == [Terminate("chat-0")]
+        assert story.fail(status=0) == [Exit(0)]
+
+    def test_a_balancer_has_time_to_notice(self) -> None:
+        story = Story(replace(ONE, limits=Limits(leave=3.0)))
+        story.run()
+        story.take(StopAsked())
+        assert story.take(looked(unanswered=0), after=2.9) == []
+        assert story.take(looked(unanswered=0), after=0.2) == [Terminate("chat-0")]
+
+    def test_it_does_not_drain_for_ever(self) -> None:
+        story = Story()
+        story.run()
+        story.take(StopAsked())
+        story.take(looked(unanswered=4))
+        assert story.wait() == [Terminate("chat-0")]
+        assert story.said[-1].fields == {"drain_seconds": 15.0, "unanswered": 4}
+        assert story.wait() == [Kill("chat-0")]
+        assert story.fail(status=-9) == [Exit(0)]
+
+    def test_the_second_signal_ends_the_drain_and_the_third_kills(self) -> None:
+        story = Story()
+        story.run()
+        story.take(looked(unanswered=4))
+        assert story.take(StopAsked()) == []
+        assert story.take(StopAsked()) == [Terminate("chat-0")]
+        assert story.take(StopAsked()) == [Kill("chat-0")]
+
+    def test_one_that_loads_is_not_waited_for(self) -> None:
+        story = Story()
+        story.take(Cleared("chat-0"))
+        assert story.take(StopAsked()) == [Terminate("chat-0")]
+        assert story.fail(status=-15) == [Exit(0)]
+
+    def test_one_that_waits_for_its_restart_is_not_started(self) -> None:
+        story = Story()
+        story.run()
+        story.fail()
+        assert story.take(StopAsked()) == [Exit(0)]
+
+    def test_one_that_fails_meanwhile_is_not_restarted(self) -> None:
+        story = Story(TWO)
+        story.run()
+        story.take(looked("chat-1", unanswered=1))
+        story.take(StopAsked())
+        assert story.fail("chat-0", 1) == []
+        assert story.state.instances["chat-0"].phase == "ended"
+
+    def test_it_ends_even_if_nothing_can_be_killed(self) -> None:
+        story = Story(TWO)
+        story.run()
+        story.take(StopAsked())
+        while not story.state.is_over:
+            story.wait()
+        limits = story.plan.limits
+        assert story.now - 1040.0 <= limits.leave + limits.drain + limits.term + limits.gone
+
+
+class TestACondemnedGpu:
+    def test_of_the_only_instance_ends_all_with_exit_code_70(self) -> None:
+        story = Story()
+        story.run()
+        assert story.take(Condemned("GPU-0", "XID 79")) == [Fence("GPU-0", "XID 79")]
+        assert not is_ready(ONE, story.state)
+        assert story.take(looked(unanswered=3), after=1.0) == []
+        assert story.wait() == [Terminate("chat-0")]
+        assert story.now == pytest.approx(1020.0 + Limits().drain_condemned)
+        assert story.fail(status=0) == [Exit(GPU_FATAL)]
+
+    def test_leaves_the_instances_on_others(self) -> None:
+        story = Story(TWO)
+        story.run()
+        story.take(Condemned("GPU-1", "XID 79"))
+        assert story.take(looked("chat-1")) == [Terminate("chat-1")]
+        assert story.fail("chat-1", 0) == []
+        one = story.state.instances["chat-1"]
+        assert (one.phase, one.why) == ("given_up", "GPU GPU-1: XID 79")
+        assert is_ready(TWO, story.state)
+
+    def test_and_then_the_other_one_too_ends_all_with_exit_code_70(self) -> None:
+        story = Story(TWO)
+        story.run()
+        story.take(Condemned("GPU-0", "XID 79"))
+        story.take(Condemned("GPU-1", "XID 79"))
+        for name in ("chat-0", "chat-1"):
+            story.take(looked(name))
+            ended = story.fail(name, 0)
+        assert ended == [Exit(GPU_FATAL)]
+
+    def test_is_fenced_also_where_nothing_runs_on_it(self) -> None:
+        story = Story()
+        assert story.take(Condemned("GPU-7", "lost")) == [Fence("GPU-7", "lost")]
+        assert not story.state.is_stopping
+
+
+# Random orders: a world that does, or does not do, what it is told.
+
+
+@dataclass
+class World:
+    """What really runs; it checks each action against that."""
+
+    plan: Plan
+    chance: random.Random
+    is_stubborn: bool
+    alive: dict[str, str] = field(default_factory=dict)  # the engine on each GPU, or what is left of it
+    running: set[str] = field(default_factory=set)
+    starts: int = 0
+    failures: dict[str, list[float]] = field(default_factory=dict)
+    clearing: set[str] = field(default_factory=set)
+    ending: set[str] = field(default_factory=set)
+    code: int | None = None
+
+    def do(self, actions: list[Action], now: float) -> None:
+        gpus = {child.name: child.gpus for child in self.plan.children}
+        for action in actions:
+            match action:
+                case Start(name):
+                    assert not self.clearing & {name}
+                    for gpu in gpus[name]:
+                        assert gpu not in self.alive, f"two engines on {gpu}"
+                        self.alive[gpu] = name
+                    self.running.add(name)
+                    self.starts += 1
+                    recent = [at for at in self.failures.get(name, []) if at > now - self.plan.limits.window]
+                    assert len(recent) <= self.plan.limits.restarts, "more restarts than there are"
+                case Clear(name):
+                    assert name not in self.running
+                    self.clearing.add(name)
+                case Terminate(name) | Kill(name):
+                    self.ending.add(name)
+                case Exit(code):
+                    assert self.code is None
+                    self.code = code
+
+    def happen(self) -> Event:
+        """Anything that may happen next."""
+        names = [child.name for child in self.plan.children]
+        name = self.chance.choice(names)
+        kind = self.chance.choices(
+            ["tick", "seen", "exit", "clear", "end", "restart", "condemn"], [8, 6, 2, 6, 6, 1, 0.1]
+        )[0]
+        if kind == "exit" and name in self.running:
+            self.running.discard(name)
+            self.ending.discard(name)
+            return Exited(name, self.chance.choice([0, 1, -9]))
+        if kind == "end" and self.ending & self.running and not self.is_stubborn:
+            name = sorted(self.ending & self.running)[0]
+            self.running.discard(name)
+            self.ending.discard(name)
+            return Exited(name, 0)
+        if kind == "clear" and self.clearing:
+            name = sorted(self.clearing)[0]
+            self.clearing.discard(name)
+            self.alive = {gpu: on for gpu, on in self.alive.items() if on != name}
+            return Cleared(name)
+        if kind == "seen" and name in self.running:
+            serves, progress = self.chance.random() < 0.7, self.chance.random() < 0.8
+            return Seen(name, serves, progress, self.chance.choice([None, 0, 1, 7]))
+        if kind == "restart":
+            return RestartAsked(name)
+        if kind == "condemn":
+            return Condemned(self.chance.choice(["GPU-0", "GPU-1", "GPU-2"]), "XID 79")
+        return Tick()
+
+
+@settings(max_examples=1500, deadline=None)
+@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 120))
+def test_whatever_happens(seed: int, children: int, min_alive: int, is_stubborn: bool, stop_at: int) -> None:
+    """Never two engines on one GPU, the budget is kept, and it ends after a stop."""
+    chance = random.Random(seed)
+    plan = Plan(
+        tuple(Child(f"chat-{number}", (f"GPU-{number}",)) for number in range(children)),
+        min_alive=min(min_alive, children),
+    )
+    limits, now = plan.limits, 1000.0
+    state, actions = begin(plan, now)
+    world = World(plan, chance, is_stubborn)
+    world.do(actions, now)
+
+    def go(event: Event, after: float) -> State:
+        nonlocal now
+        now += after
+        if isinstance(event, Exited) and not state.instances[event.child].is_planned:
+            world.failures.setdefault(event.child, []).append(now)
+        found, done = step(plan, state, event, now)
+        world.do(done, now)
+        return found
+
+    for turn in range(stop_at):
+        if state.is_over:
+            return
+        state = go(world.happen(), chance.choice([0.0, 0.1, 1.0, 5.0, 40.0]))
+        if turn == stop_at - 1:
+            break
+    if state.is_over:
+        assert world.code in (GAVE_UP, GPU_FATAL)
+        return
+    state = go(StopAsked(), 0.0)
+    began, starts = now, world.starts
+    while not state.is_over:
+        at = due(plan, state)
+        assert at is not None, "nothing is due, and it has not ended"
+        event = world.happen() if chance.random() < 0.5 else Tick()
+        state = go(event, max(0.0, at - now) if isinstance(event, Tick) else 0.0)
+    assert world.code is not None
+    # Each phase of the way has its limit, however late in another it was when the stop came.
+    assert now - began <= limits.leave + limits.drain + limits.term + 2 * limits.gone + 0.001
+    assert world.starts == starts, "started after the stop"

@@ -1,0 +1,166 @@
+"""The supervisor over GPUs that break: NVML is a real shared library, nvml_live.c."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sandbox.process import wait_until
+from sandbox.supervised import Supervise, Supervised
+from vllmjobs.supervisor.model import GAVE_UP, GPU_FATAL
+
+GIB = 2**30
+WITHIN = 60.0  # seconds; a look comes every five
+
+
+def uuid(number: int) -> str:
+    return f"GPU-{number}0000000-1111-2222-3333-444444444444"
+
+
+def gpu(number: int, **more: object) -> dict[str, str]:
+    """What a healthy GPU says, and how much of it is in use."""
+    said = {
+        "NAME": "NVIDIA H100 80GB HBM3",
+        "UUID": uuid(number),
+        "MEMORY": 80 * GIB,
+        "USED": 0,
+        "EVENTS": 8,
+        "CLOCKS": 0,
+        "RECOVERY": 0,
+        "REMAPPED": "0,0,0,0",
+        "COMPUTE": "",
+        **more,
+    }
+    return {f"GPU{number}_{key}": str(value) for key, value in said.items()}
+
+
+class OnGpus:
+    """A supervisor on GPUs, to which things can happen."""
+
+    def __init__(self, supervised: Supervised, live: Path) -> None:
+        self.supervised, self._live = supervised, live
+
+    def happens(self, line: str) -> None:
+        """Let NVML say an event or change an answer."""
+        self._live.write_text(f"{line}\n")
+
+
+Start = Callable[..., OnGpus]
+
+
+@pytest.fixture
+def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Start:
+    """Start engines, each on a GPU of its own: `on_gpus(2)`."""
+    live = tmp_path / "live"
+    os.mkfifo(live)
+
+    def start(engines: int = 1, each: int = 1, limits: dict[str, float] | None = None) -> OnGpus:
+        env = {"LD_LIBRARY_PATH": str(library), "NVML_LIVE": str(live), "NVML_GPUS": str(engines * each)}
+        for number in range(engines * each):
+            env |= gpu(number)
+        of_each = [[uuid(number * each + one) for one in range(each)] for number in range(engines)]
+        return OnGpus(supervise(engines=engines, env=env, gpus=of_each, limits=limits), live)
+
+    return start
+
+
+def test_what_it_runs_on_is_said_and_shown(on_gpus: Start) -> None:
+    one = on_gpus().supervised
+    assert one.wait_for("gpu_detected")["gpus"] == ["NVIDIA H100 80GB HBM3"]
+    one.wait_until_ready()
+    body = one.get("/health")[1]
+    assert body["gpu_available"] is True
+    assert body["memory_usage"]["gpus"] == [{"gpu": uuid(0), "used_bytes": 0, "total_bytes": 80 * GIB}]
+
+
+def test_a_fatal_error_of_the_only_gpu_ends_all_with_exit_code_70(on_gpus: Start) -> None:
+    found = on_gpus()
+    one = found.supervised
+    one.wait_until_ready()
+    found.happens("xid 0 79 4294967295")
+    condemned = one.wait_for("gpu_condemned")
+    assert condemned["gpu"] == uuid(0)
+    assert condemned["reason"].startswith("XID 79 ")
+    assert one.end() == GPU_FATAL
+    assert "this is no task of Nomad" in one.said("node_not_fenced")[0]["reason"]
+
+
+def test_the_engine_on_the_other_gpu_serves_on(on_gpus: Start) -> None:
+    found = on_gpus(2)
+    two = found.supervised
+    for name in ("chat-0", "chat-1"):
+        two.wait_for("instance_ready", name)
+    other = two.pid("chat-1")
+    found.happens("xid 0 48 4294967295")
+    two.wait_until_phase("given_up", "chat-0")
+    assert two.pid("chat-1") == other
+    assert two.complete(1).status_code == 200
+    status, body = two.get("/health")
+    assert (status, body["status"]) == (200, "degraded")
+
+
+def test_a_gpu_that_is_lost_is_fatal(on_gpus: Start) -> None:
+    found = on_gpus()
+    found.supervised.wait_until_ready()
+    found.happens("GPU0=!15")
+    assert found.supervised.end() == GPU_FATAL
+
+
+def test_an_error_of_the_program_is_only_said(on_gpus: Start) -> None:
+    found = on_gpus()
+    one = found.supervised
+    one.wait_until_ready()
+    found.happens("xid 0 31 4294967295")
+    one.wait_for("gpu_watch")
+    assert one.get("/ready")[0] == 200
+    assert one.said("gpu_condemned") == []
+
+
+def used(one: Supervised, gib: int) -> None:
+    """Wait until a look has shown that so much is in use."""
+
+    def shown() -> bool:
+        (found,) = one.get("/health")[1]["memory_usage"]["gpus"]
+        return bool(found["used_bytes"] == gib * GIB)
+
+    wait_until(shown, WITHIN, f"{gib} GiB are in use", evidence=one.evidence)
+
+
+def test_one_is_started_again_only_when_its_memory_is_free(on_gpus: Start) -> None:
+    found = on_gpus()
+    one = found.supervised
+    one.wait_until_ready()
+    found.happens(f"GPU0_USED={70 * GIB}")
+    used(one, 70)
+    os.kill(one.pid(), signal.SIGKILL)
+    one.wait_for("instance_failed")
+    found.happens(f"GPU0_USED={69 * GIB}")
+    used(one, 69)
+    assert one.instance()["phase"] == "clearing"
+    found.happens("GPU0_USED=0")
+    one.wait_for("instance_ready", count=2)
+
+
+def test_memory_that_is_never_free_gives_it_up(on_gpus: Start) -> None:
+    found = on_gpus(limits={"vram": 2})
+    one = found.supervised
+    one.wait_until_ready()
+    found.happens(f"GPU0_USED={70 * GIB}")
+    used(one, 70)
+    os.kill(one.pid(), signal.SIGKILL)
+    assert one.end() == GAVE_UP
+    assert one.said("gpu_memory_not_freed")[0]["gpus"] == [uuid(0)]
+
+
+def test_nvml_that_hangs_stops_nobody(on_gpus: Start) -> None:
+    """Not at once: that it is fatal after half a minute is told by a clock in test_gpu_policy.py."""
+    found = on_gpus()
+    one = found.supervised
+    one.wait_until_ready()
+    found.happens("GPU0_CLOCKS=hang")
+    one.wait_for("gpu_watch")
+    assert one.complete().status_code == 200
