@@ -40,6 +40,7 @@ class Supervised:
         limits: Json | None = None,
         gpus: Sequence[Sequence[str]] = (),
         stdout: int = subprocess.PIPE,
+        nginx: Path | None = None,
         **told: Any,
     ) -> None:
         self.ports = [block.take() for _ in range(engines)]
@@ -64,6 +65,11 @@ class Supervised:
             ],
             **told,
         }
+        self.socket = told.get("admin_path")
+        if nginx:
+            self.front = f"http://127.0.0.1:{(port := block.take())}"
+            config |= fronted(folder, nginx, port, self.ports)
+            config["engines"].append(config.pop("front"))
         self._config = folder / f"supervised-{admin_port}.json"
         self._config.write_text(json.dumps(config))
         self.start()
@@ -129,9 +135,10 @@ class Supervised:
         )
 
     def get(self, path: str) -> tuple[int, Json]:
-        """What the admin port answers; 0 while nobody listens."""
+        """What the admin port, or socket, answers; 0 while nobody listens."""
+        transport = httpx.HTTPTransport(uds=self.socket) if self.socket else None
         try:
-            with http() as client:
+            with httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client:
                 answer = client.get(f"{self.admin}{path}")
         except httpx.TransportError:
             return 0, {}
@@ -147,6 +154,12 @@ class Supervised:
         pid: int | None = wait_until(lambda: self.instance(name).get("pid"), SECONDS, f"{name} runs")
         assert pid
         return pid
+
+    def ask(self, path: str) -> tuple[int, Json]:
+        """POST to the admin socket."""
+        with httpx.Client(transport=httpx.HTTPTransport(uds=self.socket)) as client:
+            answer = client.post(f"http://box{path}")
+        return answer.status_code, answer.json()
 
     def complete(self, number: int = 0, max_tokens: int = 2, seconds: float = SECONDS) -> httpx.Response:
         """Ask an engine, past the supervisor."""
@@ -185,6 +198,62 @@ class Supervised:
         assert self.process.stderr
         for line in self.process.stderr:
             self.errors += line.decode(errors="replace")
+
+
+NGINX = """\
+daemon off;
+pid nginx.pid;
+error_log stderr notice;
+worker_processes 2;
+events {}
+http {
+  client_body_temp_path client_body;
+  proxy_temp_path proxy;
+  fastcgi_temp_path fastcgi;
+  uwsgi_temp_path uwsgi;
+  scgi_temp_path scgi;
+  access_log off;
+  keepalive_timeout 0;
+  proxy_buffering off;
+  proxy_next_upstream error timeout http_503 non_idempotent;
+  include upstreams.conf;
+  server {
+    listen 127.0.0.1:PORT;
+    location / {
+      if ($pool = "") {
+        return 503;
+      }
+      proxy_pass http://$pool;
+    }
+  }
+}
+"""
+
+
+def fronted(folder: Path, nginx: Path, port: int, ports: Sequence[int]) -> Json:
+    """What the configuration says of an nginx in front of these engines."""
+    home = folder / f"nginx-{port}"
+    home.mkdir()
+    (home / "nginx.conf").write_text(NGINX.replace("PORT", str(port)))
+    return {
+        "upstreams_path": str(home / "upstreams.conf"),
+        "upstreams": [
+            {
+                "servers": {
+                    f"chat-{number}": f"  server 127.0.0.1:{one};" for number, one in enumerate(ports)
+                },
+                "some": 'upstream chat {\n  least_conn;\n@SERVERS@\n}\nmap "" $pool { default chat; }\n',
+                "none": 'map "" $pool { default ""; }\n',
+            }
+        ],
+        "front": {
+            "name": "nginx",
+            "command": [str(nginx), "-e", "stderr", "-p", f"{home}/", "-c", "nginx.conf"],
+            "port": port,
+            "is_front": True,
+            "stop_signal": signal.SIGQUIT,
+        },
+    }
 
 
 def marked(supervised: Supervised) -> list[int]:

@@ -361,6 +361,52 @@ class TestACondemnedGpu:
         assert not story.state.is_stopping
 
 
+class TestABalancerInFront:
+    FRONTED = Plan((*TWO.children, Child("nginx", is_front=True)))
+
+    def test_belongs_to_what_is_ready(self) -> None:
+        story = Story(self.FRONTED)
+        story.run("chat-0", "chat-1")
+        assert not is_ready(story.plan, story.state)
+        story.take(Cleared("nginx"))
+        story.take(Seen("nginx", serves=True, progress=True))
+        assert is_ready(story.plan, story.state)
+
+    def test_is_stopped_last(self) -> None:
+        story = Story(self.FRONTED)
+        story.run()
+        story.take(StopAsked())
+        for name in ("chat-0", "chat-1"):
+            assert story.state.instances["nginx"].phase == "ready"
+            assert story.take(looked(name)) == [Terminate(name)]
+            ended = story.fail(name, 0)
+        assert ended == [Terminate("nginx")]
+        assert story.fail("nginx", 0) == [Exit(0)]
+
+    def test_that_is_given_up_ends_all(self) -> None:
+        story = Story(self.FRONTED)
+        story.run("chat-0", "chat-1")
+        story.take(Cleared("nginx"))
+        for _ in range(3):
+            story.fail("nginx")
+            story.wait()
+            for name in ("chat-0", "chat-1"):
+                story.take(looked(name))
+        assert story.state.code == GAVE_UP
+
+    def test_is_not_enough_alone(self) -> None:
+        story = Story(replace(self.FRONTED, children=self.FRONTED.children[1:]))
+        story.run()
+        story.take(Condemned("GPU-1", "XID 79"))
+        assert story.state.code == GPU_FATAL
+
+    def test_is_not_restarted_by_request(self) -> None:
+        story = Story(self.FRONTED)
+        story.run()
+        story.take(RestartAsked("nginx"))
+        assert story.state.instances["nginx"].phase == "ready"
+
+
 # Random orders: a world that does, or does not do, what it is told.
 
 
@@ -433,12 +479,24 @@ class World:
 
 
 @settings(max_examples=1500, deadline=None)
-@given(st.integers(0, 2**32), st.integers(1, 3), st.integers(1, 3), st.booleans(), st.integers(0, 120))
-def test_whatever_happens(seed: int, children: int, min_alive: int, is_stubborn: bool, stop_at: int) -> None:
+@given(
+    st.integers(0, 2**32),
+    st.integers(1, 3),
+    st.integers(1, 3),
+    st.booleans(),
+    st.booleans(),
+    st.integers(0, 120),
+)
+def test_whatever_happens(
+    seed: int, children: int, min_alive: int, is_stubborn: bool, has_front: bool, stop_at: int
+) -> None:
     """Never two engines on one GPU, the budget is kept, and it ends after a stop."""
     chance = random.Random(seed)
     plan = Plan(
-        tuple(Child(f"chat-{number}", (f"GPU-{number}",)) for number in range(children)),
+        (
+            *(Child(f"chat-{number}", (f"GPU-{number}",)) for number in range(children)),
+            *([Child("nginx", is_front=True)] if has_front else []),
+        ),
         min_alive=min(min_alive, children),
     )
     limits, now = plan.limits, 1000.0
@@ -453,6 +511,9 @@ def test_whatever_happens(seed: int, children: int, min_alive: int, is_stubborn:
             world.failures.setdefault(event.child, []).append(now)
         found, done = step(plan, state, event, now)
         world.do(done, now)
+        if Terminate("nginx") in done:
+            behind = {one.phase for name, one in found.instances.items() if name != "nginx"}
+            assert behind <= {"ended", "given_up"}, "stopped before what is behind it"
         return found
 
     for turn in range(stop_at):
@@ -473,5 +534,6 @@ def test_whatever_happens(seed: int, children: int, min_alive: int, is_stubborn:
         state = go(event, max(0.0, at - now) if isinstance(event, Tick) else 0.0)
     assert world.code is not None
     # Each phase of the way has its limit, however late in another it was when the stop came.
-    assert now - began <= limits.leave + limits.drain + limits.term + 2 * limits.gone + 0.001
+    longest = limits.leave + limits.drain + limits.term + 2 * limits.gone
+    assert now - began <= longest + has_front * (limits.term + 2 * limits.gone) + 0.001
     assert world.starts == starts, "started after the stop"

@@ -14,7 +14,7 @@ from typing import Literal
 from vllmjobs.supervisor.logs import Lines, Rate
 from vllmjobs.supervisor.model import Phase, Seen
 from vllmjobs.supervisor.output import Output
-from vllmjobs.supervisor.probes import HERE, Target, look
+from vllmjobs.supervisor.probes import HERE, Target, look, look_at_front
 from vllmjobs.supervisor.processes import Program, Started, StartError
 from vllmjobs.supervisor.settings import Engine
 
@@ -112,7 +112,10 @@ class Running:
         sample = None
         while True:
             self._changed.clear()
-            sample, seen = await look(target, sample)
+            if engine.is_front:
+                seen = await look_at_front(target)
+            else:
+                sample, seen = await look(target, sample)
             self._happen(seen)
             # Not wait_for, which until Python 3.12 may take a cancellation for the end of the wait.
             with suppress(TimeoutError):

@@ -17,6 +17,8 @@ class Child:
     name: str
     gpus: tuple[str, ...] = ()
     """No other child has any of these. Empty for the CPU."""
+    is_front: bool = False
+    """A balancer before the others: it is the last to be stopped, and without it all of it ends."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +59,7 @@ class Plan:
     children: tuple[Child, ...]
     limits: Limits = Limits()
     min_alive: int = 1
-    """With fewer children that are not given up, all of it ends: all of them under tensor_parallel."""
+    """With fewer engines that are not given up, all of it ends: all of them under tensor_parallel."""
     seed: int = 0
     """For the jitter."""
 

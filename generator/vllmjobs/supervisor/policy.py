@@ -56,8 +56,9 @@ def step(plan: Plan, state: State, event: Event, now: float) -> tuple[State, lis
 
 def is_ready(plan: Plan, state: State) -> bool:
     """Whether a balancer may send requests here."""
-    ready = sum(one.phase == "ready" for one in state.instances.values())
-    return not state.is_stopping and ready >= max(1, plan.min_alive)
+    ready = {name for name, one in state.instances.items() if one.phase == "ready"}
+    fronts = {child.name for child in plan.children if child.is_front}
+    return not state.is_stopping and fronts <= ready and len(ready - fronts) >= max(1, plan.min_alive)
 
 
 def due(plan: Plan, state: State) -> float | None:
@@ -105,7 +106,8 @@ class _Turn:
             case StopAsked():
                 self._stop_asked()
             case RestartAsked(name):
-                if self._at(name).phase == "ready" and not self.state.is_stopping:
+                is_front = any(child.is_front for child in self.plan.children if child.name == name)
+                if self._at(name).phase == "ready" and not self.state.is_stopping and not is_front:
                     self._leave(name, "a restart was asked for", self.limits.drain, is_planned=True)
             case Condemned(gpu, reason):
                 self._condemned(gpu, reason)
@@ -119,9 +121,12 @@ class _Turn:
                 deadline = self.now
             if deadline is not None and deadline <= self.now:
                 self._late(child, one)
-        alive = [one for one in self.state.instances.values() if one.phase != "given_up"]
-        if not self.state.is_stopping and len(alive) < max(1, self.plan.min_alive):
+        given_up = {child for child in self.plan.children if self._at(child.name).phase == "given_up"}
+        alive = sum(not child.is_front for child in {*self.plan.children} - given_up)
+        if alive < max(1, self.plan.min_alive) or any(child.is_front for child in given_up):
             self._stop(GAVE_UP)
+        if self.state.is_stopping:
+            self._stop_fronts()
         code = self.state.code
         if code is not None and all(one.phase in OVER for one in self.state.instances.values()):
             self.state = replace(self.state, is_over=True)
@@ -237,10 +242,13 @@ class _Turn:
         until = self.limits.drain if drain is None else drain
         self.state = replace(self.state, code=code)
         self._say("stopping", None, code=code)
-        for name, one in list(self.state.instances.items()):
+        for child in self.plan.children:
+            name, one = child.name, self._at(child.name)
             match one.phase:
                 case "waiting":
                     self._over(name, "ended", "it was stopped")
+                case "starting" | "ready" if child.is_front:  # until the others are over
+                    self._set(name, then="end")
                 case "clearing":
                     self._set(name, since=self.now, then="end" if one.then == "start" else one.then)
                 case "starting":  # it has no answers to give
@@ -251,14 +259,24 @@ class _Turn:
                 case _ if one.phase not in OVER and one.then == "start":
                     self._set(name, then="end")
 
+    def _stop_fronts(self) -> None:
+        """Stop the balancers, once nothing is left behind them."""
+        fronts = {child.name for child in self.plan.children if child.is_front}
+        others = [one for name, one in self.state.instances.items() if name not in fronts]
+        if all(one.phase in OVER for one in others):
+            for name in fronts:
+                if self._at(name).phase in ("starting", "ready"):
+                    self._set(name, is_planned=True, why="it was stopped")
+                    self._terminate(name)
+
     def _condemned(self, gpu: str, reason: str) -> None:
         self._say("gpu_condemned", None, "ERROR", gpu=gpu, reason=reason)
         self.actions.append(Fence(gpu, reason))
         why = f"GPU {gpu}: {reason}"
         on_it = [child.name for child in self.plan.children if gpu in child.gpus]
         left = sum(
-            name not in on_it and one.phase != "given_up" and one.then != "give_up"
-            for name, one in self.state.instances.items()
+            not (child.is_front or child.name in on_it or _is_given_up(self._at(child.name)))
+            for child in self.plan.children
         )
         if on_it and left < max(1, self.plan.min_alive):
             self._stop(GPU_FATAL, self.limits.drain_condemned)
@@ -314,6 +332,11 @@ class _Turn:
 
     def _say(self, event: str, child: str | None, level: str = "INFO", **fields: object) -> None:
         self.actions.append(Say(event, level, child, fields))  # type: ignore[arg-type]
+
+
+def _is_given_up(one: Instance) -> bool:
+    """Or will be, as soon as nothing of it is left."""
+    return one.phase == "given_up" or one.then == "give_up"
 
 
 def _ended(status: int) -> str:

@@ -124,6 +124,12 @@ async def look(target: Target, before: Sample | None, timeouts: Timeouts = Timeo
     return sample, Seen(target.child, serves, progressed(before, sample), sample.unanswered)
 
 
+async def look_at_front(target: Target, seconds: float = 3.0) -> Seen:
+    """Look at a balancer: any answer shows that it is well. Never raises."""
+    is_well = (await _ask(target, "GET", "/", seconds)).status is not None
+    return Seen(target.child, serves=is_well, progress=is_well)
+
+
 def progressed(before: Sample | None, after: Sample) -> bool:
     """Whether the engine did anything from one look to the next, or has nothing to do."""
     if after.completion == "answered" or _grew(before, after):

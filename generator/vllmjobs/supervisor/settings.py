@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vllmjobs.supervisor.model import Child, Limits, Plan
+from vllmjobs.supervisor.upstreams import Block
 
 PORT = 8000  # of `vllm serve`
 ADMIN_PORT = 8090
@@ -62,6 +64,9 @@ class Engine:
     """By UUID or index."""
     tls: bool = False
     api_key: str | None = None
+    is_front: bool = False
+    """A balancer before the others, which any answer shows to be well."""
+    stop_signal: int = signal.SIGTERM
 
 
 @dataclass(frozen=True)
@@ -79,11 +84,14 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     min_alive: int = 1
     log_rate: float = 2000.0
+    upstreams_path: str | None = None
+    """The file from which the balancer in front reads which engines are ready; on SIGHUP it reads it anew."""
+    upstreams: tuple[Block, ...] = ()
 
     @property
     def plan(self) -> Plan:
         """As the policy wants it."""
-        children = tuple(Child(engine.name, engine.gpus) for engine in self.engines)
+        children = tuple(Child(engine.name, engine.gpus, engine.is_front) for engine in self.engines)
         return Plan(children, self.limits, self.min_alive, seed=os.getpid())
 
 
@@ -206,7 +214,8 @@ def _read_file(path: str, environ: Mapping[str, str]) -> Settings:
         if unknown:
             raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
         limits = Limits(**told.pop("limits", {}))
-        return Settings(engines=engines, limits=limits, **told)
+        blocks = tuple(Block(**one) for one in told.pop("upstreams", ()))
+        return Settings(engines=engines, limits=limits, upstreams=blocks, **told)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

@@ -37,6 +37,7 @@ from vllmjobs.supervisor.model import (
 from vllmjobs.supervisor.output import Output
 from vllmjobs.supervisor.processes import ProcessError, Processes, StartError
 from vllmjobs.supervisor.settings import USAGE, Settings, SettingsError, read
+from vllmjobs.supervisor.upstreams import Upstreams
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
@@ -66,6 +67,9 @@ class Supervisor:
         self._gpus = Gpus(names, is_parallel, processes, self.happen, self._say)
         self._memory: dict[str, dict[str, int] | None] = {}
         """By child, what was in use on its GPUs when it was started; None before, if something was left."""
+        self._upstreams = Upstreams(settings.upstreams_path, settings.upstreams)
+        self._is_told = True
+        """Whether the balancer has read its files since they were written."""
         self._counters = report.Counters()
         self._tick: asyncio.TimerHandle | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -88,6 +92,7 @@ class Supervisor:
                 self._memory[name] = None
             self._processes.kill_leftovers()
             self._gpus.start()
+            self._route()
             self._do(self._first)
             self._spawn(self._survey())
             return await self._over
@@ -108,6 +113,7 @@ class Supervisor:
         self._state, actions = policy.step(self._plan, self._state, event, self._loop.time())
         for name, running in self._running.items():
             running.is_in(self._state.instances[name].phase)
+        self._route()
         self._do(actions)
         if self._tick:
             self._tick.cancel()
@@ -127,13 +133,25 @@ class Supervisor:
                     self._running[name].ended()
                     self._spawn(self._clear(name))
                 case Terminate(name):
-                    self._processes.terminate(name)
+                    self._processes.terminate(name, self._running[name].engine.stop_signal)
                 case Kill(name):
                     self._kill(name)
                 case Fence(gpu, reason):
                     self._fences.add(self._loop.create_task(self._fence(gpu, reason)))
                 case Exit(code):
                     self._over.set_result(code)
+
+    def _route(self) -> None:
+        """Tell the balancer in front who is ready."""
+        ready = {name for name, one in self._state.instances.items() if one.phase == "ready"}
+        try:
+            self._is_told = not self._upstreams.write(ready) and self._is_told
+        except OSError as error:
+            self._say(Say("upstreams_not_written", "ERROR", fields={"reason": str(error)}))
+        for name, running in self._running.items():
+            if running.engine.is_front and name in ready and not self._is_told:
+                self._processes.terminate(name, signal.SIGHUP)
+                self._is_told = True
 
     def _start(self, name: str) -> None:
         running = self._running[name]

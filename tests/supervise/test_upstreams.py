@@ -1,0 +1,98 @@
+"""Engines behind a balancer on one box: a real nginx, which is told who is ready."""
+
+from __future__ import annotations
+
+import os
+import signal
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sandbox import nginx
+from sandbox.load import Load
+from sandbox.process import wait_until
+from sandbox.supervised import SECONDS, Supervise, Supervised
+from vllmjobs.supervisor.upstreams import Block, Upstreams, written
+
+BLOCKS = (
+    Block({"chat-0": "server a;", "chat-1": "server b;"}, "chat(@COUNT@):\n@SERVERS@\n", "chat: nobody\n"),
+    Block({"code-0": "server c;"}, "code(@COUNT@):\n@SERVERS@\n", "code: nobody\n"),
+)
+
+
+def test_each_model_has_its_block() -> None:
+    assert written(BLOCKS, {"chat-1", "chat-0"}) == "chat(2):\nserver a;\nserver b;\n\ncode: nobody\n"
+    assert written(BLOCKS, {"code-0"}) == "chat: nobody\n\ncode(1):\nserver c;\n"
+
+
+def test_the_file_is_written_when_it_would_change(tmp_path: Path) -> None:
+    upstreams = Upstreams(str(tmp_path / "upstreams.conf"), BLOCKS)
+    assert upstreams.write([])
+    assert not upstreams.write(["somebody else"])
+    assert upstreams.write(["chat-0"])
+    assert (tmp_path / "upstreams.conf").read_text().startswith("chat(1):\nserver a;\n")
+
+
+def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
+    upstreams = Upstreams(str(tmp_path / "later" / "upstreams.conf"), BLOCKS)
+    with pytest.raises(FileNotFoundError):
+        upstreams.write([])
+    (tmp_path / "later").mkdir()
+    assert upstreams.write([])
+
+
+@pytest.fixture
+def fronted(supervise: Supervise, tmp_path: Path) -> Supervised:
+    """Two engines behind nginx, all of them ready."""
+    box = supervise(
+        engines=2,
+        nginx=nginx.at_hand()[0],
+        admin_path=str(tmp_path / "admin.sock"),
+        limits={"leave": 1.0, "drain": 30.0},
+    )
+    for name in ("chat-0", "chat-1", "nginx"):
+        box.wait_for("instance_ready", name)
+    box.wait_until_ready()
+    return box
+
+
+def test_engines_are_restarted_one_after_the_other_and_no_request_fails(
+    fronted: Supervised, tmp_path: Path
+) -> None:
+    with Load(fronted.front, tmp_path, workers=10, per_second=30) as load:
+        load.wait_for(30, SECONDS)
+        for number in range(2):
+            name = f"chat-{number}"
+            assert fronted.ask(f"/restart/{name}")[0] == 202
+            fronted.wait_for("instance_ready", name, count=2)
+            load.wait_for(30, SECONDS)
+    assert (load.seen().failures, load.seen().truncated) == ([], [])
+
+
+def test_a_stop_lets_the_answers_end_before_nginx_goes(fronted: Supervised) -> None:
+    with ThreadPoolExecutor() as pool:
+        asked = [pool.submit(complete, fronted, 600) for _ in range(4)]  # 3 s of work
+        wait_until(
+            lambda: sum(fronted.instance(f"chat-{number}")["unanswered"] or 0 for number in range(2)),
+            SECONDS,
+            "they are asked",
+        )
+        fronted.stop()
+        assert [one.result().json()["usage"]["completion_tokens"] for one in asked] == [600] * 4
+    assert fronted.end() == 0
+    stopped = [said["instance"] for said in fronted.said("instance_stopped")]
+    assert stopped[-1] == "nginx"
+
+
+def test_an_nginx_that_dies_is_started_again(fronted: Supervised) -> None:
+    os.kill(fronted.pid("nginx"), signal.SIGKILL)
+    fronted.wait_for("instance_ready", "nginx", count=2)
+    assert complete(fronted, 2).status_code == 200
+
+
+def complete(box: Supervised, max_tokens: int) -> httpx.Response:
+    with httpx.Client(trust_env=False, timeout=SECONDS) as client:
+        asked = {"model": "chat", "prompt": "Why?", "max_tokens": max_tokens, "ignore_eos": True}
+        return client.post(f"{box.front}/v1/completions", json=asked)
