@@ -48,10 +48,12 @@ def test_a_rendered_string_is_read_as_nomad_reads_it(text: str) -> None:
 @example("$${x}")
 @example("%%{if true}")
 @example("$${")
+@example("%%{{")
 @example("  one\n\n two\n")
 def test_a_heredoc_is_read_as_nomad_reads_it(text: str) -> None:
     """One that a user's own template may hold; Nomad itself refuses some."""
-    lines = [line.replace("\r", "") for line in text.replace("${", "").replace("%{", "").split("\n")]
+    plain = re.sub(r"[$%]+\{", "", text)  # whose end is no longer the beginning of another one
+    lines = [line.replace("\r", "") for line in plain.split("\n")]
     body = "\n".join(f"    {line}" for line in lines)
     for opening in ("<<-END", "<<END"):
         data = f"data = {opening}\n{body}\n    END"

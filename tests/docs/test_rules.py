@@ -17,6 +17,8 @@ from vllmjobs.cli import main
 PAGES = Path(__file__).parents[2] / "docs/rules"
 BLOCK = re.compile(r"^```(yaml|json|sh)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 IDS = sorted(NAMES)
+# True of every example that names no image, and said once on the page of its own.
+PLAIN = "VJ338"
 
 
 def findings(half: str, project: Path) -> set[str]:
@@ -39,8 +41,8 @@ def findings(half: str, project: Path) -> set[str]:
 def test_the_examples_of_a_rule_are_what_they_say(rule: str, tmp_path: Path) -> None:
     page = (PAGES / f"{rule}.md").read_text()
     _, bad, good = re.split(r"^## (?:Bad|Good)\n", page, flags=re.MULTILINE)
-    assert findings(bad, tmp_path / "bad") == {rule}
-    assert findings(good, tmp_path / "good") == set()
+    assert findings(bad, tmp_path / "bad") - ({PLAIN} - {rule}) == {rule}
+    assert findings(good, tmp_path / "good") - ({PLAIN} - {rule}) == set()
 
 
 @pytest.mark.parametrize("rule", IDS)

@@ -23,7 +23,7 @@ def programs() -> dict[str, Path]:
         found = {name: folder / name for name in BUILT}
     return found | {
         "nginx": nginx.at_hand()[0],
-        "vllmjobs": Path(sys.executable).parent / "vllmjobs",
+        **{name: Path(sys.executable).parent / name for name in ("vllmjobs", "vllmjobs-supervise")},
         "stand-in-engine": Path(__file__).parent / "bin" / "stand-in-engine",
     }
 

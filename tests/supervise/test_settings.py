@@ -59,6 +59,11 @@ def test_cudas_own_variable_goes_before_dockers() -> None:
     assert engine.gpus == ("1",)
 
 
+def test_the_token_that_fences_nodes_is_not_given_to_the_engine() -> None:
+    (engine,) = read(SERVE, {"NOMAD_TOKEN": "secret", "NOMAD_ALLOC_ID": "a1"}).engines
+    assert engine.env == {"NOMAD_ALLOC_ID": "a1"}
+
+
 def test_each_option_can_be_a_variable_and_the_option_wins() -> None:
     environ = {"VLLMJOBS_DRAIN_TIMEOUT": "40s", "VLLMJOBS_LEAVE": "2s", "VLLMJOBS_STANDIN_LOAD_SECONDS": "1"}
     limits = read(["--drain-timeout=1m30s", "--restarts", "0", *SERVE], environ).limits

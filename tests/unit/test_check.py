@@ -14,7 +14,8 @@ from vllmjobs.cli import main
 
 Check = Callable[..., Result]
 LATEST = (
-    "models:\n  chat:\n    model: facebook/opt-125m\n    gpus: {memory: 7 GiB}\n    image: vllm/vllm:latest"
+    "models:\n  chat:\n    model: facebook/opt-125m\n    supervised: false\n    gpus: {memory: 7 GiB}\n"
+    "    image: vllm/vllm:latest"
 )
 
 
@@ -47,9 +48,9 @@ def broken(done: Result) -> list[str]:
 def test_a_finding_shows_its_line_and_a_caret(check: Check) -> None:
     done = check(LATEST, "--select", "VJ503")
     assert done.stdout == (
-        "envs/prod.yaml:5:5: models.chat.image: vllm/vllm:latest: tag 'latest' moves; name a version, such "
+        "envs/prod.yaml:6:5: models.chat.image: vllm/vllm:latest: tag 'latest' moves; name a version, such "
         "as :v0.33.0, or a digest (@sha256:…) [VJ503]\n"
-        "     5 |     image: vllm/vllm:latest\n"
+        "     6 |     image: vllm/vllm:latest\n"
         "       |     ^\n"
     )
     assert (done.stderr, done.exit_code) == ("1 error in 1 environment\n", 1)
@@ -78,14 +79,14 @@ def test_a_comment_with_a_reason_passes_over_a_finding(check: Check, comment: st
 
 def test_a_comment_in_an_extended_file_passes_over_what_stands_there(check: Check, project: Path) -> None:
     (project / "envs/base.yaml").write_text(
-        "images: {standard: vllm/vllm} # vllmjobs: ignore VJ503 for now\n"
+        "images: {standard: vllm/vllm} # vllmjobs: ignore VJ503, VJ338 for now\n"
     )
     text = "extends: base.yaml\nmodels: {chat: {model: facebook/opt-125m, gpus: {memory: 7 GiB}}}"
     assert broken(check(text, "--ignore", "VJ100")) == []
 
 
 def test_what_defaults_say_is_found_once_and_at_its_place(check: Check) -> None:
-    text = "defaults: {user: root, gpus: {memory: 7 GiB}}\nmodels:\n"
+    text = "defaults: {user: root, supervised: false, gpus: {memory: 7 GiB}}\nmodels:\n"
     text += "".join(
         f"  {name}: {{model: facebook/opt-125m, route: {{path: /{name}/v1/, strip: /{name}}}}}\n"
         for name in "abc"
@@ -245,7 +246,7 @@ def test_json_has_a_version_and_the_keys_that_it_documents(check: Check) -> None
     (finding,) = json.loads(check(LATEST, "--format", "json", "--select", "VJ503").stdout)["findings"]
     assert finding | {"message": ""} == {
         "rule": "VJ503", "name": "images-are-pinned", "severity": "error", "file": "envs/prod.yaml",
-        "line": 5, "column": 5, "path": "models.chat.image", "message": "",
+        "line": 6, "column": 5, "path": "models.chat.image", "message": "",
     }  # fmt: skip
     given = check(LATEST, "--set", "models.chat.image=a", "--format", "json", "--select", "VJ503")
     (finding,) = json.loads(given.stdout)["findings"]
@@ -257,7 +258,7 @@ def test_githubs_annotations_are_escaped(check: Check) -> None:
         LATEST.replace("vllm/vllm:latest", '"a%b:latest"'), "--format", "github", "--select", "VJ503"
     )
     assert done.stdout.startswith(
-        "::error file=envs/prod.yaml,line=5,col=5,title=VJ503 images-are-pinned::"
+        "::error file=envs/prod.yaml,line=6,col=5,title=VJ503 images-are-pinned::"
         "models.chat.image: a%25b:latest"
     )
 
@@ -314,7 +315,7 @@ def test_a_change_that_nomad_makes_in_place_is_named(check: Check, project: Path
     assert broken(check(LATEST, *select)) == []
     done = check(f"{LATEST}\n    health:\n      interval: 9s", *select)
     assert done.stdout.startswith(
-        "envs/prod.yaml:7:7: note: models.chat.health.interval: Nomad makes the change of health.interval "
+        "envs/prod.yaml:8:7: note: models.chat.health.interval: Nomad makes the change of health.interval "
         "in place"
     )
     assert broken(check(f"{LATEST}\n    max_model_len: 9", *select)) == []  # a canary tries it

@@ -1,6 +1,7 @@
 from vllmjobs.environment.derive import deadlines, tensor_parallel_size
-from vllmjobs.environment.model import Balancer, Drain, Gpus, Health, Model
+from vllmjobs.environment.model import Balancer, Drain, Health, Model
 from vllmjobs.environment.rollout import Rollout
+from vllmjobs.environment.server import Gpus
 
 
 def test_deadlines_leave_room_for_pull_and_load() -> None:

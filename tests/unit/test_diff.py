@@ -18,6 +18,7 @@ from vllmjobs.shipped import shipped
 
 BASE = """
 defaults:
+  supervised: false
   image: example.com/vllm:1
   vllm: 0.33.0
   max_model_len: 2048

@@ -10,7 +10,7 @@ import pytest
 import vllmjobs
 
 PACKAGE = Path(vllmjobs.__file__).parent
-CORE = ["environment", "importing", "vllm", "render", "check", "changes", "rollout"]
+CORE = ["environment", "importing", "vllm", "render", "check", "changes", "rollout", "box"]
 CORE_EXCEPTIONS = {"environment/load.py"}  # the one loader file
 EDGE_OF_OURS = {
     "against",
@@ -34,6 +34,7 @@ EDGE_OF_OURS = {
     "releases",
     "deploy",
     "supervisor",
+    "boxes",
 }
 EDGE_OF_OTHERS = {
     "os", "pathlib", "io", "sys", "subprocess", "socket", "time", "datetime", "random", "shutil", "tempfile",

@@ -21,6 +21,12 @@ SECRET_ARGUMENTS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 OWN_VARIABLES = {
     "VLLM_PORT": "it is set so that engines on one node do not race for ports",
     "VLLM_ENGINE_READY_TIMEOUT_S": "it follows from load_time",
+    "VLLMJOBS_LOAD_TIMEOUT": "it follows from load_time; health.grace says otherwise",
+    "VLLMJOBS_DRAIN_TIMEOUT": "it is drain.longest_stream",
+    "VLLMJOBS_TERM_TIMEOUT": "it is what drain.kill_timeout leaves after drain.longest_stream",
+    "VLLMJOBS_LEAVE": "Nomad waits for the balancer: drain.shutdown_delay",
+    "VLLMJOBS_ADMIN_HOST": "the check has to find it",
+    "VLLMJOBS_ADMIN_PORT": "the check has to find it",
     "NVIDIA_VISIBLE_DEVICES": "Nomad sets it to the GPUs that it reserved",
     "CUDA_VISIBLE_DEVICES": "the GPUs are the ones that Nomad reserved",
 }

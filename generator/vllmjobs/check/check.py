@@ -14,6 +14,7 @@ from vllmjobs.check import (
     release,
     rollout,
     security,
+    supervision,
 )
 from vllmjobs.check.ignoring import IGNORED
 from vllmjobs.check.rule import Rule, rules_of
@@ -27,7 +28,10 @@ from vllmjobs.environment.values import without_secrets
 SHARED = "VJ003"
 RULES: list[Rule] = sorted(
     rule
-    for module in (arguments, memory, deadlines, job, placement, gpus, rollout, release, balancing, security)
+    for module in (
+        *(arguments, memory, deadlines, job, supervision, placement, gpus, rollout, release, balancing),
+        security,
+    )
     for rule in rules_of(module)
 )
 # These have no function of their own: what is wrong shows while a file or its comments are read, or several.

@@ -4,6 +4,7 @@ from vllmjobs.check.rule import Findings, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import duration, seconds
+from vllmjobs.environment.supervision import is_supervised, load_timeout
 
 
 @of_model("VJ301", "error")
@@ -73,12 +74,16 @@ def loading_is_waited_for(subject: Subject) -> Findings:
             f"{duration(least)}: the instance would be failed while it loads",
         )
     health = subject.model.health
-    # nomad/client/serviceregistration/checks and command/agent/consul/check_watcher.go
-    restarted = d.grace + seconds(health.interval) * (health.restart_after - 1)
-    if health.restart_after and restarted < load:
+    if is_supervised(subject.environment, subject.model):
+        restarted, who = load_timeout(subject.model), "the supervisor restarts"
+    else:
+        # nomad/client/serviceregistration/checks and command/agent/consul/check_watcher.go
+        restarted = d.grace + seconds(health.interval) * (health.restart_after - 1)
+        who = "failed checks restart" if health.restart_after else ""
+    if who and restarted < load:
         yield (
             ("health", "grace"),
-            f"failed checks restart the instance after {duration(restarted)}, while it loads for "
+            f"{who} the instance after {duration(restarted)}, while it loads for "
             f"{duration(load)}; leave grace out, or make it longer",
         )
 

@@ -10,9 +10,9 @@ from vllmjobs.environment.derive import (
     other_parallelism,
     service_name,
 )
-from vllmjobs.environment.model import Container
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import mebibytes
+from vllmjobs.environment.server import Container
 
 MIN_MEMORY_MIB = 10  # nomad/structs/structs.go, MinResources
 MIN_DISK_MIB = 10  # nomad/structs/structs.go, EphemeralDisk.Validate

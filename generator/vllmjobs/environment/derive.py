@@ -48,17 +48,17 @@ class Deadlines(NamedTuple):
 def deadlines(model: Model, balancer: Balancer) -> Deadlines:
     """The deadlines of one model, derived where the environment does not say; whole seconds, rounded up."""
     start = math.ceil(seconds(model.pull_time) + seconds(model.load_time))
-    patience = _minutes(start * START_MARGIN)
+    patience = whole_minutes(start * START_MARGIN)
     longest_stream = math.ceil(seconds(model.drain.longest_stream))
     kill_timeout = _given(model.drain.kill_timeout, longest_stream + KILL_MARGIN_S)
     shutdown_delay = _given(model.drain.shutdown_delay, SHUTDOWN_DELAY_S[balancer.kind])
     min_healthy_time = math.ceil(seconds(model.rollout.min_healthy_time))
-    healthy = _given(model.rollout.healthy_deadline, patience + _minutes(min_healthy_time))
+    healthy = _given(model.rollout.healthy_deadline, patience + whole_minutes(min_healthy_time))
     # A replacement waits for the GPUs of the instance that it replaces.
-    progress = _minutes(healthy + shutdown_delay + kill_timeout + 60)
+    progress = whole_minutes(healthy + shutdown_delay + kill_timeout + 60)
     return Deadlines(
         start=start,
-        pull=max(MIN_PULL_S, _minutes(seconds(model.pull_time) * START_MARGIN)),
+        pull=max(MIN_PULL_S, whole_minutes(seconds(model.pull_time) * START_MARGIN)),
         min_healthy_time=min_healthy_time,
         healthy_deadline=healthy,
         progress_deadline=_given(model.rollout.progress_deadline, progress),
@@ -135,9 +135,10 @@ def argument_name(name: str) -> str:
     return flag.replace("_", "-") + dot + option
 
 
+def whole_minutes(value: float) -> float:
+    """Seconds, rounded up to whole minutes."""
+    return math.ceil(value / 60) * 60
+
+
 def _given(override: str | None, derived: float) -> float:
     return derived if override is None else math.ceil(seconds(override))
-
-
-def _minutes(value: float) -> float:
-    return math.ceil(value / 60) * 60

@@ -8,10 +8,10 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from vllmjobs.environment.placement import Block, DeviceAffinity, DeviceConstraint, Placement, said
+from vllmjobs.environment.placement import Block, Placement, said
 from vllmjobs.environment.rollout import Maintenance, Rollout
+from vllmjobs.environment.server import Cache, Container, Gpus, Logs, Resources
 from vllmjobs.environment.values import (
-    AbsolutePath,
     Argument,
     ArgValue,
     Count,
@@ -49,75 +49,6 @@ class Nomad(Placement, frozen=True):
     ] = "30s"
 
 
-class Gpus(Block, frozen=True):
-    """The GPUs that each server gets: Nomad's `device` block."""
-
-    vendor: Annotated[Text, said("Vendor of the device plugin.")] = "nvidia"
-    type: Annotated[Text, said("Device type.")] = "gpu"
-    model: Annotated[Text | None, said("Model name; any when not given.", "NVIDIA H100 80GB HBM3")] = None
-    count: Annotated[int, Meta(ge=1, le=64, description="GPUs per server (VLLM_GPU_COUNT).")] = 1
-    memory: Annotated[
-        Size | None,
-        said(
-            "Least memory of each GPU. Name less than the label says: an H100 80GB reports 79.6 GiB.",
-            "70 GiB",
-        ),
-    ] = None
-    constraints: Annotated[list[DeviceConstraint], said("Further requirements on the GPUs.")] = []
-    affinities: Annotated[list[DeviceAffinity], said("Preferences among GPUs.")] = []
-
-
-class Resources(Block, frozen=True):
-    """What each server gets beside its GPUs."""
-
-    cpu: Annotated[Positive | None, said("CPU share in MHz; 1000 when neither cpu nor cores is given.")] = (
-        None
-    )
-    cores: Annotated[Positive | None, said("Whole cores instead of a share.")] = None
-    memory: Annotated[Size, said("Memory reserved.")] = "8 GiB"
-    memory_max: Annotated[Size | None, said("Memory limit, where the cluster allows more than `memory`.")] = (
-        None
-    )
-    shm: Annotated[
-        Size | None,
-        said("Shared memory (docker): 1 GiB for one GPU, 8 GiB for several when not given."),
-    ] = None
-    disk: Annotated[Size, said("Disk of the allocation: logs, and without `cache` the model.")] = "1 GiB"
-
-
-class Container(Block, frozen=True):
-    """How the container is hardened; docker only."""
-
-    network: Annotated[Literal["bridge", "host"], said("Docker's network mode.")] = "bridge"
-    read_only: Annotated[bool, said("Root file system is read-only.")] = True
-    privileged: Annotated[
-        bool, said("All devices and capabilities of the host; the clients' `allow_privileged` must be on.")
-    ] = False
-    pids: Annotated[int, Meta(ge=64, description="Limit of processes and threads.")] = 4096
-    tmp: Annotated[Size, said("Size of the tmpfs at /tmp.")] = "1 GiB"
-    cap_add: Annotated[
-        list[Text],
-        said(
-            "Capabilities given back after all were dropped. Only root can use them, "
-            "and the clients' `allow_caps` must list them."
-        ),
-    ] = []
-
-
-class Cache(Block, frozen=True):
-    """Where models and compiled kernels are kept between starts (MODEL_CACHE_PATH)."""
-
-    volume: Annotated[Text | None, said("Name of a Nomad host volume.")] = None
-    bind: Annotated[AbsolutePath | None, said("Directory of the host.", "/srv/models")] = None
-    path: Annotated[AbsolutePath, said("Where the server sees it; with raw_exec it is `bind`.")] = "/models"
-    read_only: Annotated[bool, said("Mount it read-only; compiled kernels then stay in the allocation.")] = (
-        False
-    )
-    per_alloc: Annotated[
-        bool, said("Each allocation its own volume, `NAME[0]`, `NAME[1]` …; Nomad refuses canaries then.")
-    ] = False
-
-
 class Ports(Block, frozen=True):
     """What a server listens on."""
 
@@ -145,15 +76,23 @@ class Route(Block, frozen=True):
 class Health(Block, frozen=True):
     """The check that admits an instance to the balancer."""
 
-    path: Annotated[UrlPath, said("Path that answers 200 when ready.")] = "/health"
+    path: Annotated[
+        UrlPath | None,
+        said("Path that answers 200 when ready: vLLM's /health, the supervisor's /ready when supervised."),
+    ] = None
     interval: Annotated[Duration, said("Time between two checks.")] = "5s"
     timeout: Annotated[Duration, said("Time that one check may take.")] = "3s"
     restart_after: Annotated[
         int,
-        Meta(ge=0, description="Failed checks in a row after which the server is restarted; 0 for never."),
+        Meta(
+            ge=0,
+            description="Failed checks in a row after which Nomad restarts the server; 0 for never. Not when "
+            "supervised.",
+        ),
     ] = 12
     grace: Annotated[
-        Duration | None, said("Time after a start in which failed checks restart nothing; derived.")
+        Duration | None,
+        said("Time after a start in which nobody restarts what is not ready; derived from load_time."),
     ] = None
 
 
@@ -170,15 +109,6 @@ class Drain(Block, frozen=True):
         Duration | None,
         said("Time between leaving the balancer and the signal; 10s for fabio, 15s for nginx, else 0s."),
     ] = None
-
-
-class Logs(Block, frozen=True):
-    """Where a server's output goes and how much of it is kept."""
-
-    driver: Annotated[Literal["json-file", "fluentd"], said("Docker's log driver.")] = "json-file"
-    max_size: Annotated[Size, said("Size at which a log file is rotated.")] = "10 MiB"
-    max_files: Annotated[Positive, said("Files kept, of stdout and of stderr each.")] = 3
-    fluentd_address: Annotated[Text | None, said("Address of fluentd.", "127.0.0.1:24224")] = None
 
 
 class ModelDefaults(Block, frozen=True):
@@ -208,6 +138,14 @@ class ModelDefaults(Block, frozen=True):
             ["/opt/vllm/bin/vllm", "serve"],
         ),
     ] = []
+    supervised: Annotated[
+        bool | None,
+        said(
+            "Whether `vllmjobs-supervise` is started, which then restarts and drains. When not given: if the "
+            "entrypoint names it, or the image is called `vllmjobs-vllm`. vLLM's own /health stays 200 while "
+            "it hangs, or drains and refuses work."
+        ),
+    ] = None
     vllm: Annotated[
         Version | None, said("vLLM's version, where the image's tag does not tell it.", "0.33.0")
     ] = None

@@ -7,6 +7,7 @@ from operator import itemgetter
 
 from vllmjobs.environment.derive import KEEP_ALIVE, Deadlines, argument_name, is_bridged, tensor_parallel_size
 from vllmjobs.environment.model import Environment, Model
+from vllmjobs.environment.supervision import is_supervised, supervisor_variables
 from vllmjobs.environment.values import ArgValue
 
 # vLLM closes idle connections after 5 s unless told so, before the balancer does (derive.py), and a
@@ -56,6 +57,8 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
         # Engines on one node look for free ports upwards from here; each starts at a port that Nomad
         # keeps for it alone. A bridged container has all ports to itself.
         own["VLLM_PORT"] = "${NOMAD_PORT_engine}"
+    if is_supervised(environment, model):
+        own |= supervisor_variables(model, deadlines)
     return own | {key: str(value) for key, value in model.env.items() if value is not None}
 
 

@@ -56,6 +56,7 @@ def balancer_context(environment: Environment) -> dict[str, Any]:
         # Only there may a user who is not root listen on a port below 1024.
         "bridged": docker and balancer.kind == "nginx",
         "backends": backends,
+        "instances": [],  # on one box, each has a route of its own
         "servers": _servers(backends),
         "longest_stream": longest_stream,
         "kill_timeout": kill_timeout,

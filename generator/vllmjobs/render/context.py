@@ -15,6 +15,7 @@ from vllmjobs.environment.derive import (
 )
 from vllmjobs.environment.model import Balancer, Environment, Model, Route
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
+from vllmjobs.environment.supervision import ADMIN_PORT, health_path, is_supervised
 from vllmjobs.render.arguments import arguments, served_names, variables
 from vllmjobs.render.hcl import quote, quote_lines
 
@@ -44,6 +45,8 @@ class Group:
     deadlines: Deadlines
     restart_attempts: int
     restart_interval: float
+    supervised: bool
+    health_path: str
     image: str
     command: str | None
     served_name: str
@@ -54,6 +57,7 @@ class Group:
     device: str
     shm_bytes: int
     bridged: bool
+    admin_port: int
 
 
 def vllm_context(environment: Environment, only: str | None = None) -> dict[str, Any]:
@@ -82,6 +86,8 @@ def group(environment: Environment, name: str) -> Group:
         restart_attempts=RESTART_ATTEMPTS,
         # Long enough that servers which crash while they load use the attempts up, and are rescheduled.
         restart_interval=max(MIN_RESTART_INTERVAL_S, (RESTART_ATTEMPTS + 1) * times.healthy_deadline),
+        supervised=is_supervised(environment, model),
+        health_path=health_path(environment, model),
         image=image(environment, model),
         command=command,
         served_name=served_names(name, model)[0],
@@ -92,6 +98,7 @@ def group(environment: Environment, name: str) -> Group:
         device="/".join(filter(None, (model.gpus.vendor, model.gpus.type, model.gpus.model))),
         shm_bytes=size_bytes(model.resources.shm or ("1 GiB" if model.gpus.count == 1 else "8 GiB")),
         bridged=is_bridged(model),
+        admin_port=ADMIN_PORT,
     )
 
 

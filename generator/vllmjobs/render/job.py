@@ -1,11 +1,12 @@
 """`render`: an environment and a template, to the HCL of one job."""
 
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jinja2
+from msgspec import structs
 
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
@@ -45,9 +46,22 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
     if model is not None and job != "vllm":
         raise RenderError(f"job {job!r} has no groups of models; leave the model out")
     context = vllm_context(environment, model) if job == "vllm" else balancer_context(environment)
-    name = f"{job}.nomad.hcl.j2"
+    return align(_filled(f"{job}.nomad.hcl.j2", context, templates))
+
+
+def nginx_conf(environment: Environment, templates: Templates, instances: Sequence[Mapping[str, str]]) -> str:
+    """The configuration of an nginx that is no container, on any machine; `instances` have own routes.
+
+    Each has a `path` and an `address`. Raises `RenderError` as `render` does.
+    """
+    balancer = structs.replace(environment.balancer, kind="nginx", driver="raw_exec")
+    context = balancer_context(structs.replace(environment, balancer=balancer))
+    return _filled("nginx.conf.ctmpl.j2", {**context, "instances": instances}, templates)
+
+
+def _filled(name: str, context: Mapping[str, Any], templates: Templates) -> str:
     try:
-        return align(_jinja(templates).get_template(name).render(context))
+        return _jinja(templates).get_template(name).render(context)
     except jinja2.TemplateNotFound as error:
         raise RenderError(f"jobs/{error.name} does not exist, and is not shipped") from error
     except jinja2.TemplateSyntaxError as error:

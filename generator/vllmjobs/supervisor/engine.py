@@ -14,13 +14,15 @@ from typing import Literal
 from vllmjobs.supervisor.logs import Lines, Rate
 from vllmjobs.supervisor.model import Phase, Seen
 from vllmjobs.supervisor.output import Output
-from vllmjobs.supervisor.probes import HERE, Target, look, look_at_front
+from vllmjobs.supervisor.probes import HERE, Target, Timeouts, look, look_at_front, look_at_leaving
 from vllmjobs.supervisor.processes import Program, Started, StartError
 from vllmjobs.supervisor.settings import Engine
 
 AT_ONCE = 1 << 18  # bytes of one read
 # Seconds between two looks: a load takes minutes, a drain ends with the last answer.
 PAUSES: dict[Phase, float] = {"starting": 0.5, "ready": 5.0, "leaving": 0.1}
+USUAL = Timeouts()
+FIRST = Timeouts(completion=30.0)  # of a life: what was compiled late is compiled then
 LOOKS = 8  # at least, in the time without progress after which an engine hangs
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
@@ -114,8 +116,11 @@ class Running:
             self._changed.clear()
             if engine.is_front:
                 seen = await look_at_front(target)
+            elif self._phase == "leaving":
+                seen = await look_at_leaving(target)
             else:
-                sample, seen = await look(target, sample)
+                timeouts = FIRST if self._phase == "starting" else USUAL
+                sample, seen = await look(target, sample, timeouts)
             self._happen(seen)
             # Not wait_for, which until Python 3.12 may take a cancellation for the end of the wait.
             with suppress(TimeoutError):

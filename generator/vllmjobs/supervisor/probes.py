@@ -124,6 +124,13 @@ async def look(target: Target, before: Sample | None, timeouts: Timeouts = Timeo
     return sample, Seen(target.child, serves, progressed(before, sample), sample.unanswered)
 
 
+async def look_at_leaving(target: Target, seconds: float = 3.0) -> Seen:
+    """Count the answers that are on their way, which is all that matters before a stop. Never raises."""
+    page = await _ask(target, "GET", "/metrics", seconds)
+    unanswered = read_metrics(page.body).unanswered if page.status == 200 else None
+    return Seen(target.child, serves=False, progress=False, unanswered=unanswered)
+
+
 async def look_at_front(target: Target, seconds: float = 3.0) -> Seen:
     """Look at a balancer: any answer shows that it is well. Never raises."""
     is_well = (await _ask(target, "GET", "/", seconds)).status is not None

@@ -15,6 +15,7 @@ from vllmjobs.supervisor.upstreams import Block
 
 PORT = 8000  # of `vllm serve`
 ADMIN_PORT = 8090
+OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 USAGE = """\
@@ -153,7 +154,7 @@ def engine(name: str, command: Sequence[str], environ: Mapping[str, str]) -> Eng
     return Engine(
         name,
         tuple(command),
-        dict(environ),
+        {name: value for name, value in environ.items() if name not in OURS_ALONE},
         told("--host") or "127.0.0.1",
         _port(told("--port") or str(PORT), "--port"),
         told("--served-model-name"),

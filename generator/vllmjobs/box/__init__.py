@@ -1,0 +1,1 @@
+"""One box: an environment on a single machine, without Nomad. Pure; `boxes.py` acts."""

@@ -1,0 +1,104 @@
+"""What the supervisor of one box is told: its servers, and nginx in front of them as on the cluster."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from vllmjobs.box.servers import LOOPBACK, BoxError, Server
+from vllmjobs.environment.derive import balancer_port, deadlines
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.supervision import load_timeout, term_timeout
+from vllmjobs.render.arguments import KEEP_ALIVE_S
+
+NGINX = "nginx"  # its name among the servers
+UPSTREAMS = "upstreams.conf"
+SOCKET = "admin.sock"
+LEAVE_S = 1.0  # nginx has new workers by then; the old ones take no more requests
+
+Json = dict[str, Any]
+
+
+def configuration(environment: Environment, servers: Sequence[Server], folder: str, nginx: str) -> Json:
+    """What `vllmjobs-supervise --config` reads, with paths in `folder`; `nginx` is the program."""
+    models = environment.models.values()
+    times = [deadlines(model, environment.balancer) for model in models]
+    return {
+        "identity": f"box {environment.job}",
+        "admin_path": f"{folder}/{SOCKET}",
+        "limits": {
+            "load": max(load_timeout(model) for model in models),
+            "leave": LEAVE_S,
+            "drain": max(one.longest_stream for one in times),
+            "term": max(term_timeout(one) for one in times),
+        },
+        "engines": [
+            *(
+                {
+                    "name": one.name,
+                    "command": list(one.command),
+                    "env": one.env,
+                    "host": one.host,
+                    "port": one.port,
+                    "served_name": one.served_name,
+                    "gpus": list(one.gpus),
+                }
+                for one in servers
+            ),
+            {
+                "name": NGINX,
+                "command": [nginx, "-e", "stderr", "-p", f"{folder}/{NGINX}/", "-c", "nginx.conf"],
+                "host": LOOPBACK,
+                "port": environment.balancer.admin_port,
+                "is_front": True,
+                "stop_signal": int(signal.SIGQUIT),
+            },
+        ],
+        "upstreams_path": f"{folder}/{NGINX}/{UPSTREAMS}",
+        "upstreams": [_block(name, servers) for name in environment.models],
+    }
+
+
+def nginx_conf(environment: Environment, rendered: str) -> str:
+    """The cluster's nginx.conf, with the addresses of this machine for what Nomad would fill in.
+
+    Raises `BoxError` for a template of the project's own that asks Nomad for more.
+    """
+    balancer = environment.balancer
+    text = rendered.replace('{{ env "NOMAD_ADDR_http" }}', f"0.0.0.0:{balancer_port(balancer)}")
+    text = text.replace('{{ env "NOMAD_ADDR_admin" }}', f"{LOOPBACK}:{balancer.admin_port}")
+    if "{{" in text:
+        line = text[: text.index("{{")].count("\n") + 1
+        raise BoxError(f"nginx.conf, line {line}: asks Nomad for something, and there is none on one box")
+    return text
+
+
+def instances(servers: Iterable[Server]) -> list[dict[str, str]]:
+    """The routes to each server, as the template of nginx.conf has them."""
+    return [{"path": f"/v1/{one.name}/", "address": f"{LOOPBACK}:{one.port}"} for one in servers]
+
+
+def _block(model: str, servers: Sequence[Server]) -> Json:
+    """What nginx reads of one model: the upstream, whether there is one, and how many serve."""
+    variable = model.replace("-", "_")
+
+    def ending(pool: str) -> str:
+        counts = '{"stable": @COUNT@, "canary": 0, "canary_weight": 0}'
+        return (
+            f'map "" $pool_{variable} {{\n  default {pool};\n}}\n'
+            f"map \"\" $instances_{variable} {{\n  default '{counts}';\n}}\n"
+        )
+
+    return {
+        "servers": {
+            one.name: f"  server {LOOPBACK}:{one.port} max_fails=1 fail_timeout=5s;"
+            for one in servers
+            if one.model == model
+        },
+        "some": (
+            f"upstream {model}-stable {{\n  zone {model}-stable 512k;\n  least_conn;\n@SERVERS@\n"
+            f"  keepalive 32;\n  keepalive_timeout {KEEP_ALIVE_S // 2}s;\n}}\n" + ending(f"{model}-stable")
+        ),
+        "none": ending('""'),
+    }

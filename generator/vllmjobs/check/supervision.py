@@ -1,0 +1,113 @@
+"""The supervisor of an image: whether there is one, and whether Nomad can ask it."""
+
+from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.subject import Subject, Whole
+from vllmjobs.environment.derive import image, is_bridged
+from vllmjobs.environment.model import Environment, Health, Model
+from vllmjobs.environment.problems import Path
+from vllmjobs.environment.supervision import ADMIN_PORT, PROGRAM, READY, is_ours, is_supervised
+
+# Options of vllmjobs-supervise that the job tells it by variables, over which a command line wins.
+TOLD = {
+    "--config": "it would be told of other servers than this one; leave it out",
+    "--admin-host": "the check has to find it; leave it out",
+    "--admin-port": "the check has to find it; leave it out",
+    "--load-timeout": "it follows from load_time; use health.grace",
+    "--drain-timeout": "use drain.longest_stream",
+    "--term-timeout": "use drain.kill_timeout",
+    "--leave": "use drain.shutdown_delay",
+}
+
+
+@of_environment("VJ338", "note")
+def servers_are_supervised(whole: Whole) -> Findings:
+    """What is lost without the supervisor, once for all models."""
+    environment = whole.environment
+    plain = [
+        (name, model)
+        for name, model in environment.models.items()
+        if model.supervised is None and not is_supervised(environment, model)
+    ]
+    if plain:
+        models = "" if len(plain) == len(environment.models) else f"{', '.join(name for name, _ in plain)}: "
+        yield (
+            _origin(environment, *plain[0]),
+            f"{models}vLLM is not started by {PROGRAM}, and its own /health stays 200 while it hangs, or "
+            "drains and refuses work; a broken GPU fences no node, logs are plain lines; use an image of "
+            "images/vllm, or say supervised: false",
+        )
+
+
+@of_model("VJ339", "error")
+def supervisor_is_started(subject: Subject) -> Findings:
+    """Entrypoints that start no supervisor where one is to be, or otherwise than the job needs it."""
+    model = subject.model
+    if not is_supervised(subject.environment, model):
+        return
+    if (model.entrypoint or model.driver != "docker") and not _starts_it(model):
+        yield (
+            ("entrypoint",),
+            f"does not start {PROGRAM}, which supervised: true says: the check of its admin port would fail "
+            f'for ever; begin with ["{PROGRAM}", "--"], or leave supervised out',
+        )
+        return
+    words = [word.rpartition("/")[2] for word in model.entrypoint]
+    if not words:
+        return
+    options = words[words.index(PROGRAM) + 1 :]
+    if "--" not in options:
+        yield (
+            ("entrypoint",),
+            f'{PROGRAM} takes its command after --: ["{PROGRAM}", "--", "vllm", "serve"]',
+        )
+        return
+    for option in options[: options.index("--")]:
+        if why := TOLD.get(option.partition("=")[0]):
+            yield ("entrypoint", words.index(option)), f"{option} is set by vllmjobs: {why}"
+
+
+@of_model("VJ340", "error")
+def supervisor_can_be_asked(subject: Subject) -> Findings:
+    """A check that the supervisor answers otherwise than it is meant, or a port that it cannot have."""
+    model = subject.model
+    if not is_supervised(subject.environment, model):
+        return
+    if model.health.path not in (None, READY):
+        yield (
+            ("health", "path"),
+            f"{model.health.path} is asked of the supervisor, which says on {READY} alone whether requests "
+            "are welcome; leave it out, or say supervised: false",
+        )
+    if is_bridged(model) and model.ports.base == ADMIN_PORT:
+        yield ("ports", "base"), f"{ADMIN_PORT} is the supervisor's own in the container; use another port"
+
+
+@of_model("VJ341", "warning")
+def one_level_restarts(subject: Subject) -> Findings:
+    """Restarts of the supervisor and of Nomad, whose numbers multiply; keys for the one beside the other."""
+    model, whole = subject.model, subject.environment
+    if is_supervised(whole, model):
+        if model.health.restart_after != Health().restart_after:
+            yield (
+                ("health", "restart_after"),
+                "is for Nomad's restarts, and the supervisor restarts by itself; leave it out",
+            )
+        return
+    is_in_image = model.driver == "docker" and not model.entrypoint and is_ours(image(whole, model))
+    if is_in_image or _starts_it(model):
+        yield (
+            ("supervised",),
+            f"says false, and {PROGRAM} is started: it restarts vLLM, and Nomad starts it again, so that "
+            "their attempts multiply; leave it out",
+        )
+
+
+def _starts_it(model: Model) -> bool:
+    return PROGRAM in (word.rpartition("/")[2] for word in model.entrypoint)
+
+
+def _origin(environment: Environment, name: str, model: Model) -> Path:
+    """The key that an image or program comes from."""
+    if model.driver != "docker":
+        return ("models", name, "entrypoint")
+    return ("models", name, "image") if model.image else ("images", model.install)

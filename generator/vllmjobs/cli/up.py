@@ -1,0 +1,179 @@
+"""`up`, `down`, `restart`: a whole environment on this machine, without Nomad."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from vllmjobs.cli.common import PROJECT, SETTINGS
+
+if TYPE_CHECKING:
+    from vllmjobs.boxes import Box
+    from vllmjobs.environment.model import Environment
+
+UNNAMED = "box"  # what is made of an .env file
+STATE = click.option(
+    "--state",
+    type=click.Path(path_type=Path, file_okay=False),
+    help="Folder of its files and logs; $XDG_STATE_HOME/vllmjobs/JOB, or under ~/.local/state.",
+)
+ENV = click.argument("env", default=UNNAMED)
+
+
+@click.command()
+@ENV
+@click.option(
+    "--env-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="An .env of balanced-vllm-docker, as it is, in place of envs/ENV.yaml.",
+)
+@click.option("--detach", "-d", is_flag=True, help="Leave it in the background once all of it is ready.")
+@STATE
+@SETTINGS
+@PROJECT
+def up(
+    env: str,
+    env_file: Path | None,
+    detach: bool,
+    state: Path | None,
+    settings: tuple[str, ...],
+    project: Path,
+) -> None:
+    """Run ENV on this machine: servers and nginx.
+
+    Each server of ENV gets GPUs of its own, which NVML tells, and a port from ports.base upwards; nginx
+    stands in front with the routes of the cluster, and /v1/NAME-N/ for each server. vllmjobs-supervise keeps
+    them up, and stops all of it on Ctrl-C: what is being answered first. Secrets are taken from variables of
+    this shell, or from the .env file.
+    """
+    from vllmjobs.box import supervised  # noqa: PLC0415 (Jinja takes 30 ms)
+    from vllmjobs.box.servers import BoxError, missing, servers  # noqa: PLC0415
+    from vllmjobs.boxes import Box  # noqa: PLC0415
+    from vllmjobs.nvml import cards  # noqa: PLC0415
+    from vllmjobs.render.job import nginx_conf  # noqa: PLC0415
+    from vllmjobs.templates import templates  # noqa: PLC0415
+
+    environ = dict(os.environ)
+    if env_file:
+        environment, takes_all, more = _of_env_file(env_file, env, settings)
+        environ |= more
+    else:
+        environment, takes_all = _environment(env, settings, project), False
+    assert environment.job
+    program = environment.balancer.command or supervised.NGINX
+    nginx = shutil.which(program)
+    if nginx is None:
+        raise BoxError(
+            f"{program} is not on PATH; install it (Debian: nginx-light), or name balancer.command"
+        )
+    box = Box(environment.job, state)
+    if box.get("/live"):
+        raise BoxError(f"{environment.job} is up already; vllmjobs down {env} stops it")
+    found, why = cards()
+    own = servers(environment, found, str(box.folder), takes_all)
+    conf = supervised.nginx_conf(
+        environment, nginx_conf(environment, templates(project), supervised.instances(own))
+    )
+    box.write(
+        supervised.configuration(environment, own, str(box.folder), nginx), conf, [one.name for one in own]
+    )
+    if why:
+        click.echo(f"{why}; the servers are given no GPU", err=True)
+    for variable in missing(environment, environ):
+        click.echo(f"warning: {variable} is not set, and a server is to have it", err=True)
+    indexes = {card.uuid: card.index for card in found}
+    for one in own:
+        gpus = ", ".join(f"GPU {indexes[uuid]}" for uuid in one.gpus) or "no GPU"
+        click.echo(f"{one.name}: {one.served_name} on {gpus}, port {one.port}", err=True)
+    if detach:
+        _wait(box, environ, environment.balancer.admin_port)
+        click.echo(f"{environment.job} is ready; its log is {box.log}", err=True)
+    else:
+        box.run(environ)
+
+
+@click.command()
+@ENV
+@STATE
+@PROJECT
+def down(env: str, state: Path | None, project: Path) -> None:
+    """Stop ENV on this machine.
+
+    What is being answered is waited for, as drain.longest_stream says.
+    """
+    box = _box(env, state, project)
+    if box.stop():
+        click.echo(f"{box.job} is stopped", err=True)
+    else:
+        click.echo(f"{box.job} is not up on this machine", err=True)
+
+
+@click.command()
+@ENV
+@click.argument("name", required=False)
+@STATE
+@PROJECT
+def restart(env: str, name: str | None, state: Path | None, project: Path) -> None:
+    """Restart servers of ENV on this machine.
+
+    NAME is a server (chat-0) or a model (chat); all of ENV without it. One after the other, each when it has
+    answered what it was asked and once the one before is ready again: no request is dropped where there are
+    two.
+    """
+    from vllmjobs.box.supervised import NGINX  # noqa: PLC0415
+
+    box = _box(env, state, project)
+    there = [one for one in box.instances() or () if one != NGINX]
+    if not there:
+        raise click.ClickException(f"{box.job} is not up on this machine")
+    chosen = [one for one in there if name in (None, one, one.rpartition("-")[0])]
+    if not chosen:
+        raise click.ClickException(f"{box.job} has no server {name}; it has {', '.join(there)}")
+    for one in chosen:
+        box.restart(one)
+        click.echo(f"{one} is ready again", err=True)
+
+
+def _wait(box: Box, environ: dict[str, str], admin_port: int) -> None:
+    """Start it in the background, and say who is ready as they are."""
+    said: set[str] = set()
+    for instances in box.start(environ, admin_port):
+        for name in sorted(name for name, one in instances.items() if one["ready"] and name not in said):
+            said.add(name)
+            click.echo(f"{name} is ready", err=True)
+
+
+def _environment(env: str, settings: tuple[str, ...], project: Path) -> Environment:
+    from vllmjobs.project import find, load  # noqa: PLC0415
+
+    return load(find(project, env), settings, project)
+
+
+def _box(env: str, state: Path | None, project: Path) -> Box:
+    """That of an environment's job, or of an .env file's, of which there is no environment."""
+    from vllmjobs.boxes import Box  # noqa: PLC0415
+    from vllmjobs.environment.load import load  # noqa: PLC0415
+    from vllmjobs.project import find  # noqa: PLC0415
+
+    path = find(project, env)
+    found = load(path).environment if path.is_file() else None
+    return Box(found.job if found and found.job else f"vllm-{env}", state)
+
+
+def _of_env_file(file: Path, env: str, settings: tuple[str, ...]) -> tuple[Environment, bool, dict[str, str]]:
+    """The environment, whether it takes every GPU, and the values of its secrets."""
+    from vllmjobs.environment.load import load  # noqa: PLC0415
+    from vllmjobs.environment.problems import InvalidEnvironmentError  # noqa: PLC0415
+    from vllmjobs.importing.imported import imported  # noqa: PLC0415
+    from vllmjobs.importing.one_box import of_the_box  # noqa: PLC0415
+
+    text = file.read_bytes().decode(errors="surrogateescape")
+    written = imported(text, str(file), env, None)
+    loaded = load(Path(f"{env}.yaml"), settings, lambda _: written.text.encode())
+    if loaded.environment is None or loaded.problems:
+        raise InvalidEnvironmentError(loaded.problems)
+    return loaded.environment, *of_the_box(text, str(file))

@@ -1,0 +1,216 @@
+"""`vllmjobs up` and its kin: an environment, or an .env file, on this machine with a real nginx."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import httpx
+import pytest
+
+from sandbox import nginx, programs
+from sandbox.load import Load
+from sandbox.ports import take_block
+from sandbox.process import wait_until
+
+SECONDS = 60.0
+ENVIRONMENT = """\
+balancer: {{kind: nginx, port: {port}, admin_port: {admin}}}
+models:
+  chat:
+    model: a/small
+    replicas: 2
+    image: vllm/vllm-openai:v0.33.0
+    entrypoint: [stand-in-engine, serve]
+    ports: {{base: {base}}}
+    drain: {{longest_stream: 10s}}
+"""
+DOTENV = """\
+VLLM_MODEL=facebook/opt-125m
+VLLM_MODEL_NAME=opt
+VLLM_STRATEGY={strategy}
+VLLM_GPU_COUNT=auto
+VLLM_BASE_PORT={base}
+NGINX_PORT={port}
+HF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz0123456789
+"""
+
+
+class Machine:
+    """A person's folder, with programs on PATH and ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._block = take_block()
+        self.port, self.admin, self.base = (self._block.take() for _ in range(3))
+        for _ in range(4):  # those after the first, for more servers
+            self._block.take()
+        self.folder = folder
+        (folder / "bin").mkdir()
+        (folder / "bin" / "nginx").symlink_to(nginx.at_hand()[0])
+        (folder / "bin" / "stand-in-engine").symlink_to(programs.programs()["stand-in-engine"])
+        self.env = {
+            **os.environ,
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(folder / "state"),
+            "VLLMJOBS_STANDIN_EXIT_SECONDS": "0",
+        }
+
+    def write(self, name: str, text: str, **values: str) -> Path:
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.format(port=self.port, admin=self.admin, base=self.base, **values))
+        return path
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            ["vllmjobs", *words],
+            cwd=self.folder,
+            env=self.env,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    def done(self, *words: str) -> str:
+        """What a command says that is to succeed."""
+        ended = self.run(*words)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stderr
+
+    def ask(self, path: str, port: int | None = None) -> httpx.Response:
+        with httpx.Client(trust_env=False, timeout=SECONDS) as client:
+            return client.get(f"http://127.0.0.1:{port or self.port}{path}")
+
+    def complete(self, path: str = "/v1/completions", model: str = "chat") -> httpx.Response:
+        with httpx.Client(trust_env=False, timeout=SECONDS) as client:
+            asked = {"model": model, "prompt": "Why?", "max_tokens": 2}
+            return client.post(f"http://127.0.0.1:{self.port}{path}", json=asked)
+
+    def end(self) -> None:
+        for job in (self.folder / "state" / "vllmjobs").glob("vllm-*"):
+            self.run("down", job.name.removeprefix("vllm-"))
+        self._block.release()
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    made = Machine(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def one(machine: Machine) -> Machine:
+    """`up one -d`: two servers behind nginx."""
+    machine.write("envs/one.yaml", ENVIRONMENT)
+    machine.done("up", "one", "-d")
+    return machine
+
+
+def test_an_environment_is_up_when_its_model_answers(machine: Machine) -> None:
+    machine.write("envs/one.yaml", ENVIRONMENT)
+    said = machine.done("up", "one", "--detach")
+    assert f"chat-0: chat on no GPU, port {machine.base}" in said
+    assert "vllm-one is ready; its log is " in said
+    assert machine.complete().json()["usage"]["completion_tokens"] == 2
+    assert machine.ask("/health", machine.admin).json() == {
+        "chat": {"stable": 2, "canary": 0, "canary_weight": 0}
+    }
+    assert "vllm-one is stopped" in machine.done("down", "one")
+    with pytest.raises(httpx.ConnectError):
+        machine.ask("/health", machine.admin)
+    assert "vllm-one is not up on this machine" in machine.done("down", "one")
+
+
+def test_each_server_has_a_route_of_its_own(one: Machine) -> None:
+    for number in range(2):
+        assert one.complete(f"/v1/chat-{number}/completions").status_code == 200
+    assert one.complete("/v1/chat-2/completions").status_code == 404
+
+
+def test_it_is_not_started_twice(one: Machine) -> None:
+    again = one.run("up", "one", "-d")
+    assert again.returncode == 1
+    assert again.stderr == "vllm-one is up already; vllmjobs down one stops it\n"
+    assert one.complete().status_code == 200
+
+
+def test_one_servers_death_is_not_the_others(one: Machine) -> None:
+    pid = server_pid(one, "chat-0")
+    os.kill(pid, signal.SIGKILL)
+    assert [one.complete().status_code for _ in range(10)] == [200] * 10
+    wait_until(lambda: server_pid(one, "chat-0") != pid, SECONDS, "it is started again", ignoring=(KeyError,))
+
+
+def test_health_is_503_while_no_server_is_ready(machine: Machine) -> None:
+    machine.write("envs/one.yaml", ENVIRONMENT.replace("replicas: 2", "replicas: 1"))
+    machine.done("up", "one", "-d")
+    os.kill(server_pid(machine, "chat-0"), signal.SIGKILL)
+    wait_until(lambda: machine.ask("/health", machine.admin).status_code == 503, SECONDS, "nobody is ready")
+    assert machine.complete().json()["error"]["code"] == 503
+    wait_until(
+        lambda: machine.ask("/health", machine.admin).status_code == 200, SECONDS, "one is ready again"
+    )
+
+
+def test_servers_are_restarted_one_after_the_other_and_no_request_fails(one: Machine, tmp_path: Path) -> None:
+    with Load(f"http://127.0.0.1:{one.port}", tmp_path, workers=10, per_second=30) as load:
+        load.wait_for(30, SECONDS)
+        assert one.done("restart", "one", "chat") == "chat-0 is ready again\nchat-1 is ready again\n"
+        load.wait_for(30, SECONDS)
+    assert (load.seen().failures, load.seen().truncated) == ([], [])
+
+
+def test_a_server_that_is_not_there_is_named(one: Machine) -> None:
+    ended = one.run("restart", "one", "code")
+    assert ended.returncode == 1
+    assert "vllm-one has no server code; it has chat-0, chat-1" in ended.stderr
+
+
+def test_one_that_does_not_get_up_says_why(machine: Machine) -> None:
+    machine.write("envs/one.yaml", ENVIRONMENT.replace("[stand-in-engine, serve]", "[no-such-engine]"))
+    ended = machine.run("up", "one", "-d")
+    assert ended.returncode == 1
+    assert "vllm-one ended with exit code 1; the end of " in ended.stderr
+    assert "no-such-engine: not found on its PATH" in ended.stderr
+
+
+def test_in_front_it_ends_with_ctrl_c(machine: Machine) -> None:
+    machine.write("envs/one.yaml", ENVIRONMENT)
+    process = subprocess.Popen(
+        ["vllmjobs", "up", "one"], cwd=machine.folder, env=machine.env, stdout=subprocess.DEVNULL
+    )
+    try:
+        wait_until(
+            lambda: machine.complete().status_code == 200, SECONDS, "it answers", ignoring=(httpx.HTTPError,)
+        )
+        process.send_signal(signal.SIGINT)
+        assert process.wait(SECONDS) == 0
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("strategy", ["multi_instance", "tensor_parallel"])
+def test_an_env_file_of_balanced_vllm_docker_is_run_as_it_is(machine: Machine, strategy: str) -> None:
+    machine.write(".env", DOTENV, strategy=strategy)
+    engine = 'models.opt.entrypoint=["stand-in-engine","serve"]'
+    machine.done(
+        "up", "--env-file", ".env", "-d", "--set", engine, "--set", f"balancer.admin_port={machine.admin}"
+    )
+    assert machine.complete(model="opt").status_code == 200
+    written = [file.read_bytes() for file in (machine.folder / "state").rglob("*") if file.is_file()]
+    assert not any(b"hf_abcdef" in text for text in written)
+    environ = Path(f"/proc/{server_pid(machine, 'opt-0', 'vllm-box')}/environ").read_bytes()
+    assert b"HF_TOKEN=hf_abcdef" in environ
+    assert "vllm-box is stopped" in machine.done("down")
+
+
+def server_pid(machine: Machine, name: str, job: str = "vllm-one") -> int:
+    socket = machine.folder / "state" / "vllmjobs" / job / "admin.sock"
+    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
+        return int(client.get("http://box/health").json()["instances"][name]["pid"] or 0)

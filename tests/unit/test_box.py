@@ -1,0 +1,152 @@
+"""An environment on one machine: which server gets which GPU and port, and what nginx is told."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from vllmjobs.box.servers import BoxError, Server, missing, servers
+from vllmjobs.box.supervised import configuration, instances, nginx_conf
+from vllmjobs.environment.load import load
+from vllmjobs.environment.model import Environment
+from vllmjobs.gpus import Card
+from vllmjobs.importing.one_box import of_the_box
+from vllmjobs.render import job
+from vllmjobs.supervisor.settings import _read_file
+from vllmjobs.templates import templates
+
+GIB = 1024
+H100 = "NVIDIA H100 80GB HBM3"
+
+
+def environment(models: dict[str, Any] | None = None, **keys: Any) -> Environment:
+    chat = {"model": "a/small", "replicas": 2}
+    text = yaml.safe_dump({"models": models or {"chat": chat}, **keys})
+    loaded = load(Path("box.yaml"), (), lambda _: text.encode())
+    assert loaded.environment, loaded.problems
+    return loaded.environment
+
+
+def h100s(count: int, **keys: Any) -> list[Card]:
+    return [
+        Card(index=one, uuid=f"GPU-{one}", model=H100, memory_mib=81_559, mig="off", **keys)
+        for one in range(count)
+    ]
+
+
+def placed(environment: Environment, cards: list[Card], takes_all: bool = False) -> list[Server]:
+    return servers(environment, cards, "/state", takes_all)
+
+
+def test_each_server_has_a_gpu_and_a_port_of_its_own() -> None:
+    first, second = placed(environment(), h100s(2))
+    assert (first.name, first.gpus, first.port) == ("chat-0", ("GPU-0",), 8000)
+    assert (second.name, second.gpus, second.port) == ("chat-1", ("GPU-1",), 8001)
+    assert first.command[:3] == ("vllm", "serve", "a/small")
+    assert "--port=8000" in first.command
+    assert "--host=127.0.0.1" in first.command
+    assert first.env["CUDA_VISIBLE_DEVICES"] == "GPU-0"
+    assert first.env["HOME"] == "/state/chat-0"
+    assert first.env["VLLM_PORT"] != second.env["VLLM_PORT"]
+
+
+def test_a_server_over_several_gpus_has_all_of_them() -> None:
+    model = {"model": "a/large", "strategy": "tensor_parallel", "gpus": {"count": 4}}
+    (one,) = placed(environment({"large": model}), h100s(8))
+    assert one.gpus == ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
+    assert "--tensor-parallel-size=4" in one.command
+
+
+def test_models_do_not_share_ports_or_gpus() -> None:
+    models = {"chat": {"model": "a/small", "replicas": 2}, "code": {"model": "b/small"}}
+    found = placed(environment(models), h100s(3))
+    assert [(one.name, one.port, one.gpus) for one in found] == [
+        ("chat-0", 8000, ("GPU-0",)),
+        ("chat-1", 8001, ("GPU-1",)),
+        ("code-0", 8002, ("GPU-2",)),
+    ]
+
+
+def test_more_gpus_than_there_are_is_an_error() -> None:
+    with pytest.raises(BoxError) as error:
+        placed(environment(), h100s(1))
+    assert str(error.value) == (
+        "models.chat asks for 2 GPUs; this machine has 1, less those of the models before it "
+        f"(0: {H100}, 81559 MiB, ok); lower replicas or gpus.count"
+    )
+
+
+def test_a_gpu_that_is_too_small_split_or_broken_is_left_alone() -> None:
+    cards = [
+        Card(index=0, uuid="GPU-small", model="NVIDIA L4", memory_mib=23_034),
+        Card(index=1, uuid="GPU-split", model=H100, memory_mib=81_559, mig="on"),
+        Card(index=2, uuid="GPU-broken", model=H100, memory_mib=81_559, health="failed"),
+        *h100s(1),
+    ]
+    model = {"model": "a/small", "gpus": {"memory": "70 GiB"}}
+    (one,) = placed(environment({"chat": model}), cards)
+    assert one.gpus == ("GPU-0",)
+
+
+def test_without_a_driver_they_run_without_gpus() -> None:
+    found = placed(environment(), [])
+    assert [one.gpus for one in found] == [(), ()]
+    assert "CUDA_VISIBLE_DEVICES" not in found[0].env
+
+
+@pytest.mark.parametrize("strategy, gpus", [("multi_instance", [1, 1, 1, 1]), ("tensor_parallel", [4])])
+def test_auto_takes_every_gpu(strategy: str, gpus: list[int]) -> None:
+    found = placed(
+        environment({"chat": {"model": "a/small", "strategy": strategy}}), h100s(4), takes_all=True
+    )
+    assert [len(one.gpus) for one in found] == gpus
+
+
+def test_secrets_that_have_no_value_are_named() -> None:
+    model = {"model": "a/small", "secrets": {"HF_TOKEN": "nomad/jobs#hf_token", "OTHER": "nomad/jobs#other"}}
+    assert missing(environment({"chat": model}), {"HF_TOKEN": "x"}) == ["OTHER"]
+
+
+@pytest.mark.parametrize(
+    "text, takes_all", [("", True), ("VLLM_GPU_COUNT=auto", True), ("VLLM_GPU_COUNT=2", False)]
+)
+def test_an_env_file_says_whether_it_takes_every_gpu(text: str, takes_all: bool) -> None:
+    assert of_the_box(f"{text}\r\nHF_TOKEN=hf_x\nVLLM_MODEL=a/b\n", ".env") == (
+        takes_all,
+        {"HF_TOKEN": "hf_x"},
+    )
+
+
+def test_the_supervisor_reads_what_is_written_for_it(tmp_path: Path) -> None:
+    box = environment(job="vllm-box", defaults={"drain": {"longest_stream": "40s"}})
+    own = placed(box, h100s(2))
+    file = tmp_path / "supervise.json"
+    file.write_text(json.dumps(configuration(box, own, "/state", "/usr/sbin/nginx")))
+    settings = _read_file(str(file), {"PATH": "/bin"})
+    assert [(child.name, child.gpus, child.is_front) for child in settings.plan.children] == [
+        ("chat-0", ("GPU-0",), False),
+        ("chat-1", ("GPU-1",), False),
+        ("nginx", (), True),
+    ]
+    assert (settings.limits.drain, settings.limits.leave) == (40, 1)
+    assert settings.engines[0].env["PATH"] == "/bin"
+
+
+def test_nginx_is_configured_as_on_the_cluster_with_a_route_to_each_server() -> None:
+    box = environment(balancer={"port": 8080, "admin_port": 8081})
+    own = placed(box, h100s(2))
+    text = nginx_conf(box, job.nginx_conf(box, templates(Path()), instances(own)))
+    assert "listen 0.0.0.0:8080 default_server;" in text
+    assert "listen 127.0.0.1:8081;" in text
+    assert 'location "/v1/chat-1/" {' in text
+    assert "proxy_pass http://127.0.0.1:8001;" in text
+    assert "{{" not in text
+
+
+def test_a_template_that_asks_nomad_is_an_error() -> None:
+    with pytest.raises(BoxError, match=r"nginx\.conf, line 2: asks Nomad for something"):
+        nginx_conf(environment(), "daemon off;\n{{ key `a` }}\n")
