@@ -99,6 +99,11 @@ class Running:
             self._looking.cancel()
             self._looking = None
 
+    def hear(self) -> None:
+        """Take what it has said so far, so that its end is told of after it."""
+        for stream in list(self._pipes):
+            self._read(stream)
+
     def close(self) -> None:
         """Take what is left in its pipes: nothing writes to them any more."""
         for stream in list(self._pipes):
@@ -114,13 +119,15 @@ class Running:
         sample = None
         while True:
             self._changed.clear()
+            phase = self._phase
             if engine.is_front:
                 seen = await look_at_front(target)
-            elif self._phase == "leaving":
+            elif phase == "leaving":
                 seen = await look_at_leaving(target)
             else:
-                timeouts = FIRST if self._phase == "starting" else USUAL
-                sample, seen = await look(target, sample, timeouts)
+                sample, seen = await look(target, sample, FIRST if phase == "starting" else USUAL)
+            if self._phase != phase:  # what it had to answer before it leaves is not what it has then
+                continue
             self._happen(seen)
             # Not wait_for, which until Python 3.12 may take a cancellation for the end of the wait.
             with suppress(TimeoutError):

@@ -90,7 +90,10 @@ class Supervisor:
             for name, pids in self._processes.leftovers().items():
                 self._say(Say("leftovers_killed", "WARNING", name, {"pids": sorted(pids)}))
                 self._memory[name] = None
-            self._processes.kill_leftovers()
+            for _ in range(round(self._plan.limits.gone / RESCAN_S)):
+                if not self._processes.kill_leftovers():
+                    break
+                await asyncio.sleep(RESCAN_S)
             self._gpus.start()
             self._route()
             self._do(self._first)
@@ -202,6 +205,7 @@ class Supervisor:
             if ended.name == WATCH:
                 self._gpus.ended()
             elif ended.name:
+                self._running[ended.name].hear()
                 self.happen(Exited(ended.name, ended.status))
 
     def _forward(self, number: int) -> None:
@@ -257,6 +261,7 @@ class Supervisor:
 
     def _metrics(self) -> str:
         dropped = {key: count for one in self._running.values() for key, count in one.dropped.items()}
+        dropped["", "output"] = self._output.dropped  # of all that was to be written
         counters = replace(self._counters, dropped=dropped, reaped=self._processes.reaped)
         return report.metrics(self._plan, self._state, self._look(), counters, self._loop.time())
 
