@@ -60,6 +60,13 @@ class Box:
         found = self.get("/health")
         return None if found is None else dict(found[1].get("instances", {}))
 
+    def health(self) -> Json:
+        """What its supervisor says of itself and of each; raises `BoxError` where none runs."""
+        found = self.get("/health")
+        if found is None:
+            raise BoxError(f"{self.job} is not up on this machine")
+        return found[1]
+
     def write(self, configuration: Json, nginx_conf: str, names: list[str]) -> None:
         """Write what the supervisor and nginx read, and make the folders of the servers."""
         for name in (*names, NGINX):

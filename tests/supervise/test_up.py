@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -132,11 +134,34 @@ def test_each_server_has_a_route_of_its_own(one: Machine) -> None:
     assert one.complete("/v1/chat-2/completions").status_code == 404
 
 
+def test_status_shows_the_servers_of_this_machine(one: Machine) -> None:
+    shown = one.run("status", "one")
+    assert shown.returncode == 0, shown.stderr
+    first, *rows = shown.stdout.splitlines()
+    assert re.fullmatch(r"vllm-one on this machine: ok, up for \d+s", first)
+    assert [row.split()[:2] for row in rows] == [[name, "ready"] for name in ("chat-0", "chat-1", "nginx")]
+    assert json.loads(one.run("status", "one", "--json").stdout)["status"] == "ok"
+
+
 def test_it_is_not_started_twice(one: Machine) -> None:
     again = one.run("up", "one", "-d")
     assert again.returncode == 1
     assert again.stderr == "vllm-one is up already; vllmjobs down one stops it\n"
     assert one.complete().status_code == 200
+
+
+def test_another_of_the_same_name_in_another_folder_is_another(one: Machine, tmp_path: Path) -> None:
+    (tmp_path / "second").mkdir()
+    second = Machine(tmp_path / "second")
+    try:
+        pid = server_pid(one, "chat-0")
+        second.write("envs/one.yaml", ENVIRONMENT)
+        second.done("up", "one", "-d")
+        assert server_pid(one, "chat-0") == pid
+        second.done("down", "one")
+        assert one.complete().status_code == 200
+    finally:
+        second.end()
 
 
 def test_one_servers_death_is_not_the_others(one: Machine) -> None:

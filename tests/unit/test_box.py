@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from vllmjobs.box.overview import overview
 from vllmjobs.box.servers import BoxError, Server, missing, servers
 from vllmjobs.box.supervised import configuration, instances, nginx_conf
 from vllmjobs.environment.load import load
@@ -150,3 +151,34 @@ def test_nginx_is_configured_as_on_the_cluster_with_a_route_to_each_server() -> 
 def test_a_template_that_asks_nomad_is_an_error() -> None:
     with pytest.raises(BoxError, match=r"nginx\.conf, line 2: asks Nomad for something"):
         nginx_conf(environment(), "daemon off;\n{{ key `a` }}\n")
+
+
+def test_the_overview_shows_each_server_and_why_one_is_not_ready() -> None:
+    def one(phase: str, **more: Any) -> dict[str, Any]:
+        usual: dict[str, Any] = {
+            "ready": phase == "ready",
+            "pid": None,
+            "gpus": [],
+            "restarts": 0,
+            "ready_seconds": None,
+        }
+        return {"phase": phase, "unanswered": None, "why": "", **usual, **more}
+
+    health = {
+        "status": "degraded",
+        "uptime_seconds": 11_520.4,
+        "progress": {"chat-1": "Loading safetensors checkpoint shards: 50%", "chat-0": "100%"},
+        "instances": {
+            "chat-0": one("ready", pid=41, gpus=["GPU-a"], ready_seconds=250.0, unanswered=3),
+            "chat-1": one("starting", pid=42, gpus=["GPU-b"], restarts=1),
+            "chat-2": one("given_up", why="GPU GPU-c: XID 79"),
+        },
+    }
+    assert overview("vllm-prod", health) == (
+        "vllm-prod on this machine: degraded, up for 3h12m\n"
+        "  chat-0  ready for 4m10s  pid 41  3 requests  GPU-a\n"
+        "  chat-1  starting         pid 42              GPU-b  1 restart\n"
+        "  chat-2  given_up\n"
+        "  chat-1: Loading safetensors checkpoint shards: 50%\n"
+        "  chat-2: GPU GPU-c: XID 79\n"
+    )

@@ -25,7 +25,7 @@ def configuration(environment: Environment, servers: Sequence[Server], folder: s
     models = environment.models.values()
     times = [deadlines(model, environment.balancer) for model in models]
     return {
-        "identity": f"box {environment.job}",
+        "identity": folder,  # no other box has it, however the environment is called
         "admin_path": f"{folder}/{SOCKET}",
         "limits": {
             "load": max(load_timeout(model) for model in models),

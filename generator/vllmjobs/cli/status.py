@@ -11,6 +11,7 @@ import click
 import msgspec
 
 from vllmjobs.cli.common import environment_options, models_job, show
+from vllmjobs.cli.up import find_box
 from vllmjobs.environment.problems import UserError
 
 if TYPE_CHECKING:
@@ -43,7 +44,8 @@ def status(
     """Show what runs of ENV, and how its release stands.
 
     Groups, versions, health, shares of the requests, GPUs, the deployment, the last verdict. The first line
-    says whether all is well, the last ones what to type next.
+    says whether all is well, the last ones what to type next. Where ENV is up on this machine (vllmjobs up),
+    its servers instead.
 
     Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
     """
@@ -56,6 +58,17 @@ def status(
         raise click.UsageError("--watch is for a screen, --json for programs: give one of them")
     if watch and not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal; --json tells a program what is on the screen")
+    box = find_box(env, None, project)
+    if box.get("/live"):
+        from vllmjobs.box.overview import overview  # noqa: PLC0415
+
+        if watch:
+            _watch(lambda: overview(box.job, box.health()), interval)
+        elif in_json:
+            _json(box.health())
+        else:
+            show(overview(box.job, box.health()))
+        return
     environment, where = models_job(project, env, settings)
 
     def seen(releases: Releases) -> "Overview":

@@ -105,7 +105,7 @@ def down(env: str, state: Path | None, project: Path) -> None:
 
     What is being answered is waited for, as drain.longest_stream says.
     """
-    box = _box(env, state, project)
+    box = find_box(env, state, project)
     if box.stop():
         click.echo(f"{box.job} is stopped", err=True)
     else:
@@ -126,7 +126,7 @@ def restart(env: str, name: str | None, state: Path | None, project: Path) -> No
     """
     from vllmjobs.box.supervised import NGINX  # noqa: PLC0415
 
-    box = _box(env, state, project)
+    box = find_box(env, state, project)
     there = [one for one in box.instances() or () if one != NGINX]
     if not there:
         raise click.ClickException(f"{box.job} is not up on this machine")
@@ -153,7 +153,7 @@ def _environment(env: str, settings: tuple[str, ...], project: Path) -> Environm
     return load(find(project, env), settings, project)
 
 
-def _box(env: str, state: Path | None, project: Path) -> Box:
+def find_box(env: str, state: Path | None, project: Path) -> Box:
     """That of an environment's job, or of an .env file's, of which there is no environment."""
     from vllmjobs.boxes import Box  # noqa: PLC0415
     from vllmjobs.environment.load import load  # noqa: PLC0415

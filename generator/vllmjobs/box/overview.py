@@ -1,0 +1,47 @@
+"""What `status` shows of one box, from what its supervisor says of itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+Json = Mapping[str, Any]
+
+
+def overview(job: str, health: Json) -> str:
+    """The answer of /health (docs/supervisor.md) as lines: all of it, then each server."""
+    rows = [_row(name, one) for name, one in health["instances"].items()]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    up = _span(health["uptime_seconds"])
+    return "\n".join([f"{job} on this machine: {health['status']}, up for {up}", *lines, *_notes(health), ""])
+
+
+def _row(name: str, one: Json) -> list[str]:
+    ready = f" for {_span(one['ready_seconds'])}" if one["ready_seconds"] is not None else ""
+    asked = "" if one["unanswered"] is None else _count(one["unanswered"], "request")
+    restarts = _count(one["restarts"], "restart") if one["restarts"] else ""
+    pid = "" if one["pid"] is None else f"pid {one['pid']}"
+    return [f"  {name}", f"{one['phase']}{ready}", pid, asked, ", ".join(one["gpus"]), restarts]
+
+
+def _notes(health: Json) -> Iterator[str]:
+    """What each server that is not ready is about, and why."""
+    for name, one in health["instances"].items():
+        if not one["ready"] and one["why"]:
+            yield f"  {name}: {one['why']}"
+        if text := health["progress"].get(name) if one["phase"] == "starting" else None:
+            yield f"  {name}: {text}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
+def _span(seconds: float) -> str:
+    """Two units of it: 3h12m, 4m10s, 8s."""
+    hours, rest = divmod(int(seconds), 3600)
+    minutes, seconds = divmod(rest, 60)
+    if hours:
+        return f"{hours}h{minutes:02}m"
+    return f"{minutes}m{seconds:02}s" if minutes else f"{seconds}s"
