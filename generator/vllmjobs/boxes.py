@@ -20,6 +20,7 @@ from vllmjobs.box.supervised import NGINX, SOCKET, Json
 TIMEOUT = 10.0  # seconds for an answer
 LOOK_S = 0.2  # between two looks
 LOG = "log.jsonl"
+LONGEST_LOG = 1 << 20  # bytes of it that are read
 LAST_LINES = 10  # of the log's errors, when it ends before it is ready
 
 
@@ -106,6 +107,23 @@ class Box:
                 if all(one["ready"] for one in found.values()) and _is_well(admin_port):
                     return
             time.sleep(LOOK_S)
+
+    def log_lines(self, follow: bool) -> Iterator[str | None]:
+        """The lines of its log, of its last MiB at most; None where it ends, again and again with `follow`."""
+        if not self.log.exists():
+            raise BoxError(f"there is no {self.log}: without --detach, the log is where `up` runs")
+        with self.log.open("rb") as file:
+            if self.log.stat().st_size > LONGEST_LOG:
+                file.seek(-LONGEST_LOG, os.SEEK_END)
+                file.readline()
+            while True:
+                while (line := file.readline()).endswith(b"\n"):
+                    yield line[:-1].decode(errors="replace")
+                file.seek(-len(line), os.SEEK_CUR)  # what is not yet whole
+                yield None
+                if not follow:
+                    return
+                time.sleep(LOOK_S)
 
     def stop(self) -> bool:
         """Ask its supervisor to stop, and wait until it has; whether there was one."""

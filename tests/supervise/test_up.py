@@ -7,7 +7,9 @@ import os
 import re
 import signal
 import subprocess
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
@@ -141,6 +143,47 @@ def test_status_shows_the_servers_of_this_machine(one: Machine) -> None:
     assert re.fullmatch(r"vllm-one on this machine: ok, up for \d+s", first)
     assert [row.split()[:2] for row in rows] == [[name, "ready"] for name in ("chat-0", "chat-1", "nginx")]
     assert json.loads(one.run("status", "one", "--json").stdout)["status"] == "ok"
+
+
+def test_logs_are_those_of_a_model_a_server_or_all(one: Machine) -> None:
+    def shown(*words: str) -> list[str]:
+        ended = one.run("logs", "one", *words)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stdout.splitlines()
+
+    assert {line.split(" | ")[0] for line in shown("chat", "-n", "500")} == {"chat-0", "chat-1"}
+    assert {line.split(" | ")[0] for line in shown("nginx", "-n", "500")} == {"nginx"}
+    assert len(shown("-n", "3")) == 3
+    ready = [line for line in shown("chat-1", "-n", "500") if "instance_ready" in line]
+    assert re.fullmatch(r"chat-1 \| \S+Z INFO instance_ready load_seconds=[\d.]+", ready[0])
+    assert "has no server code; it has chat-0, chat-1, nginx" in one.run("logs", "one", "code").stderr
+
+
+def test_logs_go_on_with_what_comes(one: Machine) -> None:
+    following = subprocess.Popen(
+        ["vllmjobs", "logs", "one", "nginx", "-f", "-n", "0"],
+        cwd=one.folder,
+        env=one.env,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert following.stdout
+        asked = threading.Event()
+
+        def ask() -> None:
+            while not asked.wait(0.2):
+                one.complete()
+
+        with ThreadPoolExecutor() as pool:
+            pool.submit(ask)
+            line = following.stdout.readline()
+            asked.set()
+        assert line.startswith("nginx | ")
+        assert "POST /v1/completions" in line
+    finally:
+        following.send_signal(signal.SIGINT)
+        assert following.wait(SECONDS) == 0
 
 
 def test_it_is_not_started_twice(one: Machine) -> None:

@@ -1,8 +1,9 @@
-"""What `status` shows of one box, from what its supervisor says of itself."""
+"""What `status` and `logs` show of one box, from what its supervisor says."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import json
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 Json = Mapping[str, Any]
@@ -15,6 +16,26 @@ def overview(job: str, health: Json) -> str:
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     up = _span(health["uptime_seconds"])
     return "\n".join([f"{job} on this machine: {health['status']}, up for {up}", *lines, *_notes(health), ""])
+
+
+def log_line(line: str, names: Collection[str]) -> str | None:
+    """A line of the supervisor's log as a person reads it; None for what is of none of these servers.
+
+    What is of no server at all, such as a GPU that is condemned, is of every one.
+    """
+    try:
+        said: dict[str, Any] = json.loads(line)
+    except ValueError:  # what Python itself said
+        return line
+    name = said.pop("instance", None)
+    if name is not None and name not in names:
+        return None
+    time, level = said.pop("time", ""), said.pop("level", "")
+    for key in ("stream", "source", "logger"):
+        said.pop(key, None)
+    text = str(said.pop("message", said.pop("event", "")))
+    more = " ".join(f"{key}={value}" for key, value in said.items())
+    return f"{name or 'all'} | {time} {level} {text} {more}".rstrip()
 
 
 def _row(name: str, one: Json) -> list[str]:

@@ -2,6 +2,7 @@
 
 import sys
 import time
+from collections import deque
 from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +16,7 @@ from vllmjobs.cli.up import find_box
 from vllmjobs.environment.problems import UserError
 
 if TYPE_CHECKING:
+    from vllmjobs.boxes import Box
     from vllmjobs.rollout.overview import Overview
 
 
@@ -166,11 +168,16 @@ def logs(
     """Print the logs of the instances of ENV, side by side.
 
     Of all groups, or of one GROUP; each line with its instance. With --follow, instances that come are
-    followed, too.
+    followed, too. Where ENV is up on this machine (vllmjobs up --detach), its servers' instead; GROUP may
+    then be one of them (chat-0, nginx).
     """
     from vllmjobs import logs as read  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
 
+    box = find_box(env, None, project)
+    if box.get("/live"):
+        _box_logs(box, group, follow, lines)
+        return
     environment, where = models_job(project, env, settings)
     if group and group not in environment.models:
         raise click.UsageError(f"{env} has no group {group}; it has {', '.join(environment.models)}")
@@ -188,5 +195,29 @@ def logs(
             printed = read.tails(releases, where, allocations, kinds, lines)
         for line in printed:
             show(f"{line}\n")
+    except KeyboardInterrupt:
+        return
+
+
+def _box_logs(box: "Box", group: str | None, follow: bool, lines: int) -> None:
+    """Those of a box, of which all stand in one file."""
+    from vllmjobs.box.overview import log_line  # noqa: PLC0415
+
+    there = list(box.health()["instances"])
+    names = [one for one in there if group in (None, one, one.rpartition("-")[0])]
+    if not names:
+        raise click.UsageError(f"{box.job} has no server {group}; it has {', '.join(there)}")
+    last: deque[str] | None = deque(maxlen=lines)
+    try:
+        for line in box.log_lines(follow):
+            text = None if line is None else log_line(line, names)
+            if last is None:
+                if text is not None:
+                    show(f"{text}\n")
+            elif line is None:
+                show("".join(f"{one}\n" for one in last))
+                last = None
+            elif text is not None:
+                last.append(text)
     except KeyboardInterrupt:
         return
