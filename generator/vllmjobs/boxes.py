@@ -109,7 +109,7 @@ class Box:
             time.sleep(LOOK_S)
 
     def log_lines(self, follow: bool) -> Iterator[str | None]:
-        """The lines of its log, of its last MiB at most; None where it ends, again and again with `follow`."""
+        """The lines of its log, of its last MiB at most; None at its end, again and again with `follow`."""
         if not self.log.exists():
             raise BoxError(f"there is no {self.log}: without --detach, the log is where `up` runs")
         with self.log.open("rb") as file:
