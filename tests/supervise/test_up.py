@@ -278,6 +278,19 @@ def test_an_env_file_of_balanced_vllm_docker_is_run_as_it_is(machine: Machine, s
     assert "vllm-box is stopped" in machine.done("down")
 
 
+def test_an_instances_config_is_run_as_it_is(machine: Machine) -> None:
+    machine.write("instances.config", "chat:1:a/small:auto:2048:1\ncode:2:a/small:auto:1024:1\n")
+    engine = 'defaults.entrypoint=["stand-in-engine","serve"]'
+    port, admin = f"balancer.port={machine.port}", f"balancer.admin_port={machine.admin}"
+    base = f"defaults.ports.base={machine.base}"
+    machine.done(
+        "up", "--env-file", "instances.config", "-d",
+        *(word for one in (engine, port, admin, base) for word in ("--set", one)),
+    )  # fmt: skip
+    for name in ("chat", "code"):
+        assert machine.complete(f"/{name}/v1/completions", model=name).status_code == 200
+
+
 def server_pid(machine: Machine, name: str, job: str = "vllm-one") -> int:
     socket = machine.folder / "state" / "vllmjobs" / job / "admin.sock"
     with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:

@@ -122,6 +122,10 @@ def test_an_env_file_says_whether_it_takes_every_gpu(text: str, takes_all: bool)
     )
 
 
+def test_an_instances_config_names_every_server() -> None:
+    assert of_the_box("chat:8000:a/small:auto:2048:1\n", "instances.config") == (False, {})
+
+
 def test_the_supervisor_reads_what_is_written_for_it(tmp_path: Path) -> None:
     box = environment(job="vllm-box", defaults={"drain": {"longest_stream": "40s"}})
     own = placed(box, h100s(2))

@@ -29,7 +29,7 @@ ENV = click.argument("env", default=UNNAMED)
 @click.option(
     "--env-file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="An .env of balanced-vllm-docker, as it is, in place of envs/ENV.yaml.",
+    help="An .env or instances.config of balanced-vllm-docker, as it is, in place of envs/ENV.yaml.",
 )
 @click.option("--detach", "-d", is_flag=True, help="Leave it in the background once all of it is ready.")
 @STATE

@@ -3,6 +3,7 @@
 from typing import NamedTuple
 
 from vllmjobs.importing.dotenv import read
+from vllmjobs.importing.instances import is_instances
 from vllmjobs.importing.settings import ALL_GPUS
 
 
@@ -15,7 +16,9 @@ class OfTheBox(NamedTuple):
 
 
 def of_the_box(text: str, source: str) -> OfTheBox:
-    """Read an `.env` file once more; an `instances.config` has neither."""
+    """Read an `.env` file once more; an `instances.config` names every server, and has no secrets."""
+    if is_instances(text):
+        return OfTheBox(False, {})
     variables = read(text.replace("\r\n", "\n"), source).variables
     count = variables.get("VLLM_GPU_COUNT")
     takes_all = count is None or count.value.strip().lower() in ("", *ALL_GPUS)
