@@ -2,6 +2,7 @@
 
 import re
 from typing import Any
+from unicodedata import category
 
 import msgspec
 from hypothesis import example, given, settings
@@ -20,6 +21,7 @@ from vllmjobs.changes.jobspec import read
 from vllmjobs.environment.model import Environment
 from vllmjobs.render.job import render
 
+COMBINING = ("Mn", "Mc", "Me", "Cf", "Lm", "Sk")
 WRITTEN = '"\\${%{\n\t\r\u2028🦜<<EOF'
 
 
@@ -49,11 +51,17 @@ def test_a_rendered_string_is_read_as_nomad_reads_it(text: str) -> None:
 @example("%%{if true}")
 @example("$${")
 @example("%%{{")
+@example("%\r{")
+@example("\x1f")
+@example("\u2003x")
 @example("  one\n\n two\n")
 def test_a_heredoc_is_read_as_nomad_reads_it(text: str) -> None:
-    """One that a user's own template may hold; Nomad itself refuses some."""
-    plain = re.sub(r"[$%]+\{", "", text)  # whose end is no longer the beginning of another one
-    lines = [line.replace("\r", "") for line in plain.split("\n")]
+    """One that a user's own template may hold; Nomad itself refuses some.
+
+    HCL counts the indentation in grapheme clusters: it cuts what combines with a blank, and we do not.
+    """
+    alone = "".join(letter for letter in text if category(letter) not in COMBINING and letter != "\r")
+    lines = re.sub(r"[$%]+\{", "", alone).split("\n")
     body = "\n".join(f"    {line}" for line in lines)
     for opening in ("<<-END", "<<END"):
         data = f"data = {opening}\n{body}\n    END"

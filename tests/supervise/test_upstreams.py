@@ -73,14 +73,14 @@ def test_engines_are_restarted_one_after_the_other_and_no_request_fails(
 
 def test_a_stop_lets_the_answers_end_before_nginx_goes(fronted: Supervised) -> None:
     with ThreadPoolExecutor() as pool:
-        asked = [pool.submit(complete, fronted, 600) for _ in range(4)]  # 3 s of work
+        asked = [pool.submit(complete, fronted, 2000) for _ in range(4)]  # 10 s of work
         wait_until(
-            lambda: sum(fronted.instance(f"chat-{number}")["unanswered"] or 0 for number in range(2)),
+            lambda: sum(fronted.instance(f"chat-{number}")["unanswered"] or 0 for number in range(2)) == 4,
             SECONDS,
             "they are asked",
         )
         fronted.stop()
-        assert [one.result().json()["usage"]["completion_tokens"] for one in asked] == [600] * 4
+        assert [one.result().json()["usage"]["completion_tokens"] for one in asked] == [2000] * 4
     assert fronted.end() == 0
     stopped = [said["instance"] for said in fronted.said("instance_stopped")]
     assert stopped[-1] == "nginx"

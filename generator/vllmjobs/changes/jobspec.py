@@ -197,14 +197,20 @@ def _unescaped(found: re.Match[str]) -> str:
     return _ESCAPED.get(code) or chr(int(code[1:], 16))
 
 
+# Go's unicode.IsSpace, without the line feed: Python's has \x1c to \x1f as well.
+_SPACES = "\t\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(chr, range(0x2000, 0x200B)))
+
+
 def _heredoc(text: str) -> str:
     """https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md#template-expressions: `<<-` cuts the
     indentation that all lines share, and leaves empty ones alone."""  # fmt: skip
     opening, *lines = text.split("\n")
     lines = lines[:-1]
     if opening.startswith("<<-"):
-        shared = min((len(line) - len(line.lstrip()) for line in lines if line.strip()), default=0)
-        lines = [line[shared:] if line.strip() else line for line in lines]
+        shared = min(
+            (len(line) - len(line.lstrip(_SPACES)) for line in lines if line.strip(_SPACES)), default=0
+        )
+        lines = [line[shared:] if line.strip(_SPACES) else line for line in lines]
     return _DOUBLED.sub(r"\1", "".join(f"{line}\n" for line in lines))
 
 
