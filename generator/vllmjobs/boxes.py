@@ -9,13 +9,15 @@ import re
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from vllmjobs.box.servers import LOOPBACK, BoxError
-from vllmjobs.box.supervised import NGINX, SOCKET, Json
+from vllmjobs.box.supervised import NGINX, SOCKET, UPSTREAMS, Json
+from vllmjobs.supervisor.upstreams import Block, Line, written
 
 TIMEOUT = 10.0  # seconds for an answer
 LOOK_S = 0.2  # between two looks
@@ -52,10 +54,6 @@ class Box:
         """What the supervisor answers, None where none runs; raises `BoxError` for one that hangs."""
         return self._ask("GET", path)
 
-    def post(self, path: str) -> tuple[int, Json] | None:
-        """The same for what changes something."""
-        return self._ask("POST", path)
-
     def instances(self) -> dict[str, Json] | None:
         """Each of its servers and nginx, as /health shows it; None where none runs."""
         found = self.get("/health")
@@ -68,8 +66,24 @@ class Box:
             raise BoxError(f"{self.job} is not up on this machine")
         return found[1]
 
+    @property
+    def written(self) -> Json | None:
+        """What its supervisor read last, or is to read; None where nothing was written."""
+        try:
+            found: Json = json.loads(self._configuration.read_bytes())
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise BoxError(f"{self._configuration} cannot be read: {error}") from error
+        return found
+
     def write(self, configuration: Json, nginx_conf: str, names: list[str]) -> None:
-        """Write what the supervisor and nginx read, and make the folders of the servers."""
+        """Write what the supervisor and nginx read, and make the folders of the servers.
+
+        Raises `BoxError`, with nothing written, when nginx refuses it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self._try_nginx(configuration, nginx_conf)
         for name in (*names, NGINX):
             (self.folder / name).mkdir(parents=True, exist_ok=True)
         (self.folder / NGINX / "nginx.conf").write_text(nginx_conf)
@@ -127,7 +141,7 @@ class Box:
 
     def stop(self) -> bool:
         """Ask its supervisor to stop, and wait until it has; whether there was one."""
-        if self.post("/stop") is None:
+        if self._ask("POST", "/stop") is None:
             return False
         while self.get("/live") is not None:
             time.sleep(LOOK_S)
@@ -135,20 +149,72 @@ class Box:
 
     def restart(self, name: str) -> None:
         """Restart one server, and wait until it is ready again; raises `BoxError` when it does not get so."""
-        before = (self.instances() or {}).get(name)
-        answer = self.post(f"/restart/{name}")
-        if answer is None or before is None:
-            raise BoxError(f"{self.job} is not up on this machine, or has no server {name}")
-        status, body = answer
-        if status != 202:
-            raise BoxError(f"{name} is {body.get('phase')}, and not ready: it cannot be restarted now")
-        while True:
-            one = (self.instances() or {}).get(name, {"phase": "ended", "why": "the supervisor ended"})
-            if one["phase"] in ("given_up", "ended"):
-                raise BoxError(f"{name} did not come back: {one['why']}; see {self.log}")
-            if one["ready"] and one["restarts"] > before["restarts"]:
-                return
+        for _ in self._change("/restart/", [name]):
+            pass
+
+    def reload(self, secrets: Mapping[str, str]) -> list[list[str]]:
+        """Let its supervisor and nginx read what was written; return which servers differ, in rounds.
+
+        `secrets` are variables, which are not written. Raises `BoxError` where no supervisor runs.
+        """
+        return list(self._do("/reload", json.dumps(dict(secrets)))["rounds"])
+
+    def reload_round(self, names: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        """Let these servers become what was written; yield each with whether it serves, else it is gone.
+
+        Raises `BoxError` when one does not get ready.
+        """
+        return self._change("/reload/", names)
+
+    def wait_for_nginx(self, admin_port: int) -> None:
+        """Wait until nginx knows of a server for every model."""
+        while not _is_well(admin_port):
+            if self.get("/live") is None:
+                raise BoxError(f"{self.job} ended; see {self.log}")
             time.sleep(LOOK_S)
+
+    def _change(self, path: str, names: Sequence[str]) -> Iterator[tuple[str, bool]]:
+        """Ask for it; yield each name once it runs anew, or is gone."""
+        before = {name: one["pid"] for name, one in (self.instances() or {}).items()}
+        for name in names:
+            self._do(f"{path}{name}")
+        left = list(names)
+        while left:
+            found = self.instances()
+            if found is None:
+                raise BoxError(f"{self.job} ended while {', '.join(left)} was changed; see {self.log}")
+            for name in list(left):
+                one = found.get(name)
+                if one and one["phase"] in ("given_up", "ended") and not one["awaited"]:
+                    raise BoxError(f"{name} did not come back: {one['why']}; see {self.log}")
+                if one is None or (one["ready"] and one["pid"] != before.get(name)):
+                    left.remove(name)
+                    yield name, one is not None
+            time.sleep(LOOK_S if left else 0)
+
+    def _do(self, path: str, body: str = "") -> Json:
+        """Ask its supervisor for something; raises `BoxError` where it refuses, or none runs."""
+        answer = self._ask("POST", path, body)
+        if answer is None:
+            raise BoxError(f"{self.job} is not up on this machine")
+        status, said = answer
+        if status >= http.client.BAD_REQUEST:
+            raise BoxError(f"{self.job} refuses: {said.get('error')}")
+        return said
+
+    def _try_nginx(self, configuration: Json, nginx_conf: str) -> None:
+        """Let nginx read it where nothing else does."""
+        lines = [Line(**one["line"]) for one in configuration["engines"] if "line" in one]
+        upstreams = written((Block(**one) for one in configuration["upstreams"]), lines)
+        program = next(one["command"][0] for one in configuration["engines"] if one.get("is_front"))
+        with tempfile.TemporaryDirectory(dir=self.folder) as folder:
+            (Path(folder) / "nginx.conf").write_text(nginx_conf)
+            (Path(folder) / UPSTREAMS).write_text(upstreams)
+            command = [program, "-t", "-q", "-e", "stderr", "-p", f"{folder}/", "-c", "nginx.conf"]
+            tried = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT)
+        if tried.returncode:
+            said = tried.stderr.replace(f"{folder}/", "").strip()
+            raise BoxError(f"{program} refuses its configuration:\n{said}")
 
     @property
     def _configuration(self) -> Path:
@@ -158,19 +224,19 @@ class Box:
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "vllmjobs.supervisor", "--config", str(self._configuration)]
 
-    def _ask(self, method: str, path: str) -> tuple[int, Json] | None:
+    def _ask(self, method: str, path: str, body: str = "") -> tuple[int, Json] | None:
         connection = _Unix(self.folder / SOCKET)
         try:
-            connection.request(method, path)
+            connection.request(method, path, body or None)
             answer = connection.getresponse()
-            body: Any = json.loads(answer.read())
+            said: Any = json.loads(answer.read())
         except (FileNotFoundError, ConnectionError, http.client.RemoteDisconnected):
             return None
         except (OSError, ValueError, http.client.HTTPException) as error:
             raise BoxError(f"{self.folder / SOCKET} does not answer: {error}") from error
         finally:
             connection.close()
-        return answer.status, body
+        return answer.status, said
 
 
 def _is_well(port: int) -> bool:

@@ -68,7 +68,9 @@ class Supervised:
         self.socket = told.get("admin_path")
         if nginx:
             self.front = f"http://127.0.0.1:{(port := block.take())}"
-            config |= fronted(folder, nginx, port, self.ports)
+            for one, at in zip(config["engines"], self.ports, strict=True):
+                one["line"] = {"pool": "chat", "text": f"  server 127.0.0.1:{at};"}
+            config |= fronted(folder, nginx, port)
             config["engines"].append(config.pop("front"))
         self._config = folder / f"supervised-{admin_port}.json"
         self._config.write_text(json.dumps(config))
@@ -230,7 +232,7 @@ http {
 """
 
 
-def fronted(folder: Path, nginx: Path, port: int, ports: Sequence[int]) -> Json:
+def fronted(folder: Path, nginx: Path, port: int) -> Json:
     """What the configuration says of an nginx in front of these engines."""
     home = folder / f"nginx-{port}"
     home.mkdir()
@@ -239,9 +241,7 @@ def fronted(folder: Path, nginx: Path, port: int, ports: Sequence[int]) -> Json:
         "upstreams_path": str(home / "upstreams.conf"),
         "upstreams": [
             {
-                "servers": {
-                    f"chat-{number}": f"  server 127.0.0.1:{one};" for number, one in enumerate(ports)
-                },
+                "pool": "chat",
                 "some": 'upstream chat {\n  least_conn;\n@SERVERS@\n}\nmap "" $pool { default chat; }\n',
                 "none": 'map "" $pool { default ""; }\n',
             }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import pytest
@@ -12,7 +13,9 @@ from hypothesis import strategies as st
 from vllmjobs.supervisor.model import (
     GAVE_UP,
     GPU_FATAL,
+    OVER,
     Action,
+    Added,
     Child,
     Clear,
     Cleared,
@@ -24,7 +27,7 @@ from vllmjobs.supervisor.model import (
     Kill,
     Limits,
     Plan,
-    RestartAsked,
+    RemoveAsked,
     Say,
     Seen,
     Start,
@@ -33,7 +36,8 @@ from vllmjobs.supervisor.model import (
     Terminate,
     Tick,
 )
-from vllmjobs.supervisor.policy import JITTER, begin, due, is_ready, step
+from vllmjobs.supervisor.policy import begin, due, is_ready, step
+from vllmjobs.supervisor.restarts import JITTER
 
 ONE = Plan((Child("chat-0", ("GPU-0",)),))
 TWO = Plan((Child("chat-0", ("GPU-0",)), Child("chat-1", ("GPU-1",))))
@@ -76,6 +80,9 @@ class Story:
         """Let a child's process end, and its tree be cleared away."""
         assert self.take(Exited(name, status), after=SOON) == [Clear(name)]
         return self.take(Cleared(name), after=SOON)
+
+    def phases(self) -> dict[str, str]:
+        return {name: one.phase for name, one in self.state.instances.items()}
 
     def events(self) -> list[str]:
         return [one.event for one in self.said]
@@ -196,16 +203,74 @@ class TestRestart:
             assert story.wait() == [Start("chat-0")]
             story.take(looked(), after=1.0)
 
-    def test_a_restart_that_is_asked_for_drains_first_and_is_no_failure(self) -> None:
+    def test_one_that_is_asked_for_drains_first_and_is_no_failure(self) -> None:
         story = Story(TWO)
         story.run()
-        assert story.take(RestartAsked("chat-0")) == []
-        assert story.state.instances["chat-0"].phase == "leaving"
+        assert story.take(RemoveAsked("chat-0")) == []
+        assert story.phases() == {"chat-0": "leaving", "chat-1": "ready"}
         assert is_ready(TWO, story.state)  # the other serves on
         assert story.take(looked(unanswered=3), after=1.0) == []
         assert story.take(looked(unanswered=0), after=1.0) == [Terminate("chat-0")]
-        assert story.fail(status=0) == [Start("chat-0")]
-        assert story.state.instances["chat-0"].failures == ()
+        assert story.fail(status=0) == []
+        assert story.phases()["chat-0"] == "ended"
+        assert story.take(Added(("chat-0",))) == [Clear("chat-0")]
+        assert story.take(Cleared("chat-0")) == [Start("chat-0")]
+        one = story.state.instances["chat-0"]
+        assert (one.failures, one.restarts) == ((), 1)
+
+
+class TestAChangedPlan:
+    def test_a_child_that_is_new_is_cleared_and_started(self) -> None:
+        story = Story(ONE)
+        story.run()
+        story.plan = TWO
+        assert story.take(Added(("chat-1",))) == [Clear("chat-1")]
+        assert story.take(Cleared("chat-1")) == [Start("chat-1")]
+        assert story.state.instances["chat-0"].phase == "ready"
+
+    def test_a_child_that_is_gone_is_forgotten(self) -> None:
+        story = Story(TWO)
+        story.run()
+        story.take(RemoveAsked("chat-1"))
+        story.take(looked("chat-1"))
+        story.fail("chat-1", 0)
+        story.plan = ONE
+        assert story.take(Exited("chat-1", 0)) == []
+        assert list(story.state.instances) == ["chat-0"]
+
+    def test_one_that_was_given_up_begins_anew(self) -> None:
+        story = Story(TWO)
+        story.run("chat-1")
+        for _ in range(2):
+            story.take(looked("chat-1"), after=40.0)
+        assert story.state.instances["chat-0"].phase == "given_up"
+        assert story.take(Added(("chat-0",))) == [Clear("chat-0")]
+
+    def test_one_on_a_condemned_gpu_is_given_up_at_once(self) -> None:
+        story = Story(ONE)
+        story.run()
+        story.take(Condemned("GPU-1", "XID 79"))
+        story.plan = TWO
+        assert story.take(Added(("chat-1",))) == []
+        one = story.state.instances["chat-1"]
+        assert (one.phase, one.why) == ("given_up", "GPU GPU-1: XID 79")
+
+    def test_one_that_loads_or_waits_is_ended_without_a_drain(self) -> None:
+        story = Story(TWO)
+        story.take(Cleared("chat-0"))
+        assert story.take(RemoveAsked("chat-0")) == [Terminate("chat-0")]
+        story.run("chat-1")
+        story.fail("chat-1")
+        assert story.take(RemoveAsked("chat-1")) == []
+        assert story.state.instances["chat-1"].phase == "ended"
+
+    def test_nothing_is_added_once_it_stops(self) -> None:
+        story = Story(ONE)
+        story.run()
+        story.take(StopAsked())
+        story.plan = TWO
+        assert story.take(Added(("chat-1",))) == []
+        assert story.state.instances["chat-1"].phase == "ended"
 
 
 class TestGivingUp:
@@ -403,7 +468,7 @@ class TestABalancerInFront:
     def test_is_not_restarted_by_request(self) -> None:
         story = Story(self.FRONTED)
         story.run()
-        story.take(RestartAsked("nginx"))
+        story.take(RemoveAsked("nginx"))
         assert story.state.instances["nginx"].phase == "ready"
 
 
@@ -423,6 +488,7 @@ class World:
     failures: dict[str, list[float]] = field(default_factory=dict)
     clearing: set[str] = field(default_factory=set)
     ending: set[str] = field(default_factory=set)
+    stuck: set[str] = field(default_factory=set)  # which SIGKILL did not end in time
     code: int | None = None
 
     def do(self, actions: list[Action], now: float) -> None:
@@ -439,20 +505,22 @@ class World:
                     recent = [at for at in self.failures.get(name, []) if at > now - self.plan.limits.window]
                     assert len(recent) <= self.plan.limits.restarts, "more restarts than there are"
                 case Clear(name):
-                    assert name not in self.running
+                    assert name not in self.running - self.stuck
                     self.clearing.add(name)
+                case Say("instance_cannot_be_killed", _, str(name)):
+                    self.stuck.add(name)
                 case Terminate(name) | Kill(name):
                     self.ending.add(name)
                 case Exit(code):
                     assert self.code is None
                     self.code = code
 
-    def happen(self) -> Event:
-        """Anything that may happen next."""
+    def happen(self, over: Collection[str]) -> Event:
+        """Anything that may happen next; only what is over is added again."""
         names = [child.name for child in self.plan.children]
         name = self.chance.choice(names)
         kind = self.chance.choices(
-            ["tick", "seen", "exit", "clear", "end", "restart", "condemn"], [8, 6, 2, 6, 6, 1, 0.1]
+            ["tick", "seen", "exit", "clear", "end", "remove", "add", "condemn"], [8, 6, 2, 6, 6, 1, 2, 0.1]
         )[0]
         if kind == "exit" and name in self.running:
             self.running.discard(name)
@@ -463,19 +531,26 @@ class World:
             self.running.discard(name)
             self.ending.discard(name)
             return Exited(name, 0)
-        if kind == "clear" and self.clearing:
-            name = sorted(self.clearing)[0]
+        if kind == "clear" and self.clearing - self.running:
+            name = sorted(self.clearing - self.running)[0]
             self.clearing.discard(name)
             self.alive = {gpu: on for gpu, on in self.alive.items() if on != name}
             return Cleared(name)
         if kind == "seen" and name in self.running:
             serves, progress = self.chance.random() < 0.7, self.chance.random() < 0.8
             return Seen(name, serves, progress, self.chance.choice([None, 0, 1, 7]))
-        if kind == "restart":
-            return RestartAsked(name)
+        if kind == "remove":
+            return RemoveAsked(name)
+        if kind == "add" and name in over:
+            self.failures.pop(name, None)
+            return Added((name,))
         if kind == "condemn":
             return Condemned(self.chance.choice(["GPU-0", "GPU-1", "GPU-2"]), "XID 79")
         return Tick()
+
+
+def over(state: State) -> set[str]:
+    return {name for name, one in state.instances.items() if one.phase in OVER}
 
 
 @settings(max_examples=1500, deadline=None)
@@ -519,7 +594,7 @@ def test_whatever_happens(
     for turn in range(stop_at):
         if state.is_over:
             return
-        state = go(world.happen(), chance.choice([0.0, 0.1, 1.0, 5.0, 40.0]))
+        state = go(world.happen(over(state)), chance.choice([0.0, 0.1, 1.0, 5.0, 40.0]))
         if turn == stop_at - 1:
             break
     if state.is_over:
@@ -530,7 +605,7 @@ def test_whatever_happens(
     while not state.is_over:
         at = due(plan, state)
         assert at is not None, "nothing is due, and it has not ended"
-        event = world.happen() if chance.random() < 0.5 else Tick()
+        event = world.happen(over(state)) if chance.random() < 0.5 else Tick()
         state = go(event, max(0.0, at - now) if isinstance(event, Tick) else 0.0)
     assert world.code is not None
     # Each phase of the way has its limit, however late in another it was when the stop came.

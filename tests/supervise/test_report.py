@@ -14,7 +14,7 @@ from vllmjobs.supervisor.model import (
     Event,
     Exited,
     Plan,
-    RestartAsked,
+    RemoveAsked,
     Say,
     Seen,
     State,
@@ -83,6 +83,7 @@ def test_health_tells_all_of_it_in_one_answer() -> None:
                     "failures": 0,
                     "ready_seconds": 7.0,
                     "unanswered": 3,
+                    "awaited": False,
                     "why": "",
                 },
                 "chat-1": {
@@ -94,6 +95,7 @@ def test_health_tells_all_of_it_in_one_answer() -> None:
                     "failures": 0,
                     "ready_seconds": None,
                     "unanswered": None,
+                    "awaited": False,
                     "why": "",
                 },
             },
@@ -108,7 +110,7 @@ def test_health_tells_all_of_it_in_one_answer() -> None:
         (BOTH, (200, "ok")),
         ((*BOTH, Exited("chat-1", 0)), (200, "degraded")),
         ((*BOTH, Exited("chat-1", 0), Exited("chat-0", 1)), (503, "degraded")),
-        ((*BOTH, RestartAsked("chat-1")), (200, "starting")),
+        ((*BOTH, RemoveAsked("chat-1")), (200, "starting")),
         ((*BOTH, Condemned("GPU-b", "XID 79")), (200, "degraded")),
         ((*BOTH, StopAsked()), (503, "stopping")),
     ],
@@ -251,12 +253,12 @@ def test_hostile_names_are_read_back_as_they_were() -> None:
 
 def test_the_counters_follow_what_the_policy_says() -> None:
     state, _ = policy.begin(TWO, 0.0)
-    counters, events = Counters(), (*BOTH, Exited("chat-0", 1), Exited("chat-1", -9), RestartAsked("chat-1"))
-    for now, event in enumerate((*events, *serving("chat-1"), StopAsked(), StopAsked()), 1):
+    counters, failed = Counters(), (*BOTH, Exited("chat-0", 1), Exited("chat-1", -9))
+    for now, event in enumerate((*failed, *serving("chat-1"), StopAsked(), StopAsked()), 1):
         state, actions = policy.step(TWO, state, event, float(now))
         counters = report.counted(counters, actions)
     assert counters.failures == {"chat-0": 1, "chat-1": 1}
-    assert counters.load_seconds == {"chat-0": 2.0, "chat-1": 2.0}
+    assert counters.load_seconds == {"chat-0": 2.0, "chat-1": 1.0}
     assert report.counted(counters, [Say("instance_failed", "ERROR", "chat-0")]).failures["chat-0"] == 2
     drained = report.counted(counters, [Say("instance_drained", "INFO", "chat-0", {"drain_seconds": 1.5})])
     assert drained.drain_seconds == {"chat-0": 1.5, "chat-1": 1.0}

@@ -14,33 +14,34 @@ from sandbox import nginx
 from sandbox.load import Load
 from sandbox.process import wait_until
 from sandbox.supervised import SECONDS, Supervise, Supervised
-from vllmjobs.supervisor.upstreams import Block, Upstreams, written
+from vllmjobs.supervisor.upstreams import Block, Line, Upstreams, written
 
 BLOCKS = (
-    Block({"chat-0": "server a;", "chat-1": "server b;"}, "chat(@COUNT@):\n@SERVERS@\n", "chat: nobody\n"),
-    Block({"code-0": "server c;"}, "code(@COUNT@):\n@SERVERS@\n", "code: nobody\n"),
+    Block("chat", "chat(@COUNT@):\n@SERVERS@\n", "chat: nobody\n"),
+    Block("code", "code(@COUNT@):\n@SERVERS@\n", "code: nobody\n"),
 )
+A, B, C = Line("chat", "server a;"), Line("chat", "server b;"), Line("code", "server c;")
 
 
 def test_each_model_has_its_block() -> None:
-    assert written(BLOCKS, {"chat-1", "chat-0"}) == "chat(2):\nserver a;\nserver b;\n\ncode: nobody\n"
-    assert written(BLOCKS, {"code-0"}) == "chat: nobody\n\ncode(1):\nserver c;\n"
+    assert written(BLOCKS, [A, B]) == "chat(2):\nserver a;\nserver b;\n\ncode: nobody\n"
+    assert written(BLOCKS, [C]) == "chat: nobody\n\ncode(1):\nserver c;\n"
 
 
 def test_the_file_is_written_when_it_would_change(tmp_path: Path) -> None:
-    upstreams = Upstreams(str(tmp_path / "upstreams.conf"), BLOCKS)
-    assert upstreams.write([])
-    assert not upstreams.write(["somebody else"])
-    assert upstreams.write(["chat-0"])
+    upstreams = Upstreams(str(tmp_path / "upstreams.conf"))
+    assert upstreams.write(BLOCKS, [])
+    assert not upstreams.write(BLOCKS, [Line("nobody's", "server d;")])
+    assert upstreams.write(BLOCKS, [A])
     assert (tmp_path / "upstreams.conf").read_text().startswith("chat(1):\nserver a;\n")
 
 
 def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
-    upstreams = Upstreams(str(tmp_path / "later" / "upstreams.conf"), BLOCKS)
+    upstreams = Upstreams(str(tmp_path / "later" / "upstreams.conf"))
     with pytest.raises(FileNotFoundError):
-        upstreams.write([])
+        upstreams.write(BLOCKS, [])
     (tmp_path / "later").mkdir()
-    assert upstreams.write([])
+    assert upstreams.write(BLOCKS, [])
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.gpus import Card
 from vllmjobs.importing.one_box import of_the_box
 from vllmjobs.render import job
-from vllmjobs.supervisor.settings import _read_file
+from vllmjobs.supervisor.settings import read_file
 from vllmjobs.templates import templates
 
 GIB = 1024
@@ -45,8 +45,8 @@ def placed(environment: Environment, cards: list[Card], takes_all: bool = False)
 
 def test_each_server_has_a_gpu_and_a_port_of_its_own() -> None:
     first, second = placed(environment(), h100s(2))
-    assert (first.name, first.gpus, first.port) == ("chat-0", ("GPU-0",), 8000)
-    assert (second.name, second.gpus, second.port) == ("chat-1", ("GPU-1",), 8001)
+    assert (first.name, first.place.gpus, first.place.port) == ("chat-0", ("GPU-0",), 8000)
+    assert (second.name, second.place.gpus, second.place.port) == ("chat-1", ("GPU-1",), 8001)
     assert first.command[:3] == ("vllm", "serve", "a/small")
     assert "--port=8000" in first.command
     assert "--host=127.0.0.1" in first.command
@@ -58,14 +58,14 @@ def test_each_server_has_a_gpu_and_a_port_of_its_own() -> None:
 def test_a_server_over_several_gpus_has_all_of_them() -> None:
     model = {"model": "a/large", "strategy": "tensor_parallel", "gpus": {"count": 4}}
     (one,) = placed(environment({"large": model}), h100s(8))
-    assert one.gpus == ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
+    assert one.place.gpus == ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
     assert "--tensor-parallel-size=4" in one.command
 
 
 def test_models_do_not_share_ports_or_gpus() -> None:
     models = {"chat": {"model": "a/small", "replicas": 2}, "code": {"model": "b/small"}}
     found = placed(environment(models), h100s(3))
-    assert [(one.name, one.port, one.gpus) for one in found] == [
+    assert [(one.name, one.place.port, one.place.gpus) for one in found] == [
         ("chat-0", 8000, ("GPU-0",)),
         ("chat-1", 8001, ("GPU-1",)),
         ("code-0", 8002, ("GPU-2",)),
@@ -90,12 +90,12 @@ def test_a_gpu_that_is_too_small_split_or_broken_is_left_alone() -> None:
     ]
     model = {"model": "a/small", "gpus": {"memory": "70 GiB"}}
     (one,) = placed(environment({"chat": model}), cards)
-    assert one.gpus == ("GPU-0",)
+    assert one.place.gpus == ("GPU-0",)
 
 
 def test_without_a_driver_they_run_without_gpus() -> None:
     found = placed(environment(), [])
-    assert [one.gpus for one in found] == [(), ()]
+    assert [one.place.gpus for one in found] == [(), ()]
     assert "CUDA_VISIBLE_DEVICES" not in found[0].env
 
 
@@ -104,7 +104,7 @@ def test_auto_takes_every_gpu(strategy: str, gpus: list[int]) -> None:
     found = placed(
         environment({"chat": {"model": "a/small", "strategy": strategy}}), h100s(4), takes_all=True
     )
-    assert [len(one.gpus) for one in found] == gpus
+    assert [len(one.place.gpus) for one in found] == gpus
 
 
 def test_secrets_that_have_no_value_are_named() -> None:
@@ -131,7 +131,7 @@ def test_the_supervisor_reads_what_is_written_for_it(tmp_path: Path) -> None:
     own = placed(box, h100s(2))
     file = tmp_path / "supervise.json"
     file.write_text(json.dumps(configuration(box, own, "/state", "/usr/sbin/nginx")))
-    settings = _read_file(str(file), {"PATH": "/bin"})
+    settings = read_file(str(file), {"PATH": "/bin"})
     assert [(child.name, child.gpus, child.is_front) for child in settings.plan.children] == [
         ("chat-0", ("GPU-0",), False),
         ("chat-1", ("GPU-1",), False),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from msgspec import structs
@@ -23,6 +23,16 @@ class BoxError(UserError):
     """Why an environment does not run on this machine: one line, with the way out."""
 
 
+class Place(NamedTuple):
+    """Where a server runs on this machine; no other has any of it."""
+
+    port: int
+    engine_port: int
+    """From where on vLLM's own processes look for ports, `ENGINE_PORTS` of them."""
+    gpus: tuple[str, ...]
+    """By UUID; none without a driver."""
+
+
 class Server(NamedTuple):
     """One vLLM server on this machine."""
 
@@ -33,10 +43,17 @@ class Server(NamedTuple):
     env: dict[str, str]
     """What is laid over the environment of the supervisor."""
     host: str
-    port: int
     served_name: str
-    gpus: tuple[str, ...]
-    """By UUID; none without a driver."""
+    place: Place
+
+
+class _Wanted(NamedTuple):
+    """A server before it has a place."""
+
+    name: str
+    key: str
+    model: Model
+    gpus: int
 
 
 def servers(
@@ -44,70 +61,72 @@ def servers(
     cards: Sequence[Card],
     folder: str,
     takes_all: bool = False,
+    before: Mapping[str, Place] | None = None,
 ) -> list[Server]:
     """The servers of every model, each with GPUs and a port of its own.
 
     `cards` are this machine's, none without a driver. `folder` is where the servers may write. `takes_all` is
-    VLLM_GPU_COUNT=auto: as many servers, or a server as large, as there are GPUs. Secrets are not among what
-    is returned: the servers have them from the supervisor's own environment. Raises `BoxError` for more GPUs
+    VLLM_GPU_COUNT=auto: as many servers, or a server as large, as there are GPUs. `before` are the places of
+    servers that run; those of the same name keep theirs where they can. Secrets are not among what is
+    returned: the servers have them from the supervisor's own environment. Raises `BoxError` for more GPUs
     than there are.
     """
-    free = [card for card in cards if card.uuid and card.mig != "on" and card.health != "failed"]
-    ports: set[int] = set()
-    found: list[Server] = []
-    for key, model in environment.models.items():
-        count, replicas = _wanted(model, len([card for card in free if _fits(card, model)]), takes_all)
-        for number in range(replicas):
-            name = f"{key}-{number}"
-            own = [card for card in free if _fits(card, model)][:count]
-            if cards and len(own) < count:
-                raise BoxError(_too_few(key, model, replicas * count, cards))
-            free = [card for card in free if card not in own]
-            port = next(port for port in _upwards(model.ports.base) if port not in ports)
-            ports.add(port)
-            sized = structs.replace(model, gpus=structs.replace(model.gpus, count=count))
-            uuids = tuple(card.uuid for card in own if card.uuid)
-            found.append(_server(environment, key, sized, name, port, uuids, len(found), folder))
-    return found
+    before = before or {}
+    wanted = [
+        _Wanted(f"{key}-{number}", key, model, count)
+        for key, model in environment.models.items()
+        for count, replicas in [_wanted(model, len(_fitting(model, _usable(cards))), takes_all)]
+        for number in range(replicas)
+    ]
+    gpus = _gpus(wanted, cards, before) if cards else {}
+    ports = _apart(
+        {one.name: range(one.model.ports.base, one.model.ports.base + len(wanted)) for one in wanted},
+        {name: place.port for name, place in before.items()},
+    )
+    ranges = range(FIRST_ENGINE_PORT, FIRST_ENGINE_PORT + ENGINE_PORTS * len(wanted), ENGINE_PORTS)
+    engine_ports = _apart(
+        {one.name: ranges for one in wanted}, {name: place.engine_port for name, place in before.items()}
+    )
+    places = {
+        one.name: Place(ports[one.name], engine_ports[one.name], gpus.get(one.name, ())) for one in wanted
+    }
+    return [_server(environment, one, places[one.name], folder) for one in wanted]
 
 
-def missing(environment: Environment, environ: Mapping[str, str]) -> list[str]:
-    """The variables of secrets that have no value: there is nobody to ask for them on one box."""
-    wanted = {
+def secrets_of(environment: Environment) -> set[str]:
+    """The variables of its secrets."""
+    return {
         name
         for model in environment.models.values()
         for name, reference in model.secrets.items()
         if reference is not None
     }
-    return sorted(wanted - environ.keys())
 
 
-def _server(
-    environment: Environment,
-    key: str,
-    model: Model,
-    name: str,
-    port: int,
-    gpus: tuple[str, ...],
-    number: int,
-    folder: str,
-) -> Server:
+def missing(environment: Environment, environ: Mapping[str, str]) -> list[str]:
+    """The variables of secrets that have no value: there is nobody to ask for them on one box."""
+    return sorted(secrets_of(environment) - environ.keys())
+
+
+def _server(environment: Environment, wanted: _Wanted, place: Place, folder: str) -> Server:
     # As Nomad's raw_exec driver runs it, with what Nomad would fill in.
-    bare = structs.replace(model, driver="raw_exec", supervised=False)
+    model = wanted.model
+    gpus = structs.replace(model.gpus, count=wanted.gpus)
+    bare = structs.replace(model, gpus=gpus, driver="raw_exec", supervised=False)
     times = deadlines(bare, environment.balancer)
     fills = {
-        "${NOMAD_PORT_http}": str(port),
+        "${NOMAD_PORT_http}": str(place.port),
         "${NOMAD_IP_http}": LOOPBACK,
-        "${NOMAD_PORT_engine}": str(FIRST_ENGINE_PORT + ENGINE_PORTS * number),
-        "${NOMAD_TASK_DIR}": f"{folder}/{name}",
+        "${NOMAD_PORT_engine}": str(place.engine_port),
+        "${NOMAD_TASK_DIR}": f"{folder}/{wanted.name}",
     }
     env = {variable: _filled(text, fills) for variable, text in variables(environment, bare, times).items()}
-    if gpus:
-        env |= {"CUDA_VISIBLE_DEVICES": ",".join(gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
-    words = [*(model.entrypoint or ["vllm", "serve"]), *arguments(key, bare, times)]
-    host = _filled(listen_host(bare), fills)
+    if place.gpus:
+        env |= {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    words = [*(model.entrypoint or ["vllm", "serve"]), *arguments(wanted.key, bare, times)]
     command = tuple(_filled(word, fills) for word in words)
-    return Server(name, key, command, env, host, port, served_names(key, model)[0], gpus)
+    host = _filled(listen_host(bare), fills)
+    return Server(wanted.name, wanted.key, command, env, host, served_names(wanted.key, model)[0], place)
 
 
 def _wanted(model: Model, fitting: int, takes_all: bool) -> tuple[int, int]:
@@ -119,6 +138,44 @@ def _wanted(model: Model, fitting: int, takes_all: bool) -> tuple[int, int]:
     return model.gpus.count, max(1, fitting // model.gpus.count)
 
 
+def _gpus(
+    wanted: Sequence[_Wanted], cards: Sequence[Card], before: Mapping[str, Place]
+) -> dict[str, tuple[str, ...]]:
+    """By server; who keeps theirs goes first. Raises `BoxError` when there are too few of them for all."""
+    free = _usable(cards)
+    found: dict[str, tuple[str, ...]] = {}
+
+    def take(one: _Wanted, own: Sequence[Card]) -> None:
+        nonlocal free
+        found[one.name] = tuple(card.uuid for card in own if card.uuid)
+        free = [card for card in free if card not in own]
+
+    for one in wanted:
+        held = before[one.name].gpus if one.name in before else ()
+        own = [card for card in _fitting(one.model, free) if card.uuid in held]
+        if len(own) == len(held) == one.gpus:
+            take(one, own)
+    for one in wanted:
+        if one.name in found:
+            continue
+        own = _fitting(one.model, free)[: one.gpus]
+        if len(own) < one.gpus and before:  # who keeps theirs may have what others need
+            return _gpus(wanted, cards, {})
+        if len(own) < one.gpus:
+            asked = sum(other.gpus for other in wanted if other.key == one.key)
+            raise BoxError(_too_few(one.key, one.model, asked, cards))
+        take(one, own)
+    return found
+
+
+def _usable(cards: Sequence[Card]) -> list[Card]:
+    return [card for card in cards if card.uuid and card.mig != "on" and card.health != "failed"]
+
+
+def _fitting(model: Model, cards: Sequence[Card]) -> list[Card]:
+    return [card for card in cards if _fits(card, model)]
+
+
 def _fits(card: Card, model: Model) -> bool:
     gpus = model.gpus
     is_enough = gpus.memory is None or (card.memory_mib or 0) >= mebibytes(gpus.memory)
@@ -126,7 +183,7 @@ def _fits(card: Card, model: Model) -> bool:
 
 
 def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:
-    fitting = [card for card in cards if _fits(card, model)]
+    fitting = _fitting(model, cards)
     like = f" of {model.gpus.model or 'any model'} with {model.gpus.memory}" if model.gpus.memory else ""
     there = ", ".join(f"{card.index}: {card.model}, {card.memory_mib} MiB, {card.health}" for card in cards)
     return (
@@ -135,8 +192,13 @@ def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:
     )
 
 
-def _upwards(port: int) -> Iterator[int]:
-    yield from range(port, 65536)
+def _apart(wanted: Mapping[str, range], before: Mapping[str, int]) -> dict[str, int]:
+    """A number for each, no two the same: the one it had if that is in its range, else the first free one."""
+    found = {name: before[name] for name, numbers in wanted.items() if before.get(name) in numbers}
+    for name, numbers in wanted.items():
+        if name not in found:
+            found[name] = next(number for number in numbers if number not in found.values())
+    return found
 
 
 def _filled(text: str, fills: Mapping[str, str]) -> str:

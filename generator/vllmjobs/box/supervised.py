@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vllmjobs.box.servers import LOOPBACK, BoxError, Server
+from vllmjobs.box.servers import LOOPBACK, BoxError, Place, Server
 from vllmjobs.environment.derive import balancer_port, deadlines
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.supervision import load_timeout, term_timeout
@@ -40,9 +40,13 @@ def configuration(environment: Environment, servers: Sequence[Server], folder: s
                     "command": list(one.command),
                     "env": one.env,
                     "host": one.host,
-                    "port": one.port,
+                    "port": one.place.port,
                     "served_name": one.served_name,
-                    "gpus": list(one.gpus),
+                    "gpus": list(one.place.gpus),
+                    "line": {
+                        "pool": one.model,
+                        "text": f"  server {LOOPBACK}:{one.place.port} max_fails=1 fail_timeout=5s;",
+                    },
                 }
                 for one in servers
             ),
@@ -56,7 +60,7 @@ def configuration(environment: Environment, servers: Sequence[Server], folder: s
             },
         ],
         "upstreams_path": f"{folder}/{NGINX}/{UPSTREAMS}",
-        "upstreams": [_block(name, servers) for name in environment.models],
+        "upstreams": [_block(name) for name in environment.models],
     }
 
 
@@ -76,10 +80,19 @@ def nginx_conf(environment: Environment, rendered: str) -> str:
 
 def instances(servers: Iterable[Server]) -> list[dict[str, str]]:
     """The routes to each server, as the template of nginx.conf has them."""
-    return [{"path": f"/v1/{one.name}/", "address": f"{LOOPBACK}:{one.port}"} for one in servers]
+    return [{"path": f"/v1/{one.name}/", "address": f"{LOOPBACK}:{one.place.port}"} for one in servers]
 
 
-def _block(model: str, servers: Sequence[Server]) -> Json:
+def places(configuration: Json) -> dict[str, Place]:
+    """Where the servers of a configuration run, from what `configuration` made."""
+    return {
+        one["name"]: Place(one["port"], int(one["env"].get("VLLM_PORT", 0)), tuple(one["gpus"]))
+        for one in configuration["engines"]
+        if not one.get("is_front")
+    }
+
+
+def _block(model: str) -> Json:
     """What nginx reads of one model: the upstream, whether there is one, and how many serve."""
     variable = model.replace("-", "_")
 
@@ -91,11 +104,7 @@ def _block(model: str, servers: Sequence[Server]) -> Json:
         )
 
     return {
-        "servers": {
-            one.name: f"  server {LOOPBACK}:{one.port} max_fails=1 fail_timeout=5s;"
-            for one in servers
-            if one.model == model
-        },
+        "pool": model,
         "some": (
             f"upstream {model}-stable {{\n  zone {model}-stable 512k;\n  least_conn;\n@SERVERS@\n"
             f"  keepalive 32;\n  keepalive_timeout {KEEP_ALIVE_S // 2}s;\n}}\n" + ending(f"{model}-stable")

@@ -14,7 +14,7 @@ from vllmjobs.cli.project import import_, init, schema
 from vllmjobs.cli.release import abort, promote, rollback
 from vllmjobs.cli.render import render
 from vllmjobs.cli.status import history, logs, status
-from vllmjobs.cli.up import down, restart, up
+from vllmjobs.cli.up import down, reload, restart, up
 
 EXIT_CODES = """\b
 Exit codes:
@@ -33,6 +33,6 @@ def main() -> None:
 
 for command in (
     abort, approve, check, deploy, diff, down, explain, gpus, history, import_, init, logs, plan, promote,
-    render, restart, rollback, schema, size, status, up,
+    reload, render, restart, rollback, schema, size, status, up,
 ):  # fmt: skip
     main.add_command(command)

@@ -1,9 +1,10 @@
-"""`up`, `down`, `restart`: a whole environment on this machine, without Nomad."""
+"""`up`, `reload`, `restart`, `down`: a whole environment on this machine, without Nomad."""
 
 from __future__ import annotations
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -12,10 +13,16 @@ import click
 from vllmjobs.cli.common import PROJECT, SETTINGS
 
 if TYPE_CHECKING:
+    from vllmjobs.box.servers import Place
     from vllmjobs.boxes import Box
     from vllmjobs.environment.model import Environment
 
 UNNAMED = "box"  # what is made of an .env file
+ENV_FILE = click.option(
+    "--env-file",
+    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    help="An .env or instances.config of balanced-vllm-docker, as it is, in place of envs/ENV.yaml.",
+)
 STATE = click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
@@ -26,11 +33,7 @@ ENV = click.argument("env", default=UNNAMED)
 
 @click.command()
 @ENV
-@click.option(
-    "--env-file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="An .env or instances.config of balanced-vllm-docker, as it is, in place of envs/ENV.yaml.",
-)
+@ENV_FILE
 @click.option("--detach", "-d", is_flag=True, help="Leave it in the background once all of it is ready.")
 @STATE
 @SETTINGS
@@ -50,50 +53,56 @@ def up(
     them up, and stops all of it on Ctrl-C: what is being answered first. Secrets are taken from variables of
     this shell, or from the .env file.
     """
-    from vllmjobs.box import supervised  # noqa: PLC0415 (Jinja takes 30 ms)
-    from vllmjobs.box.servers import BoxError, missing, servers  # noqa: PLC0415
-    from vllmjobs.boxes import Box  # noqa: PLC0415
-    from vllmjobs.nvml import cards  # noqa: PLC0415
-    from vllmjobs.render.job import nginx_conf  # noqa: PLC0415
-    from vllmjobs.templates import templates  # noqa: PLC0415
+    from vllmjobs.box.servers import BoxError, missing  # noqa: PLC0415
 
-    environ = dict(os.environ)
-    if env_file:
-        environment, takes_all, more = _of_env_file(env_file, env, settings)
-        environ |= more
-    else:
-        environment, takes_all = _environment(env, settings, project), False
-    assert environment.job
-    program = environment.balancer.command or supervised.NGINX
-    nginx = shutil.which(program)
-    if nginx is None:
-        raise BoxError(
-            f"{program} is not on PATH; install it (Debian: nginx-light), or name balancer.command"
-        )
-    box = Box(environment.job, state)
+    environment, takes_all, secrets = _read(env, env_file, settings, project)
+    box = _box(environment, state)
     if box.get("/live"):
-        raise BoxError(f"{environment.job} is up already; vllmjobs down {env} stops it")
-    found, why = cards()
-    own = servers(environment, found, str(box.folder), takes_all)
-    conf = supervised.nginx_conf(
-        environment, nginx_conf(environment, templates(project), supervised.instances(own))
-    )
-    box.write(
-        supervised.configuration(environment, own, str(box.folder), nginx), conf, [one.name for one in own]
-    )
-    if why:
-        click.echo(f"{why}; the servers are given no GPU", err=True)
+        raise BoxError(
+            f"{box.job} is up already; vllmjobs down {env} stops it, vllmjobs reload {env} changes it"
+        )
+    _write(box, environment, takes_all, project, {})
+    environ = {**os.environ, **secrets}
     for variable in missing(environment, environ):
         click.echo(f"warning: {variable} is not set, and a server is to have it", err=True)
-    indexes = {card.uuid: card.index for card in found}
-    for one in own:
-        gpus = ", ".join(f"GPU {indexes[uuid]}" for uuid in one.gpus) or "no GPU"
-        click.echo(f"{one.name}: {one.served_name} on {gpus}, port {one.port}", err=True)
     if detach:
         _wait(box, environ, environment.balancer.admin_port)
-        click.echo(f"{environment.job} is ready; its log is {box.log}", err=True)
+        click.echo(f"{box.job} is ready; its log is {box.log}", err=True)
     else:
         box.run(environ)
+
+
+@click.command()
+@ENV
+@ENV_FILE
+@STATE
+@SETTINGS
+@PROJECT
+def reload(
+    env: str, env_file: Path | None, state: Path | None, settings: tuple[str, ...], project: Path
+) -> None:
+    """Apply what changed in ENV on this machine.
+
+    Routes at once, in nginx. Servers that differ one after the other, each when it has answered what it was
+    asked and once the one before is ready: no request is dropped where a model has two. New ones are started
+    then, and those that are gone stopped last. Servers that do not differ are left alone, with their GPUs and
+    ports. It ends at the first that does not get ready: the others run on as they were. Give it the --set and
+    --env-file that are to be, as for `up`.
+    """
+    from vllmjobs.box.servers import BoxError  # noqa: PLC0415
+    from vllmjobs.box.supervised import places  # noqa: PLC0415
+
+    environment, takes_all, secrets = _read(env, env_file, settings, project)
+    box = _box(environment, state)
+    if not box.get("/live"):
+        raise BoxError(f"{box.job} is not up on this machine; vllmjobs up {env} starts it")
+    _write(box, environment, takes_all, project, places(box.written) if box.written else {})
+    rounds = box.reload(secrets)
+    for names in rounds:
+        for name, serves in box.reload_round(names):
+            click.echo(f"{name} is {'ready' if serves else 'stopped'}", err=True)
+    box.wait_for_nginx(environment.balancer.admin_port)
+    click.echo(f"{box.job} is reloaded" if rounds else f"{box.job}: no server differs", err=True)
 
 
 @click.command()
@@ -147,10 +156,64 @@ def _wait(box: Box, environ: dict[str, str], admin_port: int) -> None:
             click.echo(f"{name} is ready", err=True)
 
 
-def _environment(env: str, settings: tuple[str, ...], project: Path) -> Environment:
+def _write(
+    box: Box,
+    environment: Environment,
+    takes_all: bool,
+    project: Path,
+    before: Mapping[str, Place],
+) -> None:
+    """Write what the supervisor and nginx of the box are to read, and say which server runs where."""
+    from vllmjobs.box import supervised  # noqa: PLC0415 (Jinja takes 30 ms)
+    from vllmjobs.box.servers import BoxError, servers  # noqa: PLC0415
+    from vllmjobs.nvml import cards  # noqa: PLC0415
+    from vllmjobs.render.job import nginx_conf  # noqa: PLC0415
+    from vllmjobs.templates import templates  # noqa: PLC0415
+
+    program = environment.balancer.command or supervised.NGINX
+    nginx = shutil.which(program)
+    if nginx is None:
+        raise BoxError(
+            f"{program} is not on PATH; install it (Debian: nginx-light), or name balancer.command"
+        )
+    found, why = cards()
+    own = servers(environment, found, str(box.folder), takes_all, before)
+    conf = supervised.nginx_conf(
+        environment, nginx_conf(environment, templates(project), supervised.instances(own))
+    )
+    box.write(
+        supervised.configuration(environment, own, str(box.folder), nginx), conf, [one.name for one in own]
+    )
+    if why:
+        click.echo(f"{why}; the servers are given no GPU", err=True)
+    indexes = {card.uuid: card.index for card in found}
+    for one in own:
+        gpus = ", ".join(f"GPU {indexes[uuid]}" for uuid in one.place.gpus) or "no GPU"
+        click.echo(f"{one.name}: {one.served_name} on {gpus}, port {one.place.port}", err=True)
+
+
+def _read(
+    env: str, env_file: Path | None, settings: tuple[str, ...], project: Path
+) -> tuple[Environment, bool, dict[str, str]]:
+    """The environment, whether it takes every GPU, and what is known of its secrets."""
+    from vllmjobs.box.servers import secrets_of  # noqa: PLC0415
     from vllmjobs.project import find, load  # noqa: PLC0415
 
-    return load(find(project, env), settings, project)
+    if env_file:
+        return _of_env_file(env_file, env, settings)
+    environment = load(find(project, env), settings, project)
+    return (
+        environment,
+        False,
+        {name: os.environ[name] for name in secrets_of(environment) & os.environ.keys()},
+    )
+
+
+def _box(environment: Environment, state: Path | None) -> Box:
+    from vllmjobs.boxes import Box  # noqa: PLC0415
+
+    assert environment.job
+    return Box(environment.job, state)
 
 
 def find_box(env: str, state: Path | None, project: Path) -> Box:

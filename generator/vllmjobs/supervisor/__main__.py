@@ -1,5 +1,52 @@
-"""`python -m vllmjobs.supervisor`: the same as `vllmjobs-supervise`."""
+"""`vllmjobs-supervise`, and `python -m vllmjobs.supervisor`."""
 
-from vllmjobs.supervisor.supervise import main
+from __future__ import annotations
 
-main()
+import asyncio
+import os
+import sys
+
+from vllmjobs.supervisor.admin import AdminError
+from vllmjobs.supervisor.output import Output
+from vllmjobs.supervisor.processes import ProcessError, Processes
+from vllmjobs.supervisor.settings import USAGE, Settings, SettingsError, read
+from vllmjobs.supervisor.supervise import Supervisor
+
+LAST_WORDS_S = 1.0  # for the output, when all is over
+
+
+async def supervise(settings: Settings) -> int:
+    """Supervise until all is over; return the exit code. Raises `AdminError`, `ProcessError`."""
+    output = Output(1, asyncio.get_running_loop())
+    try:
+        return await Supervisor(settings, Processes(settings.identity), output).run()
+    finally:
+        output.close(LAST_WORDS_S)
+
+
+def main() -> None:
+    """`vllmjobs-supervise`."""
+    arguments = sys.argv[1:]
+    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
+    if "--help" in options or "-h" in options:
+        print(USAGE, end="")
+        return
+    if "--version" in options:
+        from vllmjobs import __version__  # noqa: PLC0415
+
+        print(f"vllmjobs-supervise {__version__}")
+        return
+    try:
+        settings = read(arguments, os.environ)
+    except SettingsError as error:
+        print(f"vllmjobs-supervise: {error}", file=sys.stderr)
+        sys.exit(2)
+    try:
+        sys.exit(asyncio.run(supervise(settings)))
+    except (AdminError, ProcessError) as error:
+        print(f"vllmjobs-supervise: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,7 +1,7 @@
 """The admin port: a strict HTTP/1.1 server of a few paths, which answers what it is told to.
 
 It decides nothing: `routes` maps "GET /health" to a function. A key that ends in a slash, "GET /ready/",
-takes one more word of the path, which the function is called with; the others are called with "".
+takes one more word of the path, which the function is called with; the others are called with the body.
 """
 
 from __future__ import annotations
@@ -65,6 +65,7 @@ class _Request(NamedTuple):
     """Of its connection."""
     is_from_a_page: bool
     """A browser sent it for a web page, which may be anyone's."""
+    body: str
 
 
 class Admin:
@@ -153,7 +154,7 @@ class Admin:
             return 403, {"error": "not for web pages"}
         key, name = _key("GET" if request.method == "HEAD" else request.method, path, self._routes)
         try:
-            return self._routes[key](name)
+            return self._routes[key](name or request.body)
         except Exception as error:  # the port answers on, whatever one path has wrong
             return 500, {"error": type(error).__name__}
 
@@ -204,11 +205,11 @@ async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
         raise _RefusedError(400, "Content-Length is not a number")
     if int(length) > HEAD:
         raise _RefusedError(413, f"a body has at most {HEAD} bytes")
-    await reader.readexactly(int(length))  # no path has a use for it
+    body = (await reader.readexactly(int(length))).decode(errors="replace")
     wishes = headers.get(b"connection", b"")
     is_last = b"close" in wishes or (found[4] == b"0" and b"keep-alive" not in wishes)
     path = found[2].decode("ascii").partition("?")[0]
-    return _Request(found[1].decode("ascii"), path, is_last, b"origin" in headers)
+    return _Request(found[1].decode("ascii"), path, is_last, b"origin" in headers, body)
 
 
 async def _headers(reader: asyncio.StreamReader, room: int) -> dict[bytes, bytes]:

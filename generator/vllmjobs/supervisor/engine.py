@@ -112,12 +112,12 @@ class Running:
             self._end(stream)
 
     async def _look(self) -> None:
-        engine = self.engine
-        target = Target(
-            engine.name, engine.host, engine.port, engine.served_name, engine.api_key, tls=engine.tls
-        )
         sample = None
         while True:
+            engine = self.engine
+            target = Target(
+                engine.name, engine.host, engine.port, engine.served_name, engine.api_key, tls=engine.tls
+            )
             self._changed.clear()
             phase = self._phase
             if engine.is_front:

@@ -10,7 +10,7 @@ from contextlib import suppress
 
 from vllmjobs.supervisor import gpu_policy, report
 from vllmjobs.supervisor.gpu_reader import GpuReader
-from vllmjobs.supervisor.model import Condemned, Say
+from vllmjobs.supervisor.model import Child, Condemned, Say
 from vllmjobs.supervisor.processes import Processes, Program, StartError
 
 WATCH = "gpu-watch"  # its name among the processes
@@ -23,14 +23,12 @@ class Gpus:
 
     def __init__(
         self,
-        gpus: Iterable[str],
-        is_tensor_parallel: bool,
+        children: Iterable[Child],
         processes: Processes,
         happen: Callable[[Condemned], None],
         say: Callable[[Say], None],
     ) -> None:
-        self._wanted = tuple(dict.fromkeys(gpus))
-        self._is_tensor_parallel = is_tensor_parallel
+        self._wanted, self._is_tensor_parallel = _of(children)
         self._processes, self._happen, self._say = processes, happen, say
         self._loop = asyncio.get_running_loop()
         self._reader = GpuReader(self._loop.time())
@@ -38,6 +36,17 @@ class Gpus:
         self._pipes: tuple[int, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
         self._is_closed = False
+
+    def watch(self, children: Iterable[Child]) -> None:
+        """Watch the GPUs of these children from now on."""
+        before = self._wanted
+        self._wanted, self._is_tensor_parallel = _of(children)
+        if set(self._wanted) == set(before):
+            return
+        if self._pipes:
+            self._processes.terminate(WATCH)  # and `ended` starts it again
+        else:
+            self.start()
 
     def start(self) -> None:
         """Start the NVML process, where there are GPUs to watch."""
@@ -168,3 +177,9 @@ class Gpus:
         look = self._reader.looks.get(uuid)
         index = str(look.index) if look and look.index is not None else None
         return index if uuid not in self._wanted and index in self._wanted else uuid
+
+
+def _of(children: Iterable[Child]) -> tuple[tuple[str, ...], bool]:
+    """Their GPUs, and whether one child has several."""
+    each = [child.gpus for child in children]
+    return tuple(dict.fromkeys(gpu for gpus in each for gpu in gpus)), any(len(gpus) > 1 for gpus in each)

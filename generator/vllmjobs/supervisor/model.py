@@ -107,10 +107,17 @@ class StopAsked:
 
 
 @dataclass(frozen=True)
-class RestartAsked:
-    """A planned restart of a ready child."""
+class RemoveAsked:
+    """The child is to end, as in a stop: for good, or because `Added` follows when it has."""
 
     child: str
+
+
+@dataclass(frozen=True)
+class Added:
+    """The plan has children that it had not, or others in the place of some that are over."""
+
+    children: tuple[str, ...]
 
 
 @dataclass(frozen=True)
@@ -121,7 +128,7 @@ class Condemned:
     reason: str
 
 
-Event = Tick | Exited | Cleared | Seen | StopAsked | RestartAsked | Condemned
+Event = Tick | Exited | Cleared | Seen | StopAsked | RemoveAsked | Added | Condemned
 
 # What is to be done.
 
@@ -235,6 +242,8 @@ class State:
     code: int | None = None
     """Set once all of it ends."""
     is_over: bool = False
+    condemned: Mapping[str, str] = field(default_factory=dict)
+    """GPUs that nothing may run on any more, and why."""
 
     @property
     def is_stopping(self) -> bool:

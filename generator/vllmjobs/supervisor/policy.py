@@ -6,7 +6,6 @@ a stop was asked for: `tests/supervise/test_policy.py` drives it through random 
 
 from __future__ import annotations
 
-import zlib
 from dataclasses import replace
 
 from vllmjobs.supervisor.model import (
@@ -14,6 +13,7 @@ from vllmjobs.supervisor.model import (
     GPU_FATAL,
     OVER,
     Action,
+    Added,
     Child,
     Clear,
     Cleared,
@@ -26,7 +26,7 @@ from vllmjobs.supervisor.model import (
     Kill,
     Limits,
     Plan,
-    RestartAsked,
+    RemoveAsked,
     Say,
     Seen,
     Start,
@@ -34,8 +34,7 @@ from vllmjobs.supervisor.model import (
     StopAsked,
     Terminate,
 )
-
-JITTER = 0.25
+from vllmjobs.supervisor.restarts import failed
 
 
 def begin(plan: Plan, now: float) -> tuple[State, list[Action]]:
@@ -45,7 +44,10 @@ def begin(plan: Plan, now: float) -> tuple[State, list[Action]]:
 
 
 def step(plan: Plan, state: State, event: Event, now: float) -> tuple[State, list[Action]]:
-    """Where things stand after an event, and what is to be done. Total: no event is out of place."""
+    """Where things stand after an event, and what is to be done. Total: no event is out of place.
+
+    What the plan does not name any more is forgotten.
+    """
     if state.is_over:
         return state, []
     turn = _Turn(plan, state, now)
@@ -90,11 +92,15 @@ class _Turn:
     """One step, while it is made."""
 
     def __init__(self, plan: Plan, state: State, now: float) -> None:
-        self.plan, self.limits, self.state, self.now = plan, plan.limits, state, now
+        self.plan, self.limits, self.now = plan, plan.limits, now
+        names = [child.name for child in plan.children if child.name in state.instances]
+        self.state = replace(state, instances={name: state.instances[name] for name in names})
         self.actions: list[Action] = []
 
     def take(self, event: Event) -> None:
         """Take in what happened."""
+        if getattr(event, "child", None) not in (None, *self.state.instances):
+            return
         match event:
             case Exited(name, status):
                 self._exited(name, status)
@@ -105,10 +111,13 @@ class _Turn:
                 self._seen(event)
             case StopAsked():
                 self._stop_asked()
-            case RestartAsked(name):
-                is_front = any(child.is_front for child in self.plan.children if child.name == name)
-                if self._at(name).phase == "ready" and not self.state.is_stopping and not is_front:
-                    self._leave(name, "a restart was asked for", self.limits.drain, is_planned=True)
+            case RemoveAsked(name):
+                fronts = {child.name for child in self.plan.children if child.is_front}
+                if not self.state.is_stopping and name not in fronts:
+                    self._end(name, "that was asked for", self.limits.drain)
+            case Added(names):
+                for name in names:
+                    self._added(name)
             case Condemned(gpu, reason):
                 self._condemned(gpu, reason)
 
@@ -166,8 +175,6 @@ class _Turn:
         changes = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
         if one.is_planned:
             self._say("instance_stopped", name, status=status, reason=why)
-            if one.then == "start":  # a restart that was asked for
-                changes["due"] = self.now
         else:
             self._say(
                 "instance_failed",
@@ -177,30 +184,11 @@ class _Turn:
                 reason=why,
                 was_ready=one.ready_at is not None,
             )
-            changes |= self._failure(name, one)
+            more, said = failed(self.plan, name, one, self.now)
+            changes |= more
+            self.actions += said
         self._set(name, **changes)
         self.actions.append(Clear(name))
-
-    def _failure(self, name: str, one: Instance) -> dict[str, object]:
-        """What a failure adds to an instance: when it is started again, or that it is not."""
-        failures = (*(at for at in one.failures if at > self.now - self.limits.window), self.now)
-        was_steady = one.ready_at is not None and self.now - one.ready_at >= self.limits.steady
-        in_a_row = 0 if was_steady else one.in_a_row
-        budget = self.limits.restarts if one.was_ready else self.limits.restarts_never_ready
-        changes: dict[str, object] = {"failures": failures, "in_a_row": in_a_row + 1}
-        if one.then == "give_up" or self.state.is_stopping:
-            return changes
-        if len(failures) > budget:
-            self._say("instance_given_up", name, "ERROR", failures=len(failures), window=self.limits.window)
-            return changes | {"then": "give_up"}
-        pause = self._backoff(name, in_a_row, one.starts)
-        self._say("instance_restarts", name, "WARNING", after_seconds=round(pause, 1), failures=len(failures))
-        return changes | {"due": self.now + pause}
-
-    def _backoff(self, name: str, in_a_row: int, starts: int) -> float:
-        pause = min(self.limits.backoff_most, self.limits.backoff * 2.0 ** min(in_a_row, 30))
-        chance = zlib.crc32(f"{self.plan.seed} {name} {starts}".encode()) / 2**32
-        return pause * (1 + JITTER * chance)
 
     def _cleared(self, name: str) -> None:
         one = self._at(name)
@@ -243,21 +231,37 @@ class _Turn:
         self.state = replace(self.state, code=code)
         self._say("stopping", None, code=code)
         for child in self.plan.children:
-            name, one = child.name, self._at(child.name)
-            match one.phase:
-                case "waiting":
-                    self._over(name, "ended", "it was stopped")
-                case "starting" | "ready" if child.is_front:  # until the others are over
-                    self._set(name, then="end")
-                case "clearing":
-                    self._set(name, since=self.now, then="end" if one.then == "start" else one.then)
-                case "starting":  # it has no answers to give
-                    self._set(name, is_planned=True, then="end")
-                    self._terminate(name)
-                case "ready":
-                    self._leave(name, "it was stopped", until, is_planned=True, then="end")
-                case _ if one.phase not in OVER and one.then == "start":
-                    self._set(name, then="end")
+            if child.is_front and self._at(child.name).phase in ("starting", "ready"):
+                self._set(child.name, then="end")  # once the others are over
+            else:
+                self._end(child.name, "it was stopped", until)
+
+    def _end(self, name: str, why: str, drain: float) -> None:
+        one = self._at(name)
+        match one.phase:
+            case "waiting":
+                self._over(name, "ended", why)
+            case "clearing":
+                self._set(name, since=self.now, then="end" if one.then == "start" else one.then)
+            case "starting":  # it has no answers to give
+                self._set(name, is_planned=True, then="end")
+                self._terminate(name)
+            case "ready":
+                self._leave(name, why, drain, is_planned=True, then="end")
+            case _ if one.phase not in OVER and one.then == "start":
+                self._set(name, then="end")
+
+    def _added(self, name: str) -> None:
+        """Begin with a child as if it were the first time, but for how often it was started."""
+        before = self.state.instances.get(name, Instance())
+        fresh = Instance(since=self.now, starts=before.starts, restarts=before.restarts)
+        self.state = replace(self.state, instances={**self.state.instances, name: fresh})
+        gpus = next(child.gpus for child in self.plan.children if child.name == name)
+        broken = [f"GPU {gpu}: {self.state.condemned[gpu]}" for gpu in gpus if gpu in self.state.condemned]
+        if broken or self.state.is_stopping:
+            self._over(name, "given_up" if broken else "ended", "; ".join(broken))
+        else:
+            self.actions.append(Clear(name))
 
     def _stop_fronts(self) -> None:
         """Stop the balancers, once nothing is left behind them."""
@@ -272,6 +276,7 @@ class _Turn:
     def _condemned(self, gpu: str, reason: str) -> None:
         self._say("gpu_condemned", None, "ERROR", gpu=gpu, reason=reason)
         self.actions.append(Fence(gpu, reason))
+        self.state = replace(self.state, condemned={**self.state.condemned, gpu: reason})
         why = f"GPU {gpu}: {reason}"
         on_it = [child.name for child in self.plan.children if gpu in child.gpus]
         left = sum(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -38,6 +38,8 @@ class Look:
     """The last word of each child about its load."""
     balancer: str | None = None
     """"in" or "out", or what a balancer says; None when one follows /ready."""
+    awaited: Collection[str] = ()
+    """Children that were asked to end, and what is to come after them has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,11 +125,11 @@ def _status(plan: Plan, state: State, now: float) -> str:
 
 
 def _is_as_planned(one: Instance, since: float) -> bool:
-    """Whether it serves, is started without trouble, or is restarted because that was asked for."""
+    """Whether it serves, is started without trouble, or ends because that was asked for."""
     if one.phase == "ready":
         return True
     is_ending = one.phase in ("terminating", "killing") and not one.is_planned
-    is_off = one.phase in ("ended", "given_up") or one.then != "start" or is_ending
+    is_off = one.phase == "given_up" or one.then == "give_up" or is_ending
     return not is_off and all(at <= since for at in one.failures)
 
 
@@ -155,6 +157,7 @@ def _shown(child: Child, state: State, look: Look, window: float, now: float) ->
         "failures": sum(at > now - window for at in one.failures),
         "ready_seconds": round(now - (one.ready_at or 0), 3) if is_up else None,
         "unanswered": one.unanswered,
+        "awaited": child.name in look.awaited,
         "why": one.why,
     }
 

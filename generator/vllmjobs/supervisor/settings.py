@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vllmjobs.supervisor.model import Child, Limits, Plan
-from vllmjobs.supervisor.upstreams import Block
+from vllmjobs.supervisor.upstreams import Block, Line
 
 PORT = 8000  # of `vllm serve`
 ADMIN_PORT = 8090
@@ -68,6 +68,8 @@ class Engine:
     is_front: bool = False
     """A balancer before the others, which any answer shows to be well."""
     stop_signal: int = signal.SIGTERM
+    line: Line | None = None
+    """That of the file which the balancer reads; None where there is no such file."""
 
 
 @dataclass(frozen=True)
@@ -88,6 +90,8 @@ class Settings:
     upstreams_path: str | None = None
     """The file from which the balancer in front reads which engines are ready; on SIGHUP it reads it anew."""
     upstreams: tuple[Block, ...] = ()
+    path: str | None = None
+    """The file that all of it was read from, and may be again."""
 
     @property
     def plan(self) -> Plan:
@@ -112,7 +116,7 @@ def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
     if file := options.pop("--config", None):
         if options or command:
             raise SettingsError("--config says all: give it alone")
-        return _read_file(file, environ)
+        return read_file(file, environ)
     options = {
         option: environ[variable]
         for option in (*_TIMES, *_OTHERS)
@@ -195,8 +199,11 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     return options, command
 
 
-def _read_file(path: str, environ: Mapping[str, str]) -> Settings:
-    """Read what `vllmjobs up` writes: the fields of `Settings`, with `env` laid over our own environment."""
+def read_file(path: str, environ: Mapping[str, str]) -> Settings:
+    """Read what `vllmjobs up` writes: the fields of `Settings`, with `env` laid over `environ`.
+
+    Raises `SettingsError`.
+    """
     try:
         with open(path) as file:  # noqa: PTH123 (pathlib takes half a megabyte)
             told = json.load(file)
@@ -207,6 +214,7 @@ def _read_file(path: str, environ: Mapping[str, str]) -> Settings:
                     "command": tuple(one["command"]),
                     "env": {**environ, **one.get("env", {})},
                     "gpus": tuple(one.get("gpus", ())),
+                    "line": Line(**one["line"]) if "line" in one else None,
                 }
             )
             for one in told.pop("engines")
@@ -216,7 +224,7 @@ def _read_file(path: str, environ: Mapping[str, str]) -> Settings:
             raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
         limits = Limits(**told.pop("limits", {}))
         blocks = tuple(Block(**one) for one in told.pop("upstreams", ()))
-        return Settings(engines=engines, limits=limits, upstreams=blocks, **told)
+        return Settings(engines=engines, limits=limits, upstreams=blocks, **{**told, "path": path})
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

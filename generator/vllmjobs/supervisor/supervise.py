@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import signal
-import sys
 import time
 from collections.abc import Coroutine
 from contextlib import suppress
@@ -13,13 +13,16 @@ from dataclasses import replace
 from typing import Any
 
 from vllmjobs.supervisor import policy, report
-from vllmjobs.supervisor.admin import Admin, AdminError, Routes
+from vllmjobs.supervisor.admin import Admin, Routes
+from vllmjobs.supervisor.changes import differences, rounds, settled
 from vllmjobs.supervisor.engine import Running
 from vllmjobs.supervisor.fence import fence
 from vllmjobs.supervisor.gpus import WATCH, Gpus
 from vllmjobs.supervisor.logs import event
 from vllmjobs.supervisor.model import (
+    OVER,
     Action,
+    Added,
     Clear,
     Cleared,
     Event,
@@ -27,7 +30,7 @@ from vllmjobs.supervisor.model import (
     Exited,
     Fence,
     Kill,
-    RestartAsked,
+    RemoveAsked,
     Say,
     Start,
     StopAsked,
@@ -36,7 +39,7 @@ from vllmjobs.supervisor.model import (
 )
 from vllmjobs.supervisor.output import Output
 from vllmjobs.supervisor.processes import ProcessError, Processes, StartError
-from vllmjobs.supervisor.settings import USAGE, Settings, SettingsError, read
+from vllmjobs.supervisor.settings import Engine, Settings, SettingsError, read_file
 from vllmjobs.supervisor.upstreams import Upstreams
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
@@ -46,7 +49,6 @@ RESCAN_S = 0.05  # between two looks at what was killed
 SURVEY_S = (
     10.0  # between two looks at who descends from whom: what was seen once is known when it hides later
 )
-LAST_WORDS_S = 1.0  # for the output, when all is over
 
 
 class Supervisor:
@@ -58,16 +60,16 @@ class Supervisor:
         self._plan = plan = settings.plan
         self._began = self._loop.time()
         self._state, self._first = policy.begin(plan, self._began)
-        self._running = {
-            engine.name: Running(engine, plan.limits.hang, settings.log_rate, output, self.happen)
-            for engine in settings.engines
-        }
-        names = [gpu for engine in settings.engines for gpu in engine.gpus]
-        is_parallel = any(len(engine.gpus) > 1 for engine in settings.engines)
-        self._gpus = Gpus(names, is_parallel, processes, self.happen, self._say)
+        self._running = {engine.name: self._made(engine) for engine in settings.engines}
+        self._wanted = {engine.name: engine for engine in settings.engines}
+        """As the configuration has them since it was last read."""
+        self._awaited: dict[str, Engine | None] = {}
+        """What engines are to become once they are over; None for nothing."""
+        self._environ = dict(os.environ)
+        self._gpus = Gpus(plan.children, processes, self.happen, self._say)
         self._memory: dict[str, dict[str, int] | None] = {}
         """By child, what was in use on its GPUs when it was started; None before, if something was left."""
-        self._upstreams = Upstreams(settings.upstreams_path, settings.upstreams)
+        self._upstreams = Upstreams(settings.upstreams_path)
         self._is_told = True
         """Whether the balancer has read its files since they were written."""
         self._counters = report.Counters()
@@ -118,6 +120,7 @@ class Supervisor:
             running.is_in(self._state.instances[name].phase)
         self._route()
         self._do(actions)
+        self._settle()
         if self._tick:
             self._tick.cancel()
         due = policy.due(self._plan, self._state)
@@ -147,14 +150,40 @@ class Supervisor:
     def _route(self) -> None:
         """Tell the balancer in front who is ready."""
         ready = {name for name, one in self._state.instances.items() if one.phase == "ready"}
+        lines = [one.engine.line for name, one in self._running.items() if name in ready and one.engine.line]
         try:
-            self._is_told = not self._upstreams.write(ready) and self._is_told
+            self._is_told = not self._upstreams.write(self._settings.upstreams, lines) and self._is_told
         except OSError as error:
             self._say(Say("upstreams_not_written", "ERROR", fields={"reason": str(error)}))
         for name, running in self._running.items():
             if running.engine.is_front and name in ready and not self._is_told:
                 self._processes.terminate(name, signal.SIGHUP)
                 self._is_told = True
+
+    def _settle(self) -> None:
+        """Let go of engines that are over and no longer wanted, and take on those that wait for a place."""
+        if self._state.is_stopping:
+            return
+        over = {name for name, one in self._state.instances.items() if one.phase in OVER}
+        engines, coming = settled(self._settings.engines, self._awaited, over)
+        names = [engine.name for engine in engines]
+        if not coming and len(names) == len(self._running):
+            return
+        self._settings = replace(self._settings, engines=engines)
+        self._plan = self._settings.plan
+        self._awaited = {
+            name: to for name, to in self._awaited.items() if name not in coming and (to or name in names)
+        }
+        for name in self._running.keys() - set(names) | set(coming) & self._running.keys():
+            self._running.pop(name).close()
+        made = {engine.name: self._made(engine) for engine in engines if engine.name in coming}
+        self._running = {name: {**self._running, **made}[name] for name in names}
+        self._gpus.watch(self._plan.children)
+        self.happen(Added(coming))
+
+    def _made(self, engine: Engine) -> Running:
+        hang, rate = self._settings.limits.hang, self._settings.log_rate
+        return Running(engine, hang, rate, self._output, self.happen)
 
     def _start(self, name: str) -> None:
         running = self._running[name]
@@ -205,7 +234,8 @@ class Supervisor:
             if ended.name == WATCH:
                 self._gpus.ended()
             elif ended.name:
-                self._running[ended.name].hear()
+                if ended.name in self._running:
+                    self._running[ended.name].hear()
                 self.happen(Exited(ended.name, ended.status))
 
     def _forward(self, number: int) -> None:
@@ -236,14 +266,53 @@ class Supervisor:
         }
         if self._settings.admin_path is None:
             return routes
-        return {**routes, "POST /restart/": self._restart, "POST /stop": self._stop}
+        return {
+            **routes,
+            "POST /restart/": self._restart,
+            "POST /stop": self._stop,
+            "POST /reload": self._reload,
+            "POST /reload/": self._reload_one,
+        }
 
     def _restart(self, name: str) -> report.Answer:
-        if name not in self._running:
+        engines = {engine.name: engine for engine in self._settings.engines}
+        return self._become(name, self._awaited.get(name) or engines.get(name))
+
+    def _reload(self, secrets: str) -> report.Answer:
+        """Read the configuration again, and take all of it but the engines, which are reloaded one by one."""
+        assert self._settings.path
+        try:
+            environ = self._environ | json.loads(secrets or "{}")
+            read = read_file(self._settings.path, environ)
+        except (SettingsError, ValueError, TypeError) as error:
+            return 409, {"error": str(error)}
+        self._environ, self._wanted = environ, {engine.name: engine for engine in read.engines}
+        self._awaited = {name: self._wanted.get(name) for name in self._awaited}
+        engines = tuple(
+            self._wanted.get(engine.name, engine) if engine.is_front else engine
+            for engine in self._settings.engines
+        )
+        self._settings = replace(read, engines=engines)
+        self._plan = self._settings.plan
+        for engine in engines:
+            self._running[engine.name].engine = engine
+        self._is_told = False  # it reads its own configuration again, too
+        self._say(Say("configuration_read", fields=differences(engines, read.engines)))
+        self.happen(Tick())
+        return 200, {"rounds": rounds(engines, read.engines)}
+
+    def _reload_one(self, name: str) -> report.Answer:
+        return self._become(name, self._wanted.get(name))
+
+    def _become(self, name: str, engine: Engine | None) -> report.Answer:
+        if engine is None and name not in self._running:
             return report.ready(self._plan, self._state, name)  # says which there are
-        self.happen(RestartAsked(name))
-        phase = self._state.instances[name].phase
-        return 202 if phase == "leaving" else 409, {"instance": name, "phase": phase}
+        is_front = engine is not None and engine.is_front
+        if self._state.is_stopping or is_front:
+            return 409, {"error": "it stops" if self._state.is_stopping else f"{name} is not restarted"}
+        self._awaited[name] = engine
+        self.happen(RemoveAsked(name))
+        return 202, {"instance": name}
 
     def _stop(self, _: str) -> report.Answer:
         self.happen(StopAsked())
@@ -257,6 +326,7 @@ class Supervisor:
             pids={name: one.pid for name, one in running if one.pid is not None},
             gpus=self._gpus.shown(),
             progress={name: one.progress for name, one in running if one.progress is not None},
+            awaited=frozenset(self._awaited),
         )
 
     def _metrics(self) -> str:
@@ -269,36 +339,3 @@ class Supervisor:
 def _resident() -> int:
     with open("/proc/self/statm") as file:  # noqa: PTH123 (pathlib takes 0.7 MB)
         return int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
-
-
-async def supervise(settings: Settings) -> int:
-    """Supervise until all is over; return the exit code. Raises `AdminError`, `ProcessError`."""
-    output = Output(1, asyncio.get_running_loop())
-    try:
-        return await Supervisor(settings, Processes(settings.identity), output).run()
-    finally:
-        output.close(LAST_WORDS_S)
-
-
-def main() -> None:
-    """`vllmjobs-supervise`."""
-    arguments = sys.argv[1:]
-    options = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    if "--help" in options or "-h" in options:
-        print(USAGE, end="")
-        return
-    if "--version" in options:
-        from vllmjobs import __version__  # noqa: PLC0415
-
-        print(f"vllmjobs-supervise {__version__}")
-        return
-    try:
-        settings = read(arguments, os.environ)
-    except SettingsError as error:
-        print(f"vllmjobs-supervise: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        sys.exit(asyncio.run(supervise(settings)))
-    except (AdminError, ProcessError) as error:
-        print(f"vllmjobs-supervise: {error}", file=sys.stderr)
-        sys.exit(1)

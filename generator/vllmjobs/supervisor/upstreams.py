@@ -7,7 +7,7 @@ The supervisor knows nothing of the balancer's language: its texts come with the
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
 
 
@@ -15,19 +15,26 @@ from dataclasses import dataclass
 class Block:
     """The part of the file for one model."""
 
-    servers: Mapping[str, str]
-    """By engine, the line that says that it is there."""
+    pool: str
     some: str
-    """What is written while at least one is ready."""
+    """What is written while at least one engine of the pool is ready."""
     none: str
     """What is written while none is."""
 
 
-def written(blocks: Iterable[Block], ready: Collection[str]) -> str:
+@dataclass(frozen=True)
+class Line:
+    """What says in the file that an engine is there."""
+
+    pool: str
+    text: str
+
+
+def written(blocks: Iterable[Block], ready: Collection[Line]) -> str:
     """The file, of which every block is there, in their order."""
     texts = []
     for block in blocks:
-        lines = [line for name, line in block.servers.items() if name in ready]
+        lines = [line.text for line in ready if line.pool == block.pool]
         text = block.some.replace("@SERVERS@", "\n".join(lines)) if lines else block.none
         texts.append(text.replace("@COUNT@", str(len(lines))))
     return "\n".join(texts)
@@ -36,13 +43,13 @@ def written(blocks: Iterable[Block], ready: Collection[str]) -> str:
 class Upstreams:
     """The file, which is replaced as a whole; without a path there is none."""
 
-    def __init__(self, path: str | None, blocks: Iterable[Block]) -> None:
-        self._path, self._blocks = path, tuple(blocks)
+    def __init__(self, path: str | None) -> None:
+        self._path = path
         self._written: str | None = None
 
-    def write(self, ready: Collection[str]) -> bool:
+    def write(self, blocks: Iterable[Block], ready: Collection[Line]) -> bool:
         """Write who is ready; return whether that is new. Raises `OSError`; then it may be tried again."""
-        text = written(self._blocks, ready)
+        text = written(blocks, ready)
         if self._path is None or text == self._written:
             return False
         with open(f"{self._path}.new", "w") as file:  # noqa: PTH123 (pathlib takes 0.7 MB)
