@@ -112,12 +112,17 @@ class Box:
         while True:
             if (code := started.poll()) is not None:
                 said = self.log.read_bytes()[since:].decode(errors="replace").splitlines()
-                errors = [line for line in said if re.search(r'"level": ?"ERROR"', line)] or said
+                errors = [line for line in said if re.search(r'"level": ?"(ERROR|CRITICAL)"', line)] or said
                 why = f"{self.job} ended with exit code {code}; the end of {self.log}:"
                 raise BoxError("\n".join([why, *errors[-LAST_LINES:]]))
             found = self.instances() if (self.folder / SOCKET).exists() else None
             if found:
                 yield found
+                lost = [f"{name} was given up: {one['why']}" for name, one in found.items() if _is_lost(one)]
+                if lost:
+                    raise BoxError(
+                        "\n".join([*lost, f"see {self.log}; the others run on: vllmjobs down stops them"])
+                    )
                 if all(one["ready"] for one in found.values()) and _is_well(admin_port):
                     return
             time.sleep(LOOK_S)
@@ -185,7 +190,7 @@ class Box:
                 raise BoxError(f"{self.job} ended while {', '.join(left)} was changed; see {self.log}")
             for name in list(left):
                 one = found.get(name)
-                if one and one["phase"] in ("given_up", "ended") and not one["awaited"]:
+                if one and _is_lost(one):
                     raise BoxError(f"{name} did not come back: {one['why']}; see {self.log}")
                 if one is None or (one["ready"] and one["pid"] != before.get(name)):
                     left.remove(name)
@@ -237,6 +242,11 @@ class Box:
         finally:
             connection.close()
         return answer.status, said
+
+
+def _is_lost(one: Json) -> bool:
+    """Whether a server does not run, and is not going to."""
+    return one["phase"] in ("given_up", "ended") and not one["awaited"]
 
 
 def _is_well(port: int) -> bool:

@@ -57,6 +57,10 @@ ONE_LINE = {
             "pid": 17,
         },
     ),
+    "nginx's": (
+        "2026/11/28 15:20:31 [emerg] 17#17: bind() to 0.0.0.0:80 failed (98: Address already in use)\n",
+        {"level": "CRITICAL", "message": "17#17: bind() to 0.0.0.0:80 failed (98: Address already in use)"},
+    ),
     "of a process of a process": (
         "(EngineCore_DP0 pid=17) (RayWorkerWrapper pid=23, ip=10.0.0.1) INFO 11-24 01:02:03 [a.py:1] up\n",
         {"level": "INFO", "message": "up", "source": "a.py:1", "process": "RayWorkerWrapper", "pid": 23},

@@ -10,8 +10,8 @@ import pytest
 import yaml
 
 from vllmjobs.box.overview import overview
-from vllmjobs.box.servers import BoxError, Server, missing, servers
-from vllmjobs.box.supervised import configuration, instances, nginx_conf
+from vllmjobs.box.servers import BoxError, Machine, Server, missing, servers, visible
+from vllmjobs.box.supervised import configuration, instances, nginx_conf, places
 from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
 from vllmjobs.gpus import Card
@@ -40,7 +40,7 @@ def h100s(count: int, **keys: Any) -> list[Card]:
 
 
 def placed(environment: Environment, cards: list[Card], takes_all: bool = False) -> list[Server]:
-    return servers(environment, cards, "/state", takes_all)
+    return servers(environment, Machine(cards, "/state", "/cache", takes_all))
 
 
 def test_each_server_has_a_gpu_and_a_port_of_its_own() -> None:
@@ -76,7 +76,7 @@ def test_more_gpus_than_there_are_is_an_error() -> None:
     with pytest.raises(BoxError) as error:
         placed(environment(), h100s(1))
     assert str(error.value) == (
-        "models.chat asks for 2 GPUs; this machine has 1, less those of the models before it "
+        "models.chat asks for 2 GPUs; this machine has 1, less those of other models "
         f"(0: {H100}, 81559 MiB, ok); lower replicas or gpus.count"
     )
 
@@ -107,6 +107,69 @@ def test_auto_takes_every_gpu(strategy: str, gpus: list[int]) -> None:
     assert [len(one.place.gpus) for one in found] == gpus
 
 
+def test_servers_keep_their_gpus_and_ports_when_others_come_and_go() -> None:
+    before = placed(
+        environment({"chat": {"model": "a/small", "replicas": 2}, "code": {"model": "b/small"}}), h100s(4)
+    )
+    changed = environment({"chat": {"model": "a/small", "replicas": 3}, "code": {"model": "b/small"}})
+    machine = Machine(h100s(4), "/state", "/cache")
+    after = {one.name: one for one in servers(changed, machine, {one.name: one.place for one in before})}
+    assert [after[one.name] for one in before] == before
+    assert after["chat-2"].place == (8003, 20_300, ("GPU-3",))
+    (code,) = servers(environment({"code": {"model": "b/small"}}), machine, {"code-0": after["code-0"].place})
+    assert code.place.gpus == ("GPU-2",)
+
+
+def test_who_keeps_a_gpu_gives_it_up_where_another_needs_it() -> None:
+    cards = [*h100s(1), Card(index=1, uuid="GPU-small", model="NVIDIA L4", memory_mib=23_034, mig="off")]
+    code = {"model": "b/small"}
+    (before,) = placed(environment({"code": code}), cards)
+    assert before.place.gpus == ("GPU-0",)
+    large = {"model": "a/large", "gpus": {"memory": "70 GiB"}}
+    both = environment({"code": code, "large": large})
+    found = servers(both, Machine(cards, "/state", "/cache"), {"code-0": before.place})
+    assert [one.place.gpus for one in found] == [("GPU-small",), ("GPU-0",)]
+
+
+def test_what_was_written_tells_where_servers_run() -> None:
+    box = environment(job="vllm-box")
+    own = placed(box, h100s(2))
+    told = configuration(box, own, "/state", "nginx")
+    assert places(told) == {one.name: one.place for one in own}
+
+
+@pytest.mark.parametrize(
+    "host, address", [(None, "127.0.0.1:8000"), ("0.0.0.0", "127.0.0.1:8000"), ("10.0.0.5", "10.0.0.5:8000"),
+                      ("::", "[::1]:8000"), ("fd00::5", "[fd00::5]:8000")]
+)  # fmt: skip
+def test_nginx_finds_a_server_where_it_listens(host: str | None, address: str) -> None:
+    model = {"model": "a/small", **({"ports": {"host": host}} if host else {})}
+    box = environment({"chat": model})
+    own = placed(box, [])
+    assert [one["address"] for one in instances(own)] == [address]
+    engine, _ = configuration(box, own, "/state", "nginx")["engines"]
+    assert engine["line"] == {"pool": "chat", "text": f"  server {address} max_fails=1 fail_timeout=5s;"}
+
+
+def test_a_port_that_nginx_has_is_an_error() -> None:
+    with pytest.raises(BoxError, match=r"balancer\.port is 8001, the port of the server chat-1"):
+        placed(environment(balancer={"port": 8001}), [])
+
+
+def test_models_are_kept_once_for_all_servers_unless_the_environment_says_where() -> None:
+    assert [one.env["HF_HOME"] for one in placed(environment(), [])] == ["/cache", "/cache"]
+    own = {"model": "a/small", "cache": {"bind": "/srv/models"}}
+    assert placed(environment({"chat": own}), [])[0].env["HF_HOME"] == "/srv/models/huggingface"
+
+
+@pytest.mark.parametrize(
+    "listed, found",
+    [(None, [0, 1, 2]), ("2,0", [0, 2]), ("GPU-1", [1]), ("", [])],
+)
+def test_only_gpus_that_cuda_may_see_are_taken(listed: str | None, found: list[int]) -> None:
+    assert [card.index for card in visible(h100s(3), listed)] == found
+
+
 def test_secrets_that_have_no_value_are_named() -> None:
     model = {"model": "a/small", "secrets": {"HF_TOKEN": "nomad/jobs#hf_token", "OTHER": "nomad/jobs#other"}}
     assert missing(environment({"chat": model}), {"HF_TOKEN": "x"}) == ["OTHER"]
@@ -116,14 +179,12 @@ def test_secrets_that_have_no_value_are_named() -> None:
     "text, takes_all", [("", True), ("VLLM_GPU_COUNT=auto", True), ("VLLM_GPU_COUNT=2", False)]
 )
 def test_an_env_file_says_whether_it_takes_every_gpu(text: str, takes_all: bool) -> None:
-    assert of_the_box(f"{text}\r\nHF_TOKEN=hf_x\nVLLM_MODEL=a/b\n", ".env") == (
-        takes_all,
-        {"HF_TOKEN": "hf_x"},
-    )
+    found = of_the_box(f"{text}\r\nHF_TOKEN=hf_x\nVLLM_MODEL=a/b\n", ".env")
+    assert (found.takes_all, found.secrets) == (takes_all, {"HF_TOKEN": "hf_x"})
 
 
 def test_an_instances_config_names_every_server() -> None:
-    assert of_the_box("chat:8000:a/small:auto:2048:1\n", "instances.config") == (False, {})
+    assert of_the_box("chat:8000:a/small:auto:2048:1\n", "instances.config") == (False, {}, None, None)
 
 
 def test_the_supervisor_reads_what_is_written_for_it(tmp_path: Path) -> None:
@@ -139,6 +200,16 @@ def test_the_supervisor_reads_what_is_written_for_it(tmp_path: Path) -> None:
     ]
     assert (settings.limits.drain, settings.limits.leave) == (40, 1)
     assert settings.engines[0].env["PATH"] == "/bin"
+
+
+def test_nginx_gets_no_secret(tmp_path: Path) -> None:
+    model = {"model": "a/small", "secrets": {"HF_TOKEN": "nomad/jobs/box#hf_token"}}
+    box = environment({"chat": model}, job="box")
+    file = tmp_path / "supervise.json"
+    file.write_text(json.dumps(configuration(box, placed(box, []), "/state", "nginx")))
+    server, nginx = read_file(str(file), {"HF_TOKEN": "hf_x", "PATH": "/bin"}).engines
+    assert server.env["HF_TOKEN"] == "hf_x"
+    assert "HF_TOKEN" not in nginx.env
 
 
 def test_nginx_is_configured_as_on_the_cluster_with_a_route_to_each_server() -> None:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from vllmjobs.environment.derive import deadlines
+from vllmjobs.environment.derive import balancer_port, deadlines
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import mebibytes
@@ -15,12 +15,26 @@ from vllmjobs.gpus import Card
 from vllmjobs.render.arguments import arguments, listen_host, served_names, variables
 
 LOOPBACK = "127.0.0.1"
+EVERYWHERE = {"0.0.0.0": LOOPBACK, "::": "::1"}
 FIRST_ENGINE_PORT = 20_000  # upwards of which vLLM's own processes look for ports, a hundred for each server
 ENGINE_PORTS = 100
 
 
 class BoxError(UserError):
     """Why an environment does not run on this machine: one line, with the way out."""
+
+
+class Machine(NamedTuple):
+    """What an environment is laid over."""
+
+    cards: Sequence[Card]
+    """Its GPUs, none without a driver."""
+    folder: str
+    """Where the servers may write."""
+    hf_home: str
+    """HF_HOME where the environment names no cache: one for all servers, so that a model is there once."""
+    takes_all: bool = False
+    """VLLM_GPU_COUNT=auto: as many servers, or a server as large, as there are GPUs."""
 
 
 class Place(NamedTuple):
@@ -43,8 +57,15 @@ class Server(NamedTuple):
     env: dict[str, str]
     """What is laid over the environment of the supervisor."""
     host: str
+    """On which it listens."""
     served_name: str
     place: Place
+
+    @property
+    def address(self) -> str:
+        """Where nginx finds it."""
+        host = EVERYWHERE.get(self.host, self.host)
+        return f"[{host}]:{self.place.port}" if ":" in host else f"{host}:{self.place.port}"
 
 
 class _Wanted(NamedTuple):
@@ -57,25 +78,19 @@ class _Wanted(NamedTuple):
 
 
 def servers(
-    environment: Environment,
-    cards: Sequence[Card],
-    folder: str,
-    takes_all: bool = False,
-    before: Mapping[str, Place] | None = None,
+    environment: Environment, machine: Machine, before: Mapping[str, Place] | None = None
 ) -> list[Server]:
     """The servers of every model, each with GPUs and a port of its own.
 
-    `cards` are this machine's, none without a driver. `folder` is where the servers may write. `takes_all` is
-    VLLM_GPU_COUNT=auto: as many servers, or a server as large, as there are GPUs. `before` are the places of
-    servers that run; those of the same name keep theirs where they can. Secrets are not among what is
-    returned: the servers have them from the supervisor's own environment. Raises `BoxError` for more GPUs
-    than there are.
+    `before` are the places of servers that run; those of the same name keep theirs where they can. Secrets
+    are not among what is returned: the servers have them from the supervisor's own environment. Raises
+    `BoxError` for more GPUs than there are, and for ports that nginx is to have.
     """
-    before = before or {}
+    before, cards = before or {}, machine.cards
     wanted = [
         _Wanted(f"{key}-{number}", key, model, count)
         for key, model in environment.models.items()
-        for count, replicas in [_wanted(model, len(_fitting(model, _usable(cards))), takes_all)]
+        for count, replicas in [_wanted(model, len(_fitting(model, _usable(cards))), machine.takes_all)]
         for number in range(replicas)
     ]
     gpus = _gpus(wanted, cards, before) if cards else {}
@@ -90,7 +105,20 @@ def servers(
     places = {
         one.name: Place(ports[one.name], engine_ports[one.name], gpus.get(one.name, ())) for one in wanted
     }
-    return [_server(environment, one, places[one.name], folder) for one in wanted]
+    _hold_ports(environment, ports)
+    return [_server(environment, one, places[one.name], machine) for one in wanted]
+
+
+def visible(cards: Sequence[Card], listed: str | None) -> list[Card]:
+    """Those that CUDA_VISIBLE_DEVICES lists, by index or the beginning of a UUID; all where it is not set."""
+    if listed is None:
+        return list(cards)
+    words = [word.strip() for word in listed.split(",") if word.strip()]
+    return [
+        card
+        for card in cards
+        if any(word == str(card.index) or (card.uuid or "").startswith(word) for word in words)
+    ]
 
 
 def secrets_of(environment: Environment) -> set[str]:
@@ -108,7 +136,17 @@ def missing(environment: Environment, environ: Mapping[str, str]) -> list[str]:
     return sorted(secrets_of(environment) - environ.keys())
 
 
-def _server(environment: Environment, wanted: _Wanted, place: Place, folder: str) -> Server:
+def _hold_ports(environment: Environment, ports: Mapping[str, int]) -> None:
+    balancer = environment.balancer
+    for key, port in (("port", balancer_port(balancer)), ("admin_port", balancer.admin_port)):
+        for name, taken in ports.items():
+            if port == taken:
+                raise BoxError(
+                    f"balancer.{key} is {port}, the port of the server {name}; change it, or ports.base"
+                )
+
+
+def _server(environment: Environment, wanted: _Wanted, place: Place, machine: Machine) -> Server:
     # As Nomad's raw_exec driver runs it, with what Nomad would fill in.
     model = wanted.model
     gpus = structs.replace(model.gpus, count=wanted.gpus)
@@ -118,9 +156,10 @@ def _server(environment: Environment, wanted: _Wanted, place: Place, folder: str
         "${NOMAD_PORT_http}": str(place.port),
         "${NOMAD_IP_http}": LOOPBACK,
         "${NOMAD_PORT_engine}": str(place.engine_port),
-        "${NOMAD_TASK_DIR}": f"{folder}/{wanted.name}",
+        "${NOMAD_TASK_DIR}": f"{machine.folder}/{wanted.name}",
     }
     env = {variable: _filled(text, fills) for variable, text in variables(environment, bare, times).items()}
+    env.setdefault("HF_HOME", machine.hf_home)
     if place.gpus:
         env |= {"CUDA_VISIBLE_DEVICES": ",".join(place.gpus), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
     words = [*(model.entrypoint or ["vllm", "serve"]), *arguments(wanted.key, bare, times)]
@@ -141,8 +180,12 @@ def _wanted(model: Model, fitting: int, takes_all: bool) -> tuple[int, int]:
 def _gpus(
     wanted: Sequence[_Wanted], cards: Sequence[Card], before: Mapping[str, Place]
 ) -> dict[str, tuple[str, ...]]:
-    """By server; who keeps theirs goes first. Raises `BoxError` when there are too few of them for all."""
+    """By server; who keeps theirs goes first, then who has the least to choose from.
+
+    Raises `BoxError` when there are too few of them for all.
+    """
     free = _usable(cards)
+    wanted = sorted(wanted, key=lambda one: len(_fitting(one.model, _usable(cards))))
     found: dict[str, tuple[str, ...]] = {}
 
     def take(one: _Wanted, own: Sequence[Card]) -> None:
@@ -187,8 +230,8 @@ def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:
     like = f" of {model.gpus.model or 'any model'} with {model.gpus.memory}" if model.gpus.memory else ""
     there = ", ".join(f"{card.index}: {card.model}, {card.memory_mib} MiB, {card.health}" for card in cards)
     return (
-        f"models.{key} asks for {wanted} GPUs{like}; this machine has {len(fitting)}, less those of the "
-        f"models before it ({there}); lower replicas or gpus.count"
+        f"models.{key} asks for {wanted} GPUs{like}; this machine has {len(fitting)}, less those of "
+        f"other models ({there}); lower replicas or gpus.count"
     )
 
 

@@ -6,7 +6,7 @@ import signal
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from vllmjobs.box.servers import LOOPBACK, BoxError, Place, Server
+from vllmjobs.box.servers import LOOPBACK, BoxError, Place, Server, secrets_of
 from vllmjobs.environment.derive import balancer_port, deadlines
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.supervision import load_timeout, term_timeout
@@ -45,7 +45,7 @@ def configuration(environment: Environment, servers: Sequence[Server], folder: s
                     "gpus": list(one.place.gpus),
                     "line": {
                         "pool": one.model,
-                        "text": f"  server {LOOPBACK}:{one.place.port} max_fails=1 fail_timeout=5s;",
+                        "text": f"  server {one.address} max_fails=1 fail_timeout=5s;",
                     },
                 }
                 for one in servers
@@ -59,6 +59,7 @@ def configuration(environment: Environment, servers: Sequence[Server], folder: s
                 "stop_signal": int(signal.SIGQUIT),
             },
         ],
+        "secrets": sorted(secrets_of(environment)),
         "upstreams_path": f"{folder}/{NGINX}/{UPSTREAMS}",
         "upstreams": [_block(name) for name in environment.models],
     }
@@ -80,7 +81,7 @@ def nginx_conf(environment: Environment, rendered: str) -> str:
 
 def instances(servers: Iterable[Server]) -> list[dict[str, str]]:
     """The routes to each server, as the template of nginx.conf has them."""
-    return [{"path": f"/v1/{one.name}/", "address": f"{LOOPBACK}:{one.place.port}"} for one in servers]
+    return [{"path": f"/v1/{one.name}/", "address": one.address} for one in servers]
 
 
 def places(configuration: Json) -> dict[str, Place]:

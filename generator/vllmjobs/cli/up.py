@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import click
 
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from vllmjobs.box.servers import Place
     from vllmjobs.boxes import Box
     from vllmjobs.environment.model import Environment
+    from vllmjobs.importing.one_box import OfTheBox
 
 UNNAMED = "box"  # what is made of an .env file
 ENV_FILE = click.option(
@@ -55,18 +56,18 @@ def up(
     """
     from vllmjobs.box.servers import BoxError, missing  # noqa: PLC0415
 
-    environment, takes_all, secrets = _read(env, env_file, settings, project)
-    box = _box(environment, state)
+    asked = _read(env, env_file, settings, project)
+    box = _box(asked.environment, state)
     if box.get("/live"):
         raise BoxError(
             f"{box.job} is up already; vllmjobs down {env} stops it, vllmjobs reload {env} changes it"
         )
-    _write(box, environment, takes_all, project, {})
-    environ = {**os.environ, **secrets}
-    for variable in missing(environment, environ):
+    _write(box, asked, project, {})
+    environ = {**os.environ, **asked.secrets}
+    for variable in missing(asked.environment, environ):
         click.echo(f"warning: {variable} is not set, and a server is to have it", err=True)
     if detach:
-        _wait(box, environ, environment.balancer.admin_port)
+        _wait(box, environ, asked.environment.balancer.admin_port)
         click.echo(f"{box.job} is ready; its log is {box.log}", err=True)
     else:
         box.run(environ)
@@ -92,16 +93,16 @@ def reload(
     from vllmjobs.box.servers import BoxError  # noqa: PLC0415
     from vllmjobs.box.supervised import places  # noqa: PLC0415
 
-    environment, takes_all, secrets = _read(env, env_file, settings, project)
-    box = _box(environment, state)
+    asked = _read(env, env_file, settings, project)
+    box = _box(asked.environment, state)
     if not box.get("/live"):
         raise BoxError(f"{box.job} is not up on this machine; vllmjobs up {env} starts it")
-    _write(box, environment, takes_all, project, places(box.written) if box.written else {})
-    rounds = box.reload(secrets)
+    _write(box, asked, project, places(box.written) if box.written else {})
+    rounds = box.reload(asked.secrets)
     for names in rounds:
         for name, serves in box.reload_round(names):
             click.echo(f"{name} is {'ready' if serves else 'stopped'}", err=True)
-    box.wait_for_nginx(environment.balancer.admin_port)
+    box.wait_for_nginx(asked.environment.balancer.admin_port)
     click.echo(f"{box.job} is reloaded" if rounds else f"{box.job}: no server differs", err=True)
 
 
@@ -156,20 +157,27 @@ def _wait(box: Box, environ: dict[str, str], admin_port: int) -> None:
             click.echo(f"{name} is ready", err=True)
 
 
-def _write(
-    box: Box,
-    environment: Environment,
-    takes_all: bool,
-    project: Path,
-    before: Mapping[str, Place],
-) -> None:
+class _Asked(NamedTuple):
+    """What is to run here."""
+
+    environment: Environment
+    takes_all: bool
+    secrets: dict[str, str]
+    """What is known of them."""
+    hf_home: str
+    gpus: str | None
+    """CUDA_VISIBLE_DEVICES."""
+
+
+def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) -> None:
     """Write what the supervisor and nginx of the box are to read, and say which server runs where."""
     from vllmjobs.box import supervised  # noqa: PLC0415 (Jinja takes 30 ms)
-    from vllmjobs.box.servers import BoxError, servers  # noqa: PLC0415
+    from vllmjobs.box.servers import BoxError, Machine, servers, visible  # noqa: PLC0415
     from vllmjobs.nvml import cards  # noqa: PLC0415
     from vllmjobs.render.job import nginx_conf  # noqa: PLC0415
     from vllmjobs.templates import templates  # noqa: PLC0415
 
+    environment = asked.environment
     program = environment.balancer.command or supervised.NGINX
     nginx = shutil.which(program)
     if nginx is None:
@@ -177,7 +185,8 @@ def _write(
             f"{program} is not on PATH; install it (Debian: nginx-light), or name balancer.command"
         )
     found, why = cards()
-    own = servers(environment, found, str(box.folder), takes_all, before)
+    machine = Machine(visible(found, asked.gpus), str(box.folder), asked.hf_home, asked.takes_all)
+    own = servers(environment, machine, before)
     conf = supervised.nginx_conf(
         environment, nginx_conf(environment, templates(project), supervised.instances(own))
     )
@@ -192,21 +201,24 @@ def _write(
         click.echo(f"{one.name}: {one.served_name} on {gpus}, port {one.place.port}", err=True)
 
 
-def _read(
-    env: str, env_file: Path | None, settings: tuple[str, ...], project: Path
-) -> tuple[Environment, bool, dict[str, str]]:
-    """The environment, whether it takes every GPU, and what is known of its secrets."""
+def _read(env: str, env_file: Path | None, settings: tuple[str, ...], project: Path) -> _Asked:
     from vllmjobs.box.servers import secrets_of  # noqa: PLC0415
+    from vllmjobs.importing.one_box import OfTheBox  # noqa: PLC0415
     from vllmjobs.project import find, load  # noqa: PLC0415
 
-    if env_file:
-        return _of_env_file(env_file, env, settings)
-    environment = load(find(project, env), settings, project)
-    return (
-        environment,
-        False,
-        {name: os.environ[name] for name in secrets_of(environment) & os.environ.keys()},
+    cache = (
+        os.environ.get("HF_HOME")
+        or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
     )
+    if env_file:
+        environment, said = _of_env_file(env_file, env, settings)
+        cache = str(env_file.absolute().parent / (said.cache or cache))
+    else:
+        environment = load(find(project, env), settings, project)
+        secrets = {name: os.environ[name] for name in secrets_of(environment) & os.environ.keys()}
+        said = OfTheBox(False, secrets, None, None)
+    gpus = said.gpus or os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _Asked(environment, said.takes_all, said.secrets, cache, gpus)
 
 
 def _box(environment: Environment, state: Path | None) -> Box:
@@ -227,16 +239,18 @@ def find_box(env: str, state: Path | None, project: Path) -> Box:
     return Box(found.job if found and found.job else f"vllm-{env}", state)
 
 
-def _of_env_file(file: Path, env: str, settings: tuple[str, ...]) -> tuple[Environment, bool, dict[str, str]]:
-    """The environment, whether it takes every GPU, and the values of its secrets."""
+def _of_env_file(file: Path, env: str, settings: tuple[str, ...]) -> tuple[Environment, OfTheBox]:
     from vllmjobs.environment.load import load  # noqa: PLC0415
     from vllmjobs.environment.problems import InvalidEnvironmentError  # noqa: PLC0415
     from vllmjobs.importing.imported import imported  # noqa: PLC0415
-    from vllmjobs.importing.one_box import of_the_box  # noqa: PLC0415
+    from vllmjobs.importing.one_box import of_the_box, without_caches  # noqa: PLC0415
 
     text = file.read_bytes().decode(errors="surrogateescape")
     written = imported(text, str(file), env, None)
     loaded = load(Path(f"{env}.yaml"), settings, lambda _: written.text.encode())
     if loaded.environment is None or loaded.problems:
         raise InvalidEnvironmentError(loaded.problems)
-    return loaded.environment, *of_the_box(text, str(file))
+    for note in written.notes:
+        if not note.is_of_a_fleet:
+            click.echo(note, err=True)
+    return without_caches(loaded.environment), of_the_box(text, str(file))

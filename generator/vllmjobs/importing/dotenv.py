@@ -20,6 +20,8 @@ class Note(NamedTuple):
 
     mark: Mark
     message: str
+    is_of_a_fleet: bool = False
+    """Whether one box does as the file says."""
 
     def __str__(self) -> str:
         return f"{self.mark}: {self.message}"

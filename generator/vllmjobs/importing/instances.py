@@ -56,7 +56,8 @@ def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[No
         same = (instance.model, instance.max_len, instance.tensor_parallel, is_cpu)
         models.setdefault(same, []).append(instance)
     first = instances[0]
-    notes = [Note(first.mark, f"{first.name}: its port, as every other, is left out: Nomad picks the ports")]
+    said = f"{first.name}: its port, as every other, is left out: Nomad picks the ports"
+    notes = [Note(first.mark, said, is_of_a_fleet=True)]
     groups: dict[str, Block] = {}
     for replicas in models.values():
         group = group_name(replicas[0].name, job, taken=groups)
@@ -132,5 +133,5 @@ def _notes(replicas: list[Instance], group: str, *, routed: bool) -> list[Note]:
             notes.append(Note(instance.mark, f"{instance.name}: {message}"))
         elif instance.device != "auto":
             message = f"DEVICE {instance.device} is not carried over: Nomad picks the GPUs"
-            notes.append(Note(instance.mark, f"{instance.name}: {message}"))
+            notes.append(Note(instance.mark, f"{instance.name}: {message}", is_of_a_fleet=True))
     return notes

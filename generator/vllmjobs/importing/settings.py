@@ -127,9 +127,9 @@ class Settings:
         variable = self._variables.get(name)
         return variable.value.strip() if variable else ""
 
-    def _note(self, name: str, message: str) -> None:
+    def _note(self, name: str, message: str, is_of_a_fleet: bool = False) -> None:
         mark = self._variables[name].mark if name in self._variables else Mark(self._source)
-        self.notes.append(Note(mark, f"{shown(name)} {message}"))
+        self.notes.append(Note(mark, f"{shown(name)} {message}", is_of_a_fleet))
 
     def _said(self, name: str, convert: Callable[[str], str | int | float]) -> Said | None:
         """A variable's value, or its default; None where there is neither, or a problem."""
@@ -154,7 +154,7 @@ class Settings:
             wanted = (
                 "gpus.count: how many GPUs a server needs" if is_parallel else "replicas: how many servers"
             )
-            self._note(name, f"{all_gpus}; one is written, so choose {wanted}")
+            self._note(name, f"{all_gpus}; one is written, so choose {wanted}", True)
             counted = Said(1, f"{name} was every GPU of the box")
         else:
             counted = self._said(name, whole(1, MAX_GPUS if is_parallel else MAX_REPLICAS)) or Said(1)
@@ -188,7 +188,8 @@ class Settings:
     def _host(self) -> Said | None:
         host = self._said("VLLM_HOST", str)
         if host and LOOPBACK.fullmatch(str(host.value)):
-            self._note("VLLM_HOST", "is left out: nothing outside the container would reach the server there")
+            why = "is left out: nothing outside the container would reach the server there"
+            self._note("VLLM_HOST", why, True)
             return None
         return host
 
@@ -198,12 +199,13 @@ class Settings:
             return None
         if not re.fullmatch(r"/[^\x00-\x1f]*", str(path.value)):
             message = "is left out, being no absolute path; write one that exists on every node as "
-            self._note("MODEL_CACHE_PATH", f"{message}models.{group}.cache.bind")
+            self._note("MODEL_CACHE_PATH", f"{message}models.{group}.cache.bind", True)
             return None
         self._note(
             "MODEL_CACHE_PATH",
             "must exist on every node, writable for user 65534; its hub/ is now huggingface/hub/: move it, "
             "or models are downloaded again",
+            True,
         )
         return path
 
@@ -232,7 +234,7 @@ class Settings:
             mark = self._variables[names[0]].mark
             who = "is not copied; type its value" if len(names) == 1 else "are not copied; type their values"
             command = _store(job, [*fields.values()])
-            self.notes.append(Note(mark, f"{', '.join(names)} {who} into: {command}"))
+            self.notes.append(Note(mark, f"{', '.join(names)} {who} into: {command}", True))
         kept = "where it is kept, never what it is"
         return {name: Said(f"nomad/jobs/{job}#{field}", kept) for name, field in fields.items()}
 
@@ -241,7 +243,7 @@ class Settings:
             if name in VARIABLES or (variable.secret and name not in OWN_VARIABLES):
                 continue
             if name in OWN_VARIABLES:
-                self._note(name, f"is not carried over: {OWN_VARIABLES[name]}")
+                self._note(name, f"is not carried over: {OWN_VARIABLES[name]}", True)
             elif name.startswith(("COMPOSE_", "DOCKER_", "BUILDKIT_")):
                 self._note(name, "is not carried over: it is for Docker, and Nomad runs the containers")
             else:

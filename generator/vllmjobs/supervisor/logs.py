@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from vllmjobs.supervisor.records import MOST, Form, Held, first_state, merged, text_of
+from vllmjobs.supervisor.records import MOST, NGINX_LEVELS, Form, Held, first_state, merged, text_of
 
 QUIET = 0.25  # seconds until what is unfinished is taken as it is
 STANDS = 5.0  # seconds until a progress bar that does not move is a record
@@ -211,7 +211,7 @@ class Lines:
         if "\r" in text:
             text, is_marked, is_bar = self._form.standing(text, is_unfinished)
         match = self._form.match(text)
-        who, process, pid, rank, level, source, plain, logger = match.groups()
+        who, process, pid, rank, level, source, plain, logger, nginx = match.groups()
         message = text[match.end() :]
         head = text[len(who) : match.end()]
         if is_bar:
@@ -228,6 +228,8 @@ class Lines:
         if plain:
             level = plain
             fields = f',"logger":{quoted(logger or "uvicorn")}'
+        if nginx:
+            level = NGINX_LEVELS[nginx]
         if process:
             fields += f',"process":{quoted(process)},"pid":{int(pid)}'
         elif rank:

@@ -13,6 +13,10 @@ from typing import Literal
 
 MOST = 64 * 1024  # of one record: bytes of a line, characters of several
 
+NGINX_LEVELS = {
+    "debug": "DEBUG", "info": "INFO", "notice": "INFO", "warn": "WARNING", "error": "ERROR",
+    "crit": "CRITICAL", "alert": "CRITICAL", "emerg": "CRITICAL",
+}  # fmt: skip
 _LEVEL = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\r\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
 _BAR = re.compile(r"\D*")
@@ -103,12 +107,14 @@ class Form:
             rf"({own}(?:\((\S+) pid=(\d{{1,19}})[^()\r]*\) |\[(rank\d+)\]: ?)*)"
             # INFO 11-24 01:02:03 [core.py:123], or uvicorn's INFO:, or logging's own INFO:name:
             rf"(?:{own}({_LEVEL}) \d\d-\d\d \d\d:\d\d:\d\d \[([^\]\s]+:\d+)\] ?"
-            rf"|({_LEVEL}):(?: +|([\w.]+):))?",
+            rf"|({_LEVEL}):(?: +|([\w.]+):)"
+            # nginx's 2026/11/28 15:20:31 [emerg] 17#17: (the processes stay)
+            rf"|\d{{4}}/\d\d/\d\d \d\d:\d\d:\d\d \[({'|'.join(NGINX_LEVELS)})\] (?=\d+#))?",
             re.ASCII,
         )
 
     def match(self, text: str) -> re.Match[str]:
-        """Read the beginning: whose (1), process, pid, rank, level, source, level of another form, logger."""
+        """The groups: whose, process, pid, rank, level, source, uvicorn's level and logger, nginx's level."""
         match = self._re.match(text)
         assert match  # every part of it may be missing
         return match

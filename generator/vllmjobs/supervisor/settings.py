@@ -90,6 +90,8 @@ class Settings:
     upstreams_path: str | None = None
     """The file from which the balancer in front reads which engines are ready; on SIGHUP it reads it anew."""
     upstreams: tuple[Block, ...] = ()
+    secrets: tuple[str, ...] = ()
+    """Variables of the engines that a balancer in front does not get."""
     path: str | None = None
     """The file that all of it was read from, and may be again."""
 
@@ -207,12 +209,13 @@ def read_file(path: str, environ: Mapping[str, str]) -> Settings:
     try:
         with open(path) as file:  # noqa: PTH123 (pathlib takes half a megabyte)
             told = json.load(file)
+        public = {name: value for name, value in environ.items() if name not in told.get("secrets", ())}
         engines = tuple(
             Engine(
                 **{
                     **one,
                     "command": tuple(one["command"]),
-                    "env": {**environ, **one.get("env", {})},
+                    "env": {**(public if one.get("is_front") else environ), **one.get("env", {})},
                     "gpus": tuple(one.get("gpus", ())),
                     "line": Line(**one["line"]) if "line" in one else None,
                 }
@@ -224,6 +227,7 @@ def read_file(path: str, environ: Mapping[str, str]) -> Settings:
             raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
         limits = Limits(**told.pop("limits", {}))
         blocks = tuple(Block(**one) for one in told.pop("upstreams", ()))
+        told["secrets"] = tuple(told.get("secrets", ()))
         return Settings(engines=engines, limits=limits, upstreams=blocks, **{**told, "path": path})
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
