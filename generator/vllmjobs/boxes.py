@@ -115,11 +115,11 @@ class Box:
                 errors = [line for line in said if re.search(r'"level": ?"(ERROR|CRITICAL)"', line)] or said
                 why = f"{self.job} ended with exit code {code}; the end of {self.log}:"
                 raise BoxError("\n".join([why, *errors[-LAST_LINES:]]))
-            found = self.instances() if (self.folder / SOCKET).exists() else None
-            if found:
+            health = self.get("/health") if (self.folder / SOCKET).exists() else None
+            if health and (found := health[1].get("instances")):
                 yield found
                 lost = [f"{name} was given up: {one['why']}" for name, one in found.items() if _is_lost(one)]
-                if lost:
+                if lost and health[1]["status"] != "failed":  # else it ends by itself
                     raise BoxError(
                         "\n".join([*lost, f"see {self.log}; the others run on: vllmjobs down stops them"])
                     )

@@ -1,4 +1,4 @@
-"""A test that wants a supervisor takes `supervise`, one that wants GPUs `library`."""
+"""A test that wants a supervisor takes `supervise`, GPUs `library`; a machine is `machine`, or `one`."""
 
 import subprocess
 from collections.abc import Iterator
@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sandbox.box import Machine
 from sandbox.supervised import Supervise, supervising
 
 
@@ -23,3 +24,18 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     flags = ("-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE")
     subprocess.run(["gcc", *flags, "-o", folder / "libnvidia-ml.so.1", source], check=True)
     return folder
+
+
+@pytest.fixture
+def machine(tmp_path: Path) -> Iterator[Machine]:
+    """With nothing up yet."""
+    made = Machine(tmp_path)
+    yield made
+    made.end()
+
+
+@pytest.fixture
+def one(machine: Machine) -> Machine:
+    """`up one -d`: two servers behind nginx."""
+    machine.up()
+    return machine

@@ -6,117 +6,22 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import threading
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
-from sandbox import nginx, programs
+from sandbox.box import SECONDS, Machine
 from sandbox.load import Load
-from sandbox.ports import take_block
 from sandbox.process import wait_until
-
-SECONDS = 60.0
-ENVIRONMENT = """\
-balancer: {{kind: nginx, port: {port}, admin_port: {admin}}}
-models:
-  chat:
-    model: a/small
-    replicas: 2
-    image: vllm/vllm-openai:v0.33.0
-    entrypoint: [stand-in-engine, serve]
-    ports: {{base: {base}}}
-    drain: {{longest_stream: 10s}}
-"""
-DOTENV = """\
-VLLM_MODEL=facebook/opt-125m
-VLLM_MODEL_NAME=opt
-VLLM_STRATEGY={strategy}
-VLLM_GPU_COUNT=auto
-VLLM_BASE_PORT={base}
-NGINX_PORT={port}
-HF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz0123456789
-"""
-
-
-class Machine:
-    """A person's folder, with programs on PATH and ports of its own."""
-
-    def __init__(self, folder: Path) -> None:
-        self._block = take_block()
-        self.port, self.admin, self.base = (self._block.take() for _ in range(3))
-        for _ in range(4):  # those after the first, for more servers
-            self._block.take()
-        self.folder = folder
-        (folder / "bin").mkdir()
-        (folder / "bin" / "nginx").symlink_to(nginx.at_hand()[0])
-        (folder / "bin" / "stand-in-engine").symlink_to(programs.programs()["stand-in-engine"])
-        self.env = {
-            **os.environ,
-            "PATH": f"{folder}/bin:{os.environ['PATH']}",
-            "XDG_STATE_HOME": str(folder / "state"),
-            "VLLMJOBS_STANDIN_EXIT_SECONDS": "0",
-        }
-
-    def write(self, name: str, text: str, **values: str) -> Path:
-        path = self.folder / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(text.format(port=self.port, admin=self.admin, base=self.base, **values))
-        return path
-
-    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        return subprocess.run(
-            ["vllmjobs", *words],
-            cwd=self.folder,
-            env=self.env,
-            check=False,
-            capture_output=True,
-            text=True,
-            timeout=SECONDS,
-        )
-
-    def done(self, *words: str) -> str:
-        """What a command says that is to succeed."""
-        ended = self.run(*words)
-        assert ended.returncode == 0, ended.stderr
-        return ended.stderr
-
-    def ask(self, path: str, port: int | None = None) -> httpx.Response:
-        with httpx.Client(trust_env=False, timeout=SECONDS) as client:
-            return client.get(f"http://127.0.0.1:{port or self.port}{path}")
-
-    def complete(self, path: str = "/v1/completions", model: str = "chat") -> httpx.Response:
-        with httpx.Client(trust_env=False, timeout=SECONDS) as client:
-            asked = {"model": model, "prompt": "Why?", "max_tokens": 2}
-            return client.post(f"http://127.0.0.1:{self.port}{path}", json=asked)
-
-    def end(self) -> None:
-        for job in (self.folder / "state" / "vllmjobs").glob("vllm-*"):
-            self.run("down", job.name.removeprefix("vllm-"))
-        self._block.release()
-
-
-@pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    made = Machine(tmp_path)
-    yield made
-    made.end()
-
-
-@pytest.fixture
-def one(machine: Machine) -> Machine:
-    """`up one -d`: two servers behind nginx."""
-    machine.write("envs/one.yaml", ENVIRONMENT)
-    machine.done("up", "one", "-d")
-    return machine
 
 
 def test_an_environment_is_up_when_its_model_answers(machine: Machine) -> None:
-    machine.write("envs/one.yaml", ENVIRONMENT)
+    machine.environment()
     said = machine.done("up", "one", "--detach")
     assert f"chat-0: chat on no GPU, port {machine.base}" in said
     assert "vllm-one is ready; its log is " in said
@@ -197,10 +102,9 @@ def test_another_of_the_same_name_in_another_folder_is_another(one: Machine, tmp
     (tmp_path / "second").mkdir()
     second = Machine(tmp_path / "second")
     try:
-        pid = server_pid(one, "chat-0")
-        second.write("envs/one.yaml", ENVIRONMENT)
-        second.done("up", "one", "-d")
-        assert server_pid(one, "chat-0") == pid
+        pid = one.pid("chat-0")
+        second.up()
+        assert one.pid("chat-0") == pid
         second.done("down", "one")
         assert one.complete().status_code == 200
     finally:
@@ -208,16 +112,16 @@ def test_another_of_the_same_name_in_another_folder_is_another(one: Machine, tmp
 
 
 def test_one_servers_death_is_not_the_others(one: Machine) -> None:
-    pid = server_pid(one, "chat-0")
+    pid, other = one.pid("chat-0"), one.pid("chat-1")
     os.kill(pid, signal.SIGKILL)
     assert [one.complete().status_code for _ in range(10)] == [200] * 10
-    wait_until(lambda: server_pid(one, "chat-0") != pid, SECONDS, "it is started again", ignoring=(KeyError,))
+    wait_until(lambda: one.pid("chat-0") != pid, SECONDS, "it is started again", ignoring=(KeyError,))
+    assert one.pid("chat-1") == other
 
 
 def test_health_is_503_while_no_server_is_ready(machine: Machine) -> None:
-    machine.write("envs/one.yaml", ENVIRONMENT.replace("replicas: 2", "replicas: 1"))
-    machine.done("up", "one", "-d")
-    os.kill(server_pid(machine, "chat-0"), signal.SIGKILL)
+    machine.up(("replicas: 2", "replicas: 1"))
+    os.kill(machine.pid("chat-0"), signal.SIGKILL)
     wait_until(lambda: machine.ask("/health", machine.admin).status_code == 503, SECONDS, "nobody is ready")
     assert machine.complete().json()["error"]["code"] == 503
     wait_until(
@@ -239,162 +143,78 @@ def test_a_server_that_is_not_there_is_named(one: Machine) -> None:
     assert "vllm-one has no server code; it has chat-0, chat-1" in ended.stderr
 
 
-BEFORE = """\
-models:
-  before:
-    model: b/small
-    image: vllm/vllm-openai:v0.33.0
-    entrypoint: [stand-in-engine, serve]
-    ports: {{base: {base}}}
-    route: {{path: /before/v1/, strip: /before}}
-"""
-
-
-def changed(machine: Machine, old: str, new: str) -> None:
-    machine.write("envs/one.yaml", ENVIRONMENT.replace(old, new))
-
-
-def test_a_reload_changes_servers_one_after_the_other_and_no_request_fails(
-    one: Machine, tmp_path: Path
-) -> None:
-    changed(one, "a/small", "a/small\n    max_model_len: 1024")
-    with Load(f"http://127.0.0.1:{one.port}", tmp_path, workers=10, per_second=30) as load:
-        load.wait_for(30, SECONDS)
-        said = one.done("reload", "one").splitlines()
-        load.wait_for(30, SECONDS)
-    assert said[-3:] == ["chat-0 is ready", "chat-1 is ready", "vllm-one is reloaded"]
-    assert (load.seen().failures, load.seen().truncated) == ([], [])
-    for name in ("chat-0", "chat-1"):
-        assert "--max-model-len=1024" in command_line(one, name)
-
-
-def test_a_reload_leaves_servers_that_do_not_differ_alone(one: Machine) -> None:
-    pids = [server_pid(one, name) for name in ("chat-0", "chat-1")]
-    assert one.done("reload", "one").endswith("vllm-one: no server differs\n")
-    one.write("envs/one.yaml", ENVIRONMENT.replace("models:\n", BEFORE))
-    said = one.done("reload", "one")
-    assert f"before-0: before on no GPU, port {one.base + 2}" in said
-    assert said.endswith("before-0 is ready\nvllm-one is reloaded\n")
-    assert one.complete("/before/v1/completions", "before").status_code == 200
-    assert [server_pid(one, name) for name in ("chat-0", "chat-1")] == pids
-    changed(one, "replicas: 2", "replicas: 1")
-    assert one.done("reload", "one").endswith(
-        "chat-1 is stopped\nbefore-0 is stopped\nvllm-one is reloaded\n"
-    )
-    assert one.complete("/before/v1/completions", "before").status_code == 404
-    assert server_pid(one, "chat-0") == pids[0]
-
-
-def test_a_reload_of_routes_restarts_nothing(one: Machine) -> None:
-    pid = server_pid(one, "chat-0")
-    changed(one, "    replicas: 2\n", "    replicas: 2\n    route: {{path: /talk/v1/, strip: /talk}}\n")
-    one.done("reload", "one")
-    wait_until(
-        lambda: one.complete("/talk/v1/completions").status_code == 200, SECONDS, "it has the new route"
-    )
-    assert server_pid(one, "chat-0") == pid
-
-
-def test_a_reload_ends_at_the_first_server_that_does_not_get_ready(one: Machine) -> None:
-    pid = server_pid(one, "chat-1")
-    changed(one, "[stand-in-engine, serve]", "[no-such-engine]")
-    ended = one.run("reload", "one")
-    assert ended.returncode == 1
-    assert "chat-0 did not come back: exit code 127; see " in ended.stderr
-    assert server_pid(one, "chat-1") == pid
-    assert one.complete().status_code == 200
-    one.write("envs/one.yaml", ENVIRONMENT)
-    assert one.done("reload", "one").endswith("chat-0 is ready\nvllm-one is reloaded\n")
-    assert server_pid(one, "chat-1") == pid
-
-
-def test_a_reload_that_nginx_refuses_changes_nothing(one: Machine) -> None:
-    folder = one.folder / "state" / "vllmjobs" / "vllm-one"
-    before = (folder / "nginx" / "nginx.conf").read_text()
-    one.write("jobs/nginx.conf.ctmpl.j2", "daemon off;\nworker_procesess 2;\n")
-    ended = one.run("reload", "one")
-    assert ended.returncode == 1
-    assert 'unknown directive "worker_procesess" in nginx.conf:2' in ended.stderr
-    assert (folder / "nginx" / "nginx.conf").read_text() == before
-    assert one.complete().status_code == 200
-
-
-def test_a_reload_brings_secrets_that_changed_and_writes_none(machine: Machine) -> None:
-    changed(machine, "    replicas: 2\n", "    replicas: 1\n    secrets: {{HF_TOKEN: nomad/jobs#hf_token}}\n")
-    machine.env["HF_TOKEN"] = "hf_first"
-    machine.done("up", "one", "-d")
-    machine.env["HF_TOKEN"] = "hf_second"
-    assert machine.done("reload", "one").endswith("chat-0 is ready\nvllm-one is reloaded\n")
-    environ = Path(f"/proc/{server_pid(machine, 'chat-0')}/environ").read_bytes()
-    assert b"HF_TOKEN=hf_second" in environ
-    written = [file.read_bytes() for file in (machine.folder / "state").rglob("*") if file.is_file()]
-    assert not any(b"hf_second" in text for text in written)
-
-
-def test_what_is_not_up_is_not_reloaded(machine: Machine) -> None:
-    machine.write("envs/one.yaml", ENVIRONMENT)
-    ended = machine.run("reload", "one")
-    assert ended.returncode == 1
-    assert ended.stderr == "vllm-one is not up on this machine; vllmjobs up one starts it\n"
-
-
 def test_one_that_does_not_get_up_says_why(machine: Machine) -> None:
-    machine.write("envs/one.yaml", ENVIRONMENT.replace("[stand-in-engine, serve]", "[no-such-engine]"))
+    machine.environment(("[stand-in-engine, serve]", "[no-such-engine]"))
     ended = machine.run("up", "one", "-d")
     assert ended.returncode == 1
     assert "vllm-one ended with exit code 1; the end of " in ended.stderr
     assert "no-such-engine: not found on its PATH" in ended.stderr
 
 
-def test_in_front_it_ends_with_ctrl_c(machine: Machine) -> None:
-    machine.write("envs/one.yaml", ENVIRONMENT)
-    process = subprocess.Popen(
-        ["vllmjobs", "up", "one"], cwd=machine.folder, env=machine.env, stdout=subprocess.DEVNULL
+def test_a_server_that_is_given_up_is_named_and_the_others_run_on(machine: Machine) -> None:
+    code = (
+        "  code: {{model: b/small, entrypoint: [no-such-engine], route: {{path: /code/v1/, strip: /code}}}}\n"
     )
-    try:
+    machine.environment(("models:\n", f"models:\n{code}"))
+    ended = machine.run("up", "one", "-d")
+    assert ended.returncode == 1
+    assert "code-0 was given up: exit code 127\n" in ended.stderr
+    assert "the others run on: vllmjobs down stops them" in ended.stderr
+    wait_until(lambda: machine.complete().status_code == 200, SECONDS, "chat serves")
+
+
+def test_a_port_that_is_taken_is_named(machine: Machine) -> None:
+    with socket.create_server(("0.0.0.0", machine.port)):
+        machine.environment()
+        ended = machine.run("up", "one", "-d")
+    assert ended.returncode == 1
+    assert f"bind() to 0.0.0.0:{machine.port} failed" in ended.stderr
+
+
+def test_a_missing_nginx_is_named(machine: Machine) -> None:
+    machine.environment(("kind: nginx,", "kind: nginx, driver: raw_exec, command: no-such-nginx,"))
+    ended = machine.run("up", "one")
+    assert ended.returncode == 1
+    assert "no-such-nginx is not on PATH; install it (Debian: nginx-light)" in ended.stderr
+
+
+class TestStop:
+    """Of a box that answers four requests for 2,000 tokens: 10 s of work."""
+
+    def test_down_lets_answers_end(self, one: Machine) -> None:
+        with ThreadPoolExecutor() as pool:
+            asked = [pool.submit(one.complete, max_tokens=2000) for _ in range(4)]
+            one.wait_until_busy(4)
+            one.done("down", "one")
+            assert [answer.result().json()["usage"]["completion_tokens"] for answer in asked] == [2000] * 4
+
+    def wait_for_phase(self, machine: Machine, phase: str) -> None:
         wait_until(
-            lambda: machine.complete().status_code == 200, SECONDS, "it answers", ignoring=(httpx.HTTPError,)
+            lambda: any(one["phase"] == phase for one in machine.instances().values()),
+            SECONDS,
+            f"one is {phase}",
         )
-        process.send_signal(signal.SIGINT)
-        assert process.wait(SECONDS) == 0
-    finally:
-        process.kill()
-        process.wait()
 
-
-@pytest.mark.parametrize("strategy", ["multi_instance", "tensor_parallel"])
-def test_an_env_file_of_balanced_vllm_docker_is_run_as_it_is(machine: Machine, strategy: str) -> None:
-    machine.write(".env", DOTENV, strategy=strategy)
-    engine = 'models.opt.entrypoint=["stand-in-engine","serve"]'
-    machine.done(
-        "up", "--env-file", ".env", "-d", "--set", engine, "--set", f"balancer.admin_port={machine.admin}"
-    )
-    assert machine.complete(model="opt").status_code == 200
-    written = [file.read_bytes() for file in (machine.folder / "state").rglob("*") if file.is_file()]
-    assert not any(b"hf_abcdef" in text for text in written)
-    environ = Path(f"/proc/{server_pid(machine, 'opt-0', 'vllm-box')}/environ").read_bytes()
-    assert b"HF_TOKEN=hf_abcdef" in environ
-    assert "vllm-box is stopped" in machine.done("down")
-
-
-def test_an_instances_config_is_run_as_it_is(machine: Machine) -> None:
-    machine.write("instances.config", "chat:1:a/small:auto:2048:1\ncode:2:a/small:auto:1024:1\n")
-    engine = 'defaults.entrypoint=["stand-in-engine","serve"]'
-    port, admin = f"balancer.port={machine.port}", f"balancer.admin_port={machine.admin}"
-    base = f"defaults.ports.base={machine.base}"
-    machine.done(
-        "up", "--env-file", "instances.config", "-d",
-        *(word for one in (engine, port, admin, base) for word in ("--set", one)),
-    )  # fmt: skip
-    for name in ("chat", "code"):
-        assert machine.complete(f"/{name}/v1/completions", model=name).status_code == 200
-
-
-def command_line(machine: Machine, name: str) -> list[str]:
-    return Path(f"/proc/{server_pid(machine, name)}/cmdline").read_text().split("\0")
-
-
-def server_pid(machine: Machine, name: str, job: str = "vllm-one") -> int:
-    socket = machine.folder / "state" / "vllmjobs" / job / "admin.sock"
-    with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
-        return int(client.get("http://box/health").json()["instances"][name]["pid"] or 0)
+    @pytest.mark.parametrize("times, tokens, whole", [(1, 2500, True), (2, 8000, False), (3, 8000, False)])
+    def test_ctrl_c_drains_once_and_not_twice(
+        self, machine: Machine, times: int, tokens: int, whole: bool
+    ) -> None:
+        longer = "nomad: {{max_kill_timeout: 10m}}\nbalancer:"
+        machine.environment(("longest_stream: 10s", "longest_stream: 60s"), ("balancer:", longer))
+        process = machine.start("up", "one")
+        answers = (httpx.HTTPError, FileNotFoundError)
+        wait_until(lambda: machine.complete().status_code == 200, SECONDS, "it answers", ignoring=answers)
+        with ThreadPoolExecutor() as pool:
+            asked = pool.submit(machine.complete, max_tokens=tokens)
+            machine.wait_until_busy(1)
+            for number in range(times):
+                process.send_signal(signal.SIGINT)
+                if number + 1 < times:
+                    self.wait_for_phase(machine, ("leaving", "terminating")[number])
+            assert process.wait(SECONDS) == 0
+            try:
+                answer = asked.result()
+                got = answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == tokens
+            except httpx.HTTPError:
+                got = False
+        assert got is whole
