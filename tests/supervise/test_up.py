@@ -195,7 +195,7 @@ class TestStop:
             f"one is {phase}",
         )
 
-    @pytest.mark.parametrize("times, tokens, whole", [(1, 2500, True), (2, 8000, False), (3, 8000, False)])
+    @pytest.mark.parametrize("times, tokens, whole", [(1, 2500, True), (2, 4000, False), (3, 4000, False)])
     def test_ctrl_c_drains_once_and_not_twice(
         self, machine: Machine, times: int, tokens: int, whole: bool
     ) -> None:
