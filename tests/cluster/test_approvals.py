@@ -16,14 +16,13 @@ from sandbox import ports
 from sandbox.nomad import Agent, server_config
 from sandbox.process import start, stop
 from sandbox.programs import programs
-from sandbox.secured import Secured, secured_server
+from sandbox.secured import Secured, published, secured_server
 from vllmjobs.cli import main
 from vllmjobs.deploy.gates import approvals, approve, approved
 from vllmjobs.environment.problems import UserError
 from vllmjobs.nomad_releases import ForbiddenError, NomadError, Releases, Where, of
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, digest, version_to_be
 
-PAGE = (Path(__file__).parents[2] / "docs/approvals.md").read_text()
 NOW = datetime(2026, 11, 23, 21, 4, 5, 678000, tzinfo=UTC)
 COMMAND = "vllmjobs approve prod"
 HCL = """
@@ -43,18 +42,13 @@ job "{name}" {{
 """
 
 
-def policy(name: str) -> str:
-    """The policy of that name that the page shows."""
-    shown = re.search(rf"```hcl\n# {name}\.policy\.hcl\n(.*?)```", PAGE, re.DOTALL)
-    assert shown
-    return shown[1]
-
-
 @pytest.fixture(scope="module")
 def secured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Secured]:
     with secured_server(tmp_path_factory.mktemp("gates")) as server:
         for name in ("approver", "deployer"):
-            server.nomad("acl", "policy", "apply", name, "-", text=policy(name))
+            server.nomad(
+                "acl", "policy", "apply", name, "-", text=published("approvals.md", f"{name}.policy.hcl")
+            )
         yield server
 
 
@@ -73,7 +67,7 @@ class Job:
 
     def person(self, name: str, policy: str = "approver") -> Releases:
         """A new token of a person."""
-        return Releases(self.secured.environ | {"NOMAD_TOKEN": token(self.secured, name, policy)})
+        return Releases(self.secured.environ | {"NOMAD_TOKEN": self.secured.person(name, policy)})
 
     @property
     def latest(self) -> int | None:
@@ -107,12 +101,6 @@ def job(secured: Secured, request: pytest.FixtureRequest) -> Iterator[Job]:
     yield job
     if job.latest is not None:
         secured.nomad("job", "stop", "-detach", "-purge", job.name)
-
-
-def token(secured: Secured, name: str, policy: str) -> str:
-    made = secured.nomad("acl", "token", "create", "-name", name, "-policy", policy, "-json")
-    secret: str = json.loads(made)["SecretID"]
-    return secret
 
 
 # Who counts
@@ -302,7 +290,7 @@ def test_what_a_person_sees(secured: Secured, tmp_path: Path) -> None:
     (tmp_path / "envs/prod.yaml").write_text(ENVIRONMENT)
 
     def typed(who: str, *arguments: str) -> Result:
-        environ = secured.environ | {"NOMAD_TOKEN": token(secured, who, "approver")}
+        environ = secured.environ | {"NOMAD_TOKEN": secured.person(who, "approver")}
         done = CliRunner().invoke(
             main, ["approve", "prod", "--project", str(tmp_path), *arguments], env=environ
         )

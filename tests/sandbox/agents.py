@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from sandbox import consul, nomad
 from sandbox.process import Ignored, Process, start, stop
@@ -16,10 +17,20 @@ MACHINE = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 class Agents:
-    """Starts agents of Consul and Nomad in one folder, each with its configuration and its log."""
+    """Starts agents of Consul and Nomad in one folder, each with its configuration and its log.
 
-    def __init__(self, folder: Path, programs: Mapping[str, Path], env: Mapping[str, str]) -> None:
+    `more` is laid over the configurations of all agents of one program.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        programs: Mapping[str, Path],
+        env: Mapping[str, str],
+        more: Mapping[str, dict[str, Any]],
+    ) -> None:
         self._folder = folder
+        self._more = more
         self._programs = programs
         self._env = env
         self.running: dict[str, Process] = {}
@@ -31,14 +42,16 @@ class Agents:
         name = f"consul-{agent.name}"
         config = self._folder / f"{name}.json"
         config.write_text(consul.config(agent, str(self._folder / name), join))
-        return self._start(name, [self._programs["consul"], "agent", "-config-file", config])
+        words = ["-config-file", config, *self._laid_over("consul", "-config-file")]
+        return self._start(name, [self._programs["consul"], "agent", *words])
 
     def start_nomad(self, agent: nomad.Agent, text: str, machine: bool = False) -> str:
         """Start an agent of Nomad; return its name. As a machine, it takes its tasks with it when killed."""
         name = f"nomad-{agent.name}"
         config = self._folder / f"{name}.hcl"
         config.write_text(text)
-        command: list[str | Path] = [self._programs["nomad"], "agent", "-config", config]
+        words = ["-config", config, *self._laid_over("nomad", "-config")]
+        command: list[str | Path] = [self._programs["nomad"], "agent", *words]
         if machine:
             self._machines.add(name)
         return self._start(name, [*MACHINE, "--", *command] if machine else command)
@@ -69,6 +82,13 @@ class Agents:
             if process.name in self._machines:
                 process.kill()  # unshare is deaf to SIGTERM
         stop(process for process in stopping if process.name not in self._machines)
+
+    def _laid_over(self, program: str, option: str) -> list[str | Path]:
+        if program not in self._more:
+            return []
+        file = self._folder / f"{program}-more.json"
+        file.write_text(json.dumps(self._more[program]))
+        return [option, file]
 
     def _start(self, name: str, command: list[str | Path]) -> str:
         self.running[name] = start(name, command, self._folder / f"{name}.log", self._env)

@@ -16,6 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from types import FrameType, TracebackType
+from uuid import uuid4
 
 import nomad
 import requests
@@ -24,7 +25,7 @@ from consul import Consul
 from consul.exceptions import ConsulException
 
 from sandbox import consul as consul_config
-from sandbox import leftovers, ports
+from sandbox import leftovers, ports, secured
 from sandbox import nomad as nomad_config
 from sandbox.agents import READY, Agents
 from sandbox.errors import SandboxError
@@ -52,7 +53,8 @@ class Sandbox(Jobs):
 
     `gpus` are per client. Without `balancers`, Fabio and nginx are left out. `docker` is the address of a
     Docker, for jobs with that driver. With `machines`, each client is one whose power can be cut, and is
-    missed within seconds; that needs root.
+    missed within seconds; that needs root. With `acls`, Nomad and Consul have them, and `token` is a
+    manager's of both.
     """
 
     def __init__(
@@ -65,6 +67,7 @@ class Sandbox(Jobs):
         docker: str | None = None,
         servers: int = 1,
         machines: bool = False,
+        acls: bool = False,
     ) -> None:
         self.nodes = [f"gpu-{number}" for number in range(1, clients + 1)]
         self.hf_token = f"sandbox-{secrets.token_hex(8)}"
@@ -75,6 +78,7 @@ class Sandbox(Jobs):
         self._docker = docker
         self._names = [f"server-{number}" for number in range(1, servers + 1)] if servers > 1 else ["server"]
         self._machines = machines
+        self.token = str(uuid4()) if acls else ""
         self._say = say
         self._block: ports.Block | None = None
         self._consul: dict[str, consul_config.Agent] = {}
@@ -146,7 +150,8 @@ class Sandbox(Jobs):
             "TMPDIR": str(self.folder / "tmp"),
             leftovers.MARK: str(self.folder),
         }
-        self._agents = Agents(self.folder, self._programs, agent_env)
+        more = secured.acls(self.token) if self.token else {}
+        self._agents = Agents(self.folder, self._programs, agent_env, more)
         self._block = block
         if self.folder.exists():
             leftovers.remove(self.folder)
@@ -198,17 +203,20 @@ class Sandbox(Jobs):
             "CONSUL_HTTP_ADDR": self.consul_address,
             "VLLMJOBS_PROJECT": str(self.folder),
         }
+        if self.token:
+            theirs |= {"NOMAD_TOKEN": self.token, "CONSUL_HTTP_TOKEN": self.token}
         own = ("NOMAD_", "CONSUL_", "VAULT_", "VLLMJOBS_")
         self.env = {key: value for key, value in os.environ.items() if not key.startswith(own)} | theirs
         exports = [f"export {key}={value}" for key, value in theirs.items() if key != "PATH"]
         exports.append(f'export PATH={self.folder}/bin:"$PATH"')
         (self.folder / "env").write_text("\n".join(exports) + "\n")
 
-        self.consul = _consul_client(self._consul["server"])
+        self.consul = _consul_client(self._consul["server"], self.token)
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy does not reach this loopback
         self.nomad = nomad.Nomad(
             address=self.nomad_address,
+            token=self.token or None,
             namespace="default",
             region="global",
             verify=True,
@@ -237,6 +245,9 @@ class Sandbox(Jobs):
         self._say(f"consul  {self.consul_address}")
         for name in self._names:
             self._wait_for_server(name)
+        if self.token:
+            asked = {"BootstrapSecret": self.token}
+            self._session.post(f"{self.nomad_address}/v1/acl/bootstrap", json=asked).raise_for_status()
         self._say(f"nomad   {self.nomad_address}")
 
     def _start_clients(self) -> None:
@@ -268,7 +279,7 @@ class Sandbox(Jobs):
         self._agents.start_nomad(self._nomad[name], config, machine=self._machines)
 
     def _wait_for_consul(self, name: str) -> None:
-        leader = _consul_client(self._consul[name]).status.leader
+        leader = _consul_client(self._consul[name], self.token).status.leader
         self._agents.wait_until(f"consul-{name}", leader, "it knows a leader", ignoring=NOT_YET)
 
     def _wait_for_server(self, name: str) -> None:
@@ -341,8 +352,8 @@ class Sandbox(Jobs):
             self.purge(*(job["ID"] for job in self.nomad.jobs.get_jobs()))
 
 
-def _consul_client(agent: consul_config.Agent) -> Consul:
-    client = Consul(host="127.0.0.1", port=agent.http, token="")
+def _consul_client(agent: consul_config.Agent, token: str) -> Consul:
+    client = Consul(host="127.0.0.1", port=agent.http, token=token)
     client.http.session.trust_env = False
     return client
 

@@ -1,18 +1,20 @@
-"""A Nomad server with TLS and ACLs, beside the sandbox, which has neither."""
+"""A Nomad server with TLS and ACLs, beside the sandbox, which has neither unless it is told to."""
 
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sandbox import ports
 from sandbox.nomad import Agent, secured_config
 from sandbox.process import start, stop
-from sandbox.programs import programs
+from sandbox.programs import CHECKOUT, programs
 
 READY = 60.0  # seconds
 CA = "nomad-agent-ca.pem"
@@ -30,6 +32,11 @@ class Secured:
         """Make a token with a policy of that name."""
         self.nomad("acl", "policy", "apply", name, "-", text=rules)
         return made(self.nomad("acl", "token", "create", "-policy", name, "-json"))
+
+    def person(self, name: str, *policies: str) -> str:
+        """Make a token of a person with these policies."""
+        words = [word for policy in policies for word in ("-policy", policy)]
+        return made(self.nomad("acl", "token", "create", "-name", name, *words, "-json"))
 
     def nomad(self, *args: str, text: str = "") -> str:
         """Run `nomad` as the manager."""
@@ -62,6 +69,24 @@ def secured_server(folder: Path, verify_clients: bool = False) -> Iterator[Secur
     finally:
         stop([server])
         block.release()
+
+
+def acls(token: str) -> dict[str, dict[str, Any]]:
+    """Say what turns ACLs on, for Nomad's and for Consul's agents; the token is a manager's, or to be one."""
+    tokens = {"initial_management": token, "agent": token}
+    return {
+        "nomad": {"acl": {"enabled": True}, "consul": {"token": token}},
+        "consul": {"acl": {"enabled": True, "default_policy": "deny", "tokens": tokens}},
+    }
+
+
+def published(page: str, title: str) -> str:
+    """Return the policy that a page of docs/ shows, whose first line is this comment."""
+    shown = re.search(
+        rf"```hcl\n# {re.escape(title)}\n(.*?)```", (CHECKOUT / "docs" / page).read_text(), re.DOTALL
+    )
+    assert shown, f"{page} shows no policy {title}"
+    return shown[1]
 
 
 def made(token: str) -> str:
