@@ -31,6 +31,7 @@ from sandbox.programs import TESTS
 TIMEOUT = 60.0  # seconds for one answer
 SHORT, LONG = 4, 40  # tokens
 EVERY = 0.5  # seconds between two writings of the file
+TIME = "%Y/%m/%d %H:%M:%S"  # as Go's log writes it
 PROMPT = "What is a canary release?"
 MESSAGES: list[Any] = [{"role": "user", "content": PROMPT}]
 
@@ -133,7 +134,7 @@ class Asking:
             try:
                 answered = await (self._streamed(kind) if kind.streamed else self._whole(kind))
             except Exception as error:  # whatever it is, somebody has no answer
-                self.counts.failures.append(f"{time.strftime('%X')} {kind}: {_said(error)}")
+                self.counts.failures.append(f"{time.strftime(TIME)} {kind}: {_said(error)}")
                 continue
             self._count(kind, answered, time.monotonic())
             self.counts.slowest = max(self.counts.slowest, time.monotonic() - began)
@@ -173,7 +174,7 @@ class Asking:
 
     def _count(self, kind: Kind, answered: Answered, now: float) -> None:
         if len(answered.reasons) != 1 or answered.tokens != kind.tokens:
-            self.counts.truncated.append(f"{time.strftime('%X')} {kind}: {answered}")
+            self.counts.truncated.append(f"{time.strftime(TIME)} {kind}: {answered}")
             return
         self.counts.answered += 1
         self._by_version[answered.fingerprint] += 1
