@@ -23,8 +23,8 @@ FEW, FEW_WORKERS = 10, 10  # the same of the job written by hand: enough for it 
 # idle, within 100 where it is busy. They have closed the engine's connection themselves then, and say so; of
 # an engine that ends they say "unexpected EOF" or "connection reset by peer".
 CUT_BY_GO = re.compile(
-    r"^(\S+ \S+) .*read error during body copy: read tcp \S+->\S+:(\d+): use of closed network connection",
-    re.MULTILINE,
+    r"(\d{4}/\d\d/\d\d [\d:]{8}) .*read error during body copy: "
+    r"read tcp \S+->\S+:(\d+): use of closed network connection"
 )
 CUT = "peer closed connection without sending complete message body"  # what its client says then
 AT_ONCE = timedelta(seconds=1)  # both write whole seconds
