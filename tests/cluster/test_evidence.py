@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -16,7 +17,11 @@ import httpx
 import pytest
 
 from sandbox import ports, process, prometheus
+from sandbox.deploying import QUICK, deploying, succeeded
 from sandbox.programs import programs
+from sandbox.release import NewRelease
+from sandbox.traffic import Load
+from vllmjobs.consul import Consul
 from vllmjobs.environment.rollout import Analysis
 from vllmjobs.metrics import MetricsError, Prometheus, probe, scrape
 from vllmjobs.rollout.analysis import Measurement, compare, judge, side
@@ -284,3 +289,35 @@ def test_prometheus_shows_what_the_instances_show(start: Servers, tmp_path: Path
         assert set(there.samples([addresses[0], "127.0.0.1:1", 'a"}\\|.*'])) == {addresses[0]}
         with pytest.raises(MetricsError, match="is it a Prometheus"):
             Prometheus(f"{address}/nowhere").samples(addresses)
+
+
+def test_a_release_is_judged_by_what_prometheus_shows(release: NewRelease, tmp_path: Path) -> None:
+    """It finds the instances as they come and go, and nobody else asks them."""
+    half = {"rollout.weight": 0.5, "rollout.steps": "[]", "rollout.analysis.window": "5s"}
+    judged = release(**QUICK | half | {"rollout.analysis.probe": "false"})
+    consul = Consul(judged.sandbox.env)
+
+    def instances() -> list[str]:
+        return [f"{one.address}:{one.port}" for one in consul.instances(f"{judged.job}-chat")]
+
+    def queries() -> float:
+        shown = httpx.get(f"{address}/metrics").text
+        counted = re.findall(r'^prometheus_http_requests_total{.*handler="/api/v1/query"} (\S+)', shown, re.M)
+        return sum(map(float, counted))
+
+    with prometheus.discovering(instances) as url, prometheus.running(tmp_path, url) as address:
+        judged.settings["models.chat.rollout.analysis.prometheus.address"] = address
+        judged.run()
+        judged.wait_until_routed(1024)
+        with Load(judged.address, per_second=20):
+            broken: dict[str, Any] = {"env.VLLMJOBS_STANDIN_FAILURE": "error-rate=1"}
+            with deploying(judged, max_model_len=2048, **broken) as refused:
+                assert refused.end() == 4, refused.evidence()
+                assert "error_rate is 100 %" in refused.wait_for("done")["text"]
+            before = queries()
+            assert before > 0
+            promoted = succeeded(deploying(judged, max_model_len=2048))
+            assert "pass" in {
+                event["data"]["verdict"]["result"] for event in promoted.events if event["kind"] == "verdict"
+            }
+            assert queries() > before

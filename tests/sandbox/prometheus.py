@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from threading import Thread
 
 import httpx
 
@@ -19,11 +21,41 @@ READY = 30.0  # seconds
 
 
 @contextmanager
-def running(folder: Path, targets: Iterable[str], interval: str = "1s") -> Iterator[str]:
-    """Run one over these `host:port`s until the context ends; yields its address."""
+def discovering(targets: Callable[[], Iterable[str]]) -> Iterator[str]:
+    """Serve `host:port`s that change, until the context ends; yields the URL where `running` finds them."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            body = json.dumps([{"targets": sorted(targets())}]).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@contextmanager
+def running(folder: Path, targets: Iterable[str] | str, interval: str = "1s") -> Iterator[str]:
+    """Run one over these `host:port`s until the context ends; yields its address.
+
+    In place of them, the URL of `discovering`.
+    """
+    found = (
+        {"http_sd_configs": [{"url": targets, "refresh_interval": interval}]}
+        if isinstance(targets, str)
+        else {"static_configs": [{"targets": sorted(targets)}]}
+    )
     config = {
         "global": {"scrape_interval": interval, "scrape_timeout": interval},
-        "scrape_configs": [{"job_name": "vllm", "static_configs": [{"targets": sorted(targets)}]}],
+        "scrape_configs": [{"job_name": "vllm", **found}],
     }
     block = ports.take_block()
     address = f"127.0.0.1:{block.take()}"
