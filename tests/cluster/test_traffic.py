@@ -34,6 +34,7 @@ POINTS = 0.02
 # By share, as many requests as tell two points from chance: more than three standard deviations.
 REQUESTS = {0.05: 2000, 0.25: 6000, 0.5: 8000, 1.0: 1000}
 WORKERS = 4
+STREAMS = 8
 COMPLETION = {"model": "chat", "prompt": "Why?", "max_tokens": 2}
 
 
@@ -449,6 +450,46 @@ class TestNothingIsDropped:
                 break
         print(f"cured: {cured}, {failed} failed")
         assert bool(failed) != cured
+
+    @pytest.mark.parametrize("cured", [True, False], ids=["cured", "not-cured"])
+    @pytest.mark.parametrize("kind", ["fabio", "nginx"])
+    def test_at_a_promotion_while_streams_are_in_flight(
+        self, job: Callable[..., Job], kind: str, cured: bool
+    ) -> None:
+        """The cure is the time that an engine has for what it has begun: --shutdown-timeout."""
+
+        def hasty(hcl: str) -> str:
+            changed, count = re.subn(r'"--shutdown-timeout=.*",', "", hcl)
+            assert count == 1
+            return changed
+
+        slow = {"drain.shutdown_delay": "1s", "env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": 25}
+        released = job(kind, slow, replicas=1)
+        released.run_canaries(*[] if cured else [hasty])
+        begun = threading.Barrier(STREAMS + 1)
+        with ThreadPoolExecutor(STREAMS) as clients:
+            streams = [clients.submit(stream, released, begun) for _ in range(STREAMS)]
+            begun.wait(SOON)
+            released.promote()
+            failed = [said for one in streams if (said := one.result())]
+        print(f"cured: {cured}, {len(failed)} of {STREAMS} failed, {failed[:1]}")
+        assert bool(failed) != cured
+
+
+def stream(job: Job, begun: threading.Barrier) -> str:
+    """What is wrong with an answer of some six seconds; when it has its first piece, others are awaited."""
+    asked = COMPLETION | {"max_tokens": 150, "ignore_eos": True, "stream": True}
+    try:
+        with (
+            http() as client,
+            client.stream("POST", f"{job.address}/v1/completions", json=asked, headers=job.headers) as answer,
+        ):
+            lines = answer.raise_for_status().iter_lines()
+            next(lines)
+            begun.wait(SOON)
+            return "" if "data: [DONE]" in lines else "it has no end"
+    except httpx.HTTPError as error:
+        return repr(error)
 
 
 def answers(job: Job) -> bool:
