@@ -31,8 +31,8 @@ OLD, NEW = 1024, 2048
 JOB, SERVICE = "vllm-dev", "vllm-dev-chat"
 SOON = 20.0  # seconds, from a change in Consul to all that follows from it
 POINTS = 0.02
-# By share, as many requests as tell two points from chance: more than three standard deviations.
-REQUESTS = {0.05: 2000, 0.25: 6000, 0.5: 8000, 1.0: 1000}
+# By share, as many requests as make two points four standard deviations: both balancers choose by chance.
+REQUESTS = {0.05: 2000, 0.25: 7500, 0.5: 10_000, 1.0: 1000}
 WORKERS = 4
 STREAMS = 8
 COMPLETION = {"model": "chat", "prompt": "Why?", "max_tokens": 2}
