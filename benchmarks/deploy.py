@@ -29,6 +29,7 @@ from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 from sandbox.cluster import Sandbox
+from sandbox.deploying import Command
 from sandbox.jobs import Json
 from sandbox.process import wait_until
 
@@ -100,16 +101,21 @@ def show(took: dict[str, list[Took]]) -> None:
 
 
 def calls(sandbox: Sandbox) -> None:
-    """What is asked of Nomad in a minute of analysis."""
-    print("## Requests to Nomad while a canary is judged\n")
+    """What is asked of Nomad in a minute, from the registration on; half of the time a canary is judged."""
+    print("## Requests to Nomad while a release is followed\n")
     settings = QUICK | {
         "models.chat.rollout.analysis": "{window: 60s, interval: 10s, min_requests: 5}",
     }
     deploy(sandbox, "dev", settings)
     with counting(sandbox.nomad_address) as (address, counts):
         changed = settings | {"models.chat.max_model_len": LENGTHS[1]}
-        began = time.monotonic()
-        deploy(sandbox, "dev", changed, {"NOMAD_ADDR": address})
+        words = ["deploy", "dev", "--job", "vllm", *options(changed)]
+        with Command(sandbox, words, env={"NOMAD_ADDR": address}) as command:
+            command.wait_for("registered")
+            counts.clear()  # of check, plan and gate
+            began = time.monotonic()
+            if code := command.end(END):
+                sys.exit(f"exit {code}\n{command.evidence()}")
         minutes = (time.monotonic() - began) / 60
     print("| request | a minute |\n|---|---:|")
     for path, count in counts.most_common():
