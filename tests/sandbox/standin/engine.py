@@ -11,6 +11,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import NamedTuple
 
+from sandbox.standin.core import Core
 from sandbox.standin.flags import Flags
 from sandbox.standin.knobs import Knobs
 from sandbox.standin.metrics import Metrics
@@ -55,8 +56,9 @@ class Sequence:
 class Engine:
     """Takes requests and answers them in time, unless a failure mode says otherwise."""
 
-    def __init__(self, flags: Flags, knobs: Knobs, metrics: Metrics) -> None:
+    def __init__(self, flags: Flags, knobs: Knobs, metrics: Metrics, core: Core | None = None) -> None:
         self._knobs = knobs
+        self._core = core
         self._metrics = metrics
         self._max_running = flags.max_num_seqs
         self._waiting: deque[Sequence] = deque()
@@ -83,7 +85,7 @@ class Engine:
         accepted, self._accepted = self._accepted, self._accepted + 1
         failure = self._knobs.failure
         if failure.exit_0_after is not None and accepted >= failure.exit_0_after:
-            self._die()
+            self.die()
             raise EngineDeadError
         if int(self._accepted * failure.error_rate) > int(accepted * failure.error_rate):
             self._metrics.failed()
@@ -118,10 +120,12 @@ class Engine:
                 self._abort(sequence)
 
     async def run(self) -> None:
-        """Step for ever; sleeps while there is no work."""
+        """Step until its core is gone; sleeps while there is no work."""
         pause = min(1 / self._knobs.tokens_per_second, LONGEST_STEP)
         while True:
             await self._work.wait()
+            if self._core and not await self._core.step():
+                return self.die()
             self._step(time.monotonic())
             await asyncio.sleep(pause)
             if not self.busy:
@@ -175,7 +179,7 @@ class Engine:
             return
         self._metrics.finished(sequence, "abort")
 
-    def _die(self) -> None:
+    def die(self) -> None:
         """End as vLLM's engine process does: active requests fail (vllm-project/vllm#48966)."""
         for sequence in (*self._running, *self._waiting):
             sequence.outbox.put_nowait(EngineDeadError())

@@ -13,6 +13,7 @@ must also run on vLLM.
 | LINGER_SECONDS | 10 | how long an abort hangs around when requests were in flight (vLLM: > 10 s) |
 | EXIT_SECONDS | 1 | from drained to gone (vLLM: about 7 s) |
 | DEATH_SECONDS | 1 | from the engine's death to exit 0 (vLLM: within 5 s) |
+| WORKERS | 0 | with an EngineCore and so many workers, as processes of their own; 0 for one process |
 | FAILURE | none | a comma list of the modes below |
 
 | failure mode | what happens |
@@ -61,6 +62,7 @@ class Knobs:
     linger_seconds: float = 10.0
     exit_seconds: float = 1.0
     death_seconds: float = 1.0
+    workers: int = 0
     failure: Failure = field(default_factory=Failure)
 
 
@@ -154,6 +156,7 @@ _KNOBS: dict[str, Callable[[str], Any]] = {
     "LINGER_SECONDS": _seconds,
     "EXIT_SECONDS": _seconds,
     "DEATH_SECONDS": _seconds,
+    "WORKERS": _count,
     "FAILURE": _failure,
 }
 

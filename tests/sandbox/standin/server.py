@@ -11,9 +11,10 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Awaitable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from typing import TYPE_CHECKING
 
+from sandbox.standin.core import Core
 from sandbox.standin.flags import Flags
 from sandbox.standin.knobs import Knobs
 
@@ -39,31 +40,60 @@ async def serve(flags: Flags, knobs: Knobs) -> int:
         log.error("%s:%d: %s", flags.host, flags.port, error)
         return 1
     with listener:
-        loading = asyncio.create_task(_load(flags, knobs))
-        await _first(loading, stop.wait())
-        if not loading.done():
-            return 0
-        if knobs.failure.exit_1_before_ready:
-            log.error("RuntimeError: Engine core initialization failed. (stand-in: exit-1-before-ready)")
-            return 1
-        server, engine = loading.result()
-        serving = asyncio.create_task(server.serve(sockets=[listener]))
-        stepping = asyncio.create_task(engine.run())
-        await _first(stop.wait(), engine.died.wait(), serving, stepping)
-        for broken in (task for task in (serving, stepping) if task.done()):
-            broken.result()
-        linger = await _end(flags, knobs, server, engine)
-        server.should_exit = True
-        await serving
+        async with _core(knobs.workers) as core:
+            code, linger = await _serve(flags, knobs, listener, stop, core)
     await asyncio.sleep(linger)
-    log.info("Shutdown complete.")
-    return 0
+    if not code:
+        log.info("Shutdown complete.")
+    return code
+
+
+async def _serve(
+    flags: Flags, knobs: Knobs, listener: socket.socket, stop: asyncio.Event, core: Core | None
+) -> tuple[int, float]:
+    """Load and serve; the exit code, and how long to hang around after the port is closed."""
+    loading = asyncio.create_task(_load(flags, knobs, core))
+    await _first(loading, stop.wait())
+    if not loading.done():
+        return 0, 0.0
+    server, engine = loading.result()
+    watching = asyncio.create_task(_watch(core, engine))
+    if knobs.failure.exit_1_before_ready:
+        log.error("RuntimeError: Engine core initialization failed. (stand-in: exit-1-before-ready)")
+        return 1, 0.0
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    stepping = asyncio.create_task(engine.run())
+    await _first(stop.wait(), engine.died.wait(), serving, stepping)
+    for broken in (task for task in (serving, stepping) if task.done()):
+        broken.result()
+    linger = await _end(flags, knobs, server, engine)
+    server.should_exit = True
+    watching.cancel()
+    await serving
+    return 0, linger
+
+
+@contextlib.asynccontextmanager
+async def _core(workers: int) -> AsyncIterator[Core | None]:
+    """EngineCore and its workers, where there are to be any."""
+    core = await Core.start(workers) if workers else None
+    try:
+        yield core
+    finally:
+        if core:
+            await core.stop()
+
+
+async def _watch(core: Core | None, engine: "Engine") -> None:
+    if core:
+        await core.ended()
+        engine.die()
 
 
 async def _end(flags: Flags, knobs: Knobs, server: "uvicorn.Server", engine: "Engine") -> float:
     """Finish or cut what is in flight; how long to hang around after the port is closed."""
     if engine.died.is_set():
-        log.error("EngineCore died (stand-in: exit-0-after)")  # and yet exit 0: vllm-project/vllm#48966
+        log.error("EngineCore died")  # and yet exit 0: vllm-project/vllm#48966
         await asyncio.sleep(knobs.death_seconds)
         return 0
     engine.draining = True
@@ -91,7 +121,7 @@ def _cut(server: "uvicorn.Server") -> None:
             connection.transport.abort()
 
 
-async def _load(flags: Flags, knobs: Knobs) -> "tuple[uvicorn.Server, Engine]":
+async def _load(flags: Flags, knobs: Knobs, core: Core | None) -> "tuple[uvicorn.Server, Engine]":
     """Pretend to load a model; the imports that take time happen meanwhile."""
     ready_at = asyncio.get_running_loop().time() + knobs.load_seconds
     log.info("Starting to load model %s on %d GPU(s)", flags.model, flags.tensor_parallel_size)
@@ -113,7 +143,7 @@ async def _load(flags: Flags, knobs: Knobs) -> "tuple[uvicorn.Server, Engine]":
             log.info("Application startup complete.")
 
     metrics = Metrics(flags.served_model_name[0])
-    engine = Engine(flags, knobs, metrics)
+    engine = Engine(flags, knobs, metrics, core)
     config = uvicorn.Config(
         build(flags, knobs, engine, metrics),
         loop="asyncio",
