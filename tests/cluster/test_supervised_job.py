@@ -75,6 +75,28 @@ def test_an_engine_that_dies_is_restarted_in_its_allocation(supervised: Release)
     supervised.wait_until_routed(1024)
 
 
+def test_an_engine_that_is_given_up_is_placed_anew_by_nomad_alone(release: NewRelease) -> None:
+    """The supervisor's budget is the only one: Nomad restarts nothing in place."""
+    failing = {"env.VLLMJOBS_STANDIN_FAILURE": "exit-1-before-ready", "env.VLLMJOBS_RESTARTS": '"1"'}
+    job = release(entrypoint=SUPERVISED, replicas=1, **failing)
+    hcl = job.render()
+    assert 'delay          = "30s"' in hcl  # until it is placed again: the only change
+    job.sandbox.run(hcl.replace('delay          = "30s"', 'delay          = "5s"'))
+
+    def placed_anew() -> list[Json] | None:
+        found: list[Json] = job.sandbox.nomad.job.get_allocations(job.job)
+        ended = [one for one in found if one["ClientStatus"] == "failed"]
+        return ended if len(found) > len(ended) > 0 else None
+
+    ended = wait_until(placed_anew, SOON, "it is placed anew", evidence=lambda: job.sandbox.evidence(job.job))
+    for one in ended:
+        task = one["TaskStates"]["vllm"]
+        (terminated,) = (event for event in task["Events"] if event["Type"] == "Terminated")
+        assert (terminated["ExitCode"], task["Restarts"]) == (1, 0)
+        said = job.sandbox.nomad_cli("alloc", "logs", one["ID"], "vllm").stdout
+        assert said.count('"event": "instance_started"') == 2
+
+
 def test_a_stream_on_its_way_ends_whole_when_the_job_is_stopped(supervised: Release) -> None:
     (allocation,) = supervised.allocations()
     service = instance(supervised)["Service"]

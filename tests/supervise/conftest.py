@@ -1,11 +1,11 @@
 """A test that wants a supervisor takes `supervise`, GPUs `library`; a machine is `machine`, or `one`."""
 
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from sandbox import live
 from sandbox.box import Machine
 from sandbox.supervised import Supervise, supervising
 
@@ -19,11 +19,7 @@ def supervise(tmp_path: Path) -> Iterator[Supervise]:
 @pytest.fixture(scope="session")
 def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with an NVML whose GPUs are made up, for LD_LIBRARY_PATH: nvml_live.c."""
-    source = Path(__file__).with_name("nvml_live.c")
-    folder = tmp_path_factory.mktemp("driver")
-    flags = ("-shared", "-fPIC", "-Wall", "-Wextra", "-Werror", "-D_GNU_SOURCE")
-    subprocess.run(["gcc", *flags, "-o", folder / "libnvidia-ml.so.1", source], check=True)
-    return folder
+    return live.library(tmp_path_factory.mktemp("driver"))
 
 
 @pytest.fixture

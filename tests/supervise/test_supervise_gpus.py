@@ -4,49 +4,23 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
 
+from sandbox.live import GIB, Live, uuid
 from sandbox.process import wait_until
 from sandbox.supervised import Supervise, Supervised
 from vllmjobs.supervisor.model import GAVE_UP, GPU_FATAL
 
-GIB = 2**30
 WITHIN = 60.0  # seconds; a look comes every five
 
 
-def uuid(number: int) -> str:
-    return f"GPU-{number}0000000-1111-2222-3333-444444444444"
-
-
-def gpu(number: int, **more: object) -> dict[str, str]:
-    """What a healthy GPU says, and how much of it is in use."""
-    said = {
-        "NAME": "NVIDIA H100 80GB HBM3",
-        "UUID": uuid(number),
-        "MEMORY": 80 * GIB,
-        "USED": 0,
-        "EVENTS": 8,
-        "CLOCKS": 0,
-        "RECOVERY": 0,
-        "REMAPPED": "0,0,0,0",
-        "COMPUTE": "",
-        **more,
-    }
-    return {f"GPU{number}_{key}": str(value) for key, value in said.items()}
-
-
-class OnGpus:
+class OnGpus(Live):
     """A supervisor on GPUs, to which things can happen."""
 
-    def __init__(self, supervised: Supervised, live: Path) -> None:
-        self.supervised, self._live = supervised, live
-
-    def happens(self, line: str) -> None:
-        """Let NVML say an event or change an answer."""
-        self._live.write_text(f"{line}\n")
+    supervised: Supervised
 
 
 Start = Callable[..., OnGpus]
@@ -54,16 +28,15 @@ Start = Callable[..., OnGpus]
 
 @pytest.fixture
 def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Start:
-    """Start engines, each on a GPU of its own: `on_gpus(2)`."""
-    live = tmp_path / "live"
-    os.mkfifo(live)
+    """Start engines, so many GPUs under each: `on_gpus(2)`, `on_gpus(each=[1, 2])`."""
 
-    def start(engines: int = 1, each: int = 1, limits: dict[str, float] | None = None) -> OnGpus:
-        env = {"LD_LIBRARY_PATH": str(library), "NVML_LIVE": str(live), "NVML_GPUS": str(engines * each)}
-        for number in range(engines * each):
-            env |= gpu(number)
-        of_each = [[uuid(number * each + one) for one in range(each)] for number in range(engines)]
-        return OnGpus(supervise(engines=engines, env=env, gpus=of_each, limits=limits), live)
+    def start(engines: int = 1, each: Sequence[int] = (), limits: dict[str, float] | None = None) -> OnGpus:
+        each = each or [1] * engines
+        found = OnGpus(library, tmp_path / "live", [uuid(number) for number in range(sum(each))])
+        names = iter(found.uuids)
+        gpus = [[next(names) for _ in range(count)] for count in each]
+        found.supervised = supervise(engines=len(each), env=found.env, gpus=gpus, limits=limits)
+        return found
 
     return start
 
@@ -81,7 +54,7 @@ def test_a_fatal_error_of_the_only_gpu_ends_all_with_exit_code_70(on_gpus: Start
     found = on_gpus()
     one = found.supervised
     one.wait_until_ready()
-    found.happens("xid 0 79 4294967295")
+    found.xid(uuid(0), 79)
     condemned = one.wait_for("gpu_condemned")
     assert condemned["gpu"] == uuid(0)
     assert condemned["reason"].startswith("XID 79 ")
@@ -95,7 +68,7 @@ def test_the_engine_on_the_other_gpu_serves_on(on_gpus: Start) -> None:
     for name in ("chat-0", "chat-1"):
         two.wait_for("instance_ready", name)
     other = two.pid("chat-1")
-    found.happens("xid 0 48 4294967295")
+    found.xid(uuid(0), 48)
     two.wait_until_phase("given_up", "chat-0")
     assert two.pid("chat-1") == other
     assert two.complete(1).status_code == 200
@@ -114,7 +87,7 @@ def test_an_error_of_the_program_is_only_said(on_gpus: Start) -> None:
     found = on_gpus()
     one = found.supervised
     one.wait_until_ready()
-    found.happens("xid 0 31 4294967295")
+    found.xid(uuid(0), 31)
     one.wait_for("gpu_watch")
     assert one.get("/ready")[0] == 200
     assert one.said("gpu_condemned") == []
