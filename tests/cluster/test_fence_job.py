@@ -24,7 +24,9 @@ SOON = 60.0
 def live(sandbox: Sandbox, tmp_path: Path) -> Iterator[Live]:
     """An NVML that knows the GPUs of all nodes; at the end, no node is fenced."""
     gpus = [gpu for node in sandbox.nodes for gpu in sandbox.gpus(node)]
-    yield Live(library(tmp_path), tmp_path / "live", gpus)
+    live = Live(library(tmp_path), tmp_path / "live", gpus)
+    yield live
+    live.close()
     for node in fenced(sandbox):
         lifted = sandbox.nomad_cli("node", "meta", "apply", "-node-id", node, "-unset", META)
         assert lifted.returncode == 0, lifted.stderr

@@ -32,7 +32,7 @@ def gpu(number: int, **more: object) -> dict[str, str]:
         "USED": 0,
         "EVENTS": 8,
         "CLOCKS": 0,
-        "RECOVERY": 0,
+        "RECOVERY": "!3",  # as a driver that does not know of it: then XIDs decide
         "REMAPPED": "0,0,0,0",
         "COMPUTE": "",
         **more,
@@ -45,7 +45,7 @@ class Live:
 
     def __init__(self, library: Path, path: Path, uuids: list[str]) -> None:
         os.mkfifo(path)
-        self._path = path
+        self._pipe = os.open(path, os.O_RDWR)  # which waits for nobody, and keeps what nobody has read
         self.uuids = uuids
         self.env = {
             "LD_LIBRARY_PATH": str(library),
@@ -57,7 +57,11 @@ class Live:
 
     def happens(self, line: str) -> None:
         """Let NVML say an event or change an answer."""
-        self._path.write_text(f"{line}\n")
+        os.write(self._pipe, f"{line}\n".encode())
+
+    def close(self) -> None:
+        """Say no more."""
+        os.close(self._pipe)
 
     def xid(self, name: str, code: int) -> None:
         """Let the driver report an error of a GPU."""

@@ -102,6 +102,21 @@ def test_some_xids_are_fatal(code: int, is_tensor_parallel: bool) -> None:
     assert only(Xid(GPU, code), is_tensor_parallel).what == "fatal"
 
 
+@pytest.mark.parametrize("code", [*FATAL, *LINK])
+def test_where_the_driver_says_what_it_needs_an_xid_alone_condemns_nothing(code: int) -> None:
+    history, verdicts = after((0.0, WELL), (1.0, Xid(GPU, code)), is_tensor_parallel=True)
+    assert verdicts[1].what == "degrade"
+    assert health(history, GPU, 1.0) == "degraded"
+    history, (then,) = after((1.5, replace(WELL, recovery_action=1)), history=history)
+    assert then == Verdict("fatal", "the driver asks to reset the GPU")
+
+
+def test_nor_do_many_incidents() -> None:
+    incidents = [(100.0 * number, Xid(GPU, 31)) for number in range(FAULTS + 1)]
+    verdicts = after((0.0, WELL), *incidents)[1]
+    assert [verdict.what for verdict in verdicts[1:]] == ["watch", "watch", "degrade", "degrade"]
+
+
 def test_an_xid_is_called_by_its_name() -> None:
     assert only(Xid(GPU, 79)).reason == "XID 79 (GPU has fallen off the bus)"
 

@@ -285,7 +285,7 @@ def cmdline(pid: int) -> bytes:
 def test_sigterm_ends_it_while_nvml_hangs(start: Start) -> None:
     watch = start(NVML_GPUS=1, **h100(0))
     watch.wait_for(Look)
-    watch.happens("GPU0_CLOCKS=hang")
+    watch.happens("GPU0_CLOCKS=hang:/")
     watch.look()
     wait_until(lambda: "pause" in wchan(watch.process.pid), 20, "it hangs", ignoring=(OSError,))
     assert not watch.reader.is_hung(time.monotonic())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -27,18 +27,29 @@ Start = Callable[..., OnGpus]
 
 
 @pytest.fixture
-def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Start:
+def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Iterator[Start]:
     """Start engines, so many GPUs under each: `on_gpus(2)`, `on_gpus(each=[1, 2])`."""
 
-    def start(engines: int = 1, each: Sequence[int] = (), limits: dict[str, float] | None = None) -> OnGpus:
+    made: list[OnGpus] = []
+
+    def start(
+        engines: int = 1,
+        each: Sequence[int] = (),
+        limits: dict[str, float] | None = None,
+        clocks: str = "0",
+    ) -> OnGpus:
         each = each or [1] * engines
         found = OnGpus(library, tmp_path / "live", [uuid(number) for number in range(sum(each))])
+        made.append(found)
+        found.env["GPU0_CLOCKS"] = clocks
         names = iter(found.uuids)
         gpus = [[next(names) for _ in range(count)] for count in each]
         found.supervised = supervise(engines=len(each), env=found.env, gpus=gpus, limits=limits)
         return found
 
-    return start
+    yield start
+    for one in made:
+        one.close()
 
 
 def test_what_it_runs_on_is_said_and_shown(on_gpus: Start) -> None:
@@ -83,14 +94,58 @@ def test_a_gpu_that_is_lost_is_fatal(on_gpus: Start) -> None:
     assert found.supervised.end() == GPU_FATAL
 
 
-def test_an_error_of_the_program_is_only_said(on_gpus: Start) -> None:
+@pytest.mark.parametrize(("code", "event"), [(43, "gpu_log"), (31, "gpu_watch"), (74, "gpu_degrade")])
+def test_other_errors_are_only_said(on_gpus: Start, code: int, event: str) -> None:
     found = on_gpus()
     one = found.supervised
     one.wait_until_ready()
-    found.xid(uuid(0), 31)
-    one.wait_for("gpu_watch")
+    found.xid(uuid(0), code)
+    assert one.wait_for(event)["reason"].startswith(f"XID {code} ")
     assert one.get("/ready")[0] == 200
     assert one.said("gpu_condemned") == []
+
+
+def test_the_third_error_of_the_program_in_an_hour_is_the_fault_of_its_gpu(on_gpus: Start) -> None:
+    """Those that are 10 s apart: until then they are one incident."""
+    found = on_gpus()
+    one = found.supervised
+    one.wait_until_ready()
+
+    def condemned() -> bool:
+        found.xid(uuid(0), 31)
+        return bool(one.said("gpu_condemned"))
+
+    wait_until(condemned, WITHIN, "the GPU is condemned", evidence=one.evidence)
+    assert one.said("gpu_condemned")[0]["reason"].endswith(", 3 such incidents in an hour")
+    assert one.end() == GPU_FATAL
+
+
+def test_a_faulty_link_is_fatal_to_an_engine_on_several_gpus_alone(on_gpus: Start) -> None:
+    found = on_gpus(each=[1, 2])
+    two = found.supervised
+    for name in ("chat-0", "chat-1"):
+        two.wait_for("instance_ready", name)
+    found.xid(uuid(0), 74)
+    assert two.wait_for("gpu_degrade")["gpu"] == uuid(0)
+    found.xid(uuid(2), 74)
+    assert two.wait_for("gpu_condemned")["gpu"] == uuid(2)
+    two.wait_until_phase("given_up", "chat-1")
+    assert two.complete(0).status_code == 200
+
+
+def test_where_the_driver_says_what_it_needs_an_error_alone_condemns_nothing(on_gpus: Start) -> None:
+    found = on_gpus()
+    one = found.supervised
+    one.wait_until_ready()
+    found.happens("GPU0_RECOVERY=0")
+    found.happens("GPU0_CLOCKS=8")  # said once a look has shown it
+    one.wait_for("gpu_log")
+    found.xid(uuid(0), 48)
+    assert one.wait_for("gpu_degrade")["reason"].endswith(", but the driver asks for no recovery")
+    assert one.get("/ready")[0] == 200
+    found.happens("GPU0_RECOVERY=1")
+    assert one.wait_for("gpu_condemned")["reason"] == "the driver asks to reset the GPU"
+    assert one.end() == GPU_FATAL
 
 
 def used(one: Supervised, gib: int) -> None:
@@ -129,11 +184,30 @@ def test_memory_that_is_never_free_gives_it_up(on_gpus: Start) -> None:
     assert one.said("gpu_memory_not_freed")[0]["gpus"] == [uuid(0)]
 
 
-def test_nvml_that_hangs_stops_nobody(on_gpus: Start) -> None:
-    """Not at once: that it is fatal after half a minute is told by a clock in test_gpu_policy.py."""
-    found = on_gpus()
+def test_nvml_that_hangs_for_half_a_minute_is_fatal(on_gpus: Start, tmp_path: Path) -> None:
+    """And until then stops nobody; what hangs is ended, and asked anew."""
+    hung = tmp_path / "hung"
+    found = on_gpus(clocks=f"hang:{hung}")
     one = found.supervised
     one.wait_until_ready()
-    found.happens("GPU0_CLOCKS=hang")
-    one.wait_for("gpu_watch")
+    one.wait_for("gpu_detected")
+    hung.touch()
+    assert one.wait_for("gpu_watch")["reason"] == "NVML does not answer (1 of 3 times in a row)"
     assert one.complete().status_code == 200
+    assert one.wait_for("gpu_condemned")["reason"] == "NVML does not answer (3 of 3 times in a row)"
+    assert one.end() == GPU_FATAL
+    assert len(one.said("gpu_watch")) == 2
+    assert one.said("node_not_fenced")[0]["gpu"] == uuid(0)
+
+
+def test_nvml_that_hangs_for_a_moment_is_asked_anew(on_gpus: Start, tmp_path: Path) -> None:
+    hung = tmp_path / "hung"
+    found = on_gpus(clocks=f"hang:{hung}")
+    one = found.supervised
+    one.wait_for("gpu_detected")
+    hung.touch()
+    one.wait_for("gpu_watch")
+    hung.unlink()
+    wait_until(lambda: one.get("/health")[1]["gpu_available"], WITHIN, "it answers", evidence=one.evidence)
+    found.xid(uuid(0), 43)
+    one.wait_for("gpu_log")

@@ -298,7 +298,7 @@ def _xid(gpu: Gpu, code: int, now: float, is_tensor_parallel: bool) -> tuple[Gpu
     reason = f"XID {code} ({name})"
     match together if is_tensor_parallel else alone:
         case "fatal":
-            return gpu, Verdict("fatal", reason)
+            return gpu, _condemned(gpu, reason)
         case "degrade":
             return gpu, Verdict("degrade", reason)
         case "restart":
@@ -307,10 +307,17 @@ def _xid(gpu: Gpu, code: int, now: float, is_tensor_parallel: bool) -> tuple[Gpu
                 faults = (*faults, now)
             gpu = replace(gpu, faults=faults)
             if len(faults) >= FAULTS:
-                return gpu, Verdict("fatal", f"{reason}, {FAULTS} such incidents in an hour")
+                return gpu, _condemned(gpu, f"{reason}, {FAULTS} such incidents in an hour")
             return gpu, Verdict("watch", reason)
         case _:
             return gpu, Verdict("log", reason)
+
+
+def _condemned(gpu: Gpu, reason: str) -> Verdict:
+    """By an XID, unless the driver itself says that this GPU needs no recovery; a change of that is fatal."""
+    if gpu.look and gpu.look.recovery_action == 0:
+        return Verdict("degrade", f"{reason}, but the driver asks for no recovery")
+    return Verdict("fatal", reason)
 
 
 def _once(gpu: Gpu, reason: str, now: float) -> tuple[Gpu, Verdict]:

@@ -28,23 +28,24 @@ class Gpus:
         happen: Callable[[Condemned], None],
         say: Callable[[Say], None],
     ) -> None:
-        self._wanted, self._is_tensor_parallel = _of(children)
+        self._wanted = _of(children)
         self._processes, self._happen, self._say = processes, happen, say
         self._loop = asyncio.get_running_loop()
         self._reader = GpuReader(self._loop.time())
         self._history = gpu_policy.History()
         self._pipes: tuple[int, ...] = ()
         self._timer: asyncio.TimerHandle | None = None
+        self._pause = AGAIN_S
         self._is_closed = False
 
     def watch(self, children: Iterable[Child]) -> None:
         """Watch the GPUs of these children from now on."""
         before = self._wanted
-        self._wanted, self._is_tensor_parallel = _of(children)
-        if set(self._wanted) == set(before):
+        self._wanted = _of(children)
+        if self._wanted.keys() == before.keys():
             return
         if self._pipes:
-            self._processes.terminate(WATCH)  # and `ended` starts it again
+            self._again()
         else:
             self.start()
 
@@ -68,7 +69,8 @@ class Gpus:
         """Start it again, unless there is nothing to watch."""
         self._let_go()
         if not self._reader.is_over and not self._is_closed:
-            self._timer = self._loop.call_later(AGAIN_S, self.start)
+            self._timer = self._loop.call_later(self._pause, self.start)
+        self._pause = AGAIN_S
 
     def close(self) -> None:
         """End it: its stdin ends."""
@@ -127,6 +129,8 @@ class Gpus:
         is_first = not self._reader.looks
         for seen in self._reader.feed(data, self._loop.time()):
             self._judge(seen)
+            if isinstance(seen, gpu_policy.Xid):
+                self.look()  # at what the driver makes of it
         if is_first and self._reader.looks:
             self._say(
                 Say("gpu_detected", fields={"gpus": [look.name for look in self._reader.looks.values()]})
@@ -134,12 +138,12 @@ class Gpus:
         self._wait()
 
     def _judge(self, event: gpu_policy.Event) -> None:
-        now = self._loop.time()
-        self._history, verdict = gpu_policy.judge(self._history, event, now, self._is_tensor_parallel)
-        if not verdict.is_new:
-            return
         uuid = getattr(event, "gpu", None)
         name = self._name(uuid) if uuid else None
+        is_tensor_parallel = self._wanted.get(name or "", False)
+        self._history, verdict = gpu_policy.judge(self._history, event, self._loop.time(), is_tensor_parallel)
+        if not verdict.is_new:
+            return
         if verdict.what != "fatal":
             fields = {"gpu": name, "reason": verdict.reason} if name else {"reason": verdict.reason}
             self._say(Say(f"gpu_{verdict.what}", _LEVELS[verdict.what], fields=fields))  # type: ignore[arg-type]
@@ -155,10 +159,15 @@ class Gpus:
     def _see_whether_it_hangs(self) -> None:
         if self._reader.is_hung(self._loop.time()):
             self._judge(gpu_policy.Hung())
-            self._processes.terminate(WATCH)  # SIGKILL amid a call may leave the driver worse
+            self._again()
             self._reader.started(self._loop.time())
         if not self._is_closed and not self._reader.is_over:
             self._wait()
+
+    def _again(self) -> None:
+        """End it, and start another at once."""
+        self._pause = 0.0
+        self._processes.terminate(WATCH)  # SIGKILL amid a call may leave the driver worse
 
     def _let_go(self) -> None:
         if self._timer:
@@ -179,7 +188,6 @@ class Gpus:
         return index if uuid not in self._wanted and index in self._wanted else uuid
 
 
-def _of(children: Iterable[Child]) -> tuple[tuple[str, ...], bool]:
-    """Their GPUs, and whether one child has several."""
-    each = [child.gpus for child in children]
-    return tuple(dict.fromkeys(gpu for gpus in each for gpu in gpus)), any(len(gpus) > 1 for gpus in each)
+def _of(children: Iterable[Child]) -> dict[str, bool]:
+    """Their GPUs, and of each whether its child has several: then it needs the links between them."""
+    return {gpu: len(child.gpus) > 1 for child in children for gpu in child.gpus}
