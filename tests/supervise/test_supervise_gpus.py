@@ -28,7 +28,10 @@ Start = Callable[..., OnGpus]
 
 @pytest.fixture
 def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Iterator[Start]:
-    """Start engines, so many GPUs under each: `on_gpus(2)`, `on_gpus(each=[1, 2])`."""
+    """Start engines, with so many GPUs each: `on_gpus(2)`, `on_gpus(each=[1, 2])`.
+
+    Answers are those of the first GPU.
+    """
 
     made: list[OnGpus] = []
 
@@ -36,12 +39,12 @@ def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Iterator[Sta
         engines: int = 1,
         each: Sequence[int] = (),
         limits: dict[str, float] | None = None,
-        clocks: str = "0",
+        **answers: object,
     ) -> OnGpus:
         each = each or [1] * engines
         found = OnGpus(library, tmp_path / "live", [uuid(number) for number in range(sum(each))])
         made.append(found)
-        found.env["GPU0_CLOCKS"] = clocks
+        found.env |= {f"GPU0_{key}": str(answer) for key, answer in answers.items()}
         names = iter(found.uuids)
         gpus = [[next(names) for _ in range(count)] for count in each]
         found.supervised = supervise(engines=len(each), env=found.env, gpus=gpus, limits=limits)
@@ -152,8 +155,8 @@ def used(one: Supervised, gib: int) -> None:
     """Wait until a look has shown that so much is in use."""
 
     def shown() -> bool:
-        (found,) = one.get("/health")[1]["memory_usage"]["gpus"]
-        return bool(found["used_bytes"] == gib * GIB)
+        gpus = one.get("/health")[1]["memory_usage"]["gpus"]
+        return [gpu["used_bytes"] for gpu in gpus] == [gib * GIB]
 
     wait_until(shown, WITHIN, f"{gib} GiB are in use", evidence=one.evidence)
 
@@ -184,10 +187,37 @@ def test_memory_that_is_never_free_gives_it_up(on_gpus: Start) -> None:
     assert one.said("gpu_memory_not_freed")[0]["gpus"] == [uuid(0)]
 
 
+@pytest.fixture
+def killed(on_gpus: Start) -> OnGpus:
+    """A supervisor that was killed, and started again while what it left holds 70 GiB."""
+    found = on_gpus(USED=70 * GIB, limits={"gone": 1})
+    one = found.supervised
+    one.wait_until_ready()
+    one.process.kill()
+    one.process.wait()
+    one.start()
+    one.wait_for("leftovers_killed")
+    used(one, 70)
+    assert one.instance()["phase"] == "clearing"
+    return found
+
+
+def test_the_gpu_of_what_was_left_has_to_be_empty_before_the_next_start(killed: OnGpus) -> None:
+    killed.happens("GPU0_USED=0")
+    killed.supervised.wait_for("instance_ready", count=2)
+
+
+def test_a_stop_while_leftovers_are_cleared_starts_nothing(killed: OnGpus) -> None:
+    one = killed.supervised
+    one.stop()
+    assert one.end() == 0
+    assert len(one.said("instance_started")) == 1
+
+
 def test_nvml_that_hangs_for_half_a_minute_is_fatal(on_gpus: Start, tmp_path: Path) -> None:
     """And until then stops nobody; what hangs is ended, and asked anew."""
     hung = tmp_path / "hung"
-    found = on_gpus(clocks=f"hang:{hung}")
+    found = on_gpus(CLOCKS=f"hang:{hung}")
     one = found.supervised
     one.wait_until_ready()
     one.wait_for("gpu_detected")
@@ -202,7 +232,7 @@ def test_nvml_that_hangs_for_half_a_minute_is_fatal(on_gpus: Start, tmp_path: Pa
 
 def test_nvml_that_hangs_for_a_moment_is_asked_anew(on_gpus: Start, tmp_path: Path) -> None:
     hung = tmp_path / "hung"
-    found = on_gpus(clocks=f"hang:{hung}")
+    found = on_gpus(CLOCKS=f"hang:{hung}")
     one = found.supervised
     one.wait_for("gpu_detected")
     hung.touch()

@@ -87,6 +87,8 @@ class Supervisor:
             self._loop.add_signal_handler(number, self.happen, StopAsked())
         for number in FORWARDED:
             self._loop.add_signal_handler(number, self._forward, number)
+        if settings.admin_path:  # on a box, where it tells of a terminal that was closed
+            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
         self._loop.add_signal_handler(signal.SIGCHLD, self._reap)
         try:
             for name, pids in self._processes.leftovers().items():
@@ -237,6 +239,10 @@ class Supervisor:
                 if ended.name in self._running:
                     self._running[ended.name].hear()
                 self.happen(Exited(ended.name, ended.status))
+
+    def _hang_up(self) -> None:
+        if not self._state.is_stopping:  # the shell says it, and then the kernel: that is no hurry
+            self.happen(StopAsked())
 
     def _forward(self, number: int) -> None:
         for name in self._running:
