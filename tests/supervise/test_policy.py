@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllmjobs.supervisor.changes import settled
 from vllmjobs.supervisor.model import (
     GAVE_UP,
     GPU_FATAL,
     OVER,
+    RUNNING,
     Action,
     Added,
     Child,
@@ -31,13 +32,13 @@ from vllmjobs.supervisor.model import (
     Say,
     Seen,
     Start,
-    State,
     StopAsked,
     Terminate,
     Tick,
 )
 from vllmjobs.supervisor.policy import begin, due, is_ready, step
 from vllmjobs.supervisor.restarts import JITTER
+from vllmjobs.supervisor.settings import Engine
 
 ONE = Plan((Child("chat-0", ("GPU-0",)),))
 TWO = Plan((Child("chat-0", ("GPU-0",)), Child("chat-1", ("GPU-1",))))
@@ -474,25 +475,74 @@ class TestABalancerInFront:
 
 # Random orders: a world that does, or does not do, what it is told.
 
+GPUS = ("GPU-0", "GPU-1", "GPU-2", "GPU-3")
+FRONT = Engine("nginx", ("nginx",), {}, port=9998, is_front=True)
+
+
+def engine(number: int, gpu: str) -> Engine:
+    return Engine(f"chat-{number}", ("serve",), {}, port=8000 + number, gpus=(gpu,))
+
 
 @dataclass
 class World:
     """What really runs; it checks each action against that."""
 
-    plan: Plan
+    engines: tuple[Engine, ...]
+    min_alive: int
     chance: random.Random
     is_stubborn: bool
+    now: float = 1000.0
+    awaited: dict[str, Engine | None] = field(default_factory=dict)
     alive: dict[str, str] = field(default_factory=dict)  # the engine on each GPU, or what is left of it
     running: set[str] = field(default_factory=set)
     starts: int = 0
     failures: dict[str, list[float]] = field(default_factory=dict)
+    in_a_row: dict[str, int] = field(default_factory=dict)
+    ready_at: dict[str, float] = field(default_factory=dict)  # of the life it is in
+    was_ready: set[str] = field(default_factory=set)
     clearing: set[str] = field(default_factory=set)
     ending: set[str] = field(default_factory=set)
     stuck: set[str] = field(default_factory=set)  # which SIGKILL did not end in time
     code: int | None = None
 
-    def do(self, actions: list[Action], now: float) -> None:
-        gpus = {child.name: child.gpus for child in self.plan.children}
+    def __post_init__(self) -> None:
+        self.take_on(self.engines)
+        self.state, actions = begin(self.plan, self.now)
+        self.do(actions)
+
+    def take_on(self, engines: tuple[Engine, ...]) -> None:
+        self.engines = engines
+        children = tuple(Child(one.name, one.gpus, one.is_front) for one in engines)
+        self.plan = Plan(children, min_alive=self.min_alive)
+
+    def go(self, event: Event, after: float) -> None:
+        """Let it happen, and do what is decided; then let go of engines, and take on others."""
+        self.now += after
+        if isinstance(event, Exited):
+            one = self.state.instances.get(event.child)
+            if one and one.phase in RUNNING and not one.is_planned:
+                self.failed(event.child)
+        self.state, done = step(self.plan, self.state, event, self.now)
+        self.do(done)
+        if Terminate("nginx") in done:
+            behind = {one.phase for name, one in self.state.instances.items() if name != "nginx"}
+            assert behind <= set(OVER), "stopped before what is behind it"
+        over = {name for name, one in self.state.instances.items() if one.phase in OVER}
+        engines, coming = settled(self.engines, self.awaited, over)
+        if not self.state.is_stopping and (coming or len(engines) < len(self.engines)):
+            names = {one.name for one in engines}
+            self.take_on(engines)
+            self.awaited = {
+                name: to for name, to in self.awaited.items() if name not in coming and (to or name in names)
+            }
+            for name in coming:
+                for forgotten in (self.failures, self.in_a_row, self.ready_at):
+                    forgotten.pop(name, None)
+                self.was_ready.discard(name)
+            self.go(Added(coming), 0.0)
+
+    def do(self, actions: list[Action]) -> None:
+        gpus = {one.name: one.gpus for one in self.engines}
         for action in actions:
             match action:
                 case Start(name):
@@ -502,11 +552,14 @@ class World:
                         self.alive[gpu] = name
                     self.running.add(name)
                     self.starts += 1
-                    recent = [at for at in self.failures.get(name, []) if at > now - self.plan.limits.window]
-                    assert len(recent) <= self.plan.limits.restarts, "more restarts than there are"
+                    self.see_that_it_may_start(name)
+                    self.ready_at.pop(name, None)
                 case Clear(name):
                     assert name not in self.running - self.stuck
                     self.clearing.add(name)
+                case Say("instance_ready", _, str(name)):
+                    self.ready_at[name] = self.now
+                    self.was_ready.add(name)
                 case Say("instance_cannot_be_killed", _, str(name)):
                     self.stuck.add(name)
                 case Terminate(name) | Kill(name):
@@ -515,12 +568,37 @@ class World:
                     assert self.code is None
                     self.code = code
 
-    def happen(self, over: Collection[str]) -> Event:
-        """Anything that may happen next; only what is over is added again."""
-        names = [child.name for child in self.plan.children]
-        name = self.chance.choice(names)
+    def failed(self, name: str) -> None:
+        limits = self.plan.limits
+        self.failures.setdefault(name, []).append(self.now)
+        if name in self.ready_at and self.now - self.ready_at[name] >= limits.steady:
+            self.in_a_row[name] = 0
+        self.in_a_row[name] = self.in_a_row.get(name, 0) + 1
+
+    def see_that_it_may_start(self, name: str) -> None:
+        """The budget of restarts, and the pause since the last failure."""
+        limits, failures = self.plan.limits, self.failures.get(name, [])
+        recent = [at for at in failures if at > self.now - limits.window]
+        budget = limits.restarts if name in self.was_ready else limits.restarts_never_ready
+        assert len(recent) <= budget, "more restarts than there are"
+        if failures:
+            pause = min(limits.backoff_most, limits.backoff * 2 ** (self.in_a_row[name] - 1))
+            assert self.now >= failures[-1] + pause - 0.001, "started too soon"
+
+    def cleared(self) -> list[str]:
+        """Those of which nothing runs, and whose GPUs nobody else has."""
+        gpus = {one.name: one.gpus for one in self.engines}
+        return [
+            name
+            for name in sorted(self.clearing - self.running)
+            if all(self.alive.get(gpu, name) == name for gpu in gpus.get(name, ()))
+        ]
+
+    def happen(self) -> Event:
+        """Anything that may happen next."""
+        name = self.chance.choice(self.engines).name
         kind = self.chance.choices(
-            ["tick", "seen", "exit", "clear", "end", "remove", "add", "condemn"], [8, 6, 2, 6, 6, 1, 2, 0.1]
+            ["tick", "seen", "exit", "clear", "end", "become", "condemn"], [8, 6, 2, 6, 6, 1.5, 0.1]
         )[0]
         if kind == "exit" and name in self.running:
             self.running.discard(name)
@@ -531,29 +609,25 @@ class World:
             self.running.discard(name)
             self.ending.discard(name)
             return Exited(name, 0)
-        if kind == "clear" and self.clearing - self.running:
-            name = sorted(self.clearing - self.running)[0]
+        if kind == "clear" and (cleared := self.cleared()):
+            name = cleared[0]
             self.clearing.discard(name)
             self.alive = {gpu: on for gpu, on in self.alive.items() if on != name}
             return Cleared(name)
         if kind == "seen" and name in self.running:
             serves, progress = self.chance.random() < 0.7, self.chance.random() < 0.8
             return Seen(name, serves, progress, self.chance.choice([None, 0, 1, 7]))
-        if kind == "remove":
-            return RemoveAsked(name)
-        if kind == "add" and name in over:
-            self.failures.pop(name, None)
-            return Added((name,))
+        if kind == "become" and not self.state.is_stopping:
+            number = self.chance.randrange(3)
+            to = engine(number, self.chance.choice(GPUS)) if self.chance.random() < 0.8 else None
+            self.awaited[f"chat-{number}"] = to
+            return RemoveAsked(f"chat-{number}")
         if kind == "condemn":
-            return Condemned(self.chance.choice(["GPU-0", "GPU-1", "GPU-2"]), "XID 79")
+            return Condemned(self.chance.choice(GPUS), "XID 79")
         return Tick()
 
 
-def over(state: State) -> set[str]:
-    return {name for name, one in state.instances.items() if one.phase in OVER}
-
-
-@settings(max_examples=1500, deadline=None)
+@settings(max_examples=1000, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 3),
@@ -565,50 +639,30 @@ def over(state: State) -> set[str]:
 def test_whatever_happens(
     seed: int, children: int, min_alive: int, is_stubborn: bool, has_front: bool, stop_at: int
 ) -> None:
-    """Never two engines on one GPU, the budget is kept, and it ends after a stop."""
+    """Never two engines on one GPU, budget and pauses are kept, and it ends after a stop.
+
+    Meanwhile, engines move from GPU to GPU, as with a configuration that is read again.
+    """
     chance = random.Random(seed)
-    plan = Plan(
-        (
-            *(Child(f"chat-{number}", (f"GPU-{number}",)) for number in range(children)),
-            *([Child("nginx", is_front=True)] if has_front else []),
-        ),
-        min_alive=min(min_alive, children),
-    )
-    limits, now = plan.limits, 1000.0
-    state, actions = begin(plan, now)
-    world = World(plan, chance, is_stubborn)
-    world.do(actions, now)
-
-    def go(event: Event, after: float) -> State:
-        nonlocal now
-        now += after
-        if isinstance(event, Exited) and not state.instances[event.child].is_planned:
-            world.failures.setdefault(event.child, []).append(now)
-        found, done = step(plan, state, event, now)
-        world.do(done, now)
-        if Terminate("nginx") in done:
-            behind = {one.phase for name, one in found.instances.items() if name != "nginx"}
-            assert behind <= {"ended", "given_up"}, "stopped before what is behind it"
-        return found
-
-    for turn in range(stop_at):
-        if state.is_over:
-            return
-        state = go(world.happen(over(state)), chance.choice([0.0, 0.1, 1.0, 5.0, 40.0]))
-        if turn == stop_at - 1:
+    engines = tuple(engine(number, GPUS[number]) for number in range(children))
+    world = World((*engines, *([FRONT] if has_front else [])), min(min_alive, children), chance, is_stubborn)
+    for _ in range(stop_at):
+        if world.state.is_over:
             break
-    if state.is_over:
+        world.go(world.happen(), chance.choice([0.0, 0.1, 1.0, 5.0, 40.0]))
+    if world.state.is_over:
         assert world.code in (GAVE_UP, GPU_FATAL)
         return
-    state = go(StopAsked(), 0.0)
-    began, starts = now, world.starts
-    while not state.is_over:
-        at = due(plan, state)
+    world.go(StopAsked(), 0.0)
+    began, starts = world.now, world.starts
+    while not world.state.is_over:
+        at = due(world.plan, world.state)
         assert at is not None, "nothing is due, and it has not ended"
-        event = world.happen(over(state)) if chance.random() < 0.5 else Tick()
-        state = go(event, max(0.0, at - now) if isinstance(event, Tick) else 0.0)
+        event = world.happen() if chance.random() < 0.5 else Tick()
+        world.go(event, max(0.0, at - world.now) if isinstance(event, Tick) else 0.0)
     assert world.code is not None
     # Each phase of the way has its limit, however late in another it was when the stop came.
+    limits = world.plan.limits
     longest = limits.leave + limits.drain + limits.term + 2 * limits.gone
-    assert now - began <= longest + has_front * (limits.term + 2 * limits.gone) + 0.001
+    assert world.now - began <= longest + has_front * (limits.term + 2 * limits.gone) + 0.001
     assert world.starts == starts, "started after the stop"

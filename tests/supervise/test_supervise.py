@@ -100,6 +100,28 @@ class TestRestart:
         assert one.wait_for("instance_failed")["status"] == 0
         one.wait_for("instance_ready", count=2)
 
+    def test_whatever_the_exit_code_before_it_is_ready(self, supervise: Supervise) -> None:
+        three = supervise(engines=3, commands=[["sh", "-c", f"exit {code}"] for code in (0, 1, 137)])
+        assert three.end() == GAVE_UP
+        for number, code in enumerate((0, 1, 137)):
+            failed = three.said("instance_failed", f"chat-{number}")
+            assert [(one["status"], one["was_ready"]) for one in failed] == [(code, False)] * 3
+
+    def test_whatever_the_exit_code_once_it_is_ready(self, supervise: Supervise) -> None:
+        """A shell, as an entry point may have one, tells of a kill as 137."""
+        codes = {"chat-0": 0, "chat-1": 1, "chat-2": 137}
+        ending = [["sh", "-c", f'{" ".join(ENGINE)} "$@"; exit {code}', "sh"] for code in codes.values()]
+        three = supervise(engines=3, commands=ending)
+        for name in codes:
+            three.wait_for("instance_ready", name)
+            shell = three.pid(name)
+            (engine,) = Path(f"/proc/{shell}/task/{shell}/children").read_text().split()
+            os.kill(int(engine), signal.SIGKILL)
+        for name, code in codes.items():
+            failed = three.wait_for("instance_failed", name)
+            assert (failed["status"], failed["was_ready"]) == (code, True)
+            three.wait_for("instance_ready", name, count=2)
+
     def test_an_engine_that_never_gets_ready_is_given_up(self, supervise: Supervise) -> None:
         one = supervise(env=failing("exit-1-before-ready", LOAD_SECONDS=0))
         assert one.end() == GAVE_UP

@@ -46,9 +46,7 @@ STOPS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 NOT_STARTED = 127  # of a shell: no such command
 RESCAN_S = 0.05  # between two looks at what was killed
-SURVEY_S = (
-    10.0  # between two looks at who descends from whom: what was seen once is known when it hides later
-)
+SURVEY_S = 10.0  # between two looks at who descends from whom: who was seen once is known when it hides
 
 
 class Supervisor:
@@ -67,8 +65,10 @@ class Supervisor:
         """What engines are to become once they are over; None for nothing."""
         self._environ = dict(os.environ)
         self._gpus = Gpus(plan.children, processes, self.happen, self._say)
-        self._memory: dict[str, dict[str, int] | None] = {}
-        """By child, what was in use on its GPUs when it was started; None before, if something was left."""
+        self._memory: dict[str, int] = {}
+        """By GPU, what was in use when an engine was last started on it, whichever it was."""
+        self._left: set[str] = set()
+        """Children of which an earlier supervisor had left something, until they are started."""
         self._upstreams = Upstreams(settings.upstreams_path)
         self._is_told = True
         """Whether the balancer has read its files since they were written."""
@@ -93,7 +93,7 @@ class Supervisor:
         try:
             for name, pids in self._processes.leftovers().items():
                 self._say(Say("leftovers_killed", "WARNING", name, {"pids": sorted(pids)}))
-                self._memory[name] = None
+                self._left.add(name)
             for _ in range(round(self._plan.limits.gone / RESCAN_S)):
                 if not self._processes.kill_leftovers():
                     break
@@ -189,7 +189,8 @@ class Supervisor:
 
     def _start(self, name: str) -> None:
         running = self._running[name]
-        self._memory[name] = self._gpus.memory(running.engine.gpus)
+        self._memory |= self._gpus.memory(running.engine.gpus)
+        self._left.discard(name)
         try:
             running.check_port()
             running.start(self._processes.start(running.program))
@@ -201,15 +202,16 @@ class Supervisor:
 
     async def _clear(self, name: str) -> None:
         """Kill what is left, until nothing is, then wait for the memory of its GPUs."""
-        while self._kill(name):
+        running = self._running[name]
+        while running is self._running.get(name) and self._kill(name):  # else another has its name
             await asyncio.sleep(RESCAN_S)
-        running, since = self._running[name], self._loop.time()
+        gpus, since = running.engine.gpus, self._loop.time()
         running.close()
-        gpus = running.engine.gpus
         self._gpus.look()
-        while not self._gpus.are_free(gpus, since, self._memory.get(name, {})):
+        while not self._gpus.are_free(gpus, since, None if name in self._left else self._memory):
             await asyncio.sleep(RESCAN_S)
-        self.happen(Cleared(name))
+        if running is self._running.get(name):
+            self.happen(Cleared(name))
 
     def _kill(self, name: str) -> bool:
         """Whether something of it may be left."""
