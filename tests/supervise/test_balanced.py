@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -11,26 +10,15 @@ import httpx
 import pytest
 
 from sandbox.box import SECONDS, Machine
+from sandbox.live import Live
 from sandbox.process import wait_until
 from sandbox.traffic import http
-
-H100, MIB = "NVIDIA H100 80GB HBM3", 2**20
 
 
 @pytest.fixture
 def two_gpus(machine: Machine, library: Path) -> Machine:
-    """A machine whose driver shows two H100: nvml_live.c."""
-    live = machine.folder / "live"
-    os.mkfifo(live)
-    machine.env |= {"LD_LIBRARY_PATH": str(library), "NVML_LIVE": str(live), "NVML_GPUS": "2"}
-    for number in range(2):
-        machine.env |= {
-            f"GPU{number}_UUID": f"GPU-{number}",
-            f"GPU{number}_NAME": H100,
-            f"GPU{number}_MEMORY": str(81_559 * MIB),
-            f"GPU{number}_USED": "0",
-            f"GPU{number}_EVENTS": "8",
-        }
+    """A machine whose driver shows two H100."""
+    machine.env |= Live(library, machine.folder / "live", ["GPU-0", "GPU-1"]).env
     return machine
 
 
