@@ -85,7 +85,8 @@ def test_the_readme_lists_every_command_and_exit_code() -> None:
     readme = (ROOT / "README.md").read_text()
     assert re.findall(r"^\| `vllmjobs (\w+)", readme, re.MULTILINE) == [
         "check", "explain", "size", "gpus", "import", "render", "diff", "plan", "deploy", "status", "promote",
-        "abort", "rollback", "history", "logs", "approve", "up", "restart", "down", "schema", "init",
+        "abort", "rollback", "history", "logs", "approve", "up", "reload", "restart", "down", "schema",
+        "init",
     ]  # fmt: skip
     assert set(main.commands) == set(re.findall(r"^\| `vllmjobs (\w+)", readme, re.MULTILINE))
     for code, meaning in re.findall(r"^  (\d)  (.+)$", EXIT_CODES, re.MULTILINE):

@@ -5,7 +5,9 @@ from pathlib import Path
 import click
 
 from vllmjobs.cli.common import environment_options
-from vllmjobs.project import find, load
+from vllmjobs.project import checked, find, sound
+
+SUPERVISED = "VJ338"
 
 
 @click.command()
@@ -23,16 +25,22 @@ def render(
 ) -> None:
     """Print one Nomad job of ENV, for `nomad job run -`.
 
-    ENV is the name of a file in envs/, or a path.
+    ENV is the name of a file in envs/, or a path. Stderr says what is lost
+    where the supervisor does not start vLLM (VJ338).
     """
     from vllmjobs.render.job import jobs  # noqa: PLC0415 (Jinja takes 30 ms)
     from vllmjobs.render.job import render as render_job  # noqa: PLC0415
     from vllmjobs.templates import templates  # noqa: PLC0415
 
-    environment = load(find(project, env), settings, project)
+    (known,) = checked([find(project, env)], settings, project)
+    environment = sound(known)
     found = templates(project)
+    # The one note that whoever runs the job has to know: what nobody does for it.
+    notes = [str(problem) for problem in known.problems if problem.rule == SUPERVISED]
     if out is None:
         click.echo(render_job(environment, job or "vllm", found, model), nl=False)
+        for note in notes if job in (None, "vllm") else ():
+            click.echo(note, err=True)
         return
     chosen = [job] if job else jobs(environment)
     rendered = {
@@ -43,3 +51,5 @@ def render(
         path = out / f"{name}.nomad.hcl"
         path.write_text(text, encoding="utf-8")
         click.echo(f"wrote {path}", err=True)
+    for note in notes if "vllm" in chosen else ():
+        click.echo(note, err=True)
