@@ -29,7 +29,7 @@ from urllib.request import urlopen
 
 import supervisors
 from supervisors import OTHERS, Commands, Supervisor, ours
-from timing import ROOT
+from timing import ROOT, cpu, goal, ranged, resident
 
 sys.path.insert(0, str(ROOT / "tests"))
 from sandbox import nvml
@@ -196,6 +196,18 @@ def stops_and_restarts(child: Path, folder: Path, runs: int, kills: int) -> None
                 else "| – | – |"
             )
         )
+    mine = everyone[0].name
+    stop_ratio = statistics.median(one.children for one in stopped[mine]) / best_stop
+    restart_ratio = statistics.median(restarted[mine]) / best_restart
+    supervisord = memory[OTHERS[0].name][0]
+    print()
+    goal(
+        "RSS below supervisord's",
+        memory[mine][0] < supervisord,
+        f"{memory[mine][0]:.1f} and {supervisord:.1f} MiB",
+    )
+    goal("stop within twice the best", stop_ratio <= 2, f"{stop_ratio:.1f} times")
+    goal("restart within twice the best", restart_ratio <= 2, f"{restart_ratio:.1f} times")
     print()
 
 
@@ -276,26 +288,6 @@ def zombies(child: Path, runs: int) -> None:
     print()
 
 
-def resident(pids: Sequence[int]) -> tuple[float, float]:
-    """RSS and PSS in MiB, in all."""
-    rolls = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in pids]
-
-    def of(key: str) -> float:
-        return (
-            sum(int(line.split()[1]) for roll in rolls for line in roll if line.startswith(f"{key}:")) / 1024
-        )
-
-    return of("Rss"), of("Pss")
-
-
-def cpu(pid: int) -> float:
-    """Seconds that a process has used, and its children that have ended."""
-    with suppress(FileNotFoundError, ProcessLookupError):
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
-    return 0.0
-
-
 def said(log: Path) -> int:
     """How many of the child's lines are in a log, or a folder of them."""
     files = [log] if log.is_file() else list(log.glob("*"))
@@ -309,11 +301,6 @@ def settled(count: Callable[[], int]) -> int:
         last = now
         time.sleep(0.5)
     return now
-
-
-def ranged(values: Sequence[float]) -> str:
-    """The median, and from where to where."""
-    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
 
 
 def _is_ready(port: int | None) -> bool:

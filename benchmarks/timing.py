@@ -1,4 +1,4 @@
-"""Whole commands, timed in turn, cold, as a person waits for them."""
+"""Whole commands, timed in turn, cold, as a person waits for them; and what a process takes that runs on."""
 
 import os
 import statistics
@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,3 +56,33 @@ def show(figures: dict[str, list[Figure]], against: str) -> None:
             f"| {max(run.peak_mib for run in runs):.0f} | {ratio:.2f} |"
         )
     print()
+
+
+def goal(what: str, is_met: bool, measured: str) -> None:
+    """Say whether one is met; a benchmark asserts nothing."""
+    print(f"goal, {what}: {'met' if is_met else 'NOT met'} ({measured})")
+
+
+def resident(pids: Sequence[int]) -> tuple[float, float]:
+    """RSS and PSS in MiB, in all."""
+    rolls = [Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines() for pid in pids]
+
+    def of(key: str) -> float:
+        return (
+            sum(int(line.split()[1]) for roll in rolls for line in roll if line.startswith(f"{key}:")) / 1024
+        )
+
+    return of("Rss"), of("Pss")
+
+
+def cpu(pid: int) -> float:
+    """Seconds that a process has used, and its children that have ended."""
+    with suppress(FileNotFoundError, ProcessLookupError):
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        return sum(map(int, fields[11:13])) / os.sysconf("SC_CLK_TCK")
+    return 0.0
+
+
+def ranged(values: Sequence[float]) -> str:
+    """The median, and from where to where."""
+    return f"{statistics.median(values):.1f} ({min(values):.1f}–{max(values):.1f})"
