@@ -1,6 +1,8 @@
 """Every fault at random, under load: four stand-in engines, one supervisor, and what must hold all along.
 
-    .venv/bin/python benchmarks/soak.py [--minutes 10] [--seed N]
+Faults that end a supervisor or need GPUs have one of their own, beside it: soak_scenes.py.
+
+    .venv/bin/python benchmarks/soak.py [--seconds 600] [--engines 4] [--seed N]
 
 Ends with exit code 1 and the list of what did not hold. The supervisor itself is killed in the first half
 only, so that the second is one life, long enough to see its memory grow.
@@ -14,48 +16,48 @@ import os
 import random
 import signal
 import statistics
-import subprocess
 import sys
 import tempfile
 import threading
 import time
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import httpx
+from soak_lives import BESIDE, LOADING, MODES, READY, SERVING, live
+from soak_load import Load
+from soak_scenes import SCENES, Stage
 from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
 from sandbox.ports import Block, take_block
 from sandbox.process import wait_until
-from sandbox.supervised import ENGINE, Supervised, marked
+from sandbox.supervised import Supervised, marked
 from vllmjobs.supervisor.tree import INSTANCE, processes
 
-ENGINES = 4
 CLIENTS = 2  # of each engine
-BOUND = 45.0  # seconds until an engine is back: a load of 6 and a hang of 4, on two cores that all share
+BOUND = 120.0  # seconds until an engine is back: a load of 20 and a hang of 8, on cores that all share
+KILL_AFTER = 20.0  # seconds: it takes as many until all are back
 GROWTH = 4.0  # MiB of the supervisor
 MIB = 2**20
-LIMITS = {"load": 6.0, "hang": 4.0, "term": 2.0, "drain": 3.0, "backoff": 0.1, "backoff_most": 0.4} | {
+LIMITS = {"load": 20.0, "hang": 8.0, "term": 2.0, "drain": 3.0, "backoff": 0.1, "backoff_most": 0.4} | {
     "restarts": 10**6, "restarts_never_ready": 10**6,
 }  # fmt: skip
-FAMILY = ROOT / "tests/supervise/programs/family.py"
-# What an engine does in its next life: modes of the stand-in, or a shell's line before it.
-LIVES = {
-    "exit 0": "exit-0-after=5",
-    "exit 1 while loading": "exit-1-before-ready",
-    "load without end": "never-ready",
-    "hang, /health well": "hang-after=5",
-    "/health frozen": "slow-health=600",
-    "SIGTERM ignored": "ignore-term",
+SIGNALS = {
+    "kill -9 of the API server": ("", signal.SIGKILL),
+    "kill -9 of EngineCore": ("EngineCore", signal.SIGKILL),
+    "kill -9 of a worker": ("Worker", signal.SIGKILL),
+    "SIGSTOP of the API server": ("", signal.SIGSTOP),
+    "SIGSTOP of a worker": ("Worker", signal.SIGSTOP),
+    "SIGTERM of a stranger": ("", signal.SIGTERM),
 }
-HIDING = " & ".join(
-    f"{sys.executable} {FAMILY} {kind}" for kind in ("daemon", "stubborn", "session", "nameless", "zombies")
-)
-FLOOD = "yes 'a line of text that says nothing' | head -n 300000"
+RESTART = "restart asked for"
+KINDS = [*SIGNALS, RESTART, *LOADING, *READY, *MODES, *BESIDE]
+SUPERVISOR = "SIGKILL of the supervisor"
+LONG = {"NVML hangs for good": 45.0}
+"""Seconds of scenes that no short run has time for."""
 
 
 class Soaked(Supervised):
@@ -79,23 +81,20 @@ class Soaked(Supervised):
 class Soak:
     """All of it, while it lasts."""
 
-    def __init__(self, folder: Path, block: Block, chance: random.Random) -> None:
+    def __init__(self, folder: Path, block: Block, engines: int, chance: random.Random) -> None:
         self.folder, self.chance = folder, chance
-        self.names = [f"chat-{number}" for number in range(ENGINES)]
+        self.names = [f"chat-{number}" for number in range(engines)]
         commands = [[sys.executable, __file__, "--engine", str(folder / name)] for name in self.names]
         self.supervised = Soaked(
-            folder, block, ENGINES, commands=commands, limits=LIMITS, admin_path=str(folder / "admin")
-        )
-        self.broken: list[str] = []
+            folder, block, engines, commands=commands, limits=LIMITS, admin_path=str(folder / "admin"),
+            env={"VLLMJOBS_STANDIN_WORKERS": "1"},
+        )  # fmt: skip
+        self.load = Load()
+        self.broken = self.load.broken
         """What did not hold."""
-        self.back: dict[str, list[float]] = {}
-        """Seconds until the engine was back, by fault."""
-        self.answers: Counter[str] = Counter()
-        self.lasting: Counter[str] = Counter()
-        """How many faults an engine has now."""
-        self.begun: Counter[str] = Counter()
-        """How many it has had."""
-        self.lock = threading.Lock()
+        self.stage = Stage(folder, self.load, random.Random(chance.random()))
+        self.lasted: dict[str, list[float]] = {}
+        """Seconds until the engine was back, or the scene was over, by fault."""
         self.kills = 0
         self.memory: list[float] = []
         """MiB of the supervisor in its last life, as sampled."""
@@ -103,43 +102,54 @@ class Soak:
 
     def fault(self, name: str, kind: str) -> None:
         """One fault of one engine, until it is back."""
+        with self.trying(f"{name}, {kind}", kind), self.load.disturbing(name):
+            before = self.supervised.pid(name)
+            self.begin(name, kind)
+            self.wait_for(name, "", before)
+
+    @contextmanager
+    def trying(self, what: str, kind: str) -> Iterator[None]:
+        """Note how long it took, or what did not hold."""
         began = time.monotonic()
-        with self.disturbing(name):
-            try:
-                before = self.supervised.pid(name)
-                self.begin(name, kind)
-                self.wait_for(name, "", before)
-            except Exception as error:
-                self.broken.append(f"{name}, {kind}: {str(error).splitlines()[0]}")
-        self.back.setdefault(kind, []).append(time.monotonic() - began)
+        try:
+            yield
+        except Exception as error:
+            said = str(error).splitlines() or [repr(error)]
+            self.broken.append(f"{what}: {said[0]}")
+        self.lasted.setdefault(kind, []).append(time.monotonic() - began)
 
     def begin(self, name: str, kind: str) -> None:
         """Bring it about."""
-        match kind:
-            case "kill -9":
-                self.signal(name, signal.SIGKILL)
-            case "SIGTERM of a stranger":
-                self.signal(name, signal.SIGTERM)
-            case "SIGSTOP":
-                self.signal(name, signal.SIGSTOP)
-            case "restart asked for":
-                self.restart(name)
-            case "flood of lines":
-                self.next_life(name, kind)
-                self.restart(name)
-            case "children that hide" | "SIGTERM ignored":
-                self.next_life(name, kind)
-                before = self.processes_of(name)
-                self.restart(name)
-                gone = self.processes_of(name) & before
-                if gone:
-                    self.broken.append(f"{name}, {kind}: {gone} outlived their engine")
-            case _:
-                self.next_life(name, kind)
+        if kind in SIGNALS:
+            process, number = SIGNALS[kind]
+            self.signal(name, number, process)
+        elif kind == RESTART:
+            self.restart(name)
+        elif kind in READY:
+            self.next_life(name, kind)
+            self.signal(name, signal.SIGUSR1)
+        elif kind in SERVING:
+            self.next_life(name, kind)
+            before = self.processes_of(name)
+            self.restart(name)
+            if gone := self.processes_of(name) & before:
+                self.broken.append(f"{name}, {kind}: {gone} outlived their engine")
+        else:
+            self.next_life(name, kind)
+
+    def scenes(self, seconds: float) -> None:
+        """One after the other, each kind as often as the others."""
+        give_up = time.monotonic() + seconds
+        for kind in in_turn(SCENES, self.stage.chance):
+            left = give_up - time.monotonic()
+            if left <= 0:
+                return
+            if LONG.get(kind, 0.0) < left:
+                with self.trying(kind, kind):
+                    SCENES[kind](self.stage)
 
     def kill_supervisor(self) -> None:
         """End it as the kernel does when memory is short, and start it again."""
-        began = time.monotonic()
         self.kills += 1
         self.supervised.process.kill()
         self.supervised.process.wait()
@@ -147,18 +157,23 @@ class Soak:
         self.supervised.start()
         for name in self.names:
             self.wait_for(name, None)
-        self.back.setdefault("supervisor: kill -9", []).append(time.monotonic() - began)
 
-    def signal(self, name: str, number: int) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self.supervised.pid(name), number)
+    def signal(self, name: str, number: int, process: str = "") -> None:
+        """To the engine's own process, or to one below it."""
+        pids = [self.supervised.pid(name)]
+        if process:
+            word = f"\0{process}\0".encode()
+            pids = [pid for pid, _ in self.processes_of(name) if word in read(f"/proc/{pid}/cmdline")]
+        for pid in pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
 
     def next_life(self, name: str, kind: str) -> None:
         """End this life; the next is of that kind, and begins to serve unless it cannot."""
         told = self.folder / f"{name}.next"
         told.write_text(kind)
         self.signal(name, signal.SIGKILL)
-        if kind in ("children that hide", "SIGTERM ignored", "flood of lines"):
+        if kind in SERVING:
             # A kill of the supervisor may cut it short, and another life follow.
             wait_until(lambda: not told.exists(), BOUND, f"{name} is started")
             self.wait_for(name, None)
@@ -195,35 +210,6 @@ class Soak:
         with_name = [one for one in ours if one.is_alive and mark in environ(one.pid)]
         return {(one.pid, one.started) for one in with_name}
 
-    @contextmanager
-    def disturbing(self, *names: str) -> Iterator[None]:
-        """While it lasts, requests to these engines may fail."""
-        with self.lock:
-            self.lasting.update(names)
-            self.begun.update(names)
-        try:
-            yield
-        finally:
-            with self.lock:
-                self.lasting.subtract(names)
-
-    def ask(self, number: int) -> None:
-        """One client of one engine, until the end."""
-        name, url = self.names[number], f"http://127.0.0.1:{self.supervised.ports[number]}/v1/completions"
-        with httpx.Client(trust_env=False, timeout=BOUND) as client:
-            while not self.over.wait(0.05):
-                with self.lock:
-                    is_calm, before = not self.lasting[name], self.begun[name]
-                asked = {"model": "chat", "prompt": "Why?", "max_tokens": 8, "ignore_eos": True}
-                try:
-                    is_well = client.post(url, json=asked).status_code == 200
-                except httpx.TransportError:
-                    is_well = False
-                self.answers["answered" if is_well else "failed amid a fault"] += 1
-                if not is_well and is_calm and before == self.begun[name]:
-                    self.answers["failed without one"] += 1
-                    self.broken.append(f"{name}: a request failed without a fault")
-
     def watch(self) -> None:
         """See all along that no two engines share a port, and that /ready is true."""
         while not self.over.wait(0.1):
@@ -241,20 +227,6 @@ class Soak:
                 self.memory.append(used["rss_bytes"] / MIB)
 
 
-def engine(place: Path, port: list[str]) -> None:
-    """What the supervisor starts: it becomes a stand-in that does what its next life is to be."""
-    told = Path(f"{place}.next")
-    kind = told.read_text() if told.exists() else ""
-    told.unlink(missing_ok=True)
-    Path(f"{place}.life").write_text(f"{os.getpid()} {kind}")
-    if mode := LIVES.get(kind):
-        os.environ["VLLMJOBS_STANDIN_FAILURE"] = mode
-    os.environ["VLLMJOBS_STANDIN_DEATH_SECONDS"] = "0"
-    if line := {"children that hide": HIDING, "flood of lines": FLOOD}.get(kind):
-        subprocess.Popen(["sh", "-c", f"{line} & wait"])
-    os.execv(ENGINE[0], [*ENGINE, *port])
-
-
 def environ(pid: int) -> bytes:
     return read(f"/proc/{pid}/environ")
 
@@ -266,44 +238,49 @@ def read(path: str) -> bytes:
         return b""
 
 
+def in_turn(kinds: Iterable[str], chance: random.Random) -> Iterator[str]:
+    """At random, without end, each as often as the others."""
+    while True:
+        yield from chance.sample(list(kinds), len(list(kinds)))
+
+
 def run(soak: Soak, seconds: float) -> None:
-    """Faults at random for a time, at most one of each engine at once."""
-    kinds = [
-        "kill -9", "SIGTERM of a stranger", "SIGSTOP", "restart asked for", "flood of lines",
-        "children that hide", *LIVES,
-    ]  # fmt: skip
+    """Faults at random for a time: at most one of each engine at once, and a scene beside them."""
+    kinds = in_turn(KINDS, soak.chance)
     at_work: dict[str, Future[None]] = {}
-    next_kill = seconds / 8
-    with ThreadPoolExecutor(2 * ENGINES * CLIENTS) as pool:
+    next_kill = max(KILL_AFTER, seconds / 8)
+    with ExitStack() as stack, ThreadPoolExecutor(len(soak.names) + 2) as pool:
         for name in soak.names:
             soak.wait_for(name, "")
-        helping = [pool.submit(soak.watch)]
-        helping += [pool.submit(soak.ask, number) for number in range(ENGINES) for _ in range(CLIENTS)]
+        for name, port in zip(soak.names, soak.supervised.ports, strict=True):
+            stack.enter_context(soak.load.of(name, port, CLIENTS))
+        watching, scenes = pool.submit(soak.watch), pool.submit(soak.scenes, seconds)
         began = time.monotonic()
         try:
             while (passed := time.monotonic() - began) < seconds:
                 if passed >= next_kill and passed < seconds / 2:
                     next_kill = passed + seconds / 8
-                    with soak.disturbing(*soak.names):
+                    with soak.load.disturbing(*soak.names), soak.trying(SUPERVISOR, SUPERVISOR):
                         soak.kill_supervisor()
                 if free := [name for name in soak.names if name not in at_work or at_work[name].done()]:
-                    name, kind = soak.chance.choice(free), soak.chance.choice(kinds)
-                    at_work[name] = pool.submit(soak.fault, name, kind)
+                    name = soak.chance.choice(free)
+                    at_work[name] = pool.submit(soak.fault, name, next(kinds))
                 time.sleep(soak.chance.uniform(0.2, 2.0))
-            for fault in at_work.values():
-                fault.result()
+            for work in (*at_work.values(), scenes):
+                work.result()
         finally:
             soak.over.set()
-    for one in helping:
-        one.result()
+        watching.result()
 
 
 def report(soak: Soak, code: int) -> None:
     """Print what was found; exit 1 where something did not hold."""
-    print("| fault | times | back after, s: median | most |\n|---|---:|---:|---:|")
-    for kind, times in sorted(soak.back.items()):
+    print("| fault | times | over after, s: median | most |\n|---|---:|---:|---:|")
+    for kind, times in sorted(soak.lasted.items()):
         print(f"| {kind} | {len(times)} | {statistics.median(times):.1f} | {max(times):.1f} |")
-    print(f"\nrequests: {dict(soak.answers)}")
+    if missing := {*KINDS, *SCENES, SUPERVISOR} - soak.lasted.keys():
+        print(f"\nnot tried, there was no time: {', '.join(sorted(missing))}")
+    print(f"\nrequests: {dict(soak.load.answers)}")
     rest = soak.memory[len(soak.memory) // 10 :] or [0.0]
     print(f"RSS of the supervisor's last life: {rest[0]:.1f} to {rest[-1]:.1f} MiB, at most {max(rest):.1f}")
     if max(rest) - rest[0] > GROWTH:
@@ -324,19 +301,20 @@ def report(soak: Soak, code: int) -> None:
 def main() -> None:
     """Run it."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=10)
+    parser.add_argument("--seconds", type=float, default=600)
+    parser.add_argument("--engines", type=int, default=4)
     parser.add_argument("--seed", type=int, default=None)
     parser.add_argument("--engine", help=argparse.SUPPRESS)
     asked, rest = parser.parse_known_args()
     if asked.engine:
-        engine(Path(asked.engine), rest)
+        live(Path(asked.engine), rest)
     seed = random.randrange(10**6) if asked.seed is None else asked.seed
-    print(f"{asked.minutes:g} minutes, --seed {seed}\n", flush=True)
+    print(f"{asked.seconds:g} seconds, --seed {seed}\n", flush=True)
     block = take_block()
     with tempfile.TemporaryDirectory() as folder:
-        soak = Soak(Path(folder), block, random.Random(seed))
+        soak = Soak(Path(folder), block, asked.engines, random.Random(seed))
         with soak.supervised:
-            run(soak, asked.minutes * 60)
+            run(soak, asked.seconds)
             soak.supervised.stop()
             code = soak.supervised.end()
         report(soak, code)
