@@ -56,7 +56,7 @@ SIGNALS = {
 RESTART = "restart asked for"
 KINDS = [*SIGNALS, RESTART, *LOADING, *READY, *MODES, *BESIDE]
 SUPERVISOR = "SIGKILL of the supervisor"
-LONG = {"NVML hangs for good": 45.0}
+LONG = {"NVML hangs for good": 150.0}
 """Seconds of scenes that no short run has time for."""
 
 

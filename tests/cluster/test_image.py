@@ -19,7 +19,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from sandbox import image
 from sandbox.cluster import Sandbox
-from sandbox.docker import Docker
+from sandbox.docker import IMAGE, Docker
 from sandbox.errors import SandboxError
 from sandbox.process import wait_until
 from sandbox.programs import CHECKOUT
@@ -311,9 +311,28 @@ def test_an_image_for_gpt_oss_says_so_and_may_have_another_tag(build: Build) -> 
     assert build.docker.inspect("other:1")["Config"]["Labels"]["vllmjobs.install"] == "gptoss"
 
 
+def test_a_base_is_taken_by_its_digest_whatever_its_tag_says_by_then(build: Build, tmp_path: Path) -> None:
+    docker = build.docker
+    with image.registry(docker, tmp_path) as address:
+        name = f"{address}/vllm:0.33.0-pushed"
+        # The second has no Python: nothing could be built on it.
+        for tagged in (image.BASE, IMAGE):
+            docker.cli("tag", tagged, name)
+            docker.cli("push", name)
+        pushed = docker.inspect(image.BASE)["RepoDigests"]
+        (digest,) = (one.partition("@")[2] for one in pushed if one.startswith(address))
+        docker.cli("rmi", name)
+        done = build.run("--base", f"{name}@{digest}", "--allow-unscanned", "--out", "by-digest")
+    assert done.returncode == 0, done.stderr
+    labels = docker.inspect(done.stdout.strip())["Config"]["Labels"]
+    assert labels["org.opencontainers.image.base.name"] == name
+    assert labels["org.opencontainers.image.base.digest"] == digest
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
+        (["--base", "vllm/vllm-openai@sha256:12"], "it has a tag, as in NAME:TAG, and maybe a digest"),
         (["--base", "vllm/vllm-openai"], "it has a tag, as in NAME:TAG"),
         (["--install", "nightly"], "it is standard or gptoss"),
         (["--tag"], "--tag needs a value"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -14,18 +15,23 @@ import sys
 import sysconfig
 import tarfile
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 
+import httpx
 from packaging.requirements import Requirement
 
 from sandbox.docker import PASSWD, PATH, Docker
 from sandbox.errors import SandboxError
+from sandbox.process import start, stop
 from sandbox.programs import CHECKOUT, TESTS
+from sandbox.traffic import http
 
 BASE = "vllmjobs-test/vllm:0.33.0"  # as if it were that release of vLLM's own image
 VENV = "/opt/vllm"
 NEEDED = ("pip", "httptools", "prometheus_client", "starlette", "uvicorn")  # pip builds, they serve
+SECONDS = 30.0
 LEFT_OUT = ("__pycache__", "site-packages", "dist-packages", "test", "idlelib", "ensurepip", "lib2to3")
 VLLM = f'#!/bin/sh\nexec {VENV}/bin/python3 -m sandbox.standin "$@"\n'
 # What scripts/build reads, and what it must not.
@@ -41,6 +47,33 @@ def import_base(docker: Docker) -> str:
     env = f"ENV PATH={VENV}/bin:/usr/local/bin:/usr/bin:/bin"
     docker.cli("import", "--change", env, "-", BASE, input=archive.getvalue())
     return BASE
+
+
+@contextmanager
+def registry(docker: Docker, folder: Path) -> Iterator[str]:
+    """Run Debian's registry on loopback, which takes and gives images; yields its address."""
+    program = shutil.which("docker-registry", path=PATH)
+    if not program:
+        raise SandboxError("not on PATH: docker-registry; run scripts/engine, which installs it")
+    address = f"127.0.0.1:{docker.ports.take()}"
+    config = folder / "registry.json"
+    config.write_text(
+        json.dumps(
+            {
+                "version": 0.1,
+                "storage": {"filesystem": {"rootdirectory": str(folder / "registry")}},
+                "http": {"addr": address},
+            }
+        )
+    )
+    process = start(
+        "docker-registry", [program, "serve", config], folder / "registry.log", {"PATH": PATH, "HOME": "/"}
+    )
+    try:
+        process.wait_until(lambda: _answers(address), SECONDS, "the registry answers")
+        yield address
+    finally:
+        stop([process])
 
 
 def checkout_copy(folder: Path) -> Path:
@@ -90,6 +123,14 @@ def network(folder: Path, note: str = "") -> list[str]:
     config = folder / "pip.conf"
     config.write_text("\n".join(["[global]", *lines, f"# {note}", ""]))
     return ["--network=host", "--secret", f"id=pip.conf,src={config}", *secrets]
+
+
+def _answers(address: str) -> bool:
+    try:
+        with http() as client:
+            return client.get(f"http://{address}/v2/").status_code == 200
+    except httpx.TransportError:
+        return False
 
 
 def _can_build(docker: Path) -> bool:

@@ -5,6 +5,7 @@ The scanner is one with a database of ours, in the place of pip-audit, which ask
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
+
+from vllmjobs.vllm.tables import versions
 
 Json = dict[str, Any]
 SCRIPTS = Path(__file__).parents[2] / "scripts"
@@ -197,3 +200,8 @@ def test_two_versions_of_a_package_are_looked_up_both_and_so_is_an_image_with_th
         ("django", "3.2.0"),
     ]
     assert audit.report["not_scanned"] == []
+
+
+def test_the_image_is_built_on_the_newest_vllm_whose_arguments_are_known() -> None:
+    dockerfile = (SCRIPTS.parent / "images/vllm/Dockerfile").read_text()
+    assert re.findall(r"^ARG TAG=(.*)$", dockerfile, re.MULTILINE) == [f"v{versions()[-1]}"]
