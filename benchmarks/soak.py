@@ -39,6 +39,7 @@ from vllmjobs.supervisor.tree import INSTANCE, processes
 
 CLIENTS = 2  # of each engine
 BOUND = 120.0  # seconds until an engine is back: a load of 20 and a hang of 8, on cores that all share
+REST = (2.0, 6.0)  # seconds of an engine between two faults, in which no request may fail
 KILL_AFTER = 20.0  # seconds: it takes as many until all are back
 GROWTH = 4.0  # MiB of the supervisor
 MIB = 2**20
@@ -106,6 +107,7 @@ class Soak:
             before = self.supervised.pid(name)
             self.begin(name, kind)
             self.wait_for(name, "", before)
+        self.over.wait(self.chance.uniform(*REST))
 
     @contextmanager
     def trying(self, what: str, kind: str) -> Iterator[None]:
