@@ -12,7 +12,7 @@ SUPERVISED = "VJ338"
 
 @click.command()
 @environment_options
-@click.option("--job", metavar="NAME", help="Which job: vllm (the default), fabio or nginx.")
+@click.option("--job", metavar="NAME", help="Which job: vllm (the default), fabio, nginx or prometheus.")
 @click.option("--model", metavar="NAME", help="Only this model's group; to run it stops the other groups.")
 @click.option(
     "--out",

@@ -112,6 +112,11 @@ def balancer_name(environment: Environment) -> str:
     return f"{environment.job}-{environment.balancer.kind}"
 
 
+def prometheus_name(environment: Environment) -> str:
+    """The name of the Prometheus's job and of its service in Consul."""
+    return f"{environment.job}-prometheus"
+
+
 def balancer_port(balancer: Balancer) -> int:
     """The port that clients use."""
     return balancer.port or {"fabio": 9999, "nginx": 80, "none": 0}[balancer.kind]

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
+from vllmjobs.environment.monitoring import Monitoring
 from vllmjobs.environment.placement import Block, Placement, said
 from vllmjobs.environment.rollout import Maintenance, Rollout
 from vllmjobs.environment.server import Cache, Container, Gpus, Logs, Resources
@@ -267,6 +268,7 @@ class Environment(Block, frozen=True, kw_only=True):
     ] = None
     nomad: Annotated[Nomad, said("The job as a whole.")] = Nomad()
     balancer: Annotated[Balancer, said("The balancer.")] = Balancer()
+    monitoring: Annotated[Monitoring, said("What watches it.")] = Monitoring()
     images: Annotated[Images, said("Images by `install`.")] = Images()
     defaults: Annotated[ModelDefaults, said("What every model starts from.")] = ModelDefaults()
     models: Annotated[

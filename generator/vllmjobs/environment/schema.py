@@ -31,6 +31,8 @@ _EXAMPLES = {
     "URL path": "that begins with /, such as /v1/",
     "route": "of letters, digits and . _ ~ - between slashes, such as /chat/v1/",
     "version": 'in quotes, such as "0.33.0"',
+    "address": "of a host and a port, such as alertmanager.example.com:9093",
+    "link": "such as https://git.example.com/llm/docs/runbooks",
     "host name": "in lower case, such as chat.example.com",
     "secret reference": "such as nomad/jobs/vllm-prod#hf_token or vault:kv/data/vllm#hf_token",
 }

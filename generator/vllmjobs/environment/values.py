@@ -45,6 +45,9 @@ RoutePath = Annotated[str, matching(r"/|(/[A-Za-z0-9_~-][A-Za-z0-9._~-]*)+/?", "
 HostName = Annotated[
     str, matching(r"([a-z0-9]([a-z0-9-]*[a-z0-9])?(\.[a-z0-9]([a-z0-9-]*[a-z0-9])?)*)?", "host name")
 ]
+# What is safe in the configuration of Prometheus.
+Address = Annotated[str, matching(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[0-9]{1,5}", "address")]
+LinkBase = Annotated[str, matching(r"[A-Za-z0-9./][A-Za-z0-9.:/_~%-]*", "link")]
 # https://packaging.python.org/specifications/version-specifiers, as vLLM's releases and images use it.
 Version = Annotated[
     str,

@@ -13,6 +13,7 @@ from vllmjobs.environment.problems import UserError
 from vllmjobs.render.balancers import balancer_context
 from vllmjobs.render.context import FILTERS, vllm_context
 from vllmjobs.render.hcl import align
+from vllmjobs.render.monitoring import prometheus_context
 
 
 class Templates(NamedTuple):
@@ -29,8 +30,10 @@ class RenderError(UserError):
 
 
 def jobs(environment: Environment) -> list[str]:
-    """The jobs that this environment has: `vllm`, and its balancer."""
-    return ["vllm"] if environment.balancer.kind == "none" else ["vllm", environment.balancer.kind]
+    """The jobs that this environment has: `vllm`, its balancer, and the Prometheus that watches them."""
+    balancer = [] if environment.balancer.kind == "none" else [environment.balancer.kind]
+    prometheus = ["prometheus"] if environment.monitoring.prometheus else []
+    return ["vllm", *balancer, *prometheus]
 
 
 def render(environment: Environment, job: str, templates: Templates, model: str | None = None) -> str:
@@ -45,8 +48,15 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
         raise RenderError(f"{environment.job} has no model {model!r}; it has {', '.join(environment.models)}")
     if model is not None and job != "vllm":
         raise RenderError(f"job {job!r} has no groups of models; leave the model out")
-    context = vllm_context(environment, model) if job == "vllm" else balancer_context(environment)
-    return align(_filled(f"{job}.nomad.hcl.j2", context, templates))
+    return align(_filled(f"{job}.nomad.hcl.j2", _context(environment, job, model), templates))
+
+
+def alert_rules(environment: Environment, templates: Templates) -> str:
+    """The alert rules that the Prometheus of an environment gets: YAML, as its job ships it.
+
+    Raises `RenderError` as `render` does.
+    """
+    return _filled("prometheus.rules.yml.j2", prometheus_context(environment), templates)
 
 
 def nginx_conf(environment: Environment, templates: Templates, instances: Sequence[Mapping[str, str]]) -> str:
@@ -57,6 +67,12 @@ def nginx_conf(environment: Environment, templates: Templates, instances: Sequen
     balancer = structs.replace(environment.balancer, kind="nginx", driver="raw_exec")
     context = balancer_context(structs.replace(environment, balancer=balancer))
     return _filled("nginx.conf.ctmpl.j2", {**context, "instances": instances}, templates)
+
+
+def _context(environment: Environment, job: str, model: str | None) -> dict[str, Any]:
+    if job == "vllm":
+        return vllm_context(environment, model)
+    return prometheus_context(environment) if job == "prometheus" else balancer_context(environment)
 
 
 def _filled(name: str, context: Mapping[str, Any], templates: Templates) -> str:

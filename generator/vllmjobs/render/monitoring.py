@@ -1,0 +1,94 @@
+"""What the templates of Prometheus see: the models that it watches, and the alerts."""
+
+import pkgutil
+from functools import cache
+from typing import Any
+
+import msgspec
+import yaml
+from msgspec import structs
+
+from vllmjobs.environment.derive import balancer_name, prometheus_name, service_name
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.monitoring import PrometheusJob
+from vllmjobs.environment.quantity import duration, seconds
+from vllmjobs.environment.supervision import is_supervised
+from vllmjobs.render.balancers import USERS
+
+THRESHOLD = "THRESHOLD"
+
+
+class Alert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """One alert of `alerts.yaml`; the name of its runbook is the alert's own, `GpuMemory` → gpu-memory.md."""
+
+    alert: str
+    source: str
+    """Where the figures are from."""
+    expr: str
+    """PromQL, with THRESHOLD for that of a severity."""
+    lasting: str = msgspec.field(name="for")
+    warning: float | None = None
+    critical: float | None = None
+    summary: str
+    description: str
+
+    @property
+    def runbook(self) -> str:
+        """The name of its page."""
+        return "".join(f"-{c.lower()}" if c.isupper() else c for c in self.alert).lstrip("-")
+
+    @property
+    def severities(self) -> dict[str, str]:
+        """The expression of each severity."""
+        by_name = {"warning": self.warning, "critical": self.critical}
+        return {
+            name: self.expr.strip().replace(THRESHOLD, f"{value:g}")
+            for name, value in by_name.items()
+            if value is not None
+        }
+
+
+@cache
+def alerts() -> list[Alert]:
+    """Every alert, in the order of the file."""
+    text = pkgutil.get_data(__name__, "alerts.yaml")
+    assert text is not None
+    return msgspec.convert(yaml.safe_load(text), list[Alert])
+
+
+def prometheus_context(environment: Environment) -> dict[str, Any]:
+    """The context of `prometheus.nomad.hcl.j2` and of `prometheus.rules.yml.j2`."""
+    prometheus = environment.monitoring.prometheus or PrometheusJob()
+    return {
+        "environment": environment,
+        # Of the job as a whole, it shares what is not about GPUs.
+        "nomad": structs.replace(environment.nomad, node_pool=prometheus.node_pool),
+        "prometheus": prometheus,
+        # Prometheus knows no fractions of a unit.
+        "scrape_interval": duration(seconds(prometheus.scrape_interval)),
+        "retention": duration(seconds(prometheus.retention)),
+        "name": prometheus_name(environment),
+        "user": prometheus.user or USERS[prometheus.driver],
+        "bridged": prometheus.driver == "docker",
+        "targets": _targets(environment, prometheus),
+        "wanted": [name for name, model in environment.models.items() if model.replicas > 0],
+        "balancer": None if environment.balancer.kind == "none" else balancer_name(environment),
+        # What vLLM takes by itself is no reason to wake anybody.
+        "planned_gpu_memory": max(model.gpu_memory_utilization for model in environment.models.values()),
+        "alerts": alerts(),
+    }
+
+
+def _targets(environment: Environment, prometheus: PrometheusJob) -> dict[str, dict[str, str | None]]:
+    """What is scraped: by Prometheus's job, then by service in Consul, the model that it is of."""
+    services = {name: service_name(environment, name) for name in sorted(environment.models)}
+    by_job: dict[str, dict[str, str | None]] = {
+        "vllm": {service: name for name, service in services.items()},
+        "supervisor": {
+            service: name
+            for name, service in services.items()
+            if is_supervised(environment, environment.models[name])
+        },
+        "dcgm": {prometheus.dcgm: None} if prometheus.dcgm else {},
+    }
+    return {job: found for job, found in by_job.items() if found}
