@@ -13,7 +13,7 @@ from sandbox.programs import CHECKOUT
 from vllmjobs.environment.model import Environment
 from vllmjobs.project import load
 from vllmjobs.render.job import alert_rules
-from vllmjobs.render.monitoring import alerts
+from vllmjobs.render.monitoring import Alert, alerts
 from vllmjobs.templates import templates
 
 ENVIRONMENT = """
@@ -21,7 +21,8 @@ job: vllm-prod
 monitoring: {prometheus: {runbooks: "https://docs.example.com/runbooks"}}
 models: {chat: {model: a/small, gpu_memory_utilization: 0.9}}
 """
-MINUTES = 150  # that the judge plays, one look a minute
+ALERTMANAGER = CHECKOUT / "docs/monitoring/alertmanager.yml"
+PAGE = CHECKOUT / "docs/monitoring.md"
 OF = 'environment="vllm-prod",model="chat"'
 AT = f'job="vllm",release="stable",instance="10.0.0.1:8000",{OF}'
 SUPERVISOR = AT.replace("vllm", "supervisor", 1)
@@ -236,3 +237,37 @@ def test_every_alert_has_its_source_and_its_runbook(rules: Path) -> None:
         name = re.sub(r"(?<=[a-z])(?=[A-Z])", "-", rule["alert"]).lower()
         assert rule["annotations"]["runbook_url"] == f"https://docs.example.com/runbooks/{name}.md"
         assert set(rule["annotations"]) == {"summary", "description", "runbook_url"}
+
+
+def routed(**labels: str) -> str:
+    """Who is told of an alert with these labels, as Alertmanager's own tool has it."""
+    words = (f"{name}={value}" for name, value in labels.items())
+    said = judged("amtool", "config", "routes", "test", f"--config.file={ALERTMANAGER}", *words)
+    return re.sub("Warning: .*", "", said).strip()  # 0.25 warns of the option that it was given
+
+
+def test_the_alertmanager_to_start_from_wakes_somebody_for_critical_alerts_of_production_alone() -> None:
+    assert "SUCCESS" in judged("amtool", "check-config", ALERTMANAGER)
+    assert routed(alertname="ErrorRate", environment="vllm-prod", severity="critical") == "on-call"
+    assert routed(alertname="ErrorRate", environment="vllm-prod", severity="warning") == "chat"
+    assert routed(alertname="ErrorRate", environment="vllm-dev", severity="critical") == "chat"
+
+
+def test_the_alertmanager_to_start_from_silences_alerts_that_there_are() -> None:
+    rules = yaml.safe_load(ALERTMANAGER.read_text())["inhibit_rules"]
+    matchers = [one for rule in rules for one in (*rule["source_matchers"], *rule["target_matchers"])]
+    named = {name for one in matchers if "alertname" in one for name in re.findall(r"[A-Z]\w+", one)}
+    assert named <= {alert.alert for alert in alerts()}
+
+
+def test_the_page_lists_every_alert_with_its_figures() -> None:
+    rows = re.findall(r"^\| `([A-Z]\w+)`: [^|]+\|(.*)\|$", PAGE.read_text(), re.MULTILINE)
+    assert {name: [cell.strip() for cell in cells.split("|")] for name, cells in rows} == {
+        alert.alert: [shown(alert, alert.warning), shown(alert, alert.critical), alert.lasting]
+        for alert in alerts()
+    }
+
+
+def shown(alert: Alert, threshold: float | None) -> str:
+    (operator,) = set(re.findall(r"([<>]=?) THRESHOLD", alert.expr))
+    return "" if threshold is None else f"{operator} {threshold:g}"
