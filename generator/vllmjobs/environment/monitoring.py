@@ -3,7 +3,18 @@
 from typing import Annotated
 
 from vllmjobs.environment.placement import Block, Placement, said
-from vllmjobs.environment.values import Address, Driver, Duration, LinkBase, Name, Port, Positive, Size, Text
+from vllmjobs.environment.values import (
+    Address,
+    Driver,
+    Duration,
+    Interval,
+    LinkBase,
+    Name,
+    Port,
+    Positive,
+    Size,
+    Text,
+)
 
 
 class PrometheusJob(Block, frozen=True):
@@ -18,7 +29,7 @@ class PrometheusJob(Block, frozen=True):
         said("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec."),
     ] = None
     scrape_interval: Annotated[
-        Duration, said("Time between two looks at an instance, 1m at most: the alerts look back over 5m.")
+        Interval, said("Time between two looks at an instance, 1m at most: the alerts look back over 5m.")
     ] = "15s"
     retention: Annotated[Duration, said("How long it keeps what it has seen.")] = "360h"
     alertmanager: Annotated[

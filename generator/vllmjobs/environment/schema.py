@@ -31,6 +31,7 @@ _EXAMPLES = {
     "URL path": "that begins with /, such as /v1/",
     "route": "of letters, digits and . _ ~ - between slashes, such as /chat/v1/",
     "version": 'in quotes, such as "0.33.0"',
+    "interval": 'from 1s to 1m, such as "15s"',
     "address": "of a host and a port, such as alertmanager.example.com:9093",
     "link": "such as https://git.example.com/llm/docs/runbooks",
     "host name": "in lower case, such as chat.example.com",

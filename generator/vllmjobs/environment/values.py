@@ -47,6 +47,7 @@ HostName = Annotated[
 ]
 # What is safe in the configuration of Prometheus.
 Address = Annotated[str, matching(r"[A-Za-z0-9]([A-Za-z0-9.-]*[A-Za-z0-9])?:[0-9]{1,5}", "address")]
+Interval = Annotated[str, matching(r"([1-9]|[1-5][0-9])s|1m", "interval")]
 LinkBase = Annotated[str, matching(r"[A-Za-z0-9./][A-Za-z0-9.:/_~%-]*", "link")]
 # https://packaging.python.org/specifications/version-specifiers, as vLLM's releases and images use it.
 Version = Annotated[

@@ -64,9 +64,7 @@ def prometheus_context(environment: Environment) -> dict[str, Any]:
         # Of the job as a whole, it shares what is not about GPUs.
         "nomad": structs.replace(environment.nomad, node_pool=prometheus.node_pool),
         "prometheus": prometheus,
-        # Prometheus knows no fractions of a unit.
-        "scrape_interval": duration(seconds(prometheus.scrape_interval)),
-        "retention": duration(seconds(prometheus.retention)),
+        "retention": duration(seconds(prometheus.retention)),  # Prometheus knows no fractions of a unit
         "name": prometheus_name(environment),
         "user": prometheus.user or USERS[prometheus.driver],
         "bridged": prometheus.driver == "docker",
