@@ -31,14 +31,14 @@ ELSEWHERE = {
     "images.gptoss",  # written where a model asks for it
     "models.*.gpus.constraints.attribute",  # held to the names of attributes by a rule
     "models.*.gpus.affinities.attribute",
+    "monitoring.prometheus.command",  # stands where the image does, with raw_exec
 }
-JOBS = [
-    ("vllm", []),
-    ("fabio", []),
-    ("nginx", ["balancer.kind=nginx", "balancer.driver=raw_exec"]),  # between them, all that balancers have
-    ("prometheus", []),
-    ("prometheus", ["monitoring.prometheus.driver=raw_exec"]),
-]
+JOBS = {
+    "vllm": [],
+    "fabio": [],
+    "nginx": ["balancer.kind=nginx", "balancer.driver=raw_exec"],  # between them, all that balancers have
+    "prometheus": [],
+}
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
@@ -110,7 +110,7 @@ hostile = (
 def test_hostile_strings_come_back_from_nomads_parser_as_they_were(text: str) -> None:
     sample = msgspec.to_builtins(load(EVERY_KEY))
     found: set[Any] = set()
-    for job, given_by_set in JOBS:
+    for job, given_by_set in JOBS.items():
         environment = load(EVERY_KEY, given_by_set)
         hostile_one = msgspec.convert(replaced(msgspec.to_builtins(environment), text), Environment)
         found |= {value for _, value in leaves(parsed_by_nomad(render(hostile_one, job, TEMPLATES)))}

@@ -37,7 +37,7 @@ def strings(tree: Any) -> set[str]:
 @example("${")
 @example("\\u0041")
 def test_a_rendered_string_is_read_as_nomad_reads_it(text: str) -> None:
-    for job, given_by_set in JOBS:
+    for job, given_by_set in JOBS.items():
         environment = msgspec.to_builtins(load(EVERY_KEY, given_by_set))
         hcl = render(msgspec.convert(replaced(environment, text), Environment), job, TEMPLATES)
         ours = strings(read(hcl, job).tree)
