@@ -11,6 +11,7 @@ import pytest
 
 from sandbox import ports, prometheus
 from sandbox.cluster import Sandbox
+from sandbox.deploying import Command, succeeded
 from sandbox.process import wait_until
 from sandbox.programs import CHECKOUT
 from sandbox.release import Release
@@ -51,9 +52,10 @@ class Watched:
         }
         options = [f"--set=monitoring.prometheus.{key}={value}" for key, value in settings.items()]
         sandbox.consul.agent.service.register(EXPORTER, address="127.0.0.1", port=port)
-        sandbox.run(sandbox.render(*self.release.words(), *options, "--job", "prometheus"))
-        self.release.run(max_model_len=2048)
-        sandbox.wait_until_healthy(f"{JOB}-prometheus")
+        words = ["deploy", *self.release.words(), *options, "--job", "prometheus"]
+        with Command(sandbox, words) as deploy:
+            self.release.run(max_model_len=2048)
+            succeeded(deploy)
 
     def get(self, path: str, **params: str) -> Any:
         with http() as client:
