@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,12 @@ class OnGpus(Live):
     """A supervisor on GPUs, to which things can happen."""
 
     supervised: Supervised
+
+    def uses(self, gib: int) -> None:
+        """Let so much of the first GPU be in use, and wait until a look has shown it."""
+        self.happens(f"GPU0_USED={gib * GIB}")
+        self.xid(uuid(0), 43)  # which is only logged, and followed by a look at once
+        used(self.supervised, gib)
 
 
 Start = Callable[..., OnGpus]
@@ -39,6 +46,7 @@ def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Iterator[Sta
         engines: int = 1,
         each: Sequence[int] = (),
         limits: dict[str, float] | None = None,
+        told: Mapping[str, object] | None = None,
         **answers: object,
     ) -> OnGpus:
         each = each or [1] * engines
@@ -47,7 +55,9 @@ def on_gpus(supervise: Supervise, library: Path, tmp_path: Path) -> Iterator[Sta
         found.env |= {f"GPU0_{key}": str(answer) for key, answer in answers.items()}
         names = iter(found.uuids)
         gpus = [[next(names) for _ in range(count)] for count in each]
-        found.supervised = supervise(engines=len(each), env=found.env, gpus=gpus, limits=limits)
+        found.supervised = supervise(
+            engines=len(each), env=found.env, gpus=gpus, limits=limits, **(told or {})
+        )
         return found
 
     yield start
@@ -152,11 +162,11 @@ def test_where_the_driver_says_what_it_needs_an_error_alone_condemns_nothing(on_
 
 
 def used(one: Supervised, gib: int) -> None:
-    """Wait until a look has shown that so much is in use."""
+    """Wait until a look has shown that so much of the first GPU is in use."""
 
     def shown() -> bool:
         gpus = one.get("/health")[1]["memory_usage"]["gpus"]
-        return [gpu["used_bytes"] for gpu in gpus] == [gib * GIB]
+        return [gpu["used_bytes"] for gpu in gpus][:1] == [gib * GIB]
 
     wait_until(shown, WITHIN, f"{gib} GiB are in use", evidence=one.evidence)
 
@@ -165,12 +175,10 @@ def test_one_is_started_again_only_when_its_memory_is_free(on_gpus: Start) -> No
     found = on_gpus()
     one = found.supervised
     one.wait_until_ready()
-    found.happens(f"GPU0_USED={70 * GIB}")
-    used(one, 70)
+    found.uses(70)
     os.kill(one.pid(), signal.SIGKILL)
     one.wait_for("instance_failed")
-    found.happens(f"GPU0_USED={69 * GIB}")
-    used(one, 69)
+    found.uses(69)
     assert one.instance()["phase"] == "clearing"
     found.happens("GPU0_USED=0")
     one.wait_for("instance_ready", count=2)
@@ -180,11 +188,30 @@ def test_memory_that_is_never_free_gives_it_up(on_gpus: Start) -> None:
     found = on_gpus(limits={"vram": 2})
     one = found.supervised
     one.wait_until_ready()
-    found.happens(f"GPU0_USED={70 * GIB}")
-    used(one, 70)
+    found.uses(70)
     os.kill(one.pid(), signal.SIGKILL)
     assert one.end() == GAVE_UP
     assert one.said("gpu_memory_not_freed")[0]["gpus"] == [uuid(0)]
+
+
+def test_another_engine_on_a_gpu_waits_for_the_memory_of_the_one_before(
+    on_gpus: Start, tmp_path: Path
+) -> None:
+    found = on_gpus(2, told={"admin_path": str(tmp_path / "admin.sock")}, limits={"vram": 5})
+    one = found.supervised
+    for name in ("chat-0", "chat-1"):
+        one.wait_for("instance_ready", name)
+    found.uses(70)
+    config = json.loads(one._config.read_text())
+    config["engines"][0]["name"] = "chat-2"
+    one._config.write_text(json.dumps(config))
+    for path in ("/reload", "/reload/chat-0", "/reload/chat-2"):
+        assert one.ask(path)[0] in (200, 202)
+    one.wait_for("gpu_memory_not_freed", "chat-0")
+    found.uses(69)
+    assert one.instance("chat-2")["phase"] == "clearing"
+    found.uses(0)
+    one.wait_for("instance_ready", "chat-2")
 
 
 @pytest.fixture
