@@ -60,8 +60,28 @@ server {{
 """
 
 
-def secured_config(agent: Agent, folder: str, verify_clients: bool) -> str:
-    """Write the configuration of a server with ACLs and TLS, whose files `nomad tls` put into the folder."""
+def secured_config(agent: Agent, folder: str, verify_clients: bool, is_client: bool = False) -> str:
+    """Write the configuration of a server with ACLs and TLS, whose files `nomad tls` put into the folder.
+
+    It may be its own only client.
+    """
+    client = f"""
+client {{
+  enabled           = true
+  network_interface = "lo"
+
+  options {{
+    "driver.allowlist"     = "raw_exec"
+    "fingerprint.denylist" = "{CLOUDS}"
+  }}
+}}
+
+plugin "raw_exec" {{
+  config {{
+    enabled = true
+  }}
+}}
+"""
     return f"""\
 {_common(agent, f"{folder}/data", "127.0.0.1:1")}
 server {{
@@ -80,7 +100,7 @@ tls {{
   key_file            = "{folder}/global-server-nomad-key.pem"
   verify_https_client = {json.dumps(verify_clients)}
 }}
-"""
+{client if is_client else ""}"""
 
 
 def client_config(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 from collections.abc import Iterator
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from sandbox import ports
+from sandbox.leftovers import unmount
 from sandbox.nomad import Agent, secured_config
 from sandbox.process import start, stop
 from sandbox.programs import CHECKOUT, programs
@@ -44,16 +46,20 @@ class Secured:
 
 
 @contextmanager
-def secured_server(folder: Path, verify_clients: bool = False) -> Iterator[Secured]:
-    """Start a server; with `verify_clients`, it talks only to whom its CA has given a certificate."""
+def secured_server(folder: Path, verify_clients: bool = False, is_client: bool = False) -> Iterator[Secured]:
+    """Start a server; with `verify_clients`, it talks only to whom its CA has given a certificate.
+
+    With `is_client` it runs tasks, too, whose Task API needs a folder with a short name.
+    """
     nomad(folder, "tls", "ca", "create")
     nomad(folder, "tls", "cert", "create", "-server", "-region", "global")
     nomad(folder, "tls", "cert", "create", "-client", "-region", "global")
     block = ports.take_block()
     agent = Agent("secured", block.take(), block.take(), block.take())
     config = folder / "server.hcl"
-    config.write_text(secured_config(agent, str(folder), verify_clients))
-    server = start("nomad", [programs()["nomad"], "agent", "-config", config], folder / "log", {})
+    config.write_text(secured_config(agent, str(folder), verify_clients, is_client))
+    env = {"PATH": os.defpath}  # a client asks df
+    server = start("nomad", [programs()["nomad"], "agent", "-config", config], folder / "log", env)
     environ = {"NOMAD_ADDR": f"https://127.0.0.1:{agent.http}", "NOMAD_CACERT": str(folder / CA)}
     if verify_clients:
         environ["NOMAD_CLIENT_CERT"] = str(folder / "global-client-nomad.pem")
@@ -68,6 +74,7 @@ def secured_server(folder: Path, verify_clients: bool = False) -> Iterator[Secur
         yield Secured(environ, folder, manager)
     finally:
         stop([server])
+        unmount(folder)
         block.release()
 
 

@@ -1,8 +1,11 @@
 """Fencing a node: a real Nomad's Task API, and a real socket that answers worse."""
 
 import asyncio
+import json
 import os
+import re
 import sys
+import tempfile
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import pytest
 import vllmjobs
 from sandbox.cluster import Sandbox
 from sandbox.process import wait_until
+from sandbox.secured import secured_server
 from vllmjobs.supervisor.fence import META, add, fence
 
+DOCS = Path(__file__).parents[2] / "docs" / "supervisor.md"
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 
 JOB = """
@@ -54,7 +59,8 @@ job "%(name)s" {
 import asyncio, os
 from vllmjobs.supervisor.fence import fence
 for gpu in ("GPU-1", "GPU-2", "GPU-1"):
-    assert asyncio.run(fence(gpu, "XID 79", os.environ)) is None
+    why = asyncio.run(fence(gpu, "XID 79", os.environ))
+    assert why is None, why
 EOF
       }
     }
@@ -90,6 +96,45 @@ def test_a_task_fences_its_node_until_a_person_lifts_it(sandbox: Sandbox) -> Non
     assert lifted.returncode == 0, lifted.stderr
     wait_until(lambda: META not in sandbox.node("gpu-2")["Meta"], 30, "the fence is lifted")
     assert not sandbox.plan(hcl("next"))["FailedTGAllocs"]
+
+
+def test_with_acls_it_takes_the_policy_of_the_docs() -> None:
+    (policy,) = re.findall(r"^echo '(node .*)' \| nomad acl policy apply", DOCS.read_text(), re.MULTILINE)
+    with (
+        tempfile.TemporaryDirectory(dir="/tmp") as folder,
+        secured_server(Path(folder), is_client=True) as secured,
+    ):
+        applied = (
+            "acl",
+            "policy",
+            "apply",
+            "-namespace",
+            "default",
+            "-job",
+            "allowed",
+            "vllmjobs-fence",
+            "-",
+        )
+        secured.nomad(*applied, text=policy)
+
+        def ran(job: str) -> str:
+            text = hcl(job).replace('"gpu-2"', '"secured"')
+            secured.nomad("job", "run", "-detach", "-", text=text)
+
+            def ended() -> str | None:
+                (one,) = json.loads(secured.nomad("job", "allocs", "-json", job)) or [{"ClientStatus": ""}]
+                is_over = one["ClientStatus"] in ("complete", "failed")
+                return (
+                    secured.nomad("alloc", "logs", "-stderr", one["ID"]) + one["ClientStatus"]
+                    if is_over
+                    else None
+                )
+
+            return wait_until(ended, 60, f"{job} has ended", ignoring=(ValueError,))
+
+        assert "Permission denied" in (refused := ran("refused"))
+        assert refused.endswith("failed")
+        assert ran("allowed") == "complete"
 
 
 def test_a_gpu_is_added_to_those_that_are_fenced_already() -> None:
