@@ -1,8 +1,7 @@
 """`python -m sandbox.standin`: read what we were told, then serve.
 
 Exit codes: 0 after a stop that was asked for, and after an engine death (vLLM's own habit:
-vllm-project/vllm#48966); 1 when the load fails or the port is taken; 2 for a wrong flag or knob;
-128 + signal when a second signal ends a stop.
+vllm-project/vllm#48966); 1 when the load fails or the port is taken; 2 for a wrong flag or knob.
 """
 
 import asyncio

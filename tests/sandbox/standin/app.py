@@ -21,6 +21,7 @@ from sandbox.standin.knobs import Knobs
 from sandbox.standin.metrics import Metrics
 from sandbox.standin.text import tokens
 
+VERSION = "0.32.0"  # whose behaviour tests/acceptance/test_contract.py compares this with
 COUNTED = ("/v1/models", "/v1/completions", "/v1/chat/completions")  # vLLM excludes probes and /metrics
 
 
@@ -32,6 +33,9 @@ def build(flags: Flags, knobs: Knobs, engine: Engine, metrics: Metrics) -> ASGIA
         # vLLM's only reads a flag: it says nothing of a hung engine (vllm-project/vllm#45094).
         await asyncio.sleep(knobs.failure.slow_health)
         return Response(status_code=503 if engine.died.is_set() else 200)
+
+    async def version(_: Request) -> Response:
+        return JSONResponse({"version": VERSION})
 
     async def models(_: Request) -> Response:
         return JSONResponse(protocol.models(flags, started))
@@ -52,6 +56,7 @@ def build(flags: Flags, knobs: Knobs, engine: Engine, metrics: Metrics) -> ASGIA
 
     routes = [
         Route("/health", health, methods=["GET"]),
+        Route("/version", version, methods=["GET"]),
         Route("/ping", health, methods=["GET", "POST"]),
         Route("/metrics", page, methods=["GET"]),
         Route("/v1/models", models, methods=["GET"]),
@@ -63,6 +68,8 @@ def build(flags: Flags, knobs: Knobs, engine: Engine, metrics: Metrics) -> ASGIA
         HTTPException: _http_error,
         RuntimeError: _server_error,
     }
+    for route in routes:
+        (route.methods or set()).discard("HEAD")  # starlette adds it to GET, FastAPI does not
     return _Door(Starlette(routes=routes, exception_handlers=handlers), flags.api_key, metrics)
 
 
@@ -145,9 +152,7 @@ async def _refused(_: Request, refused: Exception) -> Response:
 
 async def _http_error(_: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse(
-        protocol.error(error.status_code, error.detail, error.detail), status_code=error.status_code
-    )
+    return JSONResponse({"detail": error.detail}, status_code=error.status_code, headers=error.headers)
 
 
 async def _server_error(_: Request, error: Exception) -> Response:

@@ -10,7 +10,7 @@ must also run on vLLM.
 | TOKENS_PER_SECOND | 200 | per sequence, as on the CPU build; it does not slow down with the batch |
 | ANSWER_TOKENS | 64 | where an answer ends by itself ("stop"), unless `ignore_eos` or max_tokens |
 | KV_TOKENS | 476016 | size of the KV cache (Llama-3.1-8B on an H100), for kv_cache_usage_perc |
-| LINGER_SECONDS | 10 | how long an abort hangs around when requests were in flight (vLLM: > 10 s) |
+| LINGER_SECONDS | 10 | how long a stop without a drain waits for its clients to leave (vLLM: for ever) |
 | EXIT_SECONDS | 1 | from drained to gone (vLLM: about 7 s) |
 | DEATH_SECONDS | 1 | from the engine's death to exit 0 (vLLM: within 5 s) |
 | WORKERS | 0 | with an EngineCore and so many workers, as processes of their own; 0 for one process |

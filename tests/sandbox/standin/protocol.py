@@ -12,14 +12,21 @@ from sandbox.standin.flags import Flags
 # vLLM's default of /v1/completions, from OpenAI's; a chat may fill the context.
 COMPLETION_TOKENS = 16
 
+# Of a message that matches no kind of message, pydantic names the first that it tried.
+NO_ROLE = "body.messages.0.ChatCompletionDeveloperMessageParam.role"
+
 Json = dict[str, Any]
 
 
 class RefusedError(Exception):
     """A request that is answered with an error, in OpenAI's form as vLLM fills it in."""
 
-    def __init__(self, status: int, kind: str, message: str, param: str | None = None) -> None:
+    def __init__(
+        self, status: int, kind: str, message: str, param: str | None = None, value: object = None
+    ) -> None:
         super().__init__(message)
+        if value is not None:  # vLLM's own validation names both
+            message += f" (parameter={param}, value={value})"
         self.status = status
         self.body = error(status, kind, message, param)
 
@@ -49,16 +56,22 @@ class Ask:
 def read(body: bytes, headers: Mapping[str, str], chat: bool, flags: Flags) -> Ask:
     """Check a request's body; RefusedError where vLLM would refuse it."""
     if not headers.get("content-type", "").startswith("application/json"):
-        raise _invalid("Unsupported Media Type: Only 'application/json' is allowed")
+        raise _invalid("Unsupported Media Type: Only 'application/json' is allowed", None)
     try:
         given = json.loads(body)
     except ValueError as bad:
-        raise _invalid(f"JSON decode error: {bad}") from None
+        raise _invalid(f"JSON decode error: {bad}", f"body.{getattr(bad, 'pos', 0)}") from None
     if not isinstance(given, dict):
-        raise _invalid("Input should be a valid dictionary")
+        raise _invalid("Input should be a valid dictionary", "body")
     model = given.get("model") or flags.served_model_name[0]
     if model not in flags.served_model_name:
-        raise RefusedError(404, "NotFoundError", f"The model `{model}` does not exist.", "model")
+        known = ", ".join(flags.served_model_name)
+        message = f"The model `{model}` does not exist. Valid aliases: {known}."
+        raise RefusedError(404, "NotFoundError", message, "model")
+    options = given.get("stream_options")
+    if options and not given.get("stream"):
+        message = "Stream options can only be defined when `stream=True`. (parameter=stream_options)"
+        raise RefusedError(400, "BadRequestError", message, "stream_options")
     prompts = [_chat_prompt(given)] if chat else _prompts(given)
     longest = max(len(prompt) for prompt in prompts)
     max_tokens = _whole(given, "max_completion_tokens") if chat else None
@@ -66,8 +79,7 @@ def read(body: bytes, headers: Mapping[str, str], chat: bool, flags: Flags) -> A
     if max_tokens is None:
         room = flags.max_model_len - longest
         max_tokens = max(1, room if chat else min(COMPLETION_TOKENS, room))
-    _fits(longest, max_tokens, flags.max_model_len)
-    options = given.get("stream_options")
+    max_tokens = _fitting(longest, max_tokens, flags.max_model_len)
     return Ask(
         chat=chat,
         model=model,
@@ -128,10 +140,24 @@ def models(flags: Flags, started: int) -> Json:
                 "root": flags.model,
                 "parent": None,
                 "max_model_len": flags.max_model_len,
-                "permission": [],
+                "permission": [_permission(started)],
             }
             for name in flags.served_model_name
         ],
+    }
+
+
+def _permission(started: int) -> Json:
+    allowed = dict.fromkeys(("allow_sampling", "allow_logprobs", "allow_view"), True)
+    refused = ("allow_create_engine", "allow_search_indices", "allow_fine_tuning", "is_blocking")
+    return {
+        "id": f"modelperm-{uuid4().hex[:16]}",
+        "object": "model_permission",
+        "created": started,
+        "organization": "*",
+        "group": None,
+        **allowed,
+        **dict.fromkeys(refused, False),
     }
 
 
@@ -150,27 +176,37 @@ def _choice(index: int, content: Json, reason: str | None) -> Json:
     return {"index": index, **content, "logprobs": None, "finish_reason": reason, "stop_reason": None}
 
 
-def _fits(prompt: int, max_tokens: int, longest: int) -> None:
-    if prompt + max_tokens > longest:
-        raise RefusedError(
-            400,
-            "BadRequestError",
-            f"This model's maximum context length is {longest} tokens. However, you requested {max_tokens} "
-            f"output tokens and your prompt contains {prompt} input tokens, for a total of "
-            f"{prompt + max_tokens} tokens. Please reduce the length of the input prompt or the number of "
-            "requested output tokens.",
-            "input_tokens",
+def _fitting(prompt: int, max_tokens: int, longest: int) -> int:
+    """Return how many tokens there is room for; vLLM shortens an answer, unless it could never have been."""
+    if max_tokens > longest:
+        message = (
+            f"max_tokens={max_tokens} cannot be greater than max_model_len={longest}. "
+            "Please request fewer output tokens."
         )
+        raise RefusedError(400, "BadRequestError", message, "max_tokens", max_tokens)
+    if prompt > longest:
+        message = (
+            f"This model's maximum context length is {longest} tokens. However, your prompt contains "
+            f"{'at least ' if prompt == longest + 1 else ''}{prompt} input tokens, which exceeds this limit "
+            "even without any output tokens. Please reduce the length of the input prompt."
+        )
+        raise RefusedError(400, "BadRequestError", message, "input_tokens", prompt)
+    if prompt == longest:
+        raise RefusedError(400, "BadRequestError", "max_tokens must be at least 1, got 0.", "max_tokens", 0)
+    return min(max_tokens, longest - prompt)
 
 
 def _chat_prompt(given: Json) -> list[str]:
     messages = given.get("messages")
-    if not isinstance(messages, list) or not messages:
-        raise _invalid("messages: a list with at least one message is required")
+    if not isinstance(messages, list):
+        raise _invalid("messages: a list is required", "body.messages")
+    if not messages:
+        message = "Cannot apply chat template to an empty conversation. Provide at least one message."
+        raise RefusedError(400, "BadRequestError", message)
     words: list[str] = []
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise _invalid("messages: each needs a role")
+            raise _invalid("messages: each needs a role", NO_ROLE)
         content = message.get("content") or ""
         parts = content if isinstance(content, list) else [{"text": content}]
         text = " ".join(str(part.get("text", "")) for part in parts if isinstance(part, dict))
@@ -187,7 +223,8 @@ def _prompts(given: Json) -> list[list[str]]:
         ids = one if isinstance(one, list) else []
         prompts.append(one.split() if isinstance(one, str) else [str(token) for token in ids])
     if not all(prompts):
-        raise _invalid("prompt: a text or a list that is not empty is required")
+        message = "Either prompt or prompt_embeds must be provided and non-empty. (parameter=prompt)"
+        raise RefusedError(400, "BadRequestError", message, "prompt")
     return prompts
 
 
@@ -195,10 +232,13 @@ def _whole(given: Json, name: str) -> int | None:
     value = given.get(name)
     if value is None:
         return None
-    if not isinstance(value, int) or value < 1:
-        raise RefusedError(400, "BadRequestError", f"{name} must be at least 1, got {value}.", name)
+    if not isinstance(value, int):
+        raise _invalid(f"{name}: Input should be a valid integer", f"body.{name}")
+    if value < 1:
+        message = f"{name} must be at least 1, got {value}."
+        raise RefusedError(400, "BadRequestError", message, *(() if name == "n" else (name, value)))
     return value
 
 
-def _invalid(message: str) -> RefusedError:
-    return RefusedError(400, "Bad Request", message)
+def _invalid(message: str, param: str | None) -> RefusedError:
+    return RefusedError(400, "Bad Request", f"1 validation error:\n  {message}", param)

@@ -1,13 +1,14 @@
 """From the first signal handler to the exit code: bind, load, serve, stop.
 
-Measured on vLLM 0.32.0 (CPU build): SIGTERM cuts what is in flight and the process hangs around;
-with `--shutdown-timeout N` what is in flight ends whole while /health stays 200 and new requests get 500.
+Measured on vLLM 0.32.0 (CPU build): SIGTERM closes the port and leaves what is in flight without another
+word, and the process hangs until its clients leave; with `--shutdown-timeout N` what is in flight ends whole
+while /health stays 200 and new requests get 500.
 """
 
 import asyncio
 import contextlib
 import logging
-import os
+import math
 import signal
 import socket
 import sys
@@ -41,8 +42,7 @@ async def serve(flags: Flags, knobs: Knobs) -> int:
         return 1
     with listener:
         async with _core(knobs.workers) as core:
-            code, linger = await _serve(flags, knobs, listener, stop, core)
-    await asyncio.sleep(linger)
+            code = await _serve(flags, knobs, listener, stop, core)
     if not code:
         log.info("Shutdown complete.")
     return code
@@ -50,27 +50,27 @@ async def serve(flags: Flags, knobs: Knobs) -> int:
 
 async def _serve(
     flags: Flags, knobs: Knobs, listener: socket.socket, stop: asyncio.Event, core: Core | None
-) -> tuple[int, float]:
-    """Load and serve; the exit code, and how long to hang around after the port is closed."""
+) -> int:
+    """Load and serve; the exit code."""
     loading = asyncio.create_task(_load(flags, knobs, core))
     await _first(loading, stop.wait())
     if not loading.done():
-        return 0, 0.0
+        return 0
     server, engine = loading.result()
     watching = asyncio.create_task(_watch(core, engine))
     if knobs.failure.exit_1_before_ready:
         log.error("RuntimeError: Engine core initialization failed. (stand-in: exit-1-before-ready)")
-        return 1, 0.0
+        return 1
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     stepping = asyncio.create_task(engine.run())
     await _first(stop.wait(), engine.died.wait(), serving, stepping)
     for broken in (task for task in (serving, stepping) if task.done()):
         broken.result()
-    linger = await _end(flags, knobs, server, engine)
+    await _end(flags, knobs, server, engine, stepping)
     server.should_exit = True
     watching.cancel()
     await serving
-    return 0, linger
+    return 0
 
 
 @contextlib.asynccontextmanager
@@ -90,18 +90,21 @@ async def _watch(core: Core | None, engine: "Engine") -> None:
         engine.die()
 
 
-async def _end(flags: Flags, knobs: Knobs, server: "uvicorn.Server", engine: "Engine") -> float:
-    """Finish or cut what is in flight; how long to hang around after the port is closed."""
+async def _end(
+    flags: Flags, knobs: Knobs, server: "uvicorn.Server", engine: "Engine", stepping: "asyncio.Task[None]"
+) -> None:
+    """Finish what is in flight, or leave it."""
     if engine.died.is_set():
         log.error("EngineCore died")  # and yet exit 0: vllm-project/vllm#48966
         await asyncio.sleep(knobs.death_seconds)
-        return 0
+        return
     engine.draining = True
     if not flags.shutdown_timeout:
         log.info("Shutting down: aborting requests in flight")
-        busy = engine.busy
-        _cut(server)
-        return knobs.linger_seconds if busy else 0
+        stepping.cancel()
+        # uvicorn closes the port, and waits so long for the connections; vLLM gives it no limit.
+        server.config.timeout_graceful_shutdown = math.ceil(knobs.linger_seconds)
+        return
     log.info("Draining for up to %d s", flags.shutdown_timeout)
     try:
         async with asyncio.timeout(flags.shutdown_timeout):
@@ -111,7 +114,6 @@ async def _end(flags: Flags, knobs: Knobs, server: "uvicorn.Server", engine: "En
         log.warning("Drain timed out: aborting requests in flight")
         _cut(server)
     await asyncio.sleep(knobs.exit_seconds)
-    return 0
 
 
 def _cut(server: "uvicorn.Server") -> None:
@@ -177,15 +179,14 @@ def _bind(flags: Flags) -> socket.socket:
 
 
 def _on_signals(ignore: bool) -> asyncio.Event:
-    """Return an event that the first SIGTERM or SIGINT sets; the second ends the process at once."""
+    """Return an event that the first SIGTERM or SIGINT sets; vLLM 0.32 ignores any after it."""
     stop = asyncio.Event()
 
     def on(number: int) -> None:
         if ignore:
             log.warning("%s ignored (stand-in: ignore-term)", signal.Signals(number).name)
         elif stop.is_set():
-            log.warning("%s again: leaving at once", signal.Signals(number).name)
-            os._exit(128 + number)
+            log.warning("%s again: ignored", signal.Signals(number).name)
         else:
             stop.set()
 

@@ -1,0 +1,255 @@
+"""The stand-in engine against real vLLM: the same requests, the same signals, the same deaths.
+
+What differs on purpose is listed in `tests/sandbox/standin/__init__.py`.
+"""
+
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from acceptance.conversation import CASES, written_down
+from sandbox import ports, process, realvllm
+from sandbox.process import Process, wait_until
+from sandbox.realvllm import model
+from sandbox.standin.knobs import PREFIX
+
+START, ANSWER, END = 400.0, 60.0, 180.0  # seconds; beside other tests, a start of vLLM was seen to take 200
+LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 3000, "ignore_eos": True}
+DRAIN = ("--shutdown-timeout", "120")
+KINDS = ["stand-in", "vllm"]
+LAUNCHER = Path(process.__file__).parent / "bin" / "stand-in-engine"
+
+Start = Callable[..., "Server"]
+
+
+@dataclass
+class Server:
+    """A server of either kind."""
+
+    kind: str
+    process: Process
+    port: int
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def refuses(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) != 0
+
+    def ready(self) -> "Server":
+        self.process.wait_until(
+            lambda: self.status("/health") == 200, START, f"{self.kind} is ready", (httpx.TransportError,)
+        )
+        return self
+
+    def status(self, path: str) -> int:
+        return httpx.get(self.url + path, timeout=ANSWER).status_code
+
+    def complete(self, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/completions", json={"prompt": [5], **body}, timeout=ANSWER)
+
+    @contextmanager
+    def stream(self, silence: float = ANSWER) -> Iterator[Iterator[Any]]:
+        """A long stream whose first chunk has come; the chunks after it, None for [DONE]."""
+        asked = LONG | {"stream": True, "stream_options": {"include_usage": True}}
+        url = f"{self.url}/v1/completions"
+        with httpx.stream("POST", url, json=asked, timeout=httpx.Timeout(ANSWER, read=silence)) as response:
+            assert response.status_code == 200
+            lines = (line.removeprefix("data: ") for line in response.iter_lines() if line)
+            chunks = (None if line == "[DONE]" else json.loads(line) for line in lines)
+            next(chunks)
+            yield chunks
+
+    def metrics(self) -> dict[str, Any]:
+        page = httpx.get(f"{self.url}/metrics", timeout=ANSWER).text
+        return {family.name: family for family in text_string_to_metric_families(page)}
+
+    def running(self) -> float:
+        return float(sum(sample.value for sample in self.metrics()["vllm:num_requests_running"].samples))
+
+    def exit_code(self) -> int:
+        return self.process.popen.wait(END)
+
+    def kill_engine(self) -> None:
+        """Kill the engine, and leave the API server; the stand-in's dies of the third request."""
+        if self.kind == "stand-in":
+            assert self.complete().status_code == 500
+            return
+        found = subprocess.run(
+            ["pgrep", "--session", str(self.process.popen.pid), "--full", "EngineCore"],
+            stdout=subprocess.PIPE, text=True, check=True,
+        )  # fmt: skip
+        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return model.make(tmp_path_factory.mktemp("models") / "tiny")
+
+
+@pytest.fixture(scope="module")
+def start(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """Starts servers, and ends what is left of them."""
+    logs, block, started = tmp_path_factory.mktemp("logs"), ports.take_block(), []
+
+    def start(kind: str, *args: str, model: Path = tiny, **knobs: object) -> Server:
+        port = block.take()
+        program = LAUNCHER if kind == "stand-in" else realvllm.folder() / "bin/vllm"
+        told = {"LOAD_SECONDS": 1, "LINGER_SECONDS": 600, "TOKENS_PER_SECOND": 500} | knobs
+        environ = {**realvllm.environ(), **{PREFIX + name: str(value) for name, value in told.items()}}
+        command = [program, "serve", model, *realvllm.ARGUMENTS, "--served-model-name", "chat",
+                   "--host", "127.0.0.1", "--port", str(port), *args]  # fmt: skip
+        begun = process.start(
+            f"{kind} on {port}", list(map(str, command)), logs / f"{kind}-{port}.log", environ
+        )
+        started.append(begun)
+        return Server(kind, begun, port)
+
+    yield start
+    process.stop(started)
+    for one in started:
+        process.end(lambda pid=one.popen.pid: session(pid))  # type: ignore[misc]
+    block.release()
+
+
+def session(pid: int) -> list[int]:
+    """The processes that a server has left behind."""
+    found = subprocess.run(["pgrep", "--session", str(pid)], stdout=subprocess.PIPE, text=True, check=False)
+    return list(map(int, found.stdout.split()))
+
+
+# Requests
+
+
+@pytest.fixture(scope="module")
+def both(start: Start) -> list[Server]:
+    """One of each, until the test of the drain ends them."""
+    return [server.ready() for server in [start(kind, *DRAIN) for kind in KINDS]]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_stand_in_answers_as_vllm_does(both: list[Server], name: str) -> None:
+    standin, vllm = (written_down(CASES[name], CASES[name].ask(server.url)) for server in both)
+    assert standin == vllm
+
+
+def test_the_stand_ins_metrics_are_vllms(both: list[Server]) -> None:
+    for server in both:
+        server.complete(max_tokens=3)
+    standin, vllm = (server.metrics() for server in both)
+    ours = {name: family for name, family in standin.items() if re.match("vllm:|http_", name)}
+    assert len(ours) > 15
+    for name, family in ours.items():
+        assert shape(family) == shape(vllm[name])
+
+
+def shape(family: Any) -> Any:
+    """A metric without its numbers."""
+    return family.type, {(sample.name, *sorted(sample.labels.items())) for sample in family.samples}
+
+
+# The end of this life, so it comes after all that asks `both`.
+
+
+@pytest.mark.parametrize("index", range(len(KINDS)), ids=KINDS)
+def test_a_drain_ends_what_runs_refuses_what_is_new_and_shows_nothing_of_it(
+    both: list[Server], index: int
+) -> None:
+    server = both[index]
+    with server.stream() as chunks:
+        server.process.popen.terminate()
+        refused = wait_until(
+            lambda: answer if (answer := server.complete(max_tokens=1)).status_code != 200 else None,
+            ANSWER, "it refuses new requests",
+        )  # fmt: skip
+        assert (refused.status_code, refused.json()) == (500, {
+            "error": {
+                "message": "cannot schedule new futures after shutdown",
+                "type": "InternalServerError",
+                "param": None,
+                "code": 500,
+            }
+        })  # fmt: skip
+        server.process.popen.terminate()  # a second signal changes nothing
+        assert {server.status(path) for path in ("/health", "/v1/models", "/metrics")} == {200}
+        assert server.running() == 1
+        *_, usage, done = chunks
+    assert (usage["usage"]["completion_tokens"], done) == (LONG["max_tokens"], None)
+    assert server.exit_code() == 0
+
+
+# Other lives
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_a_shutdown_timeout_a_stream_stalls_and_holds_the_process(start: Start, kind: str) -> None:
+    server = start(kind)
+    assert server.refuses()  # while it loads
+    server.ready()
+    with server.stream(silence=3) as chunks:
+        server.process.popen.terminate()
+        with pytest.raises(httpx.ReadTimeout):
+            list(chunks)
+        assert server.refuses()
+        assert server.process.exit_code is None
+    assert server.exit_code() == 0
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_when_the_engine_is_killed_requests_get_500_and_the_server_exits_with_0(
+    start: Start, kind: str
+) -> None:
+    server = start(kind, FAILURE="exit-0-after=2").ready()
+    with ThreadPoolExecutor() as clients, server.stream() as chunks:
+        whole = clients.submit(server.complete, **LONG)
+        wait_until(lambda: server.running() == 2, ANSWER, "both requests run")
+        server.kill_engine()
+        *_, broken, done = chunks
+        assert (broken, done) == (DEAD, None)
+        assert (whole.result().status_code, whole.result().json()) == (500, DEAD)
+        assert gone_or_503(server)
+    wait_until(server.refuses, END, "its port is closed")
+    assert server.exit_code() == 0
+
+
+DEAD = {
+    "error": {
+        "message": "EngineCore encountered an issue. See stack trace (above) for the root cause.",
+        "type": "InternalServerError",
+        "param": None,
+        "code": 500,
+    }
+}
+
+
+def gone_or_503(server: Server) -> bool:
+    """Whether nobody takes it for healthy; vLLM closes the port a moment after it answered 503."""
+    try:
+        return server.status("/health") == 503
+    except httpx.TransportError:
+        return True
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_can_be_healthy_and_kill_its_engine_at_the_first_request(
+    start: Start, kind: str, tmp_path: Path
+) -> None:
+    server = start(kind, model=model.make(tmp_path / "narrow", head_dim=16), FAILURE="exit-0-after=0").ready()
+    answer = server.complete()
+    assert (answer.status_code, answer.json()) == (500, DEAD)
+    assert server.exit_code() == 0
