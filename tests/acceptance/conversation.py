@@ -53,13 +53,15 @@ CASES = {
     "a completion": completion({"model": "chat", "prompt": [5, 6, 7], **TO_THE_END}),
     "no model named": completion({"prompt": [5, 6, 7], **TO_THE_END}),
     "no max_tokens": completion({"prompt": [5, 6, 7], "ignore_eos": True}),
-    "two prompts, two choices": completion({"prompt": [[5], [6, 7]], "n": 2, **TO_THE_END}),
+    "two prompts, two choices": completion(
+        {"prompt": [[5], [6, 7]], "n": 2, "max_tokens": 3, "ignore_eos": True}
+    ),
     "an id of the client's": completion({"prompt": [5], **TO_THE_END}, headers={"x-request-id": "abc"}),
     "a chat": chat({"model": "chat", "messages": HELLO, **TO_THE_END}),
     "max_completion_tokens": chat({"messages": HELLO, "max_completion_tokens": 2, "ignore_eos": True}),
     "a stream": completion({"prompt": [5, 6, 7], **STREAM}),
     "a stream with usage": completion({"prompt": [5, 6, 7], **STREAM, **USAGE}),
-    "a stream of two choices": completion({"prompt": [5, 6, 7], "n": 2, **STREAM, **USAGE}),
+    "a stream of two choices": completion({"prompt": [5, 6, 7], "n": 2, **STREAM, **USAGE, "temperature": 1}),
     "a chat's stream": chat({"messages": HELLO, **STREAM}),
     "a chat's stream with usage": chat({"messages": HELLO, **STREAM, **USAGE}),
     "stream_options without stream": completion({"prompt": [5], **USAGE}),

@@ -11,7 +11,7 @@ import socket
 import subprocess
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -60,8 +60,8 @@ class Server:
     def status(self, path: str) -> int:
         return httpx.get(self.url + path, timeout=ANSWER).status_code
 
-    def complete(self, **body: Any) -> httpx.Response:
-        return httpx.post(f"{self.url}/v1/completions", json={"prompt": [5], **body}, timeout=ANSWER)
+    def complete(self, patience: float = ANSWER, **body: Any) -> httpx.Response:
+        return httpx.post(f"{self.url}/v1/completions", json={"prompt": [5], **body}, timeout=patience)
 
     @contextmanager
     def stream(self, silence: float = ANSWER) -> Iterator[Iterator[Any]]:
@@ -152,10 +152,9 @@ def test_the_stand_ins_metrics_are_vllms(both: list[Server]) -> None:
     for server in both:
         server.complete(max_tokens=3)
     standin, vllm = (server.metrics() for server in both)
-    ours = {name: family for name, family in standin.items() if re.match("vllm:|http_", name)}
+    ours = {name: shape(family) for name, family in standin.items() if re.match("vllm:|http_", name)}
     assert len(ours) > 15
-    for name, family in ours.items():
-        assert shape(family) == shape(vllm[name])
+    assert ours == {name: shape(vllm[name]) for name in ours}
 
 
 def shape(family: Any) -> Any:
@@ -174,8 +173,10 @@ def test_a_drain_ends_what_runs_refuses_what_is_new_and_shows_nothing_of_it(
     with server.stream() as chunks:
         server.process.popen.terminate()
         refused = wait_until(
-            lambda: answer if (answer := server.complete(max_tokens=1)).status_code != 200 else None,
+            lambda: answer if (answer := server.complete(2, max_tokens=1)).status_code != 200 else None,
             ANSWER, "it refuses new requests",
+            # Between the signal and the drain, vLLM takes requests that nobody will answer.
+            (httpx.ReadTimeout,),
         )  # fmt: skip
         assert (refused.status_code, refused.json()) == (500, {
             "error": {
@@ -197,17 +198,26 @@ def test_a_drain_ends_what_runs_refuses_what_is_new_and_shows_nothing_of_it(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_without_a_shutdown_timeout_a_stream_stalls_and_holds_the_process(start: Start, kind: str) -> None:
+def test_without_a_shutdown_timeout_a_stream_is_left_unfinished(start: Start, kind: str) -> None:
     server = start(kind)
     assert server.refuses()  # while it loads
     server.ready()
+    seen: list[Any] = []
     with server.stream(silence=3) as chunks:
         server.process.popen.terminate()
-        with pytest.raises(httpx.ReadTimeout):
-            list(chunks)
-        assert server.refuses()
-        assert server.process.exit_code is None
+        with suppress(httpx.ReadTimeout):
+            seen.extend(chunks)
+        # By chance, vLLM tells its clients, or is faster gone; then they wait, and the process for them.
+        assert reasons(seen) in ([], ["abort"])
+        wait_until(server.refuses, ANSWER, "its port is closed")
+        assert (server.process.exit_code is None) or reasons(seen) == ["abort"]
     assert server.exit_code() == 0
+
+
+def reasons(chunks: list[Any]) -> list[str]:
+    """Why the choices of a stream have ended."""
+    choices = [choice for chunk in chunks if chunk for choice in chunk["choices"]]
+    return [reason for choice in choices if (reason := choice["finish_reason"])]
 
 
 @pytest.mark.parametrize("kind", KINDS)

@@ -22,7 +22,9 @@ from sandbox.standin.metrics import Metrics
 from sandbox.standin.text import tokens
 
 VERSION = "0.32.0"  # whose behaviour tests/acceptance/test_contract.py compares this with
-COUNTED = ("/v1/models", "/v1/completions", "/v1/chat/completions")  # vLLM excludes probes and /metrics
+# What vLLM counts by its path, if it is asked by this method, and what it does not count.
+COUNTED = {"/v1/models": "GET", "/v1/completions": "POST", "/v1/chat/completions": "POST"}
+UNCOUNTED = {"/health", "/ping", "/version", "/metrics"}
 
 
 def build(flags: Flags, knobs: Knobs, engine: Engine, metrics: Metrics) -> ASGIApp:
@@ -83,8 +85,10 @@ class _Door:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def counting(message: Message) -> None:
-            if message["type"] == "http.response.start" and scope["path"] in COUNTED:
-                self._answers.labels(scope["path"], scope["method"], f"{message['status'] // 100}xx").inc()
+            path, method = scope["path"], scope["method"]
+            if message["type"] == "http.response.start" and path not in UNCOUNTED:
+                handler = path if COUNTED.get(path) == method else "none"
+                self._answers.labels(handler, method, f"{message['status'] // 100}xx").inc()
             await send(message)
 
         # vLLM guards /v1 alone; probes and /metrics stay open.

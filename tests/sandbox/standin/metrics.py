@@ -61,7 +61,8 @@ class Metrics:
 
         success = Counter("vllm:request_success", "Finished requests.", (*LABELS, "finished_reason"))
         self._finished = {
-            reason: success.labels(*of, reason) for reason in ("stop", "length", "abort", "error")
+            reason: success.labels(*of, reason)
+            for reason in ("stop", "length", "abort", "error", "repetition")
         }
         rejections = Counter("vllm:admission_rejections", "Refused: never here.", (*LABELS, "reason"))
         for reason in ("max_num_queued_reqs", "max_num_queued_tokens"):
