@@ -20,8 +20,8 @@ What differs from vLLM on purpose:
   refuses those that are out of range, and n above 1 with temperature 0.
 - The words of an error that pydantic raises in vLLM are its own; status, type and param are the same.
 - Half of vLLM's metrics are left out, which nothing here reads; the rest have its types, labels and buckets.
-- In the moment of a SIGTERM, before the drain begins, vLLM takes requests that it never answers. The stand-in
-  drains at once: a test that met this by chance would fail by chance.
+- While it drains, vLLM refuses new requests in words, and never answers those in token ids, whose connections
+  it resets at its end: only its tokenizer knows of the drain. The stand-in refuses both.
 - Without `--shutdown-timeout`, vLLM ends its streams with `finish_reason: abort`, or leaves them without
   another word, whichever of its processes is faster; the stand-in always leaves them.
 - Between the engine's end and its own, vLLM answers /health with 503 for a moment; the stand-in's knobs make

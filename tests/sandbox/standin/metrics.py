@@ -64,9 +64,10 @@ class Metrics:
             reason: success.labels(*of, reason)
             for reason in ("stop", "length", "abort", "error", "repetition")
         }
-        rejections = Counter("vllm:admission_rejections", "Refused: never here.", (*LABELS, "reason"))
+        # Counted before an engine is chosen.
+        rejections = Counter("vllm:admission_rejections", "Refused: never here.", ("model_name", "reason"))
         for reason in ("max_num_queued_reqs", "max_num_queued_tokens"):
-            rejections.labels(*of, reason)
+            rejections.labels(model_name, reason)
 
         # A histogram, although its name ends like a counter's; its _count is the heartbeat.
         self.step_tokens = histogram("iteration_tokens_total", "Tokens per engine step.", STEP_TOKENS)
