@@ -1,0 +1,118 @@
+"""Real vLLM under `vllmjobs up`: served, killed and stopped behind nginx."""
+
+import os
+import signal
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import openai
+import pytest
+
+from sandbox import realvllm
+from sandbox.process import wait_until
+from sandbox.realvllm import model
+from supervise.test_up import Machine
+
+START = 500.0  # seconds; beside other tests, a start of vLLM was seen to take 200
+ENVIRONMENT = """\
+nomad: {{max_kill_timeout: 5m}}
+balancer: {{kind: nginx, port: {port}, admin_port: {admin}}}
+models:
+  chat:
+    model: {model}
+    driver: raw_exec
+    vllm: 0.32.0
+    entrypoint: [{vllm}, serve]
+    max_model_len: 4096
+    args: {{enforce-eager: true, dtype: bfloat16}}
+    env: {{VLLM_CPU_KVCACHE_SPACE: 1, HF_HUB_OFFLINE: 1, VLLM_NO_USAGE_STATS: 1}}
+    ports: {{base: {base}}}
+    load_time: 5m
+    drain: {{longest_stream: 2m}}
+"""
+
+
+@pytest.fixture(scope="module")
+def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """`up` with the tiny model; the tests of this module live through its life in their order."""
+    machine = Machine(tmp_path_factory.mktemp("box"))
+    machine.env = {**machine.env, **realvllm.environ(), "PATH": machine.env["PATH"]}
+    machine.env.pop("PYTHONDONTWRITEBYTECODE", None)
+    tiny = model.make(machine.folder / "tiny")
+    machine.write("envs/one.yaml", ENVIRONMENT, model=str(tiny), vllm=str(realvllm.folder() / "bin/vllm"))
+    vllmjobs(machine, "up", "one", "--detach")
+    yield machine
+    machine.end()
+
+
+def vllmjobs(machine: Machine, *words: str) -> str:
+    ended = subprocess.run(
+        ["vllmjobs", *words], cwd=machine.folder, env=machine.env, check=False, timeout=START,
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stdout + ended.stderr
+    return ended.stdout
+
+
+@pytest.fixture
+def client(box: Machine) -> openai.OpenAI:
+    return openai.OpenAI(base_url=f"http://127.0.0.1:{box.port}/v1", api_key="none", max_retries=0)
+
+
+def test_chats_and_completions_are_answered_plain_and_streamed(client: openai.OpenAI) -> None:
+    chat = client.chat.completions.create(
+        model="chat", messages=[{"role": "user", "content": "hi"}], max_tokens=5, extra_body=TO_THE_END
+    )
+    whole = client.completions.create(model="chat", prompt="hi", max_tokens=5, extra_body=TO_THE_END)
+    assert chat.usage
+    assert whole.usage
+    assert [chat.usage.completion_tokens, whole.usage.completion_tokens] == [5, 5]
+    said = client.chat.completions.create(
+        model="chat", messages=[{"role": "user", "content": "hi"}], max_tokens=5, stream=True,
+        stream_options={"include_usage": True}, extra_body=TO_THE_END,
+    )  # fmt: skip
+    *_, last = said
+    assert last.usage
+    assert last.usage.completion_tokens == 5
+
+
+TO_THE_END = {"ignore_eos": True}
+
+
+def test_an_engine_that_is_killed_is_started_again(box: Machine, client: openai.OpenAI) -> None:
+    engine = engine_of(box)
+    os.kill(engine, signal.SIGKILL)
+    wait_until(lambda: box.ask("/health", box.admin).status_code == 503, 60, "nginx knows that it is gone")
+    wait_until(lambda: box.ask("/health", box.admin).status_code == 200, START, "it is ready again")
+    assert client.completions.create(model="chat", prompt="hi", max_tokens=1).choices
+    assert engine_of(box) != engine
+
+
+def test_a_stop_lets_a_long_stream_end_whole(box: Machine, client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model="chat", prompt="hi", max_tokens=3000, stream=True, stream_options={"include_usage": True},
+        extra_body=TO_THE_END,
+    )  # fmt: skip
+    next(stream)
+    stopping = subprocess.Popen(["vllmjobs", "down", "one"], cwd=box.folder, env=box.env)
+    *_, last = stream
+    assert last.usage
+    assert last.usage.completion_tokens == 3000
+    assert stopping.wait(START) == 0
+
+
+def engine_of(box: Machine) -> int:
+    """The process that computes, of the one server that listens."""
+    found = subprocess.run(["pgrep", "--full", "EngineCore"], stdout=subprocess.PIPE, text=True, check=False)
+    mine = [int(pid) for pid in found.stdout.split() if b"%d" % box.base in _command_line(_parent(int(pid)))]
+    assert len(mine) == 1
+    return mine[0]
+
+
+def _parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+def _command_line(pid: int) -> bytes:
+    return Path(f"/proc/{pid}/cmdline").read_bytes()
