@@ -10,9 +10,9 @@ import openai
 import pytest
 
 from sandbox import realvllm
+from sandbox.box import Machine
 from sandbox.process import wait_until
 from sandbox.realvllm import model
-from supervise.test_up import Machine
 
 START = 500.0  # seconds; beside other tests, a start of vLLM was seen to take 200
 ENVIRONMENT = """\
