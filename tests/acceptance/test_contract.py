@@ -171,6 +171,8 @@ def test_a_drain_ends_what_runs_refuses_what_is_new_and_shows_nothing_of_it(
 ) -> None:
     server = both[index]
     with server.stream() as chunks:
+        # The first chunk is there before the gauge.
+        wait_until(lambda: server.running() == 1, ANSWER, "the request counts as running")
         server.process.popen.terminate()
         refused = wait_until(lambda: refusal(server), ANSWER, "it refuses new requests", (httpx.ReadTimeout,))
         assert (refused.status_code, refused.json()) == (500, {
