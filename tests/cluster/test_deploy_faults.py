@@ -3,9 +3,11 @@
 The old version is asked all the while; each test ends with which version serves, and with which share of it.
 """
 
+import json
 import signal
+import subprocess
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,7 +15,7 @@ from typing import Any
 import pytest
 
 from sandbox.cluster import Sandbox
-from sandbox.deploying import QUICK, Clock, deploying
+from sandbox.deploying import QUICK, Clock, Command, deploying
 from sandbox.process import wait_until
 from sandbox.release import NewRelease, Release, releases
 from sandbox.traffic import Load, versions
@@ -46,6 +48,12 @@ class Served:
     def serves_the_new(self) -> None:
         """The new version alone."""
         self._settles_at(NEW)
+        assert self.sandbox.deployment(self.release.job)["Status"] == "successful"
+        self.is_unhurt()
+
+    def serves_the_old_again(self) -> None:
+        """The old version alone, in instances that may be other ones."""
+        self._settles_at(OLD)
         assert self.sandbox.deployment(self.release.job)["Status"] == "successful"
         self.is_unhurt()
 
@@ -117,6 +125,32 @@ def test_killed_at_any_step_it_is_resumed_by_another(served: Served, kind: str) 
         assert resumed.end() == DEPLOYED, resumed.evidence()
         assert "registered" not in resumed.kinds()
     served.serves_the_new()
+
+
+def rollback(served: Served, *words: str, at: Mapping[str, int] | None = None) -> Command:
+    return Command(served.sandbox, ["rollback", *served.release.words(), *words], at)
+
+
+def test_a_way_back_that_was_interrupted_goes_on_when_it_is_run_again(served: Served) -> None:
+    """And does not take its own canaries for those of a change that is to be stopped."""
+    served.release.run(max_model_len=NEW)
+    served.sandbox.promote(served.release.job)
+    served.sandbox.wait_until_healthy(served.release.job)
+    for kind in ("registered", "placed"):
+        with rollback(served, at={kind: signal.SIGKILL}) as killed:
+            assert killed.end() == -signal.SIGKILL
+    with rollback(served, at={"resumed": signal.SIGINT}) as left:
+        assert left.end() == FAILED
+        assert left.errors == ["left as it is: `vllmjobs rollback dev` goes on"]
+    command = [str(served.sandbox.folder / "bin" / "vllmjobs"), "status", *served.release.words(), "--json"]
+    status = subprocess.run(command, env=served.sandbox.env, check=True, capture_output=True, text=True)
+    assert json.loads(status.stdout)["next"][0][0] == "vllmjobs rollback dev"
+    with deploying(served.release, max_model_len=NEWER) as other:
+        assert other.end() == REFUSED
+        assert "`vllmjobs rollback dev` goes on with it" in other.evidence()
+    with rollback(served) as again:
+        assert again.end() == DEPLOYED, again.evidence()
+    served.serves_the_old_again()
 
 
 def test_a_wall_clock_that_jumps_changes_nothing(served: Served, tmp_path: Path) -> None:

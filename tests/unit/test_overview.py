@@ -95,6 +95,13 @@ def test_after_the_promotion_the_old_are_on_their_way_out() -> None:
     assert found.groups[0].weight is None
 
 
+def test_a_way_back_is_gone_on_with_by_rollback() -> None:
+    entry = Entry(version=1, at=AT, by="alice", is_way_back=True)
+    found = seen(job(1), deployment(1), *STABLE, entries=[entry])
+    assert found.next[0] == ("vllmjobs rollback prod", "go on with the way back")
+    assert "vllmjobs deploy prod" not in dict(found.next)
+
+
 def test_after_a_deployment_has_failed_the_version_before_serves() -> None:
     found = seen(job(1), deployment(1, "failed"), *STABLE)
     assert not found.is_well

@@ -6,8 +6,8 @@ from typing import Any
 from msgspec.structs import replace
 
 from vllmjobs.rollout.happenings import happenings
-from vllmjobs.rollout.model import Observation, Verdict
-from vllmjobs.rollout.seen import groups, instances, is_old, is_ready, stable
+from vllmjobs.rollout.model import Entry, Observation, Verdict
+from vllmjobs.rollout.seen import groups, instances, is_old, is_ready, is_way_back, stable
 
 PASS = Verdict(result="pass", reason="within all limits", measurements=12)
 
@@ -54,6 +54,19 @@ def test_the_version_to_go_back_to_was_deployed_with_success_and_is_another_job(
     stopped = version(4, "c", stopped=True)
     assert stable([*kept, stopped, version(5, "d")], 5) == 3, "going back to a stopped job stops all"
     assert stable([version(0, "a", stable=False)], 0) is None
+
+
+def test_a_way_back_is_known_by_its_record_and_without_one_by_what_it_is() -> None:
+    def version(number: int, image: str, **others: Any) -> dict[str, Any]:
+        return {"Version": number, "Image": image, "Stable": True, **others}
+
+    kept = [version(0, "a"), version(1, "b", Stable=False), version(2, "a", Stable=False)]
+    assert is_way_back(2, None, kept)
+    assert not is_way_back(2, Entry(version=2, at="", by="alice"), kept), "somebody deploys what once was"
+    assert is_way_back(1, Entry(version=1, at="", by="alice", is_way_back=True), kept)
+    assert not is_way_back(1, None, kept), "there was no such job before"
+    assert not is_way_back(3, None, [*kept, version(3, "b")]), "which was never deployed with success"
+    assert not is_way_back(3, None, [*kept, version(3, "a", Stop=True)]), "it is stopped"
 
 
 def test_a_canary_is_of_the_deployment_and_the_old_ones_serve() -> None:

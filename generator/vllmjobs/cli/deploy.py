@@ -86,7 +86,7 @@ def deploy(
         approved(releases, where, environment.approvals, version, said, f"vllmjobs approve {env}")
         return Entry(version=0, at=now(), by=who(releases), now=reason or "", digest=said)
 
-    with following(env, in_json, hooks) as reporter:
+    with following(f"deploy {env}", env, in_json, hooks) as reporter:
         asked = steps.Deploy(
             name=env,
             environment=environment,

@@ -50,9 +50,9 @@ def follow_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def following(env: str, in_json: bool, hooks: tuple[str, ...]) -> Iterator["Reporter"]:
+def following(command: str, env: str, in_json: bool, hooks: tuple[str, ...]) -> Iterator["Reporter"]:
     """A reporter while something is followed; Ctrl-C leaves all as it is, and says how to go on. So does the
-    SIGTERM of a pipeline that is cancelled."""
+    SIGTERM of a pipeline that is cancelled. `command` is what was typed, such as `rollback prod 5`."""
     from rich.console import Console  # noqa: PLC0415
 
     from vllmjobs.deploy.reporter import Reporter  # noqa: PLC0415
@@ -64,11 +64,10 @@ def following(env: str, in_json: bool, hooks: tuple[str, ...]) -> Iterator["Repo
         try:
             yield reporter
         except KeyboardInterrupt:  # said before the hooks get what they have not yet, which takes its time
-            click.echo(
-                f"left as it is: `vllmjobs deploy {env}` goes on, `vllmjobs promote {env}` promotes, "
-                f"`vllmjobs abort {env}` goes back",
-                err=True,
-            )
+            words = f"rollback {env}" if reporter.is_way_back else command
+            others = f", `vllmjobs promote {env}` promotes, `vllmjobs abort {env}` goes back"
+            is_release = words == f"deploy {env}"
+            click.echo(f"left as it is: `vllmjobs {words}` goes on{others if is_release else ''}", err=True)
             raise click.exceptions.Exit(1) from None
 
 

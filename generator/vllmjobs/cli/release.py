@@ -38,7 +38,9 @@ def _on(command: _Does) -> Callable[..., None]:
         from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
 
         environment, job = models_job(project, env, settings)
-        with following(env, in_json, hooks) as reporter:
+        version = "" if others.get("version") is None else f" {others['version']}"
+        words = f"{command.__name__} {env}{version}"
+        with following(words, env, in_json, hooks) as reporter:
             traffic = None
             if environment.balancer.kind != "none":
                 try:
@@ -84,6 +86,7 @@ def rollback(back: "Back", version: int | None) -> "Outcome":
 
     To VERSION, or to the last other one that was deployed with success. A new deployment of the old
     version, followed and promoted as soon as its canaries are healthy. Before a
-    promotion it is at once: the canaries are stopped. `vllmjobs history` lists the versions.
+    promotion it is at once: the canaries are stopped. Interrupted and run again, it goes on.
+    `vllmjobs history` lists the versions.
     """
     return back.rollback(version)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vllmjobs.changes.model import is_unplaceable
 from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.deploy.record import now, who
-from vllmjobs.deploy.release import Cluster, Release
+from vllmjobs.deploy.release import Cluster, Release, kept
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.nomad import Json
@@ -16,7 +16,7 @@ from vllmjobs.nomad_releases import DeploymentEndedError, Releases, Where
 from vllmjobs.planning import Planner
 from vllmjobs.rollout.happenings import Happening
 from vllmjobs.rollout.model import Entry, Fail, Outcome
-from vllmjobs.rollout.seen import groups, instances, stable
+from vllmjobs.rollout.seen import groups, instances, is_way_back, spec, stable
 
 
 class NoRoomError(UserError):
@@ -63,32 +63,59 @@ class Back:
             self._releases.fail(deployment["ID"], self._where)
         except DeploymentEndedError:
             raise UserError(f"{self._where.id}: the deployment has ended in the meantime") from None
-        self._tell(running.version, "failing", failed.reason)
+        self._tell(running.version, "failing", failed.reason, is_way_back=True)
         end = self._release().follow(running.version, failed=failed)
         return "successful" if end.outcome == "refused" else end.outcome
 
     def rollback(self, version: int | None) -> Outcome:
-        """Make an old version the newest, and follow it to its promotion; where canaries of a version are not
-        promoted yet and no other is named, it is enough to stop them."""
+        """Make an old version the newest, and follow it to its promotion; go on with one that has not ended.
+
+        Where canaries of a version are not promoted yet and no other is named, it is enough to stop them.
+        """
         running = self._running()
+        versions = {one["Version"]: one for one in self._releases.versions(self._where)}
+        if self._is_on_its_way(running, versions, version):
+            said = f"version {running.version} is the way back, and is followed"
+            self._tell(running.version, "resumed", said, is_way_back=True)
+            return self._release().follow(running.version, is_judged=False).outcome
         if version is None and _is_waiting(running):
             return self.abort(force=False)
-        versions = {one["Version"]: one for one in self._releases.versions(self._where)}
         to = self._to(versions, running.version, version)
         self._hold_room(versions[to])
         self._releases.revert(self._where, to, running.version)
         job = self._releases.job(*self._where)
         assert job
         entry = Entry(
-            version=job["Version"], at=now(), by=who(self._releases), reason=f"back to version {to}"
+            version=job["Version"],
+            at=now(),
+            by=who(self._releases),
+            reason=f"back to version {to}",
+            is_way_back=True,
         )
         release = self._release()
         release.keep(entry)
-        self._tell(job["Version"], "registered", f"version {to} is registered again, as {job['Version']}")
+        said = f"version {to} is registered again, as {job['Version']}"
+        self._tell(job["Version"], "registered", said, is_way_back=True)
         return release.follow(job["Version"], is_judged=False).outcome
 
     def _release(self) -> Release:
         return Release(self._environment, self._where, self._cluster, self._timeout)
+
+    def _is_on_its_way(self, running: Running, versions: Mapping[int, Json], wanted: int | None) -> bool:
+        """Whether what runs is the way back that is asked for, and has not ended yet."""
+        current = running.version
+        entry = kept(self._releases, self._where).get(current)
+        if not is_way_back(current, entry, versions.values()):
+            return False
+        if wanted is not None and spec(versions.get(wanted, {})) != spec(versions[current]):
+            return False
+        if running.deployment:
+            return True
+        if entry:
+            return entry.outcome is None
+        # Nomad, or a run that was killed, went back from the version before, and nobody has followed it.
+        deployments = self._releases.deployments(self._where)
+        return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in deployments)
 
     def _running(self) -> Running:
         job = self._releases.job(*self._where)
@@ -118,19 +145,20 @@ class Back:
 
     def _to(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
         """The version to go back to: the newest that was deployed with success and is another job."""
-        kept = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
+        others = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
         if wanted is not None:
             if wanted not in versions or wanted == current:
-                raise UserError(f"{self._where.id}: there is no other version {wanted}; Nomad keeps {kept}")
+                raise UserError(f"{self._where.id}: there is no other version {wanted}; Nomad keeps {others}")
             if versions[wanted].get("Stop"):
                 raise UserError(
-                    f"{self._where.id}: as version {wanted} the job was stopped; Nomad keeps {kept}"
+                    f"{self._where.id}: as version {wanted} the job was stopped; Nomad keeps {others}"
                 )
             return wanted
         found = stable(versions.values(), current)
         if found is None:
             raise UserError(
-                f"{self._where.id}: no other version was deployed with success; Nomad keeps {kept}: name one"
+                f"{self._where.id}: no other version was deployed with success; "
+                f"Nomad keeps {others}: name one"
             )
         return found
 
@@ -143,8 +171,8 @@ class Back:
             ]
             raise NoRoomError(f"{self._where.id}: version {job['Version']} has no room\n" + "\n".join(why))
 
-    def _tell(self, version: int, kind: str, text: str) -> None:
-        self._cluster.reporter.begin(self._where.id, version)
+    def _tell(self, version: int, kind: str, text: str, is_way_back: bool = False) -> None:
+        self._cluster.reporter.begin(self._where.id, version, is_way_back)
         self._cluster.reporter.tell(Happening(kind, text))
 
 

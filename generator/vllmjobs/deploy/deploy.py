@@ -10,7 +10,7 @@ from vllmjobs.changes.model import Job
 from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.words import does, is_changed
 from vllmjobs.consul import Consul, ConsulError
-from vllmjobs.deploy.release import Cluster, Release
+from vllmjobs.deploy.release import Cluster, Release, kept
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
@@ -20,6 +20,7 @@ from vllmjobs.rollout.gates import RefusedError, version_to_be
 from vllmjobs.rollout.happenings import Happening
 from vllmjobs.rollout.model import Entry, Outcome
 from vllmjobs.rollout.plans import held, only_shrinks, shares
+from vllmjobs.rollout.seen import is_way_back
 
 PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
 
@@ -111,6 +112,11 @@ class _Work:
         self._asked.reporter.begin(self.where.id, self.version)
         if self._is_active and not self.is_resumed:
             name = self._asked.name
+            if self._is_way_back():
+                raise RefusedError(
+                    f"{self.where.id}: version {self.version} is a way back that has not ended; "
+                    f"`vllmjobs rollback {name}` goes on with it, `vllmjobs abort {name}` ends it"
+                )
             raise RefusedError(
                 f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
                 f"promote it with `vllmjobs promote {name}`, or end it with `vllmjobs abort {name}`"
@@ -133,6 +139,12 @@ class _Work:
             if outcome != "successful" or self._asked.detach:
                 return outcome
         return self._register(self._spec, entry)
+
+    def _is_way_back(self) -> bool:
+        """Whether what runs is an older version that was registered again."""
+        assert self.version is not None
+        entry = kept(self._asked.releases, self.where).get(self.version)
+        return is_way_back(self.version, entry, self._asked.releases.versions(self.where))
 
     def leave(self) -> None:
         """Tell that nothing is to be done; a run that was killed may have left shares all the same."""

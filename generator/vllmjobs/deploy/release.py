@@ -77,15 +77,17 @@ class Release:
     def follow(self, version: int, is_judged: bool = True, failed: Fail | None = None) -> End:
         """Follow that version to its end, and the way back if there is one.
 
-        Without `is_judged`, canaries are promoted as soon as they are healthy. `failed` is what its
-        deployment was failed for already.
+        Without `is_judged`, and on a way back, canaries are promoted as soon as they are healthy. `failed` is
+        what its deployment was failed for already.
         """
-        self._reporter.begin(self.where.id, version)
         record = self._record(version)
+        is_way_back = record.entry.is_way_back
+        self._reporter.begin(self.where.id, version, is_way_back or failed is not None)
         recorded = None
         if record.entry.outcome in _FAILED:
             recorded = Fail(reason=record.entry.reason, outcome=record.entry.outcome)
-        end, observer = self._follow(self._plan(version, is_judged), record, failed, recorded)
+        way = self._plan(version, is_judged and not is_way_back)
+        end, observer = self._follow(way, record, failed, recorded)
         self._tell(end, version)
         if end.outcome == "superseded":
             return end
@@ -135,9 +137,13 @@ class Release:
                 Happening("superseded", f"version {back} is not the way back: somebody else's")
             )
             return
-        self._reporter.begin(self.where.id, back)
+        self._reporter.begin(self.where.id, back, is_way_back=True)
         entry = Entry(
-            version=back, at=now(), by=who(self._releases), reason=f"the way back from version {version}"
+            version=back,
+            at=now(),
+            by=who(self._releases),
+            reason=f"the way back from version {version}",
+            is_way_back=True,
         )
         record = self._record(back, entry)
         record.keep()

@@ -44,6 +44,7 @@ class Reporter:
         self.job = ""
         self.version: int | None = None
         self.deployment: str | None = None
+        self.is_way_back = False
 
     def __enter__(self) -> Reporter:
         return self
@@ -52,9 +53,10 @@ class Reporter:
         self._stop()
         self._notifier.close(FLUSH_S)
 
-    def begin(self, job: str, version: int | None) -> None:
+    def begin(self, job: str, version: int | None, is_way_back: bool = False) -> None:
         """What follows is about that version of that job."""
         self.job, self.version, self.deployment = job, version, None
+        self.is_way_back = is_way_back
 
     def warn(self, text: str) -> None:
         """Tell what is not as it should be, and fails nothing."""

@@ -215,3 +215,5 @@ class Entry(Value, frozen=True):
     """By group: the last."""
     digest: str = ""
     """Of all jobs of the environment: `rollout.gates.digest`."""
+    is_way_back: bool = False
+    """Whether it is an older version, registered again by a person's word or after a failure."""

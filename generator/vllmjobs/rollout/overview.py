@@ -102,6 +102,7 @@ def overview(
     jobs = {one["Version"]: one for one in versions} | {job["Version"]: job}
     entry = next((one for one in entries if one.version == job["Version"]), None)
     phase = _phase(job, deployment)
+    is_way_back = seen.is_way_back(job["Version"], entry, jobs.values())
     views = []
     for name in (group["Name"] for group in groups(job)):
         state = ((deployment or {}).get("TaskGroups") or {}).get(name) or {}
@@ -126,7 +127,7 @@ def overview(
         version=job["Version"],
         is_well=phase in ("settled", "releasing") and all(view.is_well for view in views),
         summary=_summary(job, phase, deployment, views),
-        next=tuple(_next(env, phase, views)),
+        next=tuple(_next(env, phase, views, is_way_back)),
         deployment=DeploymentView(
             id=deployment["ID"],
             version=deployment["JobVersion"],
@@ -252,13 +253,16 @@ def _healthy(parts: Sequence[Part]) -> str:
     return f"{sum(part.healthy for part in parts)} of {sum(part.desired for part in parts)}"
 
 
-def _next(env: str, phase: Phase, views: Sequence[GroupView]) -> Iterator[tuple[str, str]]:
+def _next(env: str, phase: Phase, views: Sequence[GroupView], is_way_back: bool) -> Iterator[tuple[str, str]]:
     canaries = [part for view in views for part in view.parts if part.role == "canary"]
     if phase == "stopped":
         yield f"vllmjobs deploy {env}", "start it again"
         return
     if phase == "releasing":
-        yield f"vllmjobs deploy {env}", "go on with the release"
+        if is_way_back:
+            yield f"vllmjobs rollback {env}", "go on with the way back"
+        else:
+            yield f"vllmjobs deploy {env}", "go on with the release"
         if canaries and all(part.healthy >= part.desired for part in canaries):
             yield f"vllmjobs promote {env}", "promote the canaries now, without a verdict"
         yield f"vllmjobs abort {env}", "stop the new instances; the old version serves on"

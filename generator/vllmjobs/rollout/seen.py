@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from vllmjobs.gpus import ENDED
-from vllmjobs.rollout.model import Group, Value
+from vllmjobs.rollout.model import Entry, Group, Value
 
 Json = Mapping[str, Any]
 
@@ -33,6 +33,24 @@ def stable(versions: Iterable[Json], current: int) -> int | None:
         if job["Stable"] and not job.get("Stop") and number != current and spec(job) != mine
     ]
     return max(fit, default=None)
+
+
+def is_way_back(version: int, entry: Entry | None, versions: Iterable[Json]) -> bool:
+    """Whether a version is an older one that was registered again, and needs no verdict.
+
+    As its record says. Without one, as after a kill or where Nomad went back by itself: whether it is the
+    same job as an older version that was deployed with success.
+    """
+    if entry:
+        return entry.is_way_back
+    kept = {one["Version"]: one for one in versions}
+    if version not in kept or kept[version].get("Stop"):
+        return False
+    mine = spec(kept[version])
+    return any(
+        number < version and job.get("Stable") and not job.get("Stop") and spec(job) == mine
+        for number, job in kept.items()
+    )
 
 
 class Instance(Value, frozen=True):
