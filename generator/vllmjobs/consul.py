@@ -129,7 +129,7 @@ class Consul:
                 id=one["Service"]["ID"],
                 node=one["Node"]["Node"],
                 address=one["Service"]["Address"] or one["Node"]["Address"],
-                port=one["Service"]["Port"],
+                port=one["Service"].get("Port", 0),  # left out where a service has none
                 tags=tuple(one["Service"]["Tags"] or ()),
                 passing=all(check["Status"] == "passing" for check in one["Checks"]),
             )

@@ -9,9 +9,12 @@ import subprocess
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
+import httpx
 import pytest
 
 from sandbox.cluster import Sandbox
@@ -19,6 +22,9 @@ from sandbox.deploying import QUICK, Clock, Command, deploying
 from sandbox.process import wait_until
 from sandbox.release import NewRelease, Release, releases
 from sandbox.traffic import Load, versions
+from vllmjobs import releases as records
+from vllmjobs.nomad_releases import Releases, where
+from vllmjobs.rollout.model import Entry
 
 OLD, NEW, NEWER = 1024, 2048, 1536
 DEPLOYED, FAILED, NO_ROOM, REFUSED = 0, 1, 3, 4
@@ -112,6 +118,9 @@ def slow(tokens_per_second: int) -> dict[str, Any]:
     return {"env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": tokens_per_second}
 
 
+SILENT = {"rollout.analysis.probe": "false"}
+
+
 # The process that deploys
 
 
@@ -129,6 +138,59 @@ def test_killed_at_any_step_it_is_resumed_by_another(served: Served, kind: str) 
 
 def rollback(served: Served, *words: str, at: Mapping[str, int] | None = None) -> Command:
     return Command(served.sandbox, ["rollback", *served.release.words(), *words], at)
+
+
+BAD: dict[str, Any] = {
+    "env.VLLMJOBS_STANDIN_FAILURE": "error-rate=1",
+    "rollout.auto_revert": "false",
+    "max_model_len": NEW,
+}
+
+
+def test_killed_after_it_has_failed_a_change_the_next_run_ends_as_that_would_have(served: Served) -> None:
+    """It has recorded the reason, failed the deployment, and not yet registered the old version again."""
+    served.is_forgiven = lambda said: "500 Internal" in said
+    with deploying(served.release, "--detach", **BAD) as detached:
+        assert detached.end() == DEPLOYED
+    entry = Entry(
+        version=1,
+        at="2026-11-23T21:04:05.678Z",
+        by="alice",
+        outcome="refused",
+        reason="chat: error_rate is 1",
+    )
+    records.write(Releases(served.sandbox.env), where(served.release.job), entry)
+    served.sandbox.nomad.deployment.fail_deployment(served.sandbox.deployment(served.release.job)["ID"])
+    with deploying(served.release, **BAD) as again:
+        assert again.end() == REFUSED, again.evidence()
+        assert "registered" not in again.kinds()
+        assert again.kinds().index("reverted") > again.kinds().index("resumed")
+        assert "chat: error_rate is 1" in again.wait_for("done")["text"]
+    served.still_serves()
+
+
+def test_killed_after_it_has_registered_the_old_version_again_the_way_back_goes_on(served: Served) -> None:
+    served.is_forgiven = lambda said: "500 Internal" in said
+    with deploying(served.release, at={"reverted": signal.SIGKILL}, **BAD) as killed:
+        assert killed.end() == -signal.SIGKILL
+    with rollback(served) as again:
+        assert again.end() == DEPLOYED, again.evidence()
+        assert again.kinds()[0] == "resumed"
+    served.still_serves()
+
+
+def test_killed_before_the_count_shrinks_it_shrinks_in_the_next_run(served: Served) -> None:
+    """A count that shrinks beside a change is a registration of its own, after it."""
+    change: dict[str, Any] = {"max_model_len": NEW, "replicas": 1}
+    for kind in ("promoting", "done"):
+        with deploying(served.release, at={kind: signal.SIGKILL}, **change) as killed:
+            assert killed.end() == -signal.SIGKILL
+    with deploying(served.release, **change) as again:
+        assert again.end() == DEPLOYED, again.evidence()
+    assert served.sandbox.nomad.job.get_job(served.release.job)["Version"] == 2, "each is registered once"
+    wait_until(lambda: len(served.release.allocations()) == 1, SETTLED, "one is left")
+    assert versions(served.release.address, 20) == {NEW: 20}
+    served.is_unhurt()
 
 
 def test_a_way_back_that_was_interrupted_goes_on_when_it_is_run_again(served: Served) -> None:
@@ -249,6 +311,22 @@ def test_gpus_that_are_taken_after_the_plan(served: Served, release: NewRelease)
     served.still_serves()
 
 
+def test_a_change_that_somebody_registers_after_the_plan_is_not_pushed_aside(served: Served) -> None:
+    """Check-and-set: Nomad takes the job only as it was when it was planned."""
+    with deploying(served.release, at={"planned": signal.SIGSTOP}, max_model_len=NEW) as deploy:
+        deploy.wait_for("planned")
+        served.sandbox.run(served.release.render(max_model_len=NEWER))
+        assert "registered" not in deploy.kinds()
+        deploy.signal(signal.SIGCONT)
+        assert deploy.end() == FAILED, deploy.evidence()
+        assert "registered" not in deploy.kinds()
+        assert "someone else has changed the job in the meantime" in "\n".join(deploy.errors)
+    job = served.sandbox.nomad.job.get_job(served.release.job)
+    assert (job["Version"], job["TaskGroups"][0]["Count"]) == (1, 2)
+    assert f"--max-model-len={NEWER}" in job["TaskGroups"][0]["Tasks"][0]["Config"]["args"]
+    served.is_unhurt()
+
+
 # The canary
 
 
@@ -267,6 +345,16 @@ def test_a_canary_that_answers_500(served: Served) -> None:
     served.still_serves()
 
 
+def test_a_canary_that_hangs(release: NewRelease) -> None:
+    """It is healthy, and counts no error; of three probes it answers none."""
+    quiet = release(**QUICK)
+    quiet.run()
+    with deploying(quiet, max_model_len=NEW, **failure("hang")) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "answered none of the last 3 probes" in deploy.wait_for("done")["text"]
+    wait_until(lambda: versions(quiet.address, 20) == {OLD: 20}, SETTLED, "the old version serves alone")
+
+
 def test_a_canary_that_dies_in_service(served: Served) -> None:
     served.is_forgiven = lambda said: any(word in said for word in ("500 Internal", "502", "Disconnected"))
     with deploying(served.release, max_model_len=NEW, **failure("exit-0-after=3")) as deploy:
@@ -283,20 +371,23 @@ def test_a_canary_that_is_slow_by_a_factor_of_five(release: NewRelease) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "code", "length"),
+    ("settings", "code", "length", "said"),
     [
-        ({"rollout.analysis.probe": "true"}, DEPLOYED, NEW),
-        ({"rollout.analysis.probe": "false", "rollout.analysis.on_no_data": "fail"}, REFUSED, OLD),
+        ({"rollout.analysis.probe": "true"}, DEPLOYED, NEW, "is deployed"),
+        ({**SILENT, "rollout.analysis.on_no_data": "fail"}, REFUSED, OLD, "on_no_data is fail"),
+        ({**SILENT, "rollout.analysis.on_no_data": "hold"}, REFUSED, OLD, "and the time is up"),
     ],
-    ids=["probes stand in", "it fails"],
+    ids=["probes stand in", "it fails", "it is held until the time is up"],
 )
 def test_a_canary_without_traffic(
-    release: NewRelease, settings: dict[str, Any], code: int, length: int
+    release: NewRelease, settings: dict[str, Any], code: int, length: int, said: str
 ) -> None:
+    """Nomad would wait for its promotion for ever."""
     quiet = release(**QUICK)
     quiet.run(**settings)
-    with deploying(quiet, max_model_len=NEW, **settings) as deploy:
+    with deploying(quiet, "--timeout", "20s", max_model_len=NEW, **settings) as deploy:
         assert deploy.end() == code, deploy.evidence()
+        assert said in deploy.wait_for("done")["text"]
     quiet.wait_until_routed(length)
     wait_until(lambda: versions(quiet.address, 20) == {length: 20}, SETTLED, f"{length} serves alone")
 
@@ -305,9 +396,10 @@ def test_a_canary_without_traffic(
 
 
 def test_a_newer_version_is_registered_while_a_canary_is_judged(served: Served) -> None:
-    with deploying(served.release, max_model_len=NEW) as deploy:
-        deploy.wait_for("verdict")
+    with deploying(served.release, at={"shifted": signal.SIGSTOP}, max_model_len=NEW) as deploy:
+        deploy.wait_for("shifted")
         served.sandbox.run(served.release.render(max_model_len=NEWER))
+        deploy.signal(signal.SIGCONT)
         assert deploy.end() == FAILED, deploy.evidence()
         assert deploy.wait_for("done")["data"]["outcome"] == "superseded"
     waiting = served.sandbox.wait_until_healthy(served.release.job)
@@ -316,6 +408,7 @@ def test_a_newer_version_is_registered_while_a_canary_is_judged(served: Served) 
         one["JobVersion"] for one in served.release.allocations() if one["DesiredStatus"] == "run"
     )
     assert running == {0: 2, 2: 1}
+    assert [key for key in _keys(served.sandbox) if served.release.job in key] == []
     served.is_unhurt()
 
 
@@ -356,15 +449,61 @@ def test_a_malformed_route_refuses_a_deployment_before_it_begins(served: Served)
     served.still_serves()
 
 
+@contextmanager
+def counting(served: Served) -> Iterator[Callable[[], int]]:
+    """How often deploy has looked at Fabio's table, which it does once in each turn of its loop."""
+    looks: list[str] = []
+
+    class Admin(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = httpx.get(f"{served.sandbox.fabio_admin}{self.path}", trust_env=False)
+            looks.append(self.path)
+            self.send_response(answer.status_code)
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Admin)
+    Thread(target=server.serve_forever, daemon=True).start()
+    served.release.settings["balancer.admin_port"] = str(server.server_port)
+    try:
+        yield lambda: len(looks)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
 def test_a_malformed_route_that_comes_later_is_waited_for(served: Served) -> None:
-    with deploying(served.release, max_model_len=NEW) as deploy:
-        deploy.wait_for("verdict")
+    """Nothing is measured of a share that Fabio does not give."""
+    with counting(served) as looks, deploying(served.release, max_model_len=NEW) as deploy:
+        deploy.wait_for("healthy")
         with malformed_route(served.sandbox):
-            wait_until(
-                lambda: {"shifted", "refused"} & {*deploy.kinds()},
-                SETTLED,
-                "it is to shift",
-                evidence=deploy.evidence,
-            )
+            deploy.wait_for("shifted")
+            before = looks()
+            wait_until(lambda: looks() >= before + 5, SETTLED, "it has looked", evidence=deploy.evidence)
+            assert deploy.kinds()[-1] == "shifted", deploy.evidence()
+        deploy.wait_for("routed")
         assert deploy.end() == DEPLOYED, deploy.evidence()
+        told = [kind for kind in deploy.kinds() if kind in ("shifted", "routed", "verdict", "promoting")]
+        assert told[-4:] == ["shifted", "routed", "verdict", "promoting"]
+    served.serves_the_new()
+
+
+def test_a_malformed_route_that_stays_leaves_the_canary_to_which_fabio_goes_on_sending(
+    served: Served,
+) -> None:
+    """Its table would not lose a canary that is stopped, and a tenth of the requests would fail."""
+    with deploying(served.release, "--timeout", "25s", max_model_len=NEW) as deploy:
+        deploy.wait_for("healthy")
+        with malformed_route(served.sandbox):
+            assert deploy.end(150) == FAILED, deploy.evidence()
+            assert deploy.wait_for("done")["data"]["outcome"] == "left"
+            with Load(served.release.address, per_second=10) as later:
+                wait_until(lambda: later.answered > 20, SETTLED, "it is served")
+            assert later.failures == []
+            served.is_unhurt()
+    with deploying(served.release, max_model_len=NEW) as resumed:
+        assert resumed.end() == DEPLOYED, resumed.evidence()
     served.serves_the_new()

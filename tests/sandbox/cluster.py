@@ -177,6 +177,7 @@ class Sandbox(Jobs):
         self.consul_address = f"http://{self._consul['server'].address}"
         self.nomad_address = self._nomad[self._names[0]].address
         self.fabio_address = f"http://127.0.0.1:{fabio}"
+        self.fabio_admin = f"http://127.0.0.1:{fabio_admin}"
         self.nginx_address = f"http://127.0.0.1:{nginx}"
 
         for name in ("bin", "envs", "plugins", "tmp"):

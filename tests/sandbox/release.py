@@ -75,14 +75,22 @@ NewRelease = Callable[..., Release]
 
 
 def releases(sandbox: Sandbox, name: str) -> Iterator[NewRelease]:
-    """Give out new releases; at the end, purge them."""
+    """Give out new releases; at the end, purge them.
+
+    They share the sandbox's Fabio, which is registered under the name of each one's own: there `deploy` asks
+    which share the canaries get.
+    """
     made: list[Release] = []
+    services = sandbox.consul.agent.service
 
     def new(**chat: Any) -> Release:
         job = f"{re.sub('[^a-z0-9]+', '-', name)[:30].strip('-')}-{next(_numbers)}"
         made.append(Release(sandbox, job, {f"models.chat.{key}": value for key, value in chat.items()}))
+        services.register(f"{job}-fabio", address="127.0.0.1")
         return made[-1]
 
     yield new
     known = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
     sandbox.purge(*(one.job for one in made if one.job in known))
+    for one in made:
+        services.deregister(f"{one.job}-fabio")

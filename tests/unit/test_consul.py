@@ -103,9 +103,11 @@ def test_a_key_is_written_and_removed_over_what_was_read(server: Script) -> None
 def test_an_instance_is_well_when_all_checks_are_and_may_have_its_nodes_address(server: Script) -> None:
     ill = {**INSTANCE, "Service": {**INSTANCE["Service"], "Address": "10.0.0.2", "Tags": None}}
     ill["Checks"] = [{"Status": "passing"}, {"Status": "warning"}]
-    assert server.consul((200, json.dumps([INSTANCE, ill]), INDEX)).instances("chat") == [
+    portless = {**INSTANCE, "Service": {"ID": "i2", "Address": "", "Tags": []}}
+    assert server.consul((200, json.dumps([INSTANCE, ill, portless]), INDEX)).instances("chat") == [
         Instance("i1", "gpu-1", "10.0.0.1", 8000, ("vllm",), True),
         Instance("i1", "gpu-1", "10.0.0.2", 8000, (), False),
+        Instance("i2", "gpu-1", "10.0.0.1", 0, (), True),
     ]
 
 

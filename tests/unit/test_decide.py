@@ -81,6 +81,17 @@ def test_a_share_that_no_balancer_takes_ends_the_release() -> None:
     assert "do not give the canaries their share of 0.05" in action.reason
 
 
+def test_canaries_are_left_where_the_balancers_would_go_on_sending_them_requests() -> None:
+    """A table that takes no share over does not lose the canaries either."""
+    frozen = replace(CANARY, step=1, routed=False, is_fed=True, unrouted_for=ROUTE_WITHIN_S)
+    action = decide(PLAN, seen(frozen))
+    assert isinstance(action, End)
+    assert action.outcome == "left"
+    sooner = replace(frozen, unrouted_for=ROUTE_WITHIN_S - 1)
+    assert isinstance(decide(PLAN, seen(sooner)), Wait)
+    assert isinstance(decide(PLAN, seen(sooner, now=1000.0)), End)
+
+
 def test_a_failing_verdict_fails_the_deployment_and_says_why() -> None:
     action = decide(PLAN, seen(replace(CANARY, verdict=FAIL)))
     assert action == Fail(reason="chat: error_rate is 40 %, more than 5 %", outcome="refused")
@@ -99,6 +110,15 @@ def test_canaries_without_room_are_given_up_in_time() -> None:
     action = decide(PLAN, seen(replace(blocked, unplaced_for=60)))
     assert isinstance(action, Fail)
     assert action.outcome == "no-room"
+
+
+def test_canaries_without_room_when_the_time_is_up_have_no_room() -> None:
+    """A timeout may be shorter than the time in which a canary is to have a node."""
+    blocked = replace(CANARY, placed_canaries=0, healthy_canaries=0, unplaced_for=30)
+    action = decide(PLAN, seen(blocked, now=1000.0))
+    assert action == Fail(reason="chat: canaries have no node, and the time is up", outcome="no-room")
+    slow = decide(PLAN, seen(replace(CANARY, healthy_canaries=0), now=1000.0))
+    assert slow == Fail(reason="chat: canaries are not healthy, and the time is up", outcome="failed")
 
 
 def test_undecided_until_the_time_is_up_is_refused() -> None:
@@ -241,7 +261,8 @@ class Cluster:
                 verdict = chance.choice([PASS, PASS, PASS, UNDECIDED, FAIL])
                 self.groups[name] = replace(group, verdict=verdict)
             case 14:
-                self.groups[name] = replace(group, routed=not group.routed, unrouted_for=0)
+                fed = group.routed and chance.random() < 0.5
+                self.groups[name] = replace(group, routed=not group.routed, unrouted_for=0, is_fed=fed)
             case 15 if not group.routed:
                 self.groups[name] = replace(group, unrouted_for=group.unrouted_for + 30)
             case 16 if waits and group.placed_canaries < group.desired_canaries:

@@ -19,7 +19,9 @@ from vllmjobs.project import checked, find, findings, sound
     "--job", metavar="NAME", help="Only this job: vllm, fabio or nginx; by default all that ENV has."
 )
 @click.option(
-    "--detach", is_flag=True, help="Register, print the deployment's id, and leave the rest to a later run."
+    "--detach",
+    is_flag=True,
+    help="Register, print the deployment's id, all else to stderr, and leave the rest to a later run.",
 )
 @click.option(
     "--now", "reason", metavar="REASON", help="Deploy outside of the maintenance windows, and say why."
@@ -86,7 +88,7 @@ def deploy(
         approved(releases, where, environment.approvals, version, said, f"vllmjobs approve {env}")
         return Entry(version=0, at=now(), by=who(releases), now=reason or "", digest=said)
 
-    with following(f"deploy {env}", env, in_json, hooks) as reporter:
+    with following(f"deploy {env}", env, in_json, hooks, to_stderr=detach) as reporter:
         asked = steps.Deploy(
             name=env,
             environment=environment,

@@ -50,9 +50,12 @@ def follow_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 @contextmanager
-def following(command: str, env: str, in_json: bool, hooks: tuple[str, ...]) -> Iterator["Reporter"]:
+def following(
+    command: str, env: str, in_json: bool, hooks: tuple[str, ...], to_stderr: bool = False
+) -> Iterator["Reporter"]:
     """A reporter while something is followed; Ctrl-C leaves all as it is, and says how to go on. So does the
-    SIGTERM of a pipeline that is cancelled. `command` is what was typed, such as `rollback prod 5`."""
+    SIGTERM of a pipeline that is cancelled. `command` is what was typed, such as `rollback prod 5`; what is
+    told goes `to_stderr` where stdout is for its answer."""
     from rich.console import Console  # noqa: PLC0415
 
     from vllmjobs.deploy.reporter import Reporter  # noqa: PLC0415
@@ -60,7 +63,7 @@ def following(command: str, env: str, in_json: bool, hooks: tuple[str, ...]) -> 
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.default_int_handler)
     console = Console() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
-    with Reporter(in_json, hooks, console) as reporter:
+    with Reporter(in_json, hooks, console, to_stderr) as reporter:
         try:
             yield reporter
         except KeyboardInterrupt:  # said before the hooks get what they have not yet, which takes its time

@@ -30,7 +30,12 @@ class Running(NamedTuple):
 
     version: int
     deployment: Json | None
-    """The version's, if it has not ended."""
+    """The version's."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether its deployment has not ended."""
+        return self.deployment is not None and self.deployment["Status"] in ACTIVE
 
 
 class Back:
@@ -44,7 +49,11 @@ class Back:
         self._releases: Releases = cluster.releases
 
     def promote(self) -> Outcome:
-        """Promote the canaries, and follow them; whatever the verdict."""
+        """Promote the canaries, and follow them; whatever the verdict. Goes on where they are promoted."""
+        running = self._running()
+        if _is_promoted(running):
+            self._tell(running.version, "resumed", "the canaries are promoted already, and are followed")
+            return self._release().follow(running.version, is_judged=False).outcome
         running = self._waiting("promote")
         self._releases.promote(running.deployment["ID"], self._where)  # type: ignore[index]
         self._tell(running.version, "promoting", f"all canaries are to be promoted, by {who(self._releases)}")
@@ -109,7 +118,7 @@ class Back:
             return False
         if wanted is not None and spec(versions.get(wanted, {})) != spec(versions[current]):
             return False
-        if running.deployment:
+        if running.is_active:
             return True
         if entry:
             return entry.outcome is None
@@ -122,8 +131,8 @@ class Back:
         if job is None:
             raise UserError(f"{self._where.id}: there is no such job")
         latest = self._releases.deployment(*self._where)
-        is_active = latest and latest["JobVersion"] == job["Version"] and latest["Status"] in ACTIVE
-        return Running(job["Version"], latest if is_active else None)
+        is_of_version = latest and latest["JobVersion"] == job["Version"]
+        return Running(job["Version"], latest if is_of_version else None)
 
     def _waiting(self, command: str) -> Running:
         """What is deployed, where its canaries wait for a promotion."""
@@ -177,5 +186,17 @@ class Back:
 
 
 def _is_waiting(running: Running) -> bool:
-    states = (running.deployment or {}).get("TaskGroups", {}).values()
-    return any(state["DesiredCanaries"] and not state["Promoted"] for state in states)
+    return running.is_active and any(not state["Promoted"] for state in _with_canaries(running))
+
+
+def _is_promoted(running: Running) -> bool:
+    """Whether all canaries are, and its deployment has not failed since."""
+    deployment = running.deployment or {}
+    states = _with_canaries(running)
+    is_well = running.is_active or deployment.get("Status") == "successful"
+    return is_well and bool(states) and all(state["Promoted"] for state in states)
+
+
+def _with_canaries(running: Running) -> list[Json]:
+    groups = (running.deployment or {}).get("TaskGroups", {}).values()
+    return [state for state in groups if state["DesiredCanaries"]]

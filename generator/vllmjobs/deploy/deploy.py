@@ -175,6 +175,8 @@ class _Work:
         if self._asked.detach:
             deployment = release.wait_until_evaluated(self._mine)
             self.tell("detached", deployment or "no deployment: no instance has to be started")
+            if deployment:
+                self._asked.reporter.answer(deployment)
             return "successful"
         return self._follow(self._mine)
 

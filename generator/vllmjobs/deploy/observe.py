@@ -175,7 +175,10 @@ class Observer:
             step = _step(self._groups[name], asked.get(name))
             is_given = self._is_given(name, self._groups[name].shares[step], given.get(name))
             unrouted_for = self._for(f"{UNROUTED}{step}", name, not is_given, now)
-            routed[name] = replace(group, step=step, routed=is_given, unrouted_for=unrouted_for)
+            is_fed = not is_given and bool(given.get(name))
+            routed[name] = replace(
+                group, step=step, routed=is_given, unrouted_for=unrouted_for, is_fed=is_fed
+            )
         return routed
 
     def _is_given(self, name: str, wanted: float, given: float | None) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from msgspec.structs import replace
@@ -24,8 +24,6 @@ from vllmjobs.rollout.model import End, Entry, Fail, Plan
 from vllmjobs.rollout.plans import balancer_plan, plan
 from vllmjobs.rollout.seen import spec
 
-# The routes are of somebody else then, or of canaries that live on.
-_KEEPS_ROUTES = ("superseded", "left")
 _FAILED = ("failed", "refused", "no-room")
 
 
@@ -90,12 +88,14 @@ class Release:
         end, observer = self._follow(way, record, failed, recorded)
         self._tell(end, version)
         if end.outcome == "superseded":
+            if self._traffic:  # its canaries would keep our share
+                tidy(self._traffic.withdraw, self._reporter)
             return end
         record.ended(end)
         if end.outcome in _FAILED:
             self._follow_back(version, observer)
-        if self._traffic and end.outcome not in _KEEPS_ROUTES:
-            tidy(self._traffic, self._reporter)
+        if self._traffic and end.outcome != "left":  # with canaries that live on
+            tidy(self._traffic.clean, self._reporter)
         return end
 
     def wait_until_evaluated(self, version: int) -> str | None:
@@ -173,10 +173,10 @@ class Release:
         self._reporter.tell(Happening("done", text, None, {"outcome": end.outcome}))
 
 
-def tidy(traffic: Traffic, reporter: Reporter) -> None:
+def tidy(clean: Callable[[], None], reporter: Reporter) -> None:
     """Take back what was asked of balancers; it harms nobody where that cannot be done now."""
     try:
-        traffic.clean()
+        clean()
     except ConsulError as error:
         reporter.warn(f"shares of canaries stay in Consul until the next `vllmjobs deploy`: {error}")
 

@@ -36,9 +36,18 @@ FLUSH_S = 15.0  # seconds at the end for hooks that are slow
 class Reporter:
     """Of one release after the other; a context, as its table and its hooks have an end."""
 
-    def __init__(self, in_json: bool, hooks: Sequence[str] = (), console: Console | None = None) -> None:
-        """With a `console`, which is a terminal, a table shows how things are."""
-        self._in_json, self._console = in_json, console
+    def __init__(
+        self,
+        in_json: bool,
+        hooks: Sequence[str] = (),
+        console: Console | None = None,
+        to_stderr: bool = False,
+    ) -> None:
+        """With a `console`, which is a terminal, a table shows how things are.
+
+        Lines go to stdout, or where that is for an answer, to stderr.
+        """
+        self._in_json, self._console, self._to_stderr = in_json, console, to_stderr
         self._notifier = Notifier(hooks, _warn)
         self._live: Live | None = None
         self.job = ""
@@ -80,6 +89,11 @@ class Reporter:
         elif event.kind != "measured":
             self._line(f"{datetime.fromisoformat(event.at).astimezone():%H:%M:%S}", event)
 
+    def answer(self, text: str) -> None:
+        """Print what a script asked for, alone on its line; in JSON, an event has it."""
+        if not self._in_json:
+            click.echo(text)
+
     def show(self, seen: Seen, reason: str) -> None:
         """Let the table, where there is one, say how things are."""
         if self._console is None or self._in_json:
@@ -97,7 +111,7 @@ class Reporter:
                 f"{clock} {place}: {event.text}", style=style, markup=False, highlight=False
             )
         else:
-            click.echo(f"{clock} {place}: {event.text}")
+            click.echo(f"{clock} {place}: {event.text}", err=self._to_stderr)
 
     def _stop(self) -> None:
         if self._live:

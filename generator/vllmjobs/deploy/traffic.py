@@ -100,6 +100,17 @@ class Traffic:
         for key in [self._routes, *map(self._key, self._kept())]:
             self._consul.delete(key)
 
+    def withdraw(self) -> None:
+        """Remove what was written for this version, and nothing that the release of another has written."""
+        if self._kind == "none":
+            return
+        routes = self._consul.read(self._routes).get(self._routes)
+        written = {self._routes: routes} if routes else {}
+        written |= {self._key(group): kept for group, kept in self._kept().items()}
+        for key, kept in written.items():
+            if kept.flags == self._flags:
+                self._consul.delete(key, kept.modify_index)
+
     def _lines(self, shares: Mapping[str, float], canaries: Mapping[str, list[Instance]]) -> str:
         """Fabio's lines for the groups that have canaries."""
         text = ""

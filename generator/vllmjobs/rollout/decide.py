@@ -67,15 +67,20 @@ def _before_promotion(plan: Plan, seen: Observation, waiting: dict[str, GroupPla
             return _fail(plan, seen, groups, f"{name}: a healthy canary ended and was restarted", "refused")
         if waiting[name].is_judged and group.verdict and group.verdict.result == "fail":
             return _fail(plan, seen, groups, f"{name}: {group.verdict.reason}", "refused")
-        if group.unrouted_for >= ROUTE_WITHIN_S:
+        is_late = group.unrouted_for >= ROUTE_WITHIN_S
+        if is_late or (group.is_fed and _is_up(plan, seen)):
             share = f"{waiting[name].shares[group.step]:.4g}"
             why = f"{name}: the balancers do not give the canaries their share of {share}"
+            if group.is_fed:  # their tables are frozen, and would not lose what is stopped
+                left = "left, as they would go on to send requests to canaries that are stopped"
+                return End(outcome="left", reason=f"{why}; {left}")
             return _fail(plan, seen, groups, why, "failed")
     if unhealthy := [
         name for name, group in groups.items() if group.healthy_canaries < group.desired_canaries
     ]:
-        why = f"{', '.join(unhealthy)}: canaries are not healthy"
-        return _in_time(plan, seen, groups, why, "failed")
+        lacking = any(groups[name].placed_canaries < groups[name].desired_canaries for name in unhealthy)
+        why = f"{', '.join(unhealthy)}: canaries {'have no node' if lacking else 'are not healthy'}"
+        return _in_time(plan, seen, groups, why, "no-room" if lacking else "failed")
     undone = [name for name, group in groups.items() if not _has_passed(waiting[name], group)]
     further = {
         name: group.step + 1
@@ -121,9 +126,13 @@ def _undecided(name: str, group: Group) -> str:
 
 def _in_time(plan: Plan, seen: Observation, groups: dict[str, Group], why: str, outcome: Outcome) -> Action:
     """Wait while there is time; Nomad itself would wait for a promotion without end."""
-    if seen.now < min(plan.promote_by, plan.until):
+    if not _is_up(plan, seen):
         return Wait(reason=why)
     return _fail(plan, seen, groups, f"{why}, and the time is up", outcome)
+
+
+def _is_up(plan: Plan, seen: Observation) -> bool:
+    return seen.now >= min(plan.promote_by, plan.until)
 
 
 def _fail(plan: Plan, seen: Observation, groups: dict[str, Group], why: str, outcome: Outcome) -> Action:

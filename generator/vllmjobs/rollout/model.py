@@ -97,6 +97,8 @@ class Group(Value, frozen=True):
     """Whether the balancers give the canaries that share; also where no balancer can be asked."""
     unrouted_for: float = 0
     """Seconds for which that share was asked and not given."""
+    is_fed: bool = False
+    """Whether the balancers give the canaries another share than that."""
     verdict: Verdict | None = None
     """Of this step."""
 
