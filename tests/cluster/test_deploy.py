@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from sandbox.deploying import Command
 from sandbox.process import wait_until
 from sandbox.release import NewRelease, Release
 from sandbox.traffic import Load, versions
@@ -55,6 +56,14 @@ def run(release: Release, *words: str, **chat: Any) -> Ended:
     )
     events = [json.loads(line) for line in ended.stdout.splitlines()]
     return Ended(ended.returncode, events, ended.stderr)
+
+
+def shown(release: Release, word: str) -> Any:
+    """What `status` or `history` prints for programs."""
+    ended = subprocess.run(
+        [*command(release, word), "--json"], env=release.sandbox.env, check=True, capture_output=True
+    )
+    return json.loads(ended.stdout)
 
 
 def deploy(release: Release, *words: str, **chat: Any) -> Ended:
@@ -114,6 +123,15 @@ def test_a_change_is_promoted_on_evidence_share_by_share(served: Release) -> Non
     assert running(served) == {1: 2}
     assert weights(served) == []
 
+    newest = shown(served, "history")[0]
+    assert (newest["version"], newest["outcome"], newest["is_stable"]) == (1, "successful", True)
+    assert newest["by"]
+    assert newest["verdicts"]["chat"] == verdicts[-1]["verdict"]
+    status = shown(served, "status")
+    assert (status["version"], status["is_well"], status["next"]) == (1, True, [])
+    (chat,) = status["groups"]
+    assert (chat["step"], chat["verdict"]) == (1, verdicts[-1]["verdict"])
+
 
 def test_what_is_deployed_already_is_no_change(served: Release) -> None:
     ended = deploy(served)
@@ -147,6 +165,8 @@ def test_blue_green_starts_as_many_as_there_are_and_switches_all_requests_at_onc
     assert ended.code == 0, ended.stderr
     assert load.failures == []
     assert [event["data"]["share"] for event in ended.events if event["kind"] == "shifted"] == [1.0]
+    before = ended.events[: ended.kinds().index("shifted")]
+    assert [event["kind"] for event in before].count("healthy") == 2, "as many as there are"
     assert running(served) == {1: 2}
 
 
@@ -170,6 +190,28 @@ def test_a_canary_without_room_is_refused_before_anything_is_registered(release:
     assert running(full) == {0: 1}
 
 
+def test_a_way_back_without_room_for_its_canaries_is_refused_before_anything_is_registered(
+    release: NewRelease,
+) -> None:
+    whole: dict[str, Any] = {"strategy": "tensor_parallel", "gpus.count": 4}
+    whole["placement.constraints"] = '[{attribute: "${node.unique.name}", value: gpu-2}]'
+    full = release(replicas=1, **QUICK, **whole)
+    full.run()
+    assert deploy(full, max_model_len=NEW, **{"rollout.strategy": "rolling"}).code == 0
+    ended = run(full, "rollback")
+    assert ended.code == 3
+    assert "version 0 has no room\nchat: " in ended.stderr
+    assert running(full) == {1: 1}
+
+
+def test_what_check_finds_wrong_is_not_deployed(served: Release) -> None:
+    ended = deploy(served, **{"gpus.count": 2, "args.tensor-parallel-size": 3})
+    assert ended.code == 1
+    assert ended.events == []
+    assert "tensor" in ended.stderr
+    assert running(served) == {0: 2}
+
+
 def test_a_slow_canary_is_refused_with_the_numbers_and_the_old_version_serves_on(served: Release) -> None:
     slow: dict[str, Any] = {"env.VLLMJOBS_STANDIN_FAILURE": "slow-first-token=1", "max_model_len": NEW}
     with Load(served.address, per_second=10) as load:
@@ -182,9 +224,9 @@ def test_a_slow_canary_is_refused_with_the_numbers_and_the_old_version_serves_on
 
 
 def test_a_detached_release_is_gone_on_with(served: Release) -> None:
-    detached = deploy(served, "--detach", max_model_len=NEW)
-    assert detached.code == 0
-    assert detached.events[-1]["text"] == served.sandbox.deployment(served.job)["ID"]
+    detach = command(served, "deploy", "--job", "vllm", "--detach", max_model_len=NEW)
+    id = subprocess.run(detach, env=served.sandbox.env, check=True, stdout=subprocess.PIPE, text=True).stdout
+    assert id == f"{served.sandbox.deployment(served.job)['ID']}\n", "and nothing else, for a script"
     ended = deploy(served, max_model_len=NEW)
     assert ended.code == 0
     assert ended.kinds()[0] == "resumed"
@@ -201,9 +243,18 @@ def test_another_change_does_not_push_a_release_aside(served: Release) -> None:
 def test_promote_is_a_persons_word_against_any_verdict(served: Release) -> None:
     deploy(served, "--detach", max_model_len=NEW, **{"env.VLLMJOBS_STANDIN_FAILURE": "error-rate=1"})
     served.sandbox.wait_until_healthy(served.job)
+    with Command(served.sandbox, ["promote", *served.words()], at={"promoting": signal.SIGKILL}) as killed:
+        assert killed.end() == -signal.SIGKILL
     ended = run(served, "promote")
     assert ended.code == 0, ended.stderr
+    assert "stopped" in ended.kinds(), "it is followed until the old instances have ended"
     assert running(served) == {1: 2}
+
+
+def test_promote_has_nothing_to_do_where_no_canary_ever_was(served: Release) -> None:
+    ended = run(served, "promote")
+    assert ended.code == 1
+    assert "version 0 has no canaries that wait for a promotion" in ended.stderr
 
 
 def test_abort_stops_the_canaries_and_the_old_version_serves_on(served: Release) -> None:
@@ -217,6 +268,30 @@ def test_abort_stops_the_canaries_and_the_old_version_serves_on(served: Release)
     again = run(served, "abort")
     assert again.code == 1
     assert "no canaries that wait for a promotion" in again.stderr
+
+
+def test_abort_leaves_the_last_healthy_instance_unless_it_is_forced(release: NewRelease) -> None:
+    frail: dict[str, Any] = {"env.VLLMJOBS_STANDIN_FAILURE": "exit-0-after=1"}
+    served = release(replicas=1, **QUICK)
+    served.run(**frail)
+    deploy(served, "--detach", max_model_len=NEW)
+    served.sandbox.wait_until_healthy(served.job)
+
+    def is_down() -> bool:
+        """Whether the old instance waits to be started again, which takes Nomad 15 s."""
+        with Load(served.address, per_second=20) as load:
+            wait_until(lambda: load.answered + len(load.failures) > 3, 10, "it is asked")
+        old = next(one for one in served.allocations() if one["JobVersion"] == 0)
+        return bool(old["TaskStates"]["vllm"]["State"] == "pending")
+
+    wait_until(is_down, 30, "the old instance is down")
+    refused = run(served, "abort")
+    assert refused.code == 1
+    assert "only the canaries of chat are healthy" in refused.stderr
+    assert running(served) == {0: 1, 1: 1}
+    forced = run(served, "abort", "--force")
+    assert forced.code == 0, forced.stderr
+    assert 1 not in running(served)
 
 
 def test_abort_without_auto_revert_registers_the_stable_version_all_the_same(served: Release) -> None:
@@ -238,9 +313,14 @@ def test_rollback_deploys_the_version_before_and_promotes_it(served: Release) ->
     assert load.failures == []
     assert "version 0 is registered again, as 2" in ended.texts()
     assert versions(served.address, 50) == {OLD: 50}
+    assert deploy(served, **{"health.interval": "2s"}).code == 0  # of which 2 would be the one before
+    named = run(served, "rollback", "1")
+    assert named.code == 0, named.stderr
+    assert "version 1 is registered again, as 4" in named.texts()
+    assert versions(served.address, 50) == {NEW: 50}
     missing = run(served, "rollback", "9")
     assert missing.code == 1
-    assert "there is no other version 9; Nomad keeps 1, 0" in missing.stderr
+    assert "there is no other version 9; Nomad keeps 3, 2, 1, 0" in missing.stderr
 
 
 def test_a_rollback_passes_over_a_version_as_which_the_job_was_stopped(served: Release) -> None:
