@@ -16,6 +16,7 @@ from typing import Any
 
 import httpx
 import pytest
+import yaml
 
 from sandbox.cluster import Sandbox
 from sandbox.deploying import QUICK, Clock, Command, deploying
@@ -390,6 +391,33 @@ def test_a_canary_without_traffic(
         assert said in deploy.wait_for("done")["text"]
     quiet.wait_until_routed(length)
     wait_until(lambda: versions(quiet.address, 20) == {length: 20}, SETTLED, f"{length} serves alone")
+
+
+def test_one_model_of_two_that_fails_is_the_end_for_both(release: NewRelease) -> None:
+    """Nomad promotes all groups of a job together."""
+    both = release(**{**QUICK, "replicas": 1})
+    settings = Path(__file__).parents[1] / "sandbox" / "sandbox.yaml"
+    small = yaml.safe_load(settings.read_text())["models"]["chat"] | {
+        "model": "a/small", "replicas": 1, "gpus": {"count": 1, "memory": "7 GiB"}, "max_model_len": OLD,
+        "gpu_memory_utilization": 0.7,
+        "route": {"path": f"/{both.job}-small/v1/", "strip": f"/{both.job}-small"},
+    }  # fmt: skip
+    analysis = {"window": "3s", "interval": "1s", "min_requests": 5}
+    both.settings["models.small"] = json.dumps(small | {"rollout": small["rollout"] | {"analysis": analysis}})
+    both.run()
+    both.wait_until_routed(OLD)
+    both.settings |= {f"models.small.{key}": str(value) for key, value in failure("error-rate=1").items()}
+    with deploying(both, max_model_len=NEW) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "small: error_rate is 100 %" in deploy.wait_for("done")["text"]
+        assert "promoting" not in deploy.kinds()
+    for address in (both.address, f"{both.address}-small"):
+        wait_until(
+            lambda address=address: versions(address, 20) == {OLD: 20},  # type: ignore[misc]
+            SETTLED,
+            "the old version serves alone",
+        )
+    assert {one["JobVersion"] for one in both.allocations()} == {2}
 
 
 # Other people

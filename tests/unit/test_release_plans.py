@@ -3,9 +3,12 @@
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 from msgspec.structs import replace
 
 from vllmjobs.changes.model import Field, Group, Job
+from vllmjobs.cli import main
+from vllmjobs.cli.following import DURATION
 from vllmjobs.environment.model import Balancer, Environment, Model
 from vllmjobs.environment.rollout import Analysis, Rollout
 from vllmjobs.rollout.plans import held, only_shrinks, plan, shares
@@ -64,6 +67,18 @@ def test_more_steps_and_longer_windows_have_more_time() -> None:
 def test_a_timeout_is_for_all_of_it() -> None:
     found = plan(environment(steps=[0.5]), 7, now=100.0, timeout=60.0)
     assert (found.promote_by, found.until) == (160.0, 160.0)
+
+
+@pytest.mark.parametrize(("text", "found"), [("90s", 90), ("1h30m", 5400), ("1.5m", 90), ("500ms", 0.5)])
+def test_a_timeout_is_written_as_nomad_writes_durations(text: str, found: float) -> None:
+    assert DURATION.convert(text, None, None) == found
+
+
+@pytest.mark.parametrize("text", ["abc", "90", "", "1d", "5 m", "-5m"])
+def test_what_is_no_duration_is_an_error_with_exit_code_1(text: str) -> None:
+    ended = CliRunner().invoke(main, ["deploy", "dev", f"--timeout={text}"])
+    assert ended.exit_code == 1
+    assert f"'{text}' is no duration such as 90s, 45m or 1h30m" in ended.output
 
 
 def test_a_way_back_is_not_judged() -> None:
