@@ -108,7 +108,7 @@ def speaks_another_language(handler: BaseHTTPRequestHandler) -> None:
     "fault",
     [NO_LEADER, (500, "Not ready to serve consistent reads"), (429, "slow down"), (502, ""), (503, ""),
      (504, ""), says_nothing, hangs_up, hangs_up_in_the_middle],
-    ids=str,
+    ids=lambda fault: getattr(fault, "__name__", str(fault)),
 )  # fmt: skip
 @pytest.mark.parametrize(
     "ask",

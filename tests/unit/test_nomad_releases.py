@@ -63,7 +63,7 @@ def releases(script: Script, *answers: Any, patience: float = 0) -> Releases:
     "fault",
     [says_nothing, hangs_up, hangs_up_in_the_middle, (502, ""), (504, ""), LEADER_GONE,
      (500, "rpc error: EOF")],
-    ids=str,
+    ids=lambda fault: getattr(fault, "__name__", str(fault)),
 )  # fmt: skip
 def test_a_write_whose_answer_is_lost_is_not_repeated_and_called_unsure(
     server: Script, name: str, fault: Any
