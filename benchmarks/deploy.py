@@ -129,8 +129,8 @@ def many(sandbox: Sandbox, groups: int) -> None:
     print(f"## {groups} groups in one job\n")
     own = yaml.safe_load((ROOT / "tests/sandbox/sandbox.yaml").read_text())["models"]["chat"]
     own |= {"model": "a/small", "replicas": 1, "gpus": {"count": 1, "memory": "7 GiB"}, "max_model_len": 1024}
-    own["rollout"] |= {"analysis": None, "healthy_deadline": "3m", "progress_deadline": "5m"}
-    own |= {"load_time": "2m", "gpu_memory_utilization": 0.7}
+    own["rollout"] |= {"analysis": None, "healthy_deadline": "8m", "progress_deadline": "10m"}
+    own |= {"load_time": "5m", "gpu_memory_utilization": 0.7}
     models: dict[str, Any] = {"chat": own}
     for number in range(1, groups):
         name = f"model-{number}"
