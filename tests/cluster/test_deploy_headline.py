@@ -34,7 +34,9 @@ ENGINE = QUICK | {
     "env.VLLMJOBS_STANDIN_ANSWER_SECONDS": '"0.2"',
     "rollout.analysis.window": "5s",
     "rollout.analysis.min_requests": 40,
-    # A machine that is busy with this load is no slow canary.
+    # A machine that is busy with this load is no slow canary, and starts engines late.
+    "rollout.healthy_deadline": "40s",
+    "rollout.progress_deadline": "1m",
     "rollout.analysis.limits.time_to_first_token.floor": 2,
     "rollout.analysis.limits.inter_token_latency.floor": 1,
 }
