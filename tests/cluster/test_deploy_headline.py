@@ -14,6 +14,7 @@ from sandbox.load import TIME, Counts, Load
 from sandbox.process import wait_until
 from sandbox.release import NewRelease, Release
 
+pytestmark = pytest.mark.alone
 OLD, NEW = 1024, 2048
 REQUESTS = 10_000
 RATE, WORKERS = 50, 40  # begun a second, 40 are to be answered; at the same time

@@ -84,7 +84,7 @@ NEEDS = {
         (["submit-job"], {"parse", "plan"}),
         (["list-jobs"], set()),
     ],
-    ids=str,
+    ids=["read-job", "plan-job", "parse-job", "submit-job", "list-jobs"],
 )
 def test_a_missing_capability_is_named_with_the_namespace(
     secured: Secured, capabilities: list[str], may: set[str]
