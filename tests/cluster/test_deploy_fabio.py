@@ -1,0 +1,95 @@
+"""A line that Fabio cannot apply, before a change is deployed and while it is.
+
+The old version is asked all the while; each test ends with which version serves, and with which share of it.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+
+import httpx
+
+from sandbox.cluster import Sandbox
+from sandbox.deploying import deploying
+from sandbox.process import wait_until
+from sandbox.served import DEPLOYED, FAILED, NEW, REFUSED, SETTLED, Served
+from sandbox.traffic import Load
+
+
+@contextmanager
+def malformed_route(sandbox: Sandbox) -> Iterator[None]:
+    """Fabio keeps its table as it is for as long as this is there."""
+    sandbox.consul.kv.put("fabio/config/broken", "route wieght everything 1")
+    try:
+        yield
+    finally:
+        sandbox.consul.kv.delete("fabio/config/broken")
+
+
+def test_a_malformed_route_refuses_a_deployment_before_it_begins(served: Served) -> None:
+    with malformed_route(served.sandbox), deploying(served.release, max_model_len=NEW) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "fabio/config/broken" in deploy.evidence()
+    assert served.sandbox.nomad.job.get_job(served.release.job)["Version"] == 0
+    served.still_serves()
+
+
+@contextmanager
+def counting(served: Served) -> Iterator[Callable[[], int]]:
+    """How often deploy has looked at Fabio's table, which it does once in each turn of its loop."""
+    looks: list[str] = []
+
+    class Admin(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            answer = httpx.get(f"{served.sandbox.fabio_admin}{self.path}", trust_env=False)
+            looks.append(self.path)
+            self.send_response(answer.status_code)
+            self.end_headers()
+            self.wfile.write(answer.content)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Admin)
+    Thread(target=server.serve_forever, daemon=True).start()
+    served.release.settings["balancer.admin_port"] = str(server.server_port)
+    try:
+        yield lambda: len(looks)
+    finally:
+        server.shutdown()
+        server.server_close()
+
+
+def test_a_malformed_route_that_comes_later_is_waited_for(served: Served) -> None:
+    """Nothing is measured of a share that Fabio does not give."""
+    with counting(served) as looks, deploying(served.release, max_model_len=NEW) as deploy:
+        deploy.wait_for("healthy")
+        with malformed_route(served.sandbox):
+            deploy.wait_for("shifted")
+            before = looks()
+            wait_until(lambda: looks() >= before + 5, SETTLED, "it has looked", evidence=deploy.evidence)
+            assert deploy.kinds()[-1] == "shifted", deploy.evidence()
+        deploy.wait_for("routed")
+        assert deploy.end() == DEPLOYED, deploy.evidence()
+        told = [kind for kind in deploy.kinds() if kind in ("shifted", "routed", "verdict", "promoting")]
+        assert told[-4:] == ["shifted", "routed", "verdict", "promoting"]
+    served.serves_the_new()
+
+
+def test_a_malformed_route_that_stays_leaves_the_canary_to_which_fabio_goes_on_sending(
+    served: Served,
+) -> None:
+    """Its table would not lose a canary that is stopped, and a tenth of the requests would fail."""
+    with deploying(served.release, "--timeout", "25s", max_model_len=NEW) as deploy:
+        deploy.wait_for("healthy")
+        with malformed_route(served.sandbox):
+            assert deploy.end(150) == FAILED, deploy.evidence()
+            assert deploy.wait_for("done")["data"]["outcome"] == "left"
+            with Load(served.release.address, per_second=10) as later:
+                wait_until(lambda: later.answered > 20, SETTLED, "it is served")
+            assert later.failures == []
+            served.is_unhurt()
+    with deploying(served.release, max_model_len=NEW) as resumed:
+        assert resumed.end() == DEPLOYED, resumed.evidence()
+    served.serves_the_new()

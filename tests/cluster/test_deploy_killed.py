@@ -1,0 +1,143 @@
+"""A deploy that is killed at any moment, or whose clock jumps: the next run goes on where the cluster is.
+
+The old version is asked all the while; each test ends with which version serves, and with which share of it.
+"""
+
+import json
+import signal
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sandbox.deploying import Clock, Command, deploying
+from sandbox.process import wait_until
+from sandbox.release import NewRelease
+from sandbox.served import DEPLOYED, FAILED, NEW, NEWER, NO_ROOM, REFUSED, SETTLED, Served
+from sandbox.traffic import versions
+from vllmjobs import releases as records
+from vllmjobs.nomad_releases import Releases, where
+from vllmjobs.rollout.model import Entry
+
+
+@pytest.mark.parametrize(
+    "kind", ["registered", "placed", "healthy", "verdict", "shifted", "promoting", "stopping", "stopped"]
+)
+def test_killed_at_any_step_it_is_resumed_by_another(served: Served, kind: str) -> None:
+    with deploying(served.release, at={kind: signal.SIGKILL}, max_model_len=NEW) as killed:
+        assert killed.end() == -signal.SIGKILL
+    with deploying(served.release, max_model_len=NEW) as resumed:
+        assert resumed.end() == DEPLOYED, resumed.evidence()
+        assert "registered" not in resumed.kinds()
+    served.serves_the_new()
+
+
+def rollback(served: Served, *words: str, at: Mapping[str, int] | None = None) -> Command:
+    return Command(served.sandbox, ["rollback", *served.release.words(), *words], at)
+
+
+BAD: dict[str, Any] = {
+    "env.VLLMJOBS_STANDIN_FAILURE": "error-rate=1",
+    "rollout.auto_revert": "false",
+    "max_model_len": NEW,
+}
+
+
+def test_killed_after_it_has_failed_a_change_the_next_run_ends_as_that_would_have(served: Served) -> None:
+    """It has recorded the reason, failed the deployment, and not yet registered the old version again."""
+    served.is_forgiven = lambda said: "500 Internal" in said
+    with deploying(served.release, "--detach", **BAD) as detached:
+        assert detached.end() == DEPLOYED
+    entry = Entry(
+        version=1,
+        at="2026-11-23T21:04:05.678Z",
+        by="alice",
+        outcome="refused",
+        reason="chat: error_rate is 1",
+    )
+    records.write(Releases(served.sandbox.env), where(served.release.job), entry)
+    served.sandbox.nomad.deployment.fail_deployment(served.sandbox.deployment(served.release.job)["ID"])
+    with deploying(served.release, **BAD) as again:
+        assert again.end() == REFUSED, again.evidence()
+        assert "registered" not in again.kinds()
+        assert again.kinds().index("reverted") > again.kinds().index("resumed")
+        assert "chat: error_rate is 1" in again.wait_for("done")["text"]
+    served.still_serves()
+
+
+def test_killed_after_it_has_registered_the_old_version_again_the_way_back_goes_on(served: Served) -> None:
+    served.is_forgiven = lambda said: "500 Internal" in said
+    with deploying(served.release, at={"reverted": signal.SIGKILL}, **BAD) as killed:
+        assert killed.end() == -signal.SIGKILL
+    with rollback(served) as again:
+        assert again.end() == DEPLOYED, again.evidence()
+        assert again.kinds()[0] == "resumed"
+    served.still_serves()
+
+
+def test_killed_before_the_count_shrinks_it_shrinks_in_the_next_run(served: Served) -> None:
+    """A count that shrinks beside a change is a registration of its own, after it."""
+    change: dict[str, Any] = {"max_model_len": NEW, "replicas": 1}
+    for kind in ("promoting", "done"):
+        with deploying(served.release, at={kind: signal.SIGKILL}, **change) as killed:
+            assert killed.end() == -signal.SIGKILL
+    with deploying(served.release, **change) as again:
+        assert again.end() == DEPLOYED, again.evidence()
+    assert served.sandbox.nomad.job.get_job(served.release.job)["Version"] == 2, "each is registered once"
+    wait_until(lambda: len(served.release.allocations()) == 1, SETTLED, "one is left")
+    assert versions(served.release.address, 20) == {NEW: 20}
+    served.is_unhurt()
+
+
+def test_a_way_back_that_was_interrupted_goes_on_when_it_is_run_again(served: Served) -> None:
+    """And does not take its own canaries for those of a change that is to be stopped."""
+    served.release.run(max_model_len=NEW)
+    served.sandbox.promote(served.release.job)
+    served.sandbox.wait_until_healthy(served.release.job)
+    for kind in ("registered", "placed"):
+        with rollback(served, at={kind: signal.SIGKILL}) as killed:
+            assert killed.end() == -signal.SIGKILL
+    with rollback(served, at={"resumed": signal.SIGINT}) as left:
+        assert left.end() == FAILED
+        assert left.errors == ["left as it is: `vllmjobs rollback dev` goes on"]
+    command = [str(served.sandbox.folder / "bin" / "vllmjobs"), "status", *served.release.words(), "--json"]
+    status = subprocess.run(command, env=served.sandbox.env, check=True, capture_output=True, text=True)
+    assert json.loads(status.stdout)["next"][0][0] == "vllmjobs rollback dev"
+    with deploying(served.release, max_model_len=NEWER) as other:
+        assert other.end() == REFUSED
+        assert "`vllmjobs rollback dev` goes on with it" in other.evidence()
+    with rollback(served) as again:
+        assert again.end() == DEPLOYED, again.evidence()
+    served.serves_the_old_again()
+
+
+def test_a_wall_clock_that_jumps_changes_nothing(served: Served, tmp_path: Path) -> None:
+    clock = Clock(tmp_path)
+    with deploying(served.release, env=clock.env, max_model_len=NEW) as deploy:
+        deploy.wait_for("healthy")
+        clock.jump("+5h")
+        deploy.wait_for("shifted")
+        clock.jump("-3h")
+        assert deploy.end() == DEPLOYED, deploy.evidence()
+        hours = [event["at"][11:13] for event in deploy.events]
+    assert len({*hours}) >= 3, "the clock did not jump"
+    served.serves_the_new()
+
+
+def test_killed_while_its_canary_has_no_room_it_is_given_up_by_the_next_run(
+    served: Served, release: NewRelease
+) -> None:
+    """Nomad would wait for ever for what nobody follows."""
+    hog = release(replicas=6)
+    at = {"planned": signal.SIGSTOP, "registered": signal.SIGKILL}
+    with deploying(served.release, at=at, max_model_len=NEW) as killed:
+        killed.wait_for("planned")
+        hog.run()
+        killed.signal(signal.SIGCONT)
+        assert killed.end() == -signal.SIGKILL
+    with deploying(served.release, max_model_len=NEW) as resumed:
+        assert resumed.end(150) == NO_ROOM, resumed.evidence()
+        assert "registered" not in resumed.kinds()
+    served.still_serves()
