@@ -15,6 +15,7 @@ GOLDEN = sorted(
     for path in (ROOT / "tests/cases/render").glob("*.txt")
     if "=== 0\n" in path.read_text() and "max_client_disconnect" not in path.read_text()
 )
+POOLS = ("gpu", "edge", "tools")
 BALANCERS = {"vllm": "fabio", "fabio": "fabio", "nginx": "nginx"}
 
 
@@ -23,15 +24,14 @@ def cluster(sandbox: Sandbox) -> Iterator[Sandbox]:
     """The sandbox, with the node pools and namespace that the environments and cases name."""
     sandbox.nomad.namespace.create_namespace({"Name": "ml"})
     for command, text in (
-        ("node pool apply -", 'node_pool "gpu" {}'),
-        ("node pool apply -", 'node_pool "edge" {}'),
+        *(("node pool apply -", f'node_pool "{pool}" {{}}') for pool in POOLS),
         ("operator scheduler set-config -memory-oversubscription=true", ""),
     ):
         done = sandbox.nomad_cli(*command.split(), input=text)
         assert done.returncode == 0, done.stderr
     yield sandbox
     sandbox.nomad.namespace.delete_namespace("ml")
-    for pool in ("gpu", "edge"):
+    for pool in POOLS:
         sandbox.nomad_cli("node", "pool", "delete", pool)
 
 
