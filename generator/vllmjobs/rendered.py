@@ -6,11 +6,13 @@ from vllmjobs.changes.compare import compare
 from vllmjobs.changes.jobspec import read
 from vllmjobs.changes.model import Job
 from vllmjobs.environment.model import Environment
-from vllmjobs.render.job import Templates, jobs, render
+from vllmjobs.render.job import RenderError, Templates, jobs, jobs_on_demand, render
 
 
 def rendered(environment: Environment, templates: Templates, only: str | None = None) -> dict[str, str]:
     """Every job of an environment as HCL, by its name for `render --job`; or `only` the one of that name."""
+    if only in jobs_on_demand(environment):
+        raise RenderError(f"job {only!r} is run by hand: vllmjobs render … --job {only} | nomad job run -")
     return {name: render(environment, name, templates) for name in ([only] if only else jobs(environment))}
 
 

@@ -38,6 +38,7 @@ JOBS = {
     "fabio": [],
     "nginx": ["balancer.kind=nginx", "balancer.driver=raw_exec"],  # between them, all that balancers have
     "prometheus": [],
+    "prefetch": [],
 }
 
 

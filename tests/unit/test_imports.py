@@ -33,6 +33,7 @@ EDGE_OF_OURS = {
     "notify",
     "releases",
     "deploy",
+    "model_cache",
     "supervisor",
     "boxes",
 }
@@ -78,6 +79,15 @@ def test_the_supervisor_needs_nothing_but_python_and_nvml() -> None:
         name for name in found if name.startswith("vllmjobs") and not name.startswith("vllmjobs.supervisor")
     }
     assert ours <= {"vllmjobs", "vllmjobs.__version__"}
+
+
+def test_what_the_jobs_of_the_caches_run_needs_nothing_but_python_and_the_hub() -> None:
+    found = {name for path in (PACKAGE / "model_cache").glob("*.py") for name in imported(path)}
+    assert {name.partition(".")[0] for name in found} - sys.stdlib_module_names == {
+        "huggingface_hub",
+        "vllmjobs",
+    }
+    assert all(name.startswith("vllmjobs.model_cache") for name in found if name.startswith("vllmjobs"))
 
 
 def test_policies_are_pure() -> None:

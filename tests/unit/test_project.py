@@ -75,6 +75,7 @@ def test_out_writes_every_job_one_file_each(tmp_path: Path) -> None:
     invoke("render", "--project", str(ROOT), "prod", "--out", str(tmp_path / "deep/out"))
     assert sorted(path.name for path in (tmp_path / "deep/out").iterdir()) == [
         "fabio.nomad.hcl",
+        "prefetch.nomad.hcl",
         "vllm.nomad.hcl",
     ]
 

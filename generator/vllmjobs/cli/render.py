@@ -12,7 +12,9 @@ SUPERVISED = "VJ338"
 
 @click.command()
 @environment_options
-@click.option("--job", metavar="NAME", help="Which job: vllm (the default), fabio, nginx or prometheus.")
+@click.option(
+    "--job", metavar="NAME", help="Which job: vllm (the default), fabio, nginx, prometheus or prefetch."
+)
 @click.option("--model", metavar="NAME", help="Only this model's group; to run it stops the other groups.")
 @click.option(
     "--out",
@@ -28,7 +30,7 @@ def render(
     ENV is the name of a file in envs/, or a path. Stderr says what is lost
     where the supervisor does not start vLLM (VJ338).
     """
-    from vllmjobs.render.job import jobs  # noqa: PLC0415 (Jinja takes 30 ms)
+    from vllmjobs.render.job import jobs, jobs_on_demand  # noqa: PLC0415 (Jinja takes 30 ms)
     from vllmjobs.render.job import render as render_job  # noqa: PLC0415
     from vllmjobs.templates import templates  # noqa: PLC0415
 
@@ -42,7 +44,7 @@ def render(
         for note in notes if job in (None, "vllm") else ():
             click.echo(note, err=True)
         return
-    chosen = [job] if job else jobs(environment)
+    chosen = [job] if job else [*jobs(environment), *jobs_on_demand(environment)]
     rendered = {
         name: render_job(environment, name, found, model if name == "vllm" else None) for name in chosen
     }

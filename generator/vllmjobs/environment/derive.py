@@ -117,6 +117,11 @@ def prometheus_name(environment: Environment) -> str:
     return f"{environment.job}-prometheus"
 
 
+def cache_job_name(environment: Environment, job: str) -> str:
+    """The name of a job of the model caches, such as `prefetch`."""
+    return f"{environment.job}-{job}"
+
+
 def balancer_port(balancer: Balancer) -> int:
     """The port that clients use."""
     return balancer.port or {"fabio": 9999, "nginx": 80, "none": 0}[balancer.kind]

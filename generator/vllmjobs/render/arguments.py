@@ -44,7 +44,7 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
         "HOME": "${NOMAD_TASK_DIR}",
         # Compiled kernels are loaded from where they were written, and Docker's tmpfs at /tmp is noexec.
         "TORCHINDUCTOR_CACHE_DIR": "${NOMAD_TASK_DIR}/torchinductor",
-        **_cache_variables(model),
+        **cache_variables(model),
     }
     if model.driver == "docker":
         # Else torch looks the user up, who may not be in the image: vllm-project/vllm#44548.
@@ -73,15 +73,16 @@ def listen_host(model: Model) -> str:
     return model.ports.host or ("0.0.0.0" if is_bridged(model) else "${NOMAD_IP_http}")
 
 
-def _cache_path(model: Model) -> str | None:
+def cache_path(model: Model) -> str | None:
     """Where the server finds its model cache; None without one."""
     if model.cache is None:
         return None
     return model.cache.bind if model.driver == "raw_exec" else model.cache.path
 
 
-def _cache_variables(model: Model) -> dict[str, str]:
-    path = _cache_path(model)
+def cache_variables(model: Model) -> dict[str, str]:
+    """Where the server looks for models and compiled kernels; nothing without a cache."""
+    path = cache_path(model)
     if path is None:
         return {}
     compiled = "${NOMAD_TASK_DIR}" if model.cache and model.cache.read_only else path

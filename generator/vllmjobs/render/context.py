@@ -94,7 +94,7 @@ def group(environment: Environment, name: str) -> Group:
         args=[*before, *words],
         env=variables(environment, model, times),
         user=model.user or ("65534" if model.driver == "docker" else None),
-        secrets=_secrets(model.secrets),
+        secrets=secrets(model.secrets),
         device="/".join(filter(None, (model.gpus.vendor, model.gpus.type, model.gpus.model))),
         shm_bytes=size_bytes(model.resources.shm or ("1 GiB" if model.gpus.count == 1 else "8 GiB")),
         bridged=is_bridged(model),
@@ -120,7 +120,7 @@ def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list
     return [*(" ".join([f"urlprefix-{host}{route.path}", *options]) for host in hosts), *tags]
 
 
-def _secrets(references: dict[str, str | None]) -> dict[str, dict[str, list[tuple[str, str]]]]:
+def secrets(references: dict[str, str | None]) -> dict[str, dict[str, list[tuple[str, str]]]]:
     """References by kind (`nomad`, `vault`), then by path: each variable, and the field of the answer."""
     by_kind: dict[str, dict[str, list[tuple[str, str]]]] = {"nomad": {}, "vault": {}}
     for variable, reference in sorted(references.items()):

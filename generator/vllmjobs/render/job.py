@@ -13,6 +13,7 @@ from vllmjobs.environment.problems import UserError
 from vllmjobs.render.balancers import balancer_context
 from vllmjobs.render.context import FILTERS, vllm_context
 from vllmjobs.render.hcl import align
+from vllmjobs.render.model_cache import cache_context, cached_models
 from vllmjobs.render.monitoring import prometheus_context
 
 
@@ -36,14 +37,20 @@ def jobs(environment: Environment) -> list[str]:
     return ["vllm", *balancer, *prometheus]
 
 
+def jobs_on_demand(environment: Environment) -> list[str]:
+    """The jobs that do nothing until somebody dispatches them, and that no release watches."""
+    return ["prefetch"] if cached_models(environment) else []
+
+
 def render(environment: Environment, job: str, templates: Templates, model: str | None = None) -> str:
     """The HCL of one job, laid out as `nomad fmt` would.
 
     `model` keeps only that model's group. Raises `RenderError` for a job or a model that the
     environment does not have, and for a template that is missing or at fault.
     """
-    if job not in jobs(environment):
-        raise RenderError(f"{environment.job} has no job {job!r}; it has {', '.join(jobs(environment))}")
+    known = [*jobs(environment), *jobs_on_demand(environment)]
+    if job not in known:
+        raise RenderError(f"{environment.job} has no job {job!r}; it has {', '.join(known)}")
     if model is not None and model not in environment.models:
         raise RenderError(f"{environment.job} has no model {model!r}; it has {', '.join(environment.models)}")
     if model is not None and job != "vllm":
@@ -72,6 +79,8 @@ def nginx_conf(environment: Environment, templates: Templates, instances: Sequen
 def _context(environment: Environment, job: str, model: str | None) -> dict[str, Any]:
     if job == "vllm":
         return vllm_context(environment, model)
+    if job in jobs_on_demand(environment):
+        return cache_context(environment, job)
     return prometheus_context(environment) if job == "prometheus" else balancer_context(environment)
 
 

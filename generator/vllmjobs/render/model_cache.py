@@ -1,0 +1,123 @@
+"""What the templates of the model caches' jobs see: which models, where, and the program that does it."""
+
+import pkgutil
+import re
+from dataclasses import dataclass, replace
+from functools import cache
+from typing import Any
+
+from msgspec import structs
+
+from vllmjobs.environment.derive import argument_name, cache_job_name, deadlines
+from vllmjobs.environment.model import Environment, Model
+from vllmjobs.environment.placement import Constraint
+from vllmjobs.render.arguments import cache_path, cache_variables
+from vllmjobs.render.context import group, secrets
+
+PROGRAM = "model_cache"
+MODULES = {"prefetch": ["__init__", "__main__", "files", "prefetch"]}
+ELSEWHERE = re.compile(r"[/.~]|[a-z][a-z0-9]*://")  # a folder or another store, not a name on the hub
+# Names of the hub, its token, and the way there.
+_SECRETS = re.compile(r"HF_|HUGGING_FACE_|.*_PROXY$", re.IGNORECASE)
+_OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
+# They count allocations of a job; a job of the caches has one on each node in any case.
+_COUNTING = ("distinct_hosts", "distinct_property")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """One model's cache, as the job template writes it."""
+
+    name: str
+    model: Model
+    image: str
+    pull: float
+    user: str | None
+    volume: str | None
+    args: list[str]
+    env: dict[str, str]
+    secrets: dict[str, dict[str, list[tuple[str, str]]]]
+    constraints: list[Constraint]
+
+
+def cached_models(environment: Environment) -> list[str]:
+    """The models that are on the hub and have a cache."""
+    return [
+        name for name, model in environment.models.items() if model.cache and not ELSEWHERE.match(model.model)
+    ]
+
+
+def cache_context(environment: Environment, job: str) -> dict[str, Any]:
+    """The context of `prefetch.nomad.hcl.j2`."""
+    nomad = environment.nomad
+    return {
+        "environment": environment,
+        # Its affinities and spreads are refused of a sysbatch job, which is on every node anyway.
+        "nomad": structs.replace(nomad, constraints=_of_nodes(nomad.constraints), affinities=[], spread=[]),
+        "name": cache_job_name(environment, job),
+        "job": job,
+        "settings": environment.prefetch,
+        "groups": [one for name in cached_models(environment) for one in _groups(environment, name, job)],
+        "program": PROGRAM,
+        "modules": {module: _source(module) for module in MODULES[job]},
+    }
+
+
+@cache
+def _source(module: str) -> str:
+    text = pkgutil.get_data(f"vllmjobs.{PROGRAM}", f"{module}.py")
+    assert text is not None
+    return text.decode()
+
+
+def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
+    """One, or where each allocation of the server has a volume of its own, one for each of them."""
+    model = environment.models[name]
+    assert model.cache
+    server = group(environment, name)
+    one = CachedModel(
+        name=name,
+        model=model,
+        image=server.image,
+        pull=deadlines(model, environment.balancer).pull,
+        user=server.user,
+        volume=model.cache.volume,
+        args=["-m", f"vllmjobs.{PROGRAM}", job, *_words(model)],
+        env=_variables(model),
+        secrets=secrets({key: value for key, value in model.secrets.items() if _SECRETS.match(key)}),
+        constraints=_of_nodes(model.placement.constraints),
+    )
+    if not model.cache.per_alloc:
+        return [one]
+    return [
+        replace(one, name=f"{name}-{index}", volume=f"{model.cache.volume}[{index}]")
+        for index in range(model.replicas)
+    ]
+
+
+def _words(model: Model) -> list[str]:
+    given = {argument_name(key): value for key, value in model.args.items()}
+    revision = given.get("revision")
+    return [
+        model.model,
+        f"--cache={cache_path(model)}",
+        *([] if revision is None else [f"--revision={revision}"]),
+    ]
+
+
+def _variables(model: Model) -> dict[str, str]:
+    """The server's own, so that the hub, the proxy and the folders are the same, but for being offline."""
+    own = {
+        "HOME": "${NOMAD_TASK_DIR}",
+        "HF_HOME": cache_variables(model)["HF_HOME"],
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "PYTHONPATH": "${NOMAD_TASK_DIR}",
+    }
+    if model.driver == "docker":
+        own["NVIDIA_VISIBLE_DEVICES"] = "void"  # the image asks for all of them
+    given = {key: str(value) for key, value in model.env.items() if value is not None}
+    return own | {key: value for key, value in given.items() if key not in _OFFLINE}
+
+
+def _of_nodes(constraints: list[Constraint]) -> list[Constraint]:
+    return [one for one in constraints if one.operator not in _COUNTING]
