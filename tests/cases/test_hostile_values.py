@@ -31,6 +31,7 @@ ELSEWHERE = {
     "images.gptoss",  # written where a model asks for it
     "models.*.gpus.constraints.attribute",  # held to the names of attributes by a rule
     "models.*.gpus.affinities.attribute",
+    "prefetch.python",  # stands where that of cache_backup does
     "monitoring.prometheus.command",  # stands where the image does, with raw_exec
 }
 JOBS = {
@@ -38,7 +39,7 @@ JOBS = {
     "fabio": [],
     "nginx": ["balancer.kind=nginx", "balancer.driver=raw_exec"],  # between them, all that balancers have
     "prometheus": [],
-    "prefetch": [],
+    "cache-backup": [],  # of the same template as the others of the caches
 }
 
 

@@ -1,6 +1,7 @@
 """The jobs of the model caches, run by Nomad: a model that is downloaded, checked, and mended."""
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -34,6 +35,8 @@ class Caches:
         self.hub = hub
         self.cache = folder / "models"
         self.cache.mkdir()
+        self.store = folder / "store"
+        self.store.mkdir()
         settings = {
             "job": "vllm-cached",
             "models.chat.model": hub.model,
@@ -42,6 +45,9 @@ class Caches:
             "models.chat.env.HF_HUB_OFFLINE": "'1'",  # the server, once its model is there
             "prefetch.python": sys.executable,
             "prefetch.memory": "256 MiB",
+            "cache_backup.store": str(self.store),
+            "cache_backup.python": sys.executable,
+            "cache_backup.memory": "256 MiB",
         }
         self.options = [f"--set={key}={value}" for key, value in settings.items()]
         self.folder = self.cache / "huggingface/hub" / f"models--{hub.model.replace('/', '--')}"
@@ -64,7 +70,7 @@ class Caches:
 
         def ended() -> list[dict[str, str]] | None:
             found = self.sandbox.nomad.job.get_allocations(child)
-            expected = len(self.sandbox.nodes)
+            expected = 1 if job == "cache-backup" else len(self.sandbox.nodes)
             all_ended = all(one["ClientStatus"] in ENDED for one in found)
             return found if len(found) == expected and all_ended else None
 
@@ -108,6 +114,21 @@ def test_a_prefetch_downloads_what_a_server_reads_and_mends_what_is_damaged(cach
     assert weights.read_bytes() == FILES["model.safetensors"]
     assert caches.hub.downloads == ["model.safetensors"]  # the other's blob was there, and was right
     assert (caches.names(), caches.manifest.read_text()) == (WANTED, before)
+
+
+def test_a_backup_is_restored_to_nodes_that_have_lost_their_cache(caches: Caches) -> None:
+    assert caches.run("prefetch")[0] == {"complete"}
+    ended, said = caches.run("cache-backup")
+    assert ended == {"complete"}, said
+    copied = caches.store / caches.folder.name / caches.manifest.name
+    assert judged_by_sha256sum(copied) == dict.fromkeys(WANTED, "OK")
+
+    shutil.rmtree(caches.cache / "huggingface")
+    caches.hub.downloads.clear()
+    ended, said = caches.run("cache-restore")
+    assert (ended, caches.hub.downloads) == ({"complete"}, []), said
+    assert judged_by_sha256sum(caches.manifest) == dict.fromkeys(WANTED, "OK")
+    assert found_offline(caches) == str(caches.snapshot)
 
 
 def judged_by_sha256sum(manifest: Path) -> dict[str, str]:

@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -60,6 +61,105 @@ def test_what_cannot_be_had_is_named(hub: Hub, tmp_path: Path) -> None:
         1,
         f"prefetch: acme/tiny: {tmp_path}/nowhere is no folder of this node; make it, or mount it\n",
     )
+
+
+@dataclass
+class Copied:
+    """A model that was prefetched and copied to a store."""
+
+    hub: Hub
+    cache: Path
+    store: Path
+
+    def run(self, job: str) -> tuple[int, str]:
+        return cache_program(self.hub, self.cache, job, "acme/tiny", f"--store={self.store}")
+
+    def state(self) -> dict[str, bytes]:
+        """Every file of the cache that a server reads, by its name."""
+        found = (path for path in self.cache.rglob("*") if path.is_file() and path.name[0] != ".")
+        return {str(path.relative_to(self.cache)): path.read_bytes() for path in found}
+
+    def damage(self, folder: Path, name: str) -> None:
+        """Change one byte of a file."""
+        (path,) = folder.rglob(f"snapshots/*/{name}")
+        path.write_bytes(b"X" + path.read_bytes()[1:])
+
+
+@pytest.fixture
+def copied(hub: Hub, tmp_path: Path) -> Copied:
+    made = Copied(hub, tmp_path / "cache", tmp_path / "store")
+    made.cache.mkdir()
+    made.store.mkdir()
+    assert cache_program(hub, made.cache, "prefetch", "acme/tiny")[0] == 0
+    code, said = made.run("cache-backup")
+    assert (code, "copying 2 of 2 files" in said) == (0, True), said
+    return made
+
+
+def test_a_second_backup_copies_only_what_the_store_does_not_have_whole(copied: Copied) -> None:
+    assert "copying 0 of 2 files" in copied.run("cache-backup")[1]
+    copied.damage(copied.store, "config.json")
+    assert "copying 1 of 2 files" in copied.run("cache-backup")[1]
+    assert "copying 0 of 2 files" in copied.run("cache-backup")[1]
+
+
+def test_a_damaged_cache_is_not_copied_over_a_good_backup(copied: Copied) -> None:
+    copied.damage(copied.cache, "config.json")
+    copied.damage(copied.store, "config.json")  # which a copy would replace
+    before = {path: path.read_bytes() for path in copied.store.rglob("*") if path.is_file()}
+    code, said = copied.run("cache-backup")
+    assert (
+        code,
+        "the cache is damaged, and nothing was copied; prefetch mends it:\n  config.json" in said,
+    ) == (
+        1,
+        True,
+    ), said
+    assert {path: path.read_bytes() for path in copied.store.rglob("*") if path.is_file()} == before
+
+
+def test_a_restore_mends_what_is_damaged_and_fetches_nothing_else(copied: Copied) -> None:
+    before = copied.state()
+    copied.damage(copied.cache, "model.safetensors")
+    code, said = copied.run("cache-restore")
+    assert (code, "fetching 1 of 2 files" in said) == (0, True), said
+    assert copied.state() == before
+
+
+@pytest.mark.parametrize("lost", [False, True], ids=["damaged", "lost"])
+def test_a_damaged_backup_is_refused_by_name_and_replaces_nothing(copied: Copied, lost: bool) -> None:
+    """Though only one of its files is damaged, and another would mend the cache."""
+    copied.damage(copied.store, "model.safetensors")
+    if lost:
+        (path,) = copied.store.rglob("model.safetensors")
+        path.unlink()
+    copied.damage(copied.cache, "config.json")
+    copied.damage(copied.cache, "model.safetensors")
+    before = copied.state()
+    code, said = copied.run("cache-restore")
+    assert code == 1
+    assert (
+        f"the backup in {copied.store} is damaged, and nothing was put in place:\n  model.safetensors is "
+        in said
+    )
+    assert "config.json is" not in said
+    assert copied.state() == before
+    assert not list(copied.cache.rglob(".restore-*"))
+
+
+def test_a_manifest_that_leads_out_of_the_cache_is_refused(copied: Copied) -> None:
+    (manifest,) = copied.store.rglob("*.sha256")
+    manifest.write_text(manifest.read_text().replace("config.json", "../../../../../config.json"))
+    code, said = copied.run("cache-restore")
+    assert (code, f"{manifest} is damaged: " in said) == (1, True), said
+
+
+def test_without_a_backup_or_a_prefetch_the_way_out_is_named(hub: Hub, tmp_path: Path) -> None:
+    made = Copied(hub, tmp_path, tmp_path / "store")
+    assert made.run("cache-backup")[1].endswith("store is no folder of this node; make it, or mount it\n")
+    made.store.mkdir()
+    assert made.run("cache-backup")[1].endswith("has no manifest of main; prefetch it first\n")
+    assert made.run("cache-restore")[1].endswith("has no backup of main; dispatch cache-backup first\n")
 
 
 @pytest.mark.parametrize("path", MODULES, ids=lambda path: path.stem)

@@ -13,7 +13,9 @@ SUPERVISED = "VJ338"
 @click.command()
 @environment_options
 @click.option(
-    "--job", metavar="NAME", help="Which job: vllm (the default), fabio, nginx, prometheus or prefetch."
+    "--job",
+    metavar="NAME",
+    help="Which job: vllm (the default), fabio, nginx, prometheus, prefetch, cache-backup or cache-restore.",
 )
 @click.option("--model", metavar="NAME", help="Only this model's group; to run it stops the other groups.")
 @click.option(

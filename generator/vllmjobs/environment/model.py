@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from vllmjobs.environment.model_cache import Prefetch
+from vllmjobs.environment.model_cache import CacheBackup, Prefetch
 from vllmjobs.environment.monitoring import Monitoring
 from vllmjobs.environment.placement import Block, Placement, said
 from vllmjobs.environment.rollout import Maintenance, Rollout
@@ -271,6 +271,10 @@ class Environment(Block, frozen=True, kw_only=True):
     balancer: Annotated[Balancer, said("The balancer.")] = Balancer()
     monitoring: Annotated[Monitoring, said("What watches it.")] = Monitoring()
     prefetch: Annotated[Prefetch, said("What fills the models' caches ahead of a deployment.")] = Prefetch()
+    cache_backup: Annotated[
+        CacheBackup | None,
+        said("What copies the models' caches to a store, and back; none when not given."),
+    ] = None
     images: Annotated[Images, said("Images by `install`.")] = Images()
     defaults: Annotated[ModelDefaults, said("What every model starts from.")] = ModelDefaults()
     models: Annotated[

@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 CHUNK = 1 << 20
 AT_ONCE = 4  # files that are read side by side; one thread hashes about 1.5 GB/s
@@ -56,6 +57,14 @@ class Repository:
     def manifest(self, commit: str) -> Path:
         """The file of their checksums."""
         return self.folder / f"{commit}.sha256"
+
+    def finish(self, commit: str, sums: "Sums") -> None:
+        """Say that a snapshot is whole, last of all: its manifest, then the branch or tag that it is."""
+        write_manifest(self.manifest(commit), commit, sums)
+        if self.revision != commit:
+            write(self.ref, commit)
+        # The hub's list of all files: an offline server would miss those which are left out on purpose.
+        (self.folder / "trees" / f"{commit}.json").unlink(missing_ok=True)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -115,10 +124,22 @@ def is_plain(name: str) -> bool:
     return bool(re.fullmatch(r"[^\x00-\x1f\\]+", name)) and not {"", ".", ".."} & set(name.split("/"))
 
 
+def remove(path: Path) -> None:
+    """Remove a file and the blob that it is a link to; who has it open keeps it."""
+    if path.is_symlink():
+        path.resolve().unlink(missing_ok=True)
+    path.unlink(missing_ok=True)
+
+
+def beside(path: Path) -> Path:
+    """A name for what will replace a file; nobody else has it, on whichever node."""
+    return path.with_name(f".{path.name}.{uuid4().hex}.new")
+
+
 def write(path: Path, text: str) -> None:
     """Write a file so that another sees the old text or the new."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}.{os.getpid()}.new")
+    new = beside(path)
     with new.open("w", encoding="utf-8") as file:
         file.write(text)
         file.flush()

@@ -1,7 +1,6 @@
 """A model from the hub, into the cache that its servers will read, and checked there."""
 
 import glob
-from pathlib import Path
 from typing import Any
 
 from huggingface_hub import HfApi, snapshot_download
@@ -14,9 +13,8 @@ from vllmjobs.model_cache.files import (
     is_plain,
     listed,
     problems,
+    remove,
     sha256,
-    write,
-    write_manifest,
 )
 
 LONGEST = 300  # characters of what the hub says
@@ -55,7 +53,7 @@ def prefetch(repository: Repository) -> None:
                 break
             for name, said in found.items():
                 print(f"  {name} {said}")
-                _remove(snapshot / name)
+                remove(snapshot / name)
             print(f"downloading {len(found)} files, {amount(sizes[name] for name in found)}")
             _download(repository, commit, list(found))
             found = problems(snapshot, {name: sums[name] for name in found})
@@ -65,11 +63,7 @@ def prefetch(repository: Repository) -> None:
             name: known if SHA256.fullmatch(known) else sha256(snapshot / name)
             for name, known in sums.items()
         }
-        write_manifest(repository.manifest(commit), commit, digests)
-        if repository.revision != commit:
-            write(repository.ref, commit)
-        # The hub's list of all files: an offline server would miss those which are left out on purpose.
-        (repository.folder / "trees" / f"{commit}.json").unlink(missing_ok=True)
+        repository.finish(commit, digests)
         print(f"all {len(files)} files are right: {repository.manifest(commit)}")
 
 
@@ -103,13 +97,6 @@ def _download(repository: Repository, commit: str, names: list[str]) -> None:
         )
     except Exception as error:  # the same; or a full disk
         raise CacheError(f"the download ended: {_said(error)}; the next one goes on from there") from error
-
-
-def _remove(path: Path) -> None:
-    """A file and the blob that it is a link to, so that it is downloaded anew; who has it open keeps it."""
-    if path.is_symlink():
-        path.resolve().unlink(missing_ok=True)
-    path.unlink(missing_ok=True)
 
 
 def _said(error: Exception) -> str:

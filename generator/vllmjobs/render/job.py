@@ -39,7 +39,9 @@ def jobs(environment: Environment) -> list[str]:
 
 def jobs_on_demand(environment: Environment) -> list[str]:
     """The jobs that do nothing until somebody dispatches them, and that no release watches."""
-    return ["prefetch"] if cached_models(environment) else []
+    if not cached_models(environment):
+        return []
+    return ["prefetch", *(["cache-backup", "cache-restore"] if environment.cache_backup else [])]
 
 
 def render(environment: Environment, job: str, templates: Templates, model: str | None = None) -> str:

@@ -15,7 +15,13 @@ from vllmjobs.render.arguments import cache_path, cache_variables
 from vllmjobs.render.context import group, secrets
 
 PROGRAM = "model_cache"
-MODULES = {"prefetch": ["__init__", "__main__", "files", "prefetch"]}
+COPIES = ["__init__", "__main__", "files", "copies", "stores"]
+MODULES = {
+    "prefetch": ["__init__", "__main__", "files", "prefetch"],
+    "cache-backup": COPIES,
+    "cache-restore": COPIES,
+}
+STORE = "/store"  # in a container
 ELSEWHERE = re.compile(r"[/.~]|[a-z][a-z0-9]*://")  # a folder or another store, not a name on the hub
 # Names of the hub, its token, and the way there.
 _SECRETS = re.compile(r"HF_|HUGGING_FACE_|.*_PROXY$", re.IGNORECASE)
@@ -48,15 +54,21 @@ def cached_models(environment: Environment) -> list[str]:
 
 
 def cache_context(environment: Environment, job: str) -> dict[str, Any]:
-    """The context of `prefetch.nomad.hcl.j2`."""
-    nomad = environment.nomad
+    """The context of `prefetch`, `cache-backup` and `cache-restore.nomad.hcl.j2`."""
+    nomad, backup = environment.nomad, environment.cache_backup if job != "prefetch" else None
+    constraints = _of_nodes([*nomad.constraints, *(backup.constraints if backup else [])])
     return {
         "environment": environment,
         # Its affinities and spreads are refused of a sysbatch job, which is on every node anyway.
-        "nomad": structs.replace(nomad, constraints=_of_nodes(nomad.constraints), affinities=[], spread=[]),
+        "nomad": structs.replace(nomad, constraints=constraints, affinities=[], spread=[]),
         "name": cache_job_name(environment, job),
         "job": job,
-        "settings": environment.prefetch,
+        "settings": backup or environment.prefetch,
+        # One copy of it is enough; the others are on every node, each of which has a cache of its own.
+        "type": "batch" if job == "cache-backup" else "sysbatch",
+        "schedule": backup.schedule if backup and job == "cache-backup" else None,
+        "store": backup.store if backup else None,
+        "store_in_container": STORE,
         "groups": [one for name in cached_models(environment) for one in _groups(environment, name, job)],
         "program": PROGRAM,
         "modules": {module: _source(module) for module in MODULES[job]},
@@ -71,7 +83,7 @@ def _source(module: str) -> str:
 
 
 def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
-    """One, or where each allocation of the server has a volume of its own, one for each of them."""
+    """One, or where each allocation of the server has a volume of its own, one for each that is filled."""
     model = environment.models[name]
     assert model.cache
     server = group(environment, name)
@@ -82,16 +94,18 @@ def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
         pull=deadlines(model, environment.balancer).pull,
         user=server.user,
         volume=model.cache.volume,
-        args=["-m", f"vllmjobs.{PROGRAM}", job, *_words(model)],
+        args=["-m", f"vllmjobs.{PROGRAM}", job, *_words(model), *_store(environment, model, job)],
         env=_variables(model),
-        secrets=secrets({key: value for key, value in model.secrets.items() if _SECRETS.match(key)}),
+        secrets=secrets(
+            {key: value for key, value in model.secrets.items() if job == "prefetch" and _SECRETS.match(key)}
+        ),
         constraints=_of_nodes(model.placement.constraints),
     )
     if not model.cache.per_alloc:
         return [one]
     return [
         replace(one, name=f"{name}-{index}", volume=f"{model.cache.volume}[{index}]")
-        for index in range(model.replicas)
+        for index in range(1 if job == "cache-backup" else model.replicas)
     ]
 
 
@@ -103,6 +117,13 @@ def _words(model: Model) -> list[str]:
         f"--cache={cache_path(model)}",
         *([] if revision is None else [f"--revision={revision}"]),
     ]
+
+
+def _store(environment: Environment, model: Model, job: str) -> list[str]:
+    backup = environment.cache_backup
+    if job == "prefetch" or backup is None:
+        return []
+    return [f"--store={STORE if model.driver == 'docker' else backup.store}"]
 
 
 def _variables(model: Model) -> dict[str, str]:

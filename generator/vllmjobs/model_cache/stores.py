@@ -1,0 +1,77 @@
+"""Where copies of the caches are kept: a folder."""
+
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Protocol
+
+from vllmjobs.model_cache.files import CacheError, beside, sha256, write
+
+
+class Store(Protocol):
+    """Files by their names; what it is called is for people."""
+
+    def has(self, name: str, digest: str, size: int) -> bool:
+        """Whether it holds a file of this content."""
+
+    def put(self, source: Path, name: str, digest: str) -> None:
+        """Copy a file there; what is of that name stays until it is whole."""
+
+    def get(self, name: str, to: Path) -> None:
+        """Copy a file from there; one that is not there is none here either."""
+
+    def read(self, name: str) -> str | None:
+        """A short text; None where there is none."""
+
+    def write(self, name: str, text: str) -> None:
+        """Write a short text."""
+
+
+def store(address: str) -> Store:
+    """The store of an address."""
+    return Folder(Path(address))
+
+
+class Folder:
+    """A folder that this node sees."""
+
+    def __init__(self, root: Path) -> None:
+        if not root.is_dir():
+            raise CacheError(f"{root} is no folder of this node; make it, or mount it")
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def has(self, name: str, digest: str, size: int) -> bool:
+        """It is read: a disk may have damaged it since."""
+        path = self.root / name
+        return path.is_file() and path.stat().st_size == size and sha256(path) == digest
+
+    def put(self, source: Path, name: str, digest: str) -> None:
+        """Copied beside it, and read again."""
+        path = self.root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        new = beside(path)
+        try:
+            shutil.copyfile(source, new)
+            if sha256(new) != digest:
+                raise CacheError(f"{path} cannot be written: what is read there is not what was copied")
+            new.replace(path)
+        finally:
+            new.unlink(missing_ok=True)
+
+    def get(self, name: str, to: Path) -> None:
+        """Copied; the caller checks it."""
+        with suppress(FileNotFoundError):
+            shutil.copyfile(self.root / name, to)
+
+    def read(self, name: str) -> str | None:
+        """As it stands."""
+        with suppress(FileNotFoundError):
+            return (self.root / name).read_text(encoding="utf-8")
+        return None
+
+    def write(self, name: str, text: str) -> None:
+        """Whole, or as it was."""
+        write(self.root / name, text)
