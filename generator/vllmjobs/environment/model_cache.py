@@ -3,8 +3,12 @@
 from typing import Annotated
 
 from vllmjobs.environment.placement import Block, Constraint, said
-from vllmjobs.environment.rollout import Cron
-from vllmjobs.environment.values import AbsolutePath, Positive, Size, Text
+from vllmjobs.environment.rollout import Cron, Url
+from vllmjobs.environment.values import EnvName, Positive, SecretRef, Size, Text, matching
+
+Store = Annotated[
+    str, matching(r"/[^\x00-\x1f]*|s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9._~-]+)*", "directory or bucket")
+]
 
 
 class CacheJob(Block, frozen=True):
@@ -29,8 +33,28 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
     """What copies the caches, `vllmjobs render ENV --job cache-backup`, and back, `--job cache-restore`."""
 
     store: Annotated[
-        AbsolutePath, said("Where the copies are: a directory of the host.", "/mnt/backup/models")
+        Store,
+        said(
+            "Where the copies are: a directory of the host, or a bucket.",
+            "/mnt/backup/models",
+            "s3://acme/models",
+        ),
     ]
+    endpoint: Annotated[
+        Url | None,
+        said("Address of a bucket's server; AWS when not given.", "https://minio.example.com:9000"),
+    ] = None
+    region: Annotated[Text, said("A bucket's region.")] = "us-east-1"
+    secrets: Annotated[
+        dict[EnvName, SecretRef],
+        said(
+            "A bucket's keys, by reference.",
+            {
+                "AWS_ACCESS_KEY_ID": "nomad/jobs#s3_key_id",
+                "AWS_SECRET_ACCESS_KEY": "nomad/jobs#s3_key",
+            },
+        ),
+    ] = {}
     schedule: Annotated[
         Cron | None,
         said("When a backup is made; only when it is dispatched, when not given.", "0 3 * * *"),

@@ -34,6 +34,7 @@ _EXAMPLES = {
     "interval": 'from 1s to 1m, such as "15s"',
     "address": "of a host and a port, such as alertmanager.example.com:9093",
     "link": "such as https://git.example.com/llm/docs/runbooks",
+    "directory or bucket": "such as /mnt/backup/models or s3://acme/models",
     "host name": "in lower case, such as chat.example.com",
     "secret reference": "such as nomad/jobs/vllm-prod#hf_token or vault:kv/data/vllm#hf_token",
 }

@@ -1,4 +1,4 @@
-"""Where copies of the caches are kept: a folder."""
+"""Where copies of the caches are kept: a folder, or a bucket."""
 
 import shutil
 from contextlib import suppress
@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Protocol
 
 from vllmjobs.model_cache.files import CacheError, beside, sha256, write
+from vllmjobs.model_cache.s3 import Bucket
 
 
 class Store(Protocol):
@@ -28,8 +29,8 @@ class Store(Protocol):
 
 
 def store(address: str) -> Store:
-    """The store of an address."""
-    return Folder(Path(address))
+    """The store of an address: `s3://…`, or a folder's path."""
+    return Bucket(address) if address.startswith("s3://") else Folder(Path(address))
 
 
 class Folder:

@@ -10,12 +10,13 @@ from msgspec import structs
 
 from vllmjobs.environment.derive import argument_name, cache_job_name, deadlines
 from vllmjobs.environment.model import Environment, Model
+from vllmjobs.environment.model_cache import CacheBackup
 from vllmjobs.environment.placement import Constraint
 from vllmjobs.render.arguments import cache_path, cache_variables
 from vllmjobs.render.context import group, secrets
 
 PROGRAM = "model_cache"
-COPIES = ["__init__", "__main__", "files", "copies", "stores"]
+COPIES = ["__init__", "__main__", "files", "copies", "stores", "s3"]
 MODULES = {
     "prefetch": ["__init__", "__main__", "files", "prefetch"],
     "cache-backup": COPIES,
@@ -67,7 +68,7 @@ def cache_context(environment: Environment, job: str) -> dict[str, Any]:
         # One copy of it is enough; the others are on every node, each of which has a cache of its own.
         "type": "batch" if job == "cache-backup" else "sysbatch",
         "schedule": backup.schedule if backup and job == "cache-backup" else None,
-        "store": backup.store if backup else None,
+        "store": backup.store if backup and not _is_bucket(backup) else None,
         "store_in_container": STORE,
         "groups": [one for name in cached_models(environment) for one in _groups(environment, name, job)],
         "program": PROGRAM,
@@ -95,10 +96,8 @@ def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
         user=server.user,
         volume=model.cache.volume,
         args=["-m", f"vllmjobs.{PROGRAM}", job, *_words(model), *_store(environment, model, job)],
-        env=_variables(model),
-        secrets=secrets(
-            {key: value for key, value in model.secrets.items() if job == "prefetch" and _SECRETS.match(key)}
-        ),
+        env=_variables(model) | _of_bucket(environment, job),
+        secrets=secrets(_references(environment, model, job)),
         constraints=_of_nodes(model.placement.constraints),
     )
     if not model.cache.per_alloc:
@@ -123,7 +122,27 @@ def _store(environment: Environment, model: Model, job: str) -> list[str]:
     backup = environment.cache_backup
     if job == "prefetch" or backup is None:
         return []
-    return [f"--store={STORE if model.driver == 'docker' else backup.store}"]
+    mounted = model.driver == "docker" and not _is_bucket(backup)
+    return [f"--store={STORE if mounted else backup.store}"]
+
+
+def _references(environment: Environment, model: Model, job: str) -> dict[str, str | None]:
+    backup = environment.cache_backup
+    if job == "prefetch" or backup is None:
+        return {key: value for key, value in model.secrets.items() if _SECRETS.match(key)}
+    return dict(backup.secrets)
+
+
+def _of_bucket(environment: Environment, job: str) -> dict[str, str]:
+    backup = environment.cache_backup
+    if job == "prefetch" or backup is None or not _is_bucket(backup):
+        return {}
+    endpoint = {"AWS_ENDPOINT_URL": backup.endpoint} if backup.endpoint else {}
+    return {"AWS_REGION": backup.region, **endpoint}
+
+
+def _is_bucket(backup: CacheBackup) -> bool:
+    return backup.store.startswith("s3://")
 
 
 def _variables(model: Model) -> dict[str, str]:

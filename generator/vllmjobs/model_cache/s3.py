@@ -1,0 +1,143 @@
+"""A bucket of S3, or of what speaks its protocol, by Python alone: vLLM's image has no client.
+
+Address, region and keys are in the variables that AWS's own tools read.
+"""
+
+import hashlib
+import hmac
+import os
+import shutil
+import time
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from http.client import HTTPException
+from pathlib import Path
+from urllib.error import HTTPError
+from urllib.parse import quote, urlencode, urlsplit
+from urllib.request import Request, urlopen
+from xml.etree import ElementTree
+
+from vllmjobs.model_cache.files import CacheError
+
+PART = 64 << 20  # 10,000 of them may make a file
+PARTED = "<Part><PartNumber>{}</PartNumber><ETag>{}</ETag></Part>"
+TRIES = 4
+WAIT_S = 60.0  # for one answer to go on
+Fields = Mapping[str, str]
+To = Path | None
+NO: Fields = {}
+DIGEST = "x-amz-meta-sha256"
+
+
+class Bucket:
+    """What is below `s3://BUCKET/PREFIX`."""
+
+    def __init__(self, address: str) -> None:
+        parts = urlsplit(address)
+        self.address = address.rstrip("/")
+        self.region = os.environ.get("AWS_REGION", "us-east-1")
+        endpoint = os.environ.get("AWS_ENDPOINT_URL") or f"https://s3.{self.region}.amazonaws.com"
+        self.url = "/".join(filter(None, [endpoint.rstrip("/"), parts.netloc, quote(parts.path.strip("/"))]))
+        self.keys = [os.environ.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")]
+        if not all(self.keys):
+            raise CacheError(f"{address} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: give secrets")
+
+    def __str__(self) -> str:
+        return self.address
+
+    def has(self, name: str, digest: str, size: int) -> bool:
+        """As it was said when it was written; S3 watches over its own disks."""
+        with suppress(FileNotFoundError):
+            _, found = self._ask("HEAD", name)
+            return (found.get(DIGEST), found["content-length"]) == (digest, str(size))
+        return False
+
+    def put(self, source: Path, name: str, digest: str) -> None:
+        """In parts where it is large; each is held to its checksum by the other side."""
+        if source.stat().st_size <= PART:
+            self._ask("PUT", name, body=source.read_bytes(), head={DIGEST: digest})
+            return
+        upload = _text(self._ask("POST", name, {"uploads": ""}, head={DIGEST: digest})[0], "UploadId")
+        try:
+            parts: list[str] = []
+            with source.open("rb") as file:
+                while body := file.read(PART):
+                    query = {"partNumber": str(len(parts) + 1), "uploadId": upload}
+                    parts.append(self._ask("PUT", name, query, body)[1]["etag"])
+            listed = "".join(PARTED.format(number, etag) for number, etag in enumerate(parts, 1))
+            whole = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
+            # It may say OK, and then that it is not.
+            _text(self._ask("POST", name, {"uploadId": upload}, whole)[0], "ETag")
+        except BaseException:
+            self._ask("DELETE", name, {"uploadId": upload})
+            raise
+
+    def get(self, name: str, to: Path) -> None:
+        """Into a file; the caller checks it."""
+        with suppress(FileNotFoundError):
+            self._ask("GET", name, to=to)
+
+    def read(self, name: str) -> str | None:
+        """A short text."""
+        with suppress(FileNotFoundError):
+            return self._ask("GET", name)[0].decode()
+        return None
+
+    def write(self, name: str, text: str) -> None:
+        """A short text."""
+        self._ask("PUT", name, body=text.encode())
+
+    def _ask(
+        self, method: str, name: str, query: Fields = NO, body: bytes = b"", head: Fields = NO, to: To = None
+    ) -> tuple[bytes, dict[str, str]]:
+        """The answer, and its headers in lower case."""
+        url = f"{self.url}/{quote(name)}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
+        for left in reversed(range(TRIES)):
+            signed = sign(method, url, body, head, self.keys, self.region, datetime.now(UTC))
+            request = Request(url, body if method in ("PUT", "POST") else None, signed, method=method)
+            try:
+                with urlopen(request, timeout=WAIT_S) as answer:
+                    if to:
+                        with to.open("wb") as file:
+                            shutil.copyfileobj(answer, file, 1 << 20)
+                    return answer.read(), {key.lower(): value for key, value in answer.headers.items()}
+            except HTTPError as error:
+                if error.code == 404 and method in ("GET", "HEAD"):
+                    raise FileNotFoundError(name) from error
+                said = " ".join(error.read(300).decode(errors="replace").split())
+                said = f"{error.code} {error.reason} {said}"
+                if error.code < 500 or not left:
+                    raise CacheError(f"{method} {self}/{name}: {said}") from error
+            except (OSError, HTTPException) as error:
+                if not left:
+                    raise CacheError(f"{method} {self}/{name} at {self.url}: {error}") from error
+            time.sleep(TRIES - left)
+        raise AssertionError
+
+
+def sign(
+    method: str, url: str, body: bytes, headers: Fields, keys: Sequence[str], region: str, now: datetime
+) -> dict[str, str]:
+    """Headers with AWS's Signature Version 4, for a URL that is quoted and whose query is sorted."""
+    parts, at = urlsplit(url), now.strftime("%Y%m%dT%H%M%SZ")
+    digest = hashlib.sha256(body).hexdigest()
+    every = {**headers, "host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": at}
+    signed = sorted((key.lower(), value) for key, value in every.items())
+    names = ";".join(key for key, _ in signed)
+    lines = [f"{key}:{value}\n" for key, value in signed]
+    asked = "\n".join([method, parts.path, parts.query, "".join(lines), names, digest])
+    scope = f"{at[:8]}/{region}/s3/aws4_request"
+    said = "\n".join(["AWS4-HMAC-SHA256", at, scope, hashlib.sha256(asked.encode()).hexdigest()])
+    key = f"AWS4{keys[1]}".encode()
+    for part in (*scope.split("/"), said):
+        key = hmac.digest(key, part.encode(), "sha256")
+    credential = f"AWS4-HMAC-SHA256 Credential={keys[0]}/{scope}"
+    return {**every, "Authorization": f"{credential},SignedHeaders={names},Signature={key.hex()}"}
+
+
+def _text(answer: bytes, tag: str) -> str:
+    found = next((one.text for one in ElementTree.fromstring(answer).iter() if one.tag.endswith(tag)), None)
+    if not found:
+        raise CacheError(f"S3 answers without {tag}: {answer[:300].decode(errors='replace')}")
+    return found
