@@ -21,6 +21,7 @@ from vllmjobs.supervisor.upstreams import Block, Line, written
 
 TIMEOUT = 10.0  # seconds for an answer
 LOOK_S = 0.2  # between two looks
+LONGEST_SOCKET = 107  # bytes, of sockaddr_un
 LOG = "log.jsonl"
 LONGEST_LOG = 1 << 20  # bytes of it that are read
 LAST_LINES = 10  # of the log's errors, when it ends before it is ready
@@ -82,6 +83,8 @@ class Box:
 
         Raises `BoxError`, with nothing written, when nginx refuses it.
         """
+        if self._is_too_long:
+            raise BoxError(f"{self.folder / SOCKET} is too long for a socket; give --state a shorter folder")
         self.folder.mkdir(parents=True, exist_ok=True)
         self._try_nginx(configuration, nginx_conf)
         for name in (*names, NGINX):
@@ -229,7 +232,14 @@ class Box:
     def _command(self) -> list[str]:
         return [sys.executable, "-m", "vllmjobs.supervisor", "--config", str(self._configuration)]
 
+    @property
+    def _is_too_long(self) -> bool:
+        """Whether no supervisor can listen there."""
+        return len(os.fsencode(self.folder / SOCKET)) > LONGEST_SOCKET
+
     def _ask(self, method: str, path: str, body: str = "") -> tuple[int, Json] | None:
+        if self._is_too_long:
+            return None
         connection = _Unix(self.folder / SOCKET)
         try:
             connection.request(method, path, body or None)

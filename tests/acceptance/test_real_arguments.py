@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from acceptance.test_tables import command_lines, difference
-from cases.test_cases import CASES, run, split
+from cases.test_cases import CASES, NOTE, run, split
 from sandbox import realvllm
 from sandbox.programs import CHECKOUT
 from vllmjobs.changes.jobspec import read as read_job
@@ -63,7 +63,7 @@ def rendered() -> dict[str, Words]:
     for name, result in jobs.items():
         if not result.startswith("=== 0\n"):
             continue
-        for words in served(read_job(result.removeprefix("=== 0\n"), name).tree):
+        for words in served(read_job(NOTE.sub("", result.removeprefix("=== 0\n")), name).tree):
             line = [re.sub(r"\$\{NOMAD_PORT_\w+\}", "8000", word) for word in words]
             found[f"{name} {len(found)}"] = [word.replace("${NOMAD_IP_http}", "127.0.0.1") for word in line]
     return found

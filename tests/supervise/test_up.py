@@ -98,9 +98,16 @@ def test_it_is_not_started_twice(one: Machine) -> None:
     assert one.complete().status_code == 200
 
 
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(machine: Machine) -> None:
+    machine.environment()
+    ended = machine.run("up", "one", "-d", "--state", "x" * 110)
+    assert ended.returncode == 1
+    assert "admin.sock is too long for a socket; give --state a shorter folder" in ended.stderr
+
+
 def test_another_of_the_same_name_in_another_folder_is_another(one: Machine, tmp_path: Path) -> None:
-    (tmp_path / "second").mkdir()
-    second = Machine(tmp_path / "second")
+    (tmp_path / "b").mkdir()
+    second = Machine(tmp_path / "b")
     try:
         pid = one.pid("chat-0")
         second.up()
