@@ -1,33 +1,28 @@
 """What README and docs show is what happens: every command is run, and its output compared.
 
-A ```console block holds commands after `$ `, each followed by its output, stderr included; `...` stands for
-anything. A ```yaml or ```dotenv block whose first line names a file is that file. The commands of a page run
-one after the other in one folder, against the sandbox.
+Its ```console blocks are run as sandbox/pages.py says. A ```yaml or ```dotenv block whose first line names a
+file is that file. The commands of a page run one after the other in one folder, against the sandbox.
 """
 
-import doctest
 import re
-import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from sandbox.cluster import Sandbox
+from sandbox.pages import BLOCK, commands, is_shown, run
 from vllmjobs.cli import EXIT_CODES, main
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+LINKED = [
+    ROOT / "CONTRIBUTING.md",
+    ROOT / "docs/ci/README.md",
+    *sorted((ROOT / "docs/runbooks").glob("*.md")),
+]
 # Run by something else: what runs this test, and what made the virtual environment that it runs in.
 NOT_HERE = {"scripts/test", "pip install ."}
-
-
-def commands(block: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with the output that is shown."""
-    for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
-        command, _, output = part.partition("\n")
-        yield command, output
 
 
 @pytest.fixture
@@ -36,20 +31,6 @@ def registered(sandbox: Sandbox) -> Iterator[None]:
     before = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
     yield
     sandbox.purge(*({job["ID"] for job in sandbox.nomad.jobs.get_jobs()} - before))
-
-
-def run(command: str, folder: Path, env: dict[str, str]) -> str:
-    done = subprocess.run(
-        ["bash", "-c", command],
-        cwd=folder,
-        env=env,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        check=False,
-    )
-    return done.stdout
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
@@ -75,10 +56,7 @@ def test_every_command_of_a_page_prints_what_the_page_shows(
                 text = text.replace(f"$ {command}\n{shown}", f"$ {command}\n{printed}", 1)
                 page.write_text(text)
                 continue
-            # doctest takes an ellipsis at the start of a line for a continuation only in its own parser.
-            assert doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS), (
-                f"{page.name}: $ {command}\nshows:\n{shown}\nprints:\n{printed}"
-            )
+            assert is_shown(shown, printed), f"{page.name}: $ {command}\nshows:\n{shown}\nprints:\n{printed}"
 
 
 def test_the_readme_lists_every_command_and_exit_code() -> None:
@@ -104,6 +82,6 @@ def test_the_settings_that_the_cluster_page_shows_are_valid(tmp_path: Path, sand
 
 
 def test_every_link_of_a_page_leads_somewhere() -> None:
-    for page in [*PAGES, ROOT / "CONTRIBUTING.md", ROOT / "docs/ci/README.md"]:
+    for page in [*PAGES, *LINKED]:
         for link in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text()):
             assert (page.parent / link).exists(), f"{page.name}: {link}"

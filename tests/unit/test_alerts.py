@@ -23,6 +23,7 @@ models: {chat: {model: a/small, gpu_memory_utilization: 0.9}}
 """
 ALERTMANAGER = CHECKOUT / "docs/monitoring/alertmanager.yml"
 PAGE = CHECKOUT / "docs/monitoring.md"
+RUNBOOKS = CHECKOUT / "docs/runbooks"
 OF = 'environment="vllm-prod",model="chat"'
 AT = f'job="vllm",release="stable",instance="10.0.0.1:8000",{OF}'
 SUPERVISOR = AT.replace("vllm", "supervisor", 1)
@@ -271,3 +272,9 @@ def test_the_page_lists_every_alert_with_its_figures() -> None:
 def shown(alert: Alert, threshold: float | None) -> str:
     (operator,) = set(re.findall(r"([<>]=?) THRESHOLD", alert.expr))
     return "" if threshold is None else f"{operator} {threshold:g}"
+
+
+def test_every_alert_has_its_runbook_and_every_runbook_is_in_the_index() -> None:
+    pages = {path.name for path in RUNBOOKS.glob("*.md")} - {"README.md"}
+    assert {f"{alert.runbook}.md" for alert in alerts()} <= pages
+    assert set(re.findall(r"\| \[[\w-]+\]\(([\w-]+\.md)\) \|", (RUNBOOKS / "README.md").read_text())) == pages

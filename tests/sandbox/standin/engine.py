@@ -167,6 +167,7 @@ class Engine:
         if reason:
             del self._running[sequence]
             metrics.finished(sequence, reason)
+            metrics.preemptions.inc(self._knobs.failure.preempts)
         sequence.outbox.put_nowait(Output(sequence, start, count, reason))
         return prefill + count
 

@@ -25,6 +25,7 @@ must also run on vLLM.
 | error-rate=0.1 | 500 for that share of completions, evenly: here each tenth |
 | slow-health=SECONDS | /health takes so long |
 | slow-first-token=SECONDS | each sequence's prefill takes so long |
+| preempts | each request counts one preemption more; the pretended cache never takes a block back |
 | ignore-term | SIGTERM and SIGINT do nothing |
 """
 
@@ -47,6 +48,7 @@ class Failure:
     error_rate: float = 0.0
     slow_health: float = 0.0
     slow_first_token: float = 0.0
+    preempts: bool = False
     ignore_term: bool = False
 
 
@@ -169,5 +171,6 @@ _MODES: dict[str, Callable[[str], Any] | None] = {
     "error-rate": _share,
     "slow-health": _seconds,
     "slow-first-token": _seconds,
+    "preempts": None,
     "ignore-term": None,
 }

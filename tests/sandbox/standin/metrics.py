@@ -57,7 +57,7 @@ class Metrics:
         self.prefix_hits = counter("prefix_cache_hits", "Prefix cache hits, in tokens.")
         self.prompt_tokens = counter("prompt_tokens", "Number of prefill tokens processed.")
         self.generation_tokens = counter("generation_tokens", "Number of generation tokens processed.")
-        counter("num_preemptions", "Cumulative number of preemptions: never here.")
+        self.preemptions = counter("num_preemptions", "Preemptions: only where a failure mode says so.")
 
         success = Counter("vllm:request_success", "Finished requests.", (*LABELS, "finished_reason"))
         self._finished = {
