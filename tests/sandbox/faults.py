@@ -170,6 +170,7 @@ def lift(night: Night, name: str) -> None:
 @contextmanager
 def node_fenced(night: Night, _: Path) -> Iterator[None]:
     """The fence as the supervisor writes it, around the node on which the canary has room."""
+    night.away()
     node = night.sandbox.node("gpu-2")
     reason = f"{uuid(0)} XID 79 (GPU has fallen off the bus) 2026-11-28T03:00:00Z"
     night.sandbox.nomad_cli("node", "meta", "apply", "-node-id", node["ID"], f"{META}={reason}")
