@@ -23,9 +23,9 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def machine(tmp_path: Path) -> Iterator[Machine]:
-    """With nothing up yet."""
-    made = Machine(tmp_path)
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """With nothing up yet; its path is short, as a socket's has to be."""
+    made = Machine(tmp_path_factory.mktemp("m"))
     yield made
     made.end()
 

@@ -105,9 +105,10 @@ def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(machine: Machine)
     assert "admin.sock is too long for a socket; give --state a shorter folder" in ended.stderr
 
 
-def test_another_of_the_same_name_in_another_folder_is_another(one: Machine, tmp_path: Path) -> None:
-    (tmp_path / "b").mkdir()
-    second = Machine(tmp_path / "b")
+def test_another_of_the_same_name_in_another_folder_is_another(
+    one: Machine, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    second = Machine(tmp_path_factory.mktemp("m"))
     try:
         pid = one.pid("chat-0")
         second.up()
