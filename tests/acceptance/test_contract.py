@@ -26,6 +26,7 @@ from sandbox.process import Process, wait_until
 from sandbox.realvllm import model
 from sandbox.standin.knobs import PREFIX
 
+pytestmark = pytest.mark.alone  # real vLLM takes all of two cores
 START, ANSWER, END = 600.0, 60.0, 300.0  # seconds; beside other tests, a start of vLLM was seen to take 300
 LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": True}
 DRAIN = ("--shutdown-timeout", "120")

@@ -14,6 +14,7 @@ from sandbox.box import Machine
 from sandbox.process import wait_until
 from sandbox.realvllm import model
 
+pytestmark = pytest.mark.alone
 START = 500.0  # seconds; beside other tests, a start of vLLM was seen to take 200
 ENVIRONMENT = """\
 nomad: {{max_kill_timeout: 5m}}
