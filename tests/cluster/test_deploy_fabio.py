@@ -5,13 +5,13 @@ The old version is asked all the while; each test ends with which version serves
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 
 import httpx
 
 from sandbox.cluster import Sandbox
 from sandbox.deploying import deploying
+from sandbox.listening import listening
 from sandbox.process import wait_until
 from sandbox.served import DEPLOYED, FAILED, NEW, REFUSED, SETTLED, Served
 from sandbox.traffic import Load
@@ -51,14 +51,9 @@ def counting(served: Served) -> Iterator[Callable[[], int]]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Admin)
-    Thread(target=server.serve_forever, daemon=True).start()
-    served.release.settings["balancer.admin_port"] = str(server.server_port)
-    try:
+    with listening(Admin) as address:
+        served.release.settings["balancer.admin_port"] = address.rpartition(":")[2]
         yield lambda: len(looks)
-    finally:
-        server.shutdown()
-        server.server_close()
 
 
 def test_a_malformed_route_that_comes_later_is_waited_for(served: Served) -> None:

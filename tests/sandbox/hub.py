@@ -8,11 +8,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
 from http import HTTPStatus
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import PurePath
-from threading import Thread
 from typing import Any
 from urllib.parse import unquote, urlsplit
+
+from sandbox.listening import listening
 
 LFS = (".safetensors", ".bin")
 
@@ -35,15 +36,8 @@ class Hub:
 
     @contextmanager
     def running(self) -> Iterator[Hub]:
-        with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Answers, self)) as server:
-            self.address = f"http://127.0.0.1:{server.server_port}"
-            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-            thread.start()
-            try:
-                yield self
-            finally:
-                server.shutdown()
-                thread.join()
+        with listening(partial(_Answers, self)) as self.address:
+            yield self
 
     def info(self) -> dict[str, Any]:
         siblings = [self._sibling(name) for name in self.files]

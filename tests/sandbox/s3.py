@@ -6,10 +6,11 @@ import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from threading import Thread
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+
+from sandbox.listening import listening
 
 
 class S3:
@@ -24,15 +25,8 @@ class S3:
 
     @contextmanager
     def running(self) -> Iterator[S3]:
-        with ThreadingHTTPServer(("127.0.0.1", 0), partial(_Answers, self)) as server:
-            self.address = f"http://127.0.0.1:{server.server_port}"
-            thread = Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
-            thread.start()
-            try:
-                yield self
-            finally:
-                server.shutdown()
-                thread.join()
+        with listening(partial(_Answers, self)) as self.address:
+            yield self
 
 
 class _Answers(BaseHTTPRequestHandler):
