@@ -1,5 +1,6 @@
 """Real vLLM under `vllmjobs up`: served, killed and stopped behind nginx."""
 
+import json
 import os
 import signal
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 import openai
 import pytest
 
+import truth
 from sandbox import realvllm
 from sandbox.box import Machine
 from sandbox.process import wait_until
@@ -47,9 +49,9 @@ def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     machine.end()
 
 
-def vllmjobs(machine: Machine, *words: str) -> str:
+def vllmjobs(machine: Machine, *words: str, given: str = "") -> str:
     ended = subprocess.run(
-        ["vllmjobs", *words], cwd=machine.folder, env=machine.env, check=False, timeout=START,
+        ["vllmjobs", *words], cwd=machine.folder, env=machine.env, check=False, timeout=START, input=given,
         capture_output=True, text=True,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout + ended.stderr
@@ -79,6 +81,18 @@ def test_chats_and_completions_are_answered_plain_and_streamed(client: openai.Op
 
 
 TO_THE_END = {"ignore_eos": True}
+
+
+def test_size_says_what_vllm_said_of_its_kv_cache(box: Machine) -> None:
+    log = vllmjobs(box, "logs", "one", "chat", "--tail", "1000")
+    (found,) = json.loads(vllmjobs(box, "size", "one", "--log", "-", "--json", given=log))["models"]
+    said, tokens = found["said"], found["said"]["figures"]["kv_tokens"]
+    assert said["device"] == "CPU"
+    a_token = 2 * model.LAYERS * model.HIDDEN * 2  # bytes: keys and values of all heads, in bfloat16
+    assert tokens["said"] == 2**30 / a_token
+    assert abs(tokens["off"]) <= truth.ALLOWED["kv_tokens"]
+    assert said["figures"]["concurrency"]["said"] == tokens["said"] / 4096
+    assert f"{tokens['said']:,}" in vllmjobs(box, "size", "one", "--log", "-", given=log)
 
 
 def test_an_engine_that_is_killed_is_started_again(box: Machine, client: openai.OpenAI) -> None:

@@ -8,19 +8,47 @@ import msgspec
 from vllmjobs.check.subject import Subject
 from vllmjobs.vllm.gpus import Gpu
 from vllmjobs.vllm.limits import capability, dividing
-from vllmjobs.vllm.memory import Estimate, Request, smallest
+from vllmjobs.vllm.memory import Estimate, Request, on_cpu, smallest
+from vllmjobs.vllm.said import Said
 from vllmjobs.vllm.shape import Shape, UnknownShapeError
 
 GIB = 2**30
 BAR = 40  # characters for all of a GPU
 EIGHTHS = " ▏▎▍▌▋▊▉"
+FIGURES = {
+    "kv_tokens": "KV cache tokens",
+    "concurrency": "requests at a time",
+    "kv_cache": "KV cache",
+    "weights": "weights",
+}  # of `Said` and `Estimate` alike
+CPU_FIGURES = ("kv_tokens", "concurrency")
+
+
+class Figure(NamedTuple):
+    """One figure of vLLM's log, and the estimated one; None where the estimate does not cover it."""
+
+    said: float
+    estimated: float | None
+
+    @property
+    def off(self) -> float | None:
+        """How much the estimate is above what was said, as a part of it."""
+        return None if self.estimated is None or not self.said else self.estimated / self.said - 1
+
+
+class Beside(NamedTuple):
+    """What a log says: figures by their key in `FIGURES`, and why some have no estimate beside them."""
+
+    device: str | None
+    figures: dict[str, Figure]
+    notes: list[str]
 
 
 class Size(NamedTuple):
     """One model's estimate on one kind of GPU, or why there is none; and the smallest GPUs that would do.
 
     `smallest` is of the table, `of_same` of this kind. `refused` is why vLLM would not run it there, whatever
-    the memory.
+    the memory. `beside` is what vLLM's log says, where one was given.
     """
 
     name: str
@@ -32,6 +60,7 @@ class Size(NamedTuple):
     of_same: Request | None = None
     why_not: str = ""
     refused: str = ""
+    beside: Beside | None = None
 
 
 def size(subject: Subject, gpu: Gpu | None) -> Size:
@@ -55,6 +84,45 @@ def size(subject: Subject, gpu: Gpu | None) -> Size:
     return found._replace(why_not=fit) if isinstance(fit, str) else found._replace(estimate=fit)
 
 
+def beside(subject: Subject, found: Size, said: Said) -> Size:
+    """`found` with what vLLM said.
+
+    On the CPU the estimate covers what a token takes: the tokens are those that a cache of the size that was
+    asked for holds, or of the size that the log tells. Versions that called the CPU a GPU, too, are known by
+    VLLM_CPU_KVCACHE_SPACE.
+    """
+    estimate, covered, notes = found.estimate, tuple(FIGURES), []
+    space = _kv_cache_space(subject)
+    if said.device == "CPU" or (space and not found.gpu):
+        # In vLLM's order: the variable is laid over the argument (vllm/platforms/cpu.py).
+        given = space or subject.use.kv_cache_memory_bytes or said.kv_cache
+        estimate, covered = None, CPU_FIGURES
+        if not given:
+            notes.append("how large the KV cache is, neither VLLM_CPU_KVCACHE_SPACE nor the log says")
+        elif isinstance(subject.shape, Shape):
+            try:
+                estimate = on_cpu(subject.shape, subject.use, given)
+                notes.append(f"on the CPU: what {given / GIB:.2f} GiB of KV cache hold, and nothing else")
+            except UnknownShapeError as error:
+                notes.append(str(error))
+    if estimate and said.max_model_len not in (None, estimate.max_model_len):
+        covered = tuple(name for name in covered if name != "concurrency")
+        lengths = f"{said.max_model_len:,} tokens, the estimate of {estimate.max_model_len:,}"
+        notes.append(f"the log is of requests of {lengths}")
+    figures = {
+        name: Figure(value, getattr(estimate, name) if estimate and name in covered else None)
+        for name in FIGURES
+        if (value := getattr(said, name)) is not None
+    }
+    return found._replace(beside=Beside(said.device, figures, notes))
+
+
+def _kv_cache_space(subject: Subject) -> int | None:
+    """Bytes of VLLM_CPU_KVCACHE_SPACE, which counts whole GiB."""
+    text = str(subject.model.env.get("VLLM_CPU_KVCACHE_SPACE", ""))
+    return int(text) * GIB if text.isascii() and text.isdigit() and len(text) < 9 else None
+
+
 def as_text(sizes: list[Size]) -> str:
     """For each model a bar per part of the GPU, and what fits."""
     return "\n".join(_one(each) for each in sizes)
@@ -63,8 +131,9 @@ def as_text(sizes: list[Size]) -> str:
 def as_json(sizes: list[Size]) -> str:
     """`{version, models: [...]}`; amounts in bytes per GPU, `null` where there is no estimate.
 
-    A model: name, model, gpu, count, estimate (see `Estimate`), smallest and smallest_of_this_gpu (each
-    {gpu, count}), reason.
+    A model: name, model, gpu, count, estimate (see `Estimate`), said, smallest and smallest_of_this_gpu (each
+    {gpu, count}), reason. `said` is null without a log, else {device, figures, notes}; of the figures, each
+    {said, estimated, off} by its name in the estimate, `off` is 0.01 where that is 1 % above what was said.
     """
     models: list[dict[str, Any]] = [
         {
@@ -73,6 +142,7 @@ def as_json(sizes: list[Size]) -> str:
             "gpu": each.gpu.name if each.gpu else None,
             "count": each.gpus,
             "estimate": msgspec.to_builtins(each.estimate),
+            "said": each.beside and _said(each.beside),
             "smallest": msgspec.to_builtins(each.smallest),
             "smallest_of_this_gpu": msgspec.to_builtins(each.of_same),
             "reason": each.refused or each.why_not or None,
@@ -103,7 +173,31 @@ def _one(size: Size) -> str:
     requests = [f"{each.count} x {each.gpu}" for each in (size.of_same, size.smallest) if each]
     if requests:
         lines.append(f"  smallest that would do: {', of all GPUs '.join(dict.fromkeys(requests))}")
+    lines += _beside(size.beside) if size.beside else []
     return "".join(f"{line.rstrip()}\n" for line in lines)
+
+
+def _said(beside: Beside) -> dict[str, Any]:
+    figures = {name: {**each._asdict(), "off": each.off} for name, each in beside.figures.items()}
+    return {"device": beside.device, "figures": figures, "notes": beside.notes}
+
+
+def _beside(beside: Beside) -> list[str]:
+    """A line for each figure, what vLLM said first."""
+
+    def shown(name: str, value: float | None) -> str:
+        if value is None:
+            return "-"
+        if name == "kv_tokens":
+            return f"{value:,.0f}"
+        return f"{value:.2f}" if name == "concurrency" else f"{value / GIB:.2f} GiB"
+
+    lines = [f"  {'':<20}{'vLLM said':>14}{'estimated':>14}{'off':>8}"]
+    for name, each in beside.figures.items():
+        off = "" if each.off is None else f"{each.off:+.1%}"
+        said, estimated = shown(name, each.said), shown(name, each.estimated)
+        lines.append(f"  {FIGURES[name]:<20}{said:>14}{estimated:>14}{off:>8}")
+    return lines + [f"  {note}" for note in beside.notes]
 
 
 def _what_fits(found: Estimate) -> list[str]:

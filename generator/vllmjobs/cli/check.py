@@ -2,6 +2,7 @@
 
 import re
 from pathlib import Path
+from typing import TextIO
 
 import click
 
@@ -85,6 +86,11 @@ def check(
     "--gpu", "gpu_name", metavar="NAME", help='Ask about another GPU, such as "NVIDIA H100 80GB HBM3".'
 )
 @click.option("--model", "model_name", metavar="NAME", help="Only this model.")
+@click.option(
+    "--log",
+    type=click.File(encoding="utf-8", errors="replace", lazy=False),
+    help="Show beside it what vLLM said when it started, in its log; - is stdin.",
+)
 @click.option("--json", "in_json", is_flag=True, help="For programs; bytes per GPU.")
 def size(
     env: str,
@@ -92,14 +98,18 @@ def size(
     project: Path,
     gpu_name: str | None,
     model_name: str | None,
+    log: TextIO | None,
     in_json: bool,
 ) -> None:
     """Show what the models of ENV take of their GPUs, and what fits.
 
     ENV is the name of a file in envs/, or a path. Exits 1 when a model does not fit, or cannot run there.
+    With --log, it is shown beside what vLLM logged when it last started; vllmjobs logs prints such a log.
     """
     from vllmjobs.check import size as sizes  # noqa: PLC0415
     from vllmjobs.vllm.gpus import gpu, nearest_names  # noqa: PLC0415
+    from vllmjobs.vllm.pages import BLOCK_SIZE  # noqa: PLC0415
+    from vllmjobs.vllm.said import LINES, said  # noqa: PLC0415
 
     other = gpu(gpu_name) if gpu_name else None
     if gpu_name and not other:
@@ -107,13 +117,23 @@ def size(
         raise click.ClickException(
             f"{gpu_name} is not in the table of GPUs" + (near and f"; did you mean {near}?")
         )
-    found = [
-        sizes.size(subject, other)
-        for subject in subjects(find(project, env), settings)
-        if model_name in (None, subject.name)
-    ]
-    if not found:
+    every = subjects(find(project, env), settings)
+    asked = [subject for subject in every if model_name in (None, subject.name)]
+    if not asked:
         raise click.ClickException(f"{env} has no model {model_name!r}")
+    found = [sizes.size(subject, other) for subject in asked]
+    if log:
+        if len(asked) > 1:
+            names = " or ".join(f"--model {subject.name}" for subject in asked)
+            raise click.ClickException(f"{env} has {len(asked)} models, and --log is of one; say {names}")
+        others = [subject.name for subject in every if subject is not asked[0]]
+        heard = said(log, others, asked[0].use.block_size or BLOCK_SIZE)
+        if heard is None:
+            looked_for = ", ".join(f'"{line}"' for line in LINES)
+            raise click.ClickException(
+                f"{log.name}: no line of vLLM's start-up is in it; looked for {looked_for}"
+            )
+        found = [sizes.beside(asked[0], found[0], heard)]
     show(sizes.as_json(found) if in_json else sizes.as_text(found))
     if any(each.refused or (each.estimate and not each.estimate.fits) for each in found):
         raise click.exceptions.Exit(1)

@@ -21,9 +21,12 @@ from vllmjobs.vllm.use import Use
 from vllmjobs.vllm.weights import weight_bytes
 from vllmjobs.vllm.working import activation_bytes, cuda_graph_bytes, non_torch_bytes
 
-__all__ = ["Estimate", "Request", "Use", "batch_defaults", "estimate", "fits", "smallest"]
+__all__ = ["Estimate", "Request", "Use", "batch_defaults", "estimate", "fits", "on_cpu", "smallest"]
 
 GIB = 2**30
+_CPU = Gpu("CPU", 0, 1.0, (9, 0), 0.0)
+# `check_and_update_config` of vllm/platforms/cpu.py; 16 for latent attention, which is not told apart here.
+_CPU_BLOCK_SIZE = 128
 
 
 class Request(msgspec.Struct, frozen=True):
@@ -96,6 +99,17 @@ def estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
 def fits(shape: Shape, gpu: Gpu, use: Use) -> bool:
     """Whether it fits; `estimate`, where it does not, also looks through all GPUs for what would."""
     return _estimate(shape, gpu, use).fits
+
+
+def on_cpu(shape: Shape, use: Use, kv_cache: int) -> Estimate:
+    """What a KV cache of so many bytes holds on the CPU, where all but `kv_tokens` and `concurrency` is void.
+
+    Raises UnknownShapeError as `estimate` does.
+    """
+    block_size = use.block_size or _CPU_BLOCK_SIZE
+    return _estimate(
+        shape, _CPU, msgspec.structs.replace(use, kv_cache_memory_bytes=kv_cache, block_size=block_size)
+    )
 
 
 def smallest(
