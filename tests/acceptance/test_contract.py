@@ -9,6 +9,7 @@ import re
 import signal
 import socket
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -218,12 +219,45 @@ def test_without_a_shutdown_timeout_a_stream_is_left_unfinished(start: Start, ki
     assert server.exit_code() == 0
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_what_outlasts_the_shutdown_timeout_is_left_unfinished(start: Start, kind: str) -> None:
+    server = start(kind, "--shutdown-timeout", "2").ready()
+    seen: list[Any] = []
+    with server.stream(silence=5) as chunks:
+        since = time.monotonic()
+        server.process.popen.terminate()
+        # vLLM falls silent or puts an error into the stream; the stand-in breaks the connection.
+        with suppress(httpx.ReadTimeout, httpx.RemoteProtocolError):
+            seen.extend(chunks)
+        assert time.monotonic() - since > 2
+        assert reasons(seen) in ([], ["error"])
+        wait_until(server.refuses, ANSWER, "its port is closed")
+    assert server.exit_code() == 0
+    assert session(server.process.popen.pid) == []
+
+
 def reasons(chunks: list[Any]) -> list[str]:
     """Why the choices of a stream have ended, also in an error."""
     said = [chunk for chunk in chunks if chunk]
     choices = [choice for chunk in said for choice in chunk.get("choices", ())]
     found = [reason for choice in choices if (reason := choice["finish_reason"])]
     return [*found, *("error" for chunk in said if "error" in chunk)]
+
+
+STOPPED_LOADING = {"stand-in": 0, "vllm": -signal.SIGINT}  # vLLM ends as by Ctrl-C
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_stop_while_the_model_loads_ends_all_of_it_soon(start: Start, kind: str) -> None:
+    server = start(kind, LOAD_SECONDS=600, WORKERS=1)
+    server.process.wait_until(
+        lambda: "Starting to load model" in server.process.log.read_text(), START, f"{kind} loads"
+    )
+    server.process.popen.terminate()
+    assert server.process.popen.wait(ANSWER) == STOPPED_LOADING[kind]
+    assert server.refuses()
+    pid = server.process.popen.pid
+    wait_until(lambda: not session(pid), ANSWER, "nothing of it is left")
 
 
 @pytest.mark.parametrize("kind", KINDS)
