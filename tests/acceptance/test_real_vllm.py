@@ -5,7 +5,6 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 import openai
 import pytest
@@ -60,27 +59,11 @@ def vllmjobs(machine: Machine, *words: str, given: str = "") -> str:
 
 @pytest.fixture
 def client(box: Machine) -> openai.OpenAI:
-    return openai.OpenAI(base_url=f"http://127.0.0.1:{box.port}/v1", api_key="none", max_retries=0)
+    return realvllm.client(f"http://127.0.0.1:{box.port}")
 
 
 def test_chats_and_completions_are_answered_plain_and_streamed(client: openai.OpenAI) -> None:
-    chat = client.chat.completions.create(
-        model="chat", messages=[{"role": "user", "content": "hi"}], max_tokens=5, extra_body=TO_THE_END
-    )
-    whole = client.completions.create(model="chat", prompt="hi", max_tokens=5, extra_body=TO_THE_END)
-    assert chat.usage
-    assert whole.usage
-    assert [chat.usage.completion_tokens, whole.usage.completion_tokens] == [5, 5]
-    said = client.chat.completions.create(
-        model="chat", messages=[{"role": "user", "content": "hi"}], max_tokens=5, stream=True,
-        stream_options={"include_usage": True}, extra_body=TO_THE_END,
-    )  # fmt: skip
-    *_, last = said
-    assert last.usage
-    assert last.usage.completion_tokens == 5
-
-
-TO_THE_END = {"ignore_eos": True}
+    assert realvllm.answered_tokens(client, 5) == [5, 5, 5, 5]
 
 
 def test_size_says_what_vllm_said_of_its_kv_cache(box: Machine) -> None:
@@ -96,18 +79,18 @@ def test_size_says_what_vllm_said_of_its_kv_cache(box: Machine) -> None:
 
 
 def test_an_engine_that_is_killed_is_started_again(box: Machine, client: openai.OpenAI) -> None:
-    engine = engine_of(box)
+    engine = realvllm.engine_core(box.base)
     os.kill(engine, signal.SIGKILL)
     wait_until(lambda: box.ask("/health", box.admin).status_code == 503, 60, "nginx knows that it is gone")
     wait_until(lambda: box.ask("/health", box.admin).status_code == 200, START, "it is ready again")
     assert client.completions.create(model="chat", prompt="hi", max_tokens=1).choices
-    assert engine_of(box) != engine
+    assert realvllm.engine_core(box.base) != engine
 
 
 def test_a_stop_lets_a_long_stream_end_whole(box: Machine, client: openai.OpenAI) -> None:
     stream = client.completions.create(
         model="chat", prompt="hi", max_tokens=3000, stream=True, stream_options={"include_usage": True},
-        extra_body=TO_THE_END,
+        extra_body={"ignore_eos": True},
     )  # fmt: skip
     next(stream)
     stopping = subprocess.Popen(["vllmjobs", "down", "one"], cwd=box.folder, env=box.env)
@@ -115,19 +98,3 @@ def test_a_stop_lets_a_long_stream_end_whole(box: Machine, client: openai.OpenAI
     assert last.usage
     assert last.usage.completion_tokens == 3000
     assert stopping.wait(START) == 0
-
-
-def engine_of(box: Machine) -> int:
-    """The process that computes, of the one server that listens."""
-    found = subprocess.run(["pgrep", "--full", "EngineCore"], stdout=subprocess.PIPE, text=True, check=False)
-    mine = [int(pid) for pid in found.stdout.split() if b"%d" % box.base in _command_line(_parent(int(pid)))]
-    assert len(mine) == 1
-    return mine[0]
-
-
-def _parent(pid: int) -> int:
-    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
-
-
-def _command_line(pid: int) -> bytes:
-    return Path(f"/proc/{pid}/cmdline").read_bytes()

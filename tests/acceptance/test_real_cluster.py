@@ -1,0 +1,183 @@
+"""Real vLLM from `vllmjobs render` to requests: placed by Nomad on a simulated GPU, supervised, behind Fabio
+and behind nginx; deployed on its own metrics, taken back, killed, and stopped in the middle of a stream."""
+
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import openai
+import pytest
+
+from sandbox import realvllm
+from sandbox.cluster import Sandbox
+from sandbox.cuts import cut_by_go, not_cut_by_go
+from sandbox.deploying import Command, deploying
+from sandbox.load import TIME, Load
+from sandbox.process import wait_until
+from sandbox.realvllm import model
+from sandbox.release import Release, releases
+from sandbox.traffic import versions
+
+pytestmark = pytest.mark.alone
+START = 400.0  # seconds; two at a time, and under load
+OLD, NEW = 4096, 2048
+FAILED = 1
+# One death ends it, and Nomad tries no more than one or two others.
+HURRIED: dict[str, Any] = {
+    "env.VLLMJOBS_RESTARTS": '"0"',
+    "load_time": "80s",
+    "rollout.healthy_deadline": "100s",
+    "rollout.progress_deadline": "110s",
+}
+SETTINGS: dict[str, Any] = {
+    "vllm": "0.32.0",
+    "replicas": 1,
+    "max_model_len": OLD,
+    "resources.memory": "4 GiB",
+    "args.enforce-eager": "true",
+    "args.dtype": "bfloat16",
+    **{f"env.{name}": f'"{value}"' for name, value in realvllm.VARIABLES.items()},
+    # Two of them share two cores: each computes with one thread, on whichever core is free.
+    "env.VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "env.OMP_NUM_THREADS": '"1"',
+    "load_time": "5m",
+    "drain.longest_stream": "1m",
+    "rollout.healthy_deadline": "8m",
+    "rollout.progress_deadline": "10m",
+    "rollout.steps": "[0.5]",
+    "rollout.analysis.interval": "2s",
+    "rollout.analysis.window": "10s",
+    "rollout.analysis.min_requests": 3,
+    # A canary that starts takes the time of the old one; the figures themselves are what is tried here.
+    "rollout.analysis.limits.time_to_first_token.floor": 20,
+    "rollout.analysis.limits.inter_token_latency.floor": 5,
+    "rollout.analysis.limits.e2e_latency.floor": 60,
+    "rollout.analysis.limits.queue.floor": 100,
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`tiny`, which answers, and `broken`, which dies at its first request."""
+    folder = tmp_path_factory.mktemp("models")
+    model.make(folder / "tiny")
+    model.make(folder / "broken", head_dim=16)
+    return folder
+
+
+@pytest.fixture(scope="module", params=["fabio", "nginx"])
+def release(request: pytest.FixtureRequest, sandbox: Sandbox, models: Path) -> Iterator[Release]:
+    """One instance that serves; the tests of this module live through its life in their order."""
+    engine = ["vllmjobs-supervise", "--", str(realvllm.folder() / "bin/vllm"), "serve"]
+    chat = SETTINGS | {"model": models / "tiny", "entrypoint": json.dumps(engine)}
+    given = releases(sandbox, "real-vllm")
+    behind = next(given)(**chat) if request.param == "fabio" else Release.behind_nginx(sandbox, **chat)
+    sandbox.run(behind.render())
+    sandbox.wait_until_healthy(behind.job, START)
+    behind.wait_until_routed(OLD)
+    yield behind
+    if request.param == "nginx":
+        sandbox.purge(behind.job)
+    next(given, None)
+
+
+@pytest.fixture
+def client(release: Release) -> openai.OpenAI:
+    return realvllm.client(release.address)
+
+
+def test_chats_and_completions_are_answered_plain_and_streamed(client: openai.OpenAI) -> None:
+    assert realvllm.answered_tokens(client, 5) == [5, 5, 5, 5]
+
+
+def test_a_change_is_promoted_and_taken_back_on_real_metrics(release: Release, tmp_path: Path) -> None:
+    """No request fails on the way there, nor on the way back."""
+    with load(release, tmp_path) as asking:
+        with deploying(release, max_model_len=NEW) as deploy:
+            assert deploy.end(2 * START) == 0, deploy.evidence()
+        assert versions(release.address, 3) == {NEW: 3}
+        with Command(release.sandbox, ["rollback", *release.words()]) as back:
+            assert back.end(2 * START) == 0, back.evidence()
+        assert versions(release.address, 3) == {OLD: 3}
+        asking.wait_for(5, START)
+    none_failed(release, asking)
+    verdicts = [event["data"]["verdict"] for event in deploy.events if event["kind"] == "verdict"]
+    decided = [one for one in verdicts if one["result"] != "undecided"]
+    assert [one["result"] for one in decided] == ["pass", "pass"], "of the step, and of the end"
+    for one in decided:
+        seen = {number["metric"] for number in one["numbers"] if number["canary"] is not None}
+        assert seen >= {"error_rate", "time_to_first_token", "inter_token_latency", "kv_cache_usage"}
+
+
+def test_a_model_that_dies_at_its_first_request_never_gets_one(
+    release: Release, models: Path, tmp_path: Path
+) -> None:
+    """It passes /health; the supervisor asks it for a token before the balancer does."""
+    with load(release, tmp_path) as asking, deploying(release, model=models / "broken", **HURRIED) as deploy:
+        assert deploy.end(2 * START) == FAILED, deploy.evidence()
+        asking.wait_for(5, START)
+    none_failed(release, asking)
+    assert versions(release.address, 3) == {OLD: 3}
+
+
+def test_while_a_killed_engine_starts_again_requests_fail_and_no_longer(
+    release: Release, tmp_path: Path
+) -> None:
+    """There is no other instance that could answer them."""
+    with load(release, tmp_path) as asking:
+        asking.wait_for(5, START)
+        killed = datetime.now().replace(microsecond=0)
+        os.kill(realvllm.engine_core(port(release)), signal.SIGKILL)
+        wait_until(lambda: not serves(release), START, "it is known to be gone")
+        wait_until(lambda: serves(release), START, "it is ready again")
+        release.wait_until_routed(OLD)
+        back = datetime.now()
+        asking.wait_for(5, START)
+    during = [said for said in asking.seen().failures if killed <= datetime.strptime(said[:19], TIME) <= back]
+    assert during
+    none_failed(release, asking, but=during)
+
+
+def test_a_stop_lets_a_long_stream_end_whole(release: Release, client: openai.OpenAI) -> None:
+    stream = client.completions.create(
+        model="chat", prompt="hi", max_tokens=3000, stream=True, stream_options={"include_usage": True},
+        extra_body={"ignore_eos": True},
+    )  # fmt: skip
+    next(stream)
+    release.sandbox.nomad.job.deregister_job(release.job)
+    *_, last = stream
+    assert last.usage
+    assert last.usage.completion_tokens == 3000
+    wait_until(lambda: not release.allocations(), START, "it has ended")
+
+
+def none_failed(release: Release, asking: Load, but: Sequence[str] = ()) -> None:
+    """But for these, and for answers that Fabio has cut of itself, and says so."""
+    seen = asking.seen()
+    left = [said for said in seen.failures if said not in but]
+    assert not_cut_by_go(left, cut_by_go(release.sandbox, release.job)) == []
+    assert seen.truncated == []
+
+
+def load(release: Release, folder: Path) -> Load:
+    """As much as two servers on two cores answer while one of them starts."""
+    return Load(release.address, folder, workers=2, per_second=2)
+
+
+def service(release: Release) -> dict[str, Any]:
+    """The one instance, as Consul knows it."""
+    (found,) = release.sandbox.consul.health.service(f"{release.job}-chat")[1]
+    entry: dict[str, Any] = found
+    return entry
+
+
+def port(release: Release) -> int:
+    return int(service(release)["Service"]["Port"])
+
+
+def serves(release: Release) -> bool:
+    return {check["Status"] for check in service(release)["Checks"]} == {"passing"}
