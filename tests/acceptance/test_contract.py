@@ -244,6 +244,16 @@ def reasons(chunks: list[Any]) -> list[str]:
     return [*found, *("error" for chunk in said if "error" in chunk)]
 
 
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_port_that_somebody_has_is_an_end_before_the_load(start: Start, kind: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        server = start(kind, "--port", str(taken.getsockname()[1]))
+        assert server.exit_code() == 1
+    said = server.process.log.read_text()
+    assert "Address already in use" in said
+    assert "Starting to load model" not in said
+
+
 STOPPED_LOADING = {"stand-in": 0, "vllm": -signal.SIGINT}  # vLLM ends as by Ctrl-C
 
 

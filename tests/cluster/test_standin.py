@@ -128,9 +128,9 @@ def starting(folder: Path) -> Iterator[Start]:
         **own: object,
     ) -> StandIn:
         if port is None:
-            # Kept bound: with SO_REUSEPORT on both sides nobody else gets this port in between.
+            # Kept bound, so that nobody else gets it in between: one of those with SO_REUSEADDR may listen.
             ports.append(held := socket.socket())
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.bind(("127.0.0.1", 0))
             port = held.getsockname()[1]
         told = QUICK | own

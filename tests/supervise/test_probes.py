@@ -78,7 +78,7 @@ def starting(folder: Path) -> Iterator[Start]:
     def start(*flags: str, **own: object) -> Engine:
         with socket.socket() as held:
             # Shared with the stand-in, which sets the same, so that nobody else gets it in between.
-            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             held.bind(("127.0.0.1", 0))
             port = held.getsockname()[1]
             env = os.environ | {knobs.PREFIX + name: str(value) for name, value in (QUICK | own).items()}

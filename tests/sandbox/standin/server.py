@@ -164,16 +164,11 @@ async def _load(flags: Flags, knobs: Knobs, core: Core | None) -> "tuple[uvicorn
 
 
 def _bind(flags: Flags) -> socket.socket:
-    """Take the port as vLLM does: before the load, and without listening, so clients are refused.
-
-    With SO_REUSEPORT, as vLLM sets it (`create_server_socket`): a second vLLM on the same port starts
-    without an error and takes a share of the connections.
-    """
+    """Take the port as vLLM does: before the load, and without listening, so clients are refused."""
     family = socket.AF_INET6 if ":" in flags.host else socket.AF_INET
     # Without the protocol, asyncio sets no TCP_NODELAY, and each answer takes 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
     listener.bind((flags.host, flags.port))
     return listener
 
