@@ -34,3 +34,12 @@ def _tools() -> Path:
     if ended.returncode:
         raise SandboxError("scripts/tools could not provide nomad, consul and fabio; it says why above")
     return Path(ended.stdout.strip())
+
+
+def packaged(name: str) -> Path:
+    """Return one of those that `scripts/packaged` finds, or fetches where there is none."""
+    command = [str(CHECKOUT / "scripts" / "packaged"), name]
+    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    if ended.returncode:
+        raise SandboxError(f"scripts/packaged could not provide {name}; it says why above")
+    return Path(ended.stdout.strip())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -14,8 +13,7 @@ from threading import Thread
 import httpx
 
 from sandbox import ports, process
-from sandbox.errors import SandboxError
-from sandbox.programs import CHECKOUT
+from sandbox.programs import packaged
 
 READY = 30.0  # seconds
 
@@ -81,10 +79,5 @@ def running(folder: Path, targets: Iterable[str] | str, interval: str = "1s") ->
 
 
 def program() -> Path:
-    """Ask `scripts/prometheus`, which fetches it where there is none."""
-    ended = subprocess.run(
-        [CHECKOUT / "scripts" / "prometheus"], check=False, stdout=subprocess.PIPE, text=True
-    )
-    if ended.returncode:
-        raise SandboxError("scripts/prometheus could not provide it; it says why above")
-    return Path(ended.stdout.strip())
+    """Ask `scripts/packaged`, which fetches it where there is none."""
+    return packaged("prometheus")

@@ -238,6 +238,7 @@ def test_the_metrics_are_those_of_the_manual() -> None:
         "drain_seconds": {("chat-0",): 2.25},
         "gpu_healthy": {("GPU-a",): 1},
         "gpu_memory_used_bytes": {("GPU-a",): 60 << 30},
+        "gpu_memory_total_bytes": {("GPU-a",): 80 << 30},
         "log_lines_dropped_total": {("chat-0", "stdout"): 7},
         "zombies_reaped_total": {(): 1000},
         "resident_memory_bytes": {(): 20_000_000},

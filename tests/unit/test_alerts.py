@@ -54,10 +54,17 @@ def first_tokens(fast: int, slow: int, bound: float) -> dict[str, str]:
     return {f'{FIRST_TOKEN}"{le}"}}': f"0+{count}x150" for le, count in counts.items()}
 
 
-def memory(used: int) -> dict[str, str]:
+def by_dcgm(used: int) -> dict[str, str]:
     return {
         f"DCGM_FI_DEV_FB_USED{{{GPU}}}": f"{used}x150",
         f"DCGM_FI_DEV_FB_FREE{{{GPU}}}": f"{1000 - used}x150",
+    }
+
+
+def by_supervisor(used: int) -> dict[str, str]:
+    return {
+        f"vllmjobs_supervisor_gpu_memory_used_bytes{{{OF_GPU}}}": f"{used}x150",
+        f"vllmjobs_supervisor_gpu_memory_total_bytes{{{OF_GPU}}}": "1000x150",
     }
 
 
@@ -125,10 +132,18 @@ CASES = [
     Case("GpuUnhealthy", "now", gauge(HEALTHY, "1x20 0x130", OF_GPU), {"critical"}),
     Case("GpuUnhealthy", "the last word", gauge(HEALTHY, "1x20 0 stale", OF_GPU), {"critical"}),
     Case("GpuUnhealthy", "none", gauge(HEALTHY, "1x150", OF_GPU), set()),
-    Case("GpuMemory", "98 %", memory(980), {"warning", "critical"}),
-    Case("GpuMemory", "94 %", memory(940), {"warning"}),
-    Case("GpuMemory", "what vLLM was told to take", memory(910), set()),
-    Case("GpuMemory", "not for long", memory(980), set(), "4m"),
+    *(
+        case
+        for source, memory in (("dcgm-exporter", by_dcgm), ("supervisor", by_supervisor))
+        for case in (
+            Case("GpuMemory", f"98 %, by the {source}", memory(980), {"warning", "critical"}),
+            Case("GpuMemory", f"94 %, by the {source}", memory(940), {"warning"}),
+            Case("GpuMemory", f"what vLLM was told to take, by the {source}", memory(910), set()),
+            Case("GpuMemory", f"not for long, by the {source}", memory(980), set(), "4m"),
+        )
+    ),
+    # The judge counts alerts: one GPU that both show is one.
+    Case("GpuMemory", "98 %, by both", by_dcgm(980) | by_supervisor(980), {"warning", "critical"}),
     Case("DeploymentStuck", "for 140 minutes", gauge("up", "1x150", CANARY), {"warning"}, "140m"),
     Case("DeploymentStuck", "for 100 minutes", gauge("up", "1x150", CANARY), set(), "100m"),
     Case("DeploymentStuck", "no canary", gauge("up", "1x150"), set(), "140m"),
@@ -153,7 +168,7 @@ def rules(environment: Environment, tmp_path_factory: pytest.TempPathFactory) ->
 def judged(program: str, *words: str | Path) -> str:
     """What promtool or amtool says of a file that it is to find no fault with."""
     found = subprocess.run(
-        [CHECKOUT / "scripts/prometheus", program], stdout=subprocess.PIPE, text=True, check=True
+        [CHECKOUT / "scripts/packaged", program], stdout=subprocess.PIPE, text=True, check=True
     )
     done = subprocess.run(
         [found.stdout.strip(), *words],

@@ -45,7 +45,11 @@ class PrometheusJob(Block, frozen=True):
     ] = "docs/runbooks"
     dcgm: Annotated[
         Name | None,
-        said("Consul service of NVIDIA's dcgm-exporter, for the alert of GPU memory.", "dcgm-exporter"),
+        said(
+            "Consul service of NVIDIA's dcgm-exporter, for the alert of GPU memory; without it, that goes by "
+            "the supervisors.",
+            "dcgm-exporter",
+        ),
     ] = None
     volume: Annotated[
         Text | None, said("Nomad host volume for its data; the allocation's own disk when not given.")

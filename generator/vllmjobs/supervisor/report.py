@@ -220,6 +220,10 @@ def _families(plan: Plan, state: State, look: Look, counters: Counters, now: flo
         of_gpus({name: gpu.used_bytes for name, gpu in gpus}),
     )  # fmt: skip
     yield (
+        "gpu_memory_total_bytes", "gauge", "What a GPU has.",
+        of_gpus({name: gpu.total_bytes for name, gpu in gpus}),
+    )  # fmt: skip
+    yield (
         "log_lines_dropped_total", "counter", "Lines that were too many, or that nobody took.",
         [({"instance": name, "stream": stream}, n) for (name, stream), n in sorted(counters.dropped.items())],
     )  # fmt: skip
