@@ -28,6 +28,7 @@ def rate(metric: str, by: str = "model", where: str = "") -> str:
 
 
 API = ', handler=~"/v1/.*"'
+ANY_MODEL = '{environment="$environment"}'
 FAILED = API + ', status="5xx"'
 
 ROWS: dict[str, list[Panel]] = {
@@ -124,7 +125,17 @@ ROWS: dict[str, list[Panel]] = {
             "bytes",
             {"{{instance}} {{gpu}}": "vllmjobs_supervisor_gpu_memory_used_bytes{OF}"},
         ),
-        ("Balancers", "none", {"{{environment}}": 'vllmjobs:ready_balancers{environment="$environment"}'}),
+    ],
+    "The balancer": [
+        ("Balancers", "none", {"{{environment}}": f"vllmjobs:ready_balancers{ANY_MODEL}"}),
+        (
+            "Connections of clients (nginx)",
+            "none",
+            {
+                "{{instance}} answered": f"nginx_connections_writing{ANY_MODEL}",
+                "{{instance}} in all": f"nginx_connections_active{ANY_MODEL}",
+            },
+        ),
     ],
 }
 

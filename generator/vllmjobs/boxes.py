@@ -254,6 +254,12 @@ class Box:
         return answer.status, said
 
 
+def counts_connections(nginx: str) -> bool:
+    """Whether this nginx has ngx_http_stub_status_module, without which it ends on $connections_active."""
+    said = subprocess.run([nginx, "-V"], check=False, capture_output=True, text=True, timeout=TIMEOUT)
+    return "--with-http_stub_status_module" in said.stderr
+
+
 def _is_lost(one: Json) -> bool:
     """Whether a server does not run, and is not going to."""
     return one["phase"] in ("given_up", "ended") and not one["awaited"]

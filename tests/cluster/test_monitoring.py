@@ -3,7 +3,10 @@
 import json
 import re
 import runpy
+import shutil
+import socket
 from collections.abc import Iterator
+from contextlib import ExitStack
 from typing import Any
 
 import httpx
@@ -13,13 +16,14 @@ from sandbox import ports, prometheus
 from sandbox.cluster import Sandbox
 from sandbox.deploying import Command, succeeded
 from sandbox.process import wait_until
-from sandbox.programs import CHECKOUT
+from sandbox.programs import CHECKOUT, packaged
 from sandbox.release import Release
 from sandbox.traffic import ask, http
 from vllmjobs.render.monitoring import alerts
 
 JOB = "vllm-dev"
 SUPERVISED = "[vllmjobs-supervise, --, stand-in-engine, serve]"
+BALANCER = f"{JOB}-nginx"
 EXPORTER = "stands-in-for-dcgm"  # Prometheus itself, under another name
 SOON = 30.0  # seconds, from a change in Consul to a look at what is new
 REQUESTS = 12
@@ -30,6 +34,7 @@ NOT_HERE = {
     "DCGM_FI_DEV_FB_FREE": "dcgm-exporter needs a GPU",
     "vllmjobs_supervisor_gpu_healthy": "without NVML, the supervisor knows of no GPU",
     "vllmjobs_supervisor_gpu_memory_used_bytes": "the same",
+    "vllmjobs_supervisor_gpu_memory_total_bytes": "the same",
 }
 
 
@@ -40,6 +45,12 @@ class Watched:
         self.sandbox = sandbox
         self.address = f"http://127.0.0.1:{port}"
         self.release = Release.behind_nginx(sandbox, entrypoint=SUPERVISED, replicas=1)
+        # The sandbox's own may be one that does not count its connections.
+        nginx = sandbox.folder / "nginx-with-metrics"
+        shutil.copy(packaged("nginx"), nginx)
+        self.release.settings |= {"balancer.command": str(nginx), "balancer.metrics": "true"}
+        sandbox.run(sandbox.render(*self.release.words(), "--job", "nginx"))
+        sandbox.wait_until_healthy(BALANCER)
         self.release.run()
         settings = {
             "driver": "raw_exec",
@@ -77,8 +88,18 @@ class Watched:
         """How many instances are ready, as Prometheus has it from Consul, by their release."""
         return {of["release"]: value for of, value in self.query("vllmjobs:ready_instances")}
 
+    def connections(self) -> float:
+        """How many nginx has, as Prometheus saw it last."""
+        ((_, value),) = self.query('nginx_connections_active{job="balancer"}')
+        return value
+
     def evidence(self) -> str:
         return self.sandbox.evidence(f"{JOB}-prometheus")
+
+
+def run_nginx_as_it_was(sandbox: Sandbox) -> None:
+    sandbox.run(sandbox.render("dev-nginx", "--job", "nginx"))
+    sandbox.wait_until_healthy(BALANCER)
 
 
 @pytest.fixture(scope="module")
@@ -90,6 +111,7 @@ def watched(sandbox: Sandbox) -> Iterator[Watched]:
         known = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
         sandbox.purge(*known & {JOB, f"{JOB}-prometheus"})
         sandbox.consul.agent.service.deregister(EXPORTER)
+        run_nginx_as_it_was(sandbox)
         block.release()
 
 
@@ -99,6 +121,7 @@ def test_it_finds_every_instance_and_its_supervisor_through_consul(watched: Watc
         ("vllm", "chat", "canary"): "up",
         ("supervisor", "chat", "stable"): "up",
         ("supervisor", "chat", "canary"): "up",
+        ("balancer", "", ""): "up",
         ("dcgm", "", ""): "up",
         ("prometheus", "", ""): "up",
     }
@@ -119,6 +142,19 @@ def test_it_finds_every_instance_and_its_supervisor_through_consul(watched: Watc
     assert {(of["environment"], of["instance"]) for of, _ in found} == {(JOB, one) for one in canaries}
     ((of, _),) = watched.query('vllmjobs_supervisor_instance_ready{release="canary"}')
     assert (of["server"], "exported_instance" in of) == ("chat", False)
+
+
+def test_it_sees_the_connections_of_the_balancer(watched: Watched) -> None:
+    wait_until(lambda: watched.connections() == 1, SOON, "there is none but its own", ignoring=(ValueError,))
+    address = httpx.URL(watched.release.address)
+    with ExitStack() as clients:
+        for _ in range(3):
+            clients.enter_context(socket.create_connection((address.host, address.port)))
+        wait_until(lambda: watched.connections() == 4, SOON, "there are three more")
+    ((of, _),) = watched.query("nginx_up")
+    _, services = watched.sandbox.consul.health.service(BALANCER)
+    (at,) = {f"{one['Service']['Address']}:{one['Service']['Meta']['metrics_port']}" for one in services}
+    assert (of["environment"], of["instance"]) == (JOB, at)
 
 
 def test_it_knows_from_consul_how_many_instances_and_balancers_are_ready(watched: Watched) -> None:
@@ -173,7 +209,7 @@ def test_the_dashboard_is_what_its_source_makes() -> None:
 
 
 def test_it_sees_within_seconds_that_the_last_instance_is_gone(watched: Watched) -> None:
-    """The last test here: it stops what the others look at."""
+    """The last but one here: it stops what the others look at."""
     watched.sandbox.nomad_cli("job", "stop", "-detach", "-no-shutdown-delay", JOB)
     wait_until(
         lambda: watched.ready() == {"stable": 0, "canary": 0},
@@ -190,7 +226,17 @@ def test_it_sees_within_seconds_that_the_last_instance_is_gone(watched: Watched)
         "the alert is pending",
     )
     wait_until(
-        lambda: {job for job, *_ in watched.targets()} == {"dcgm", "prometheus"}, SOON, "it looks at none"
+        lambda: {job for job, *_ in watched.targets()} == {"balancer", "dcgm", "prometheus"},
+        SOON,
+        "it looks at none",
+    )
+
+
+def test_it_does_not_look_at_a_balancer_that_shows_no_metrics(watched: Watched) -> None:
+    """After the last: nginx serves nobody any more."""
+    run_nginx_as_it_was(watched.sandbox)
+    wait_until(
+        lambda: {job for job, *_ in watched.targets()} == {"dcgm", "prometheus"}, SOON, "it does not look"
     )
 
 
@@ -212,7 +258,9 @@ def filled(query: str) -> str:
 
 def names(query: str) -> set[str]:
     """The metrics that a query reads."""
-    return set(re.findall(r"\b(?:vllm|http_requests|DCGM|process_start|up\b)[A-Za-z0-9_:]*", bare(query)))
+    return set(
+        re.findall(r"\b(?:vllm|http_requests|nginx|DCGM|process_start|up\b)[A-Za-z0-9_:]*", bare(query))
+    )
 
 
 def bare(query: str) -> str:

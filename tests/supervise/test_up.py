@@ -9,15 +9,18 @@ import signal
 import socket
 import subprocess
 import threading
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
 
+from sandbox import nginx
 from sandbox.box import SECONDS, Machine
 from sandbox.load import Load
 from sandbox.process import wait_until
+from sandbox.programs import packaged
 
 
 def test_an_environment_is_up_when_its_model_answers(machine: Machine) -> None:
@@ -184,6 +187,33 @@ def test_a_missing_nginx_is_named(machine: Machine) -> None:
     ended = machine.run("up", "one")
     assert ended.returncode == 1
     assert "no-such-nginx is not on PATH; install it (Debian: nginx-light)" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("program", "status"), [(lambda: packaged("nginx"), 200), (nginx.of_wheel, 404)], ids=["debian", "wheel"]
+)
+def test_metrics_are_shown_by_an_nginx_that_counts_its_connections(
+    machine: Machine, program: Callable[[], Path], status: int
+) -> None:
+    """One that does not would not start with them; `balancer.metrics: true` says that it is to."""
+    link = machine.folder / "bin" / "nginx"
+    link.unlink()
+    link.symlink_to(program())
+    machine.up()
+    answer = machine.ask("/metrics", machine.admin)
+    assert (answer.status_code, "nginx_connections_active 1\n" in answer.text) == (status, status == 200)
+    assert machine.ask("/metrics").status_code == 404
+    machine.done("down", "one")
+
+
+def test_metrics_that_nginx_does_not_have_are_an_error_when_they_are_asked_for(machine: Machine) -> None:
+    link = machine.folder / "bin" / "nginx"
+    link.unlink()
+    link.symlink_to(nginx.of_wheel())
+    machine.environment(("kind: nginx,", "kind: nginx, metrics: true,"))
+    ended = machine.run("up", "one", "-d")
+    assert ended.returncode == 1
+    assert 'unknown "connections_active" variable' in ended.stderr
 
 
 class TestStop:

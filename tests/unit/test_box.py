@@ -215,7 +215,7 @@ def test_nginx_gets_no_secret(tmp_path: Path) -> None:
 def test_nginx_is_configured_as_on_the_cluster_with_a_route_to_each_server() -> None:
     box = environment(balancer={"port": 8080, "admin_port": 8081})
     own = placed(box, h100s(2))
-    text = nginx_conf(box, job.nginx_conf(box, templates(Path()), instances(own)))
+    text = nginx_conf(box, job.nginx_conf(box, templates(Path()), instances(own), metrics=True))
     assert "listen 0.0.0.0:8080 default_server;" in text
     assert "listen 127.0.0.1:8081;" in text
     assert 'location "/v1/chat-1/" {' in text

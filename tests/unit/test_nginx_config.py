@@ -3,12 +3,18 @@
 How upstreams follow Consul is tested in tests/cluster/test_nginx.py, by Nomad's own template engine.
 """
 
+import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox import nginx
+from sandbox import nginx, ports, process
+from sandbox.programs import packaged
+from sandbox.traffic import http
 from vllmjobs.environment.model import Environment
 from vllmjobs.project import load
 from vllmjobs.render.job import render
@@ -44,6 +50,9 @@ FABIO_FLAGS = {
     "proxy.noroutestatus", "ui.addr", "ui.access", "registry.consul.addr", "registry.consul.checksRequired",
     "registry.consul.register.enabled", "log.level", "log.access.target", "log.access.format",
 }  # fmt: skip
+DIGEST = f"sha256:{'0123456789abcdef' * 4}"
+# Beside them in Fabio 1.6 and later; 1.5.15 ends on the target and does not know the buckets.
+FABIO_METRICS = {"metrics.target", "metrics.prefix", "metrics.prometheus.buckets"}
 
 
 def environment(folder: Path, balancer: str, more: str = MODELS, *settings: str) -> Environment:
@@ -72,6 +81,14 @@ def nginx_conf(hcl: str) -> str:
     return conf
 
 
+def upstreams_without_instances() -> str:
+    return "".join(
+        f'split_clients $request_id ${kind}_{model} {{ * ""; }}\n'
+        for kind in ("pool", "instances")
+        for model in ("chat", "large_one", "anything")
+    )
+
+
 def value(hcl: str, key: str) -> str:
     found = re.search(rf"^ *{re.escape(key)} += (.*)$", hcl, re.MULTILINE)
     return found[1] if found else ""
@@ -80,18 +97,90 @@ def value(hcl: str, key: str) -> str:
 @pytest.mark.parametrize("program", nginx.at_hand(), ids=lambda path: path.parts[1])
 @pytest.mark.parametrize("driver", ["docker", "raw_exec"])
 def test_nginx_accepts_its_configuration(tmp_path: Path, program: Path, driver: str) -> None:
-    conf = nginx_conf(job(tmp_path, f"{{kind: nginx, driver: {driver}}}"))
+    """Metrics are left out, since not every nginx at hand counts its connections."""
+    conf = nginx_conf(job(tmp_path, f"{{kind: nginx, driver: {driver}, metrics: false}}"))
     (tmp_path / "nginx.conf").write_text(conf)
-    (tmp_path / "upstreams.conf").write_text(
-        "".join(
-            f'split_clients $request_id ${kind}_{model} {{ * ""; }}\n'
-            for kind in ("pool", "instances")
-            for model in ("chat", "large_one", "anything")
-        )
-    )
+    (tmp_path / "upstreams.conf").write_text(upstreams_without_instances())
     done = nginx.tested(program, tmp_path)
     assert done.returncode == 0, done.stderr
     assert not re.search(r"\[(warn|alert|emerg)\]", done.stderr)
+
+
+@pytest.fixture
+def admin(tmp_path: Path) -> Iterator[str]:
+    """The admin port of an nginx that runs with its metrics."""
+    block = ports.take_block()
+    conf = nginx_conf(job(tmp_path, "{kind: nginx, driver: raw_exec, metrics: true}"))
+    taken = block.take(), block.take()
+    for fixed, port in zip((18080, 18081), taken, strict=True):
+        conf = conf.replace(f"127.0.0.1:{fixed}", f"127.0.0.1:{port}")
+    (tmp_path / "nginx.conf").write_text(conf)
+    (tmp_path / "upstreams.conf").write_text(upstreams_without_instances())
+    command = [str(packaged("nginx")), "-e", "stderr", "-p", f"{tmp_path}/", "-c", "nginx.conf"]
+    server = process.start("nginx", command, tmp_path / "nginx.log", dict(os.environ))
+    address = f"http://127.0.0.1:{taken[1]}"
+    try:
+        server.wait_until(
+            lambda: httpx.get(f"{address}/alive").is_success, 10, "it answers", ignoring=(httpx.HTTPError,)
+        )
+        yield address
+    finally:
+        process.stop([server])
+        block.release()
+
+
+def test_nginx_shows_its_connections_as_its_own_exporter_does(admin: str, tmp_path: Path) -> None:
+    with http() as client:
+        answer = client.get(f"{admin}/metrics")
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "text/plain; version=0.0.4")
+    families = {one.name: one for one in text_string_to_metric_families(answer.text)}
+    assert {(one.type, bool(one.documentation)) for one in families.values()} == {("gauge", True)}
+    shown = {name: [sample.value for sample in one.samples] for name, one in families.items()}
+    assert shown == {  # the one who asks
+        "nginx_up": [1],
+        "nginx_connections_active": [1],
+        "nginx_connections_reading": [0],
+        "nginx_connections_writing": [1],
+        "nginx_connections_waiting": [0],
+    }
+    assert "/metrics" not in (tmp_path / "nginx.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("balancer", "shown"),
+    [
+        ("kind: nginx", True),
+        ("kind: nginx, image: registry.example.com/acme/edge:1.30", True),
+        ("kind: nginx, metrics: false", False),
+        ("kind: nginx, driver: exec", False),
+        ("kind: nginx, driver: raw_exec, metrics: true", True),
+        ("kind: fabio", True),
+        (f"kind: fabio, image: registry.example.com:5000/acme/fabio:v1.6.0-go1.19@{DIGEST}", True),
+        ("kind: fabio, image: fabiolb/fabio:1.10.0", True),
+        ("kind: fabio, image: fabiolb/fabio:1.5.15-go1.15.5", False),
+        (f"kind: fabio, image: fabiolb/fabio@{DIGEST}", False),
+        ("kind: fabio, image: acme/edge:1.7.3", False),
+        ("kind: fabio, image: acme/edge:1.7.3, metrics: true", True),
+        ("kind: fabio, driver: raw_exec", False),
+        ("kind: fabio, driver: raw_exec, metrics: true", True),
+    ],
+)
+def test_prometheus_looks_at_a_balancer_that_is_known_to_have_metrics(
+    tmp_path: Path, balancer: str, shown: bool
+) -> None:
+    """The balancer's job has them, Consul says where, and Prometheus asks for them: all of it or nothing."""
+    models = f"{MODELS}monitoring: {{prometheus: {{}}}}\n"
+    hcl = job(tmp_path, f"{{{balancer}}}", models)
+    assert any(one in hcl for one in ("location = /metrics {", "-metrics.target=prometheus")) == shown
+    assert ("metrics_port = " in hcl) == shown
+    prometheus = render(environment(tmp_path, f"{{{balancer}}}", models), "prometheus", templates(tmp_path))
+    assert ("- job_name: balancer" in prometheus) == ("local/targets/balancer.json" in prometheus) == shown
+
+
+def test_prometheus_looks_at_no_balancer_where_there_is_none(tmp_path: Path) -> None:
+    models = f"{MODELS}monitoring: {{prometheus: {{}}}}\n"
+    without = environment(tmp_path, "{kind: none, metrics: true}", models)
+    assert "job_name: balancer" not in render(without, "prometheus", templates(tmp_path))
 
 
 def test_nginx_writes_nothing_outside_the_tasks_folder(tmp_path: Path) -> None:
@@ -185,10 +274,18 @@ def test_a_bridged_nginx_listens_above_1024_and_is_reached_at_its_port(tmp_path:
     assert "listen 8080 default_server;" in hcl
 
 
-def test_fabio_gets_only_flags_that_all_its_versions_know(tmp_path: Path) -> None:
-    hcl = job(tmp_path, '{kind: fabio, consul: "10.0.0.1:8500"}')
-    assert set(re.findall(r'^ *"-([\w.]+)=', hcl, re.MULTILINE)) == FABIO_FLAGS
-    assert '"-registry.consul.addr=10.0.0.1:8500"' in hcl
+def test_fabio_gets_only_flags_that_its_version_knows(tmp_path: Path) -> None:
+    def flags(hcl: str) -> dict[str, str]:
+        return dict(re.findall(r'^ *"-([\w.]+)=(.*)",$', hcl, re.MULTILINE))
+
+    old = flags(job(tmp_path, '{kind: fabio, image: "fabiolb/fabio:1.5.15", consul: "10.0.0.1:8500"}'))
+    assert old.keys() == FABIO_FLAGS
+    assert old["registry.consul.addr"] == "10.0.0.1:8500"
+    assert old["proxy.addr"] == "${NOMAD_ADDR_http}"
+    new = flags(job(tmp_path, "{kind: fabio}"))
+    assert new.keys() == FABIO_FLAGS | FABIO_METRICS
+    # Not on the port of its pages: metrics have a listener of their own (proxy.addr in its manual).
+    assert new["proxy.addr"] == "${NOMAD_ADDR_http},${NOMAD_ADDR_metrics};proto=prometheus"
 
 
 @pytest.mark.parametrize(

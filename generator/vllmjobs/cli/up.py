@@ -173,6 +173,7 @@ def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) 
     """Write what the supervisor and nginx of the box are to read, and say which server runs where."""
     from vllmjobs.box import supervised  # noqa: PLC0415 (Jinja takes 30 ms)
     from vllmjobs.box.servers import BoxError, Machine, servers, visible  # noqa: PLC0415
+    from vllmjobs.boxes import counts_connections  # noqa: PLC0415
     from vllmjobs.nvml import cards  # noqa: PLC0415
     from vllmjobs.render.job import nginx_conf  # noqa: PLC0415
     from vllmjobs.templates import templates  # noqa: PLC0415
@@ -188,7 +189,10 @@ def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) 
     machine = Machine(visible(found, asked.gpus), str(box.folder), asked.hf_home, asked.takes_all)
     own = servers(environment, machine, before)
     conf = supervised.nginx_conf(
-        environment, nginx_conf(environment, templates(project), supervised.instances(own))
+        environment,
+        nginx_conf(
+            environment, templates(project), supervised.instances(own), metrics=counts_connections(nginx)
+        ),
     )
     box.write(
         supervised.configuration(environment, own, str(box.folder), nginx), conf, [one.name for one in own]

@@ -227,6 +227,14 @@ class Balancer(Block, frozen=True):
         Port | None, said("Port that clients use (NGINX_PORT): 9999 for fabio, 80 for nginx when not given.")
     ] = None
     admin_port: Annotated[Port, said("Port of its own status page and health check.")] = 9998
+    metrics: Annotated[
+        bool | None,
+        said(
+            "Show its metrics to Prometheus. Fabio before 1.6, and an nginx without "
+            "ngx_http_stub_status_module, do not start with them. When not given: in docker, those of nginx, "
+            "and of a Fabio whose tag says 1.6 or later."
+        ),
+    ] = None
     count: Annotated[Positive, said("Instances of nginx; fabio runs on every node that fits.")] = 1
     driver: Annotated[Driver, said("Nomad's task driver.")] = "docker"
     image: Annotated[

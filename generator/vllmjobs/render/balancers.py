@@ -1,5 +1,6 @@
 """What the templates of the balancers see."""
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +13,7 @@ from vllmjobs.environment.derive import (
     deadlines,
     service_name,
 )
-from vllmjobs.environment.model import Environment, Route
+from vllmjobs.environment.model import Balancer, Environment, Route
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.render.arguments import KEEP_ALIVE_S
 
@@ -21,6 +22,8 @@ USERS = {"docker": "65534", "exec": "nobody", "raw_exec": None}
 START_S = 360.0  # the docker driver's own limit for a pull is 5 minutes
 SHUTDOWN_DELAY_S = 5.0  # for clients that find it through Consul
 MIN_READ_TIMEOUT_S = 300.0
+# Of any image of Fabio, whoever built it: `fabiolb/fabio:1.7.3`, `ghcr.io/acme/fabio:v1.6.3-go1.21@sha256:…`.
+_FABIO_TAG = re.compile(r"fabio[^:@/]*:v?(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +37,22 @@ class Backend:
     weight: str
     weight_key: str
     wanted: bool
+
+
+def shows_metrics(balancer: Balancer) -> bool:
+    """Whether it shows Prometheus its metrics: as the environment says, else where its image is known to.
+
+    Fabio can from 1.6 on (feature/metrics in its manual), and an older one ends on the flags. nginx needs
+    ngx_http_stub_status_module, which the official image has, as Debian's packages and nginx.org's have.
+    """
+    if balancer.kind == "none":
+        return False
+    if balancer.metrics is not None:
+        return balancer.metrics
+    if balancer.driver != "docker":
+        return False
+    tag = _FABIO_TAG.search(balancer.image or IMAGES[balancer.kind])
+    return balancer.kind == "nginx" or (tag is not None and (int(tag[1]), int(tag[2])) >= (1, 6))
 
 
 def balancer_context(environment: Environment) -> dict[str, Any]:
@@ -50,6 +69,7 @@ def balancer_context(environment: Environment) -> dict[str, Any]:
         "balancer": balancer,
         "name": balancer_name(environment),
         "port": balancer_port(balancer),
+        "metrics": shows_metrics(balancer),
         "image": balancer.image or IMAGES[balancer.kind],
         "command": balancer.command or balancer.kind,
         "user": balancer.user or USERS[balancer.driver],

@@ -68,12 +68,18 @@ def alert_rules(environment: Environment, templates: Templates) -> str:
     return _filled("prometheus.rules.yml.j2", prometheus_context(environment), templates)
 
 
-def nginx_conf(environment: Environment, templates: Templates, instances: Sequence[Mapping[str, str]]) -> str:
+def nginx_conf(
+    environment: Environment, templates: Templates, instances: Sequence[Mapping[str, str]], *, metrics: bool
+) -> str:
     """The configuration of an nginx that is no container, on any machine; `instances` have own routes.
 
-    Each has a `path` and an `address`. Raises `RenderError` as `render` does.
+    Each has a `path` and an `address`. `metrics`: whether it is to show them, where the environment does not
+    say of nginx. Raises `RenderError` as `render` does.
     """
-    balancer = structs.replace(environment.balancer, kind="nginx", driver="raw_exec")
+    given = environment.balancer
+    if given.kind == "nginx" and given.metrics is not None:
+        metrics = given.metrics
+    balancer = structs.replace(given, kind="nginx", driver="raw_exec", metrics=metrics)
     context = balancer_context(structs.replace(environment, balancer=balancer))
     return _filled("nginx.conf.ctmpl.j2", {**context, "instances": instances}, templates)
 

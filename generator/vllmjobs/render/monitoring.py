@@ -13,7 +13,7 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.supervision import is_supervised
-from vllmjobs.render.balancers import USERS
+from vllmjobs.render.balancers import USERS, shows_metrics
 
 THRESHOLD = "THRESHOLD"
 
@@ -87,6 +87,7 @@ def _targets(environment: Environment, prometheus: PrometheusJob) -> dict[str, d
             for name, service in services.items()
             if is_supervised(environment, environment.models[name])
         },
+        "balancer": {balancer_name(environment): None} if shows_metrics(environment.balancer) else {},
         "dcgm": {prometheus.dcgm: None} if prometheus.dcgm else {},
     }
     return {job: found for job, found in by_job.items() if found}
