@@ -50,7 +50,6 @@ FABIO_FLAGS = {
     "proxy.noroutestatus", "ui.addr", "ui.access", "registry.consul.addr", "registry.consul.checksRequired",
     "registry.consul.register.enabled", "log.level", "log.access.target", "log.access.format",
 }  # fmt: skip
-DIGEST = f"sha256:{'0123456789abcdef' * 4}"
 # Beside them in Fabio 1.6 and later; 1.5.15 ends on the target and does not know the buckets.
 FABIO_METRICS = {"metrics.target", "metrics.prefix", "metrics.prometheus.buckets"}
 
@@ -150,18 +149,13 @@ def test_nginx_shows_its_connections_as_its_own_exporter_does(admin: str, tmp_pa
     ("balancer", "shown"),
     [
         ("kind: nginx", True),
-        ("kind: nginx, image: registry.example.com/acme/edge:1.30", True),
+        ("kind: nginx, image: registry.example.com/acme/edge:1.30", False),
+        ("kind: nginx, image: registry.example.com/acme/edge:1.30, metrics: true", True),
         ("kind: nginx, metrics: false", False),
         ("kind: nginx, driver: exec", False),
         ("kind: nginx, driver: raw_exec, metrics: true", True),
-        ("kind: fabio", True),
-        (f"kind: fabio, image: registry.example.com:5000/acme/fabio:v1.6.0-go1.19@{DIGEST}", True),
-        ("kind: fabio, image: fabiolb/fabio:1.10.0", True),
-        ("kind: fabio, image: fabiolb/fabio:1.5.15-go1.15.5", False),
-        (f"kind: fabio, image: fabiolb/fabio@{DIGEST}", False),
-        ("kind: fabio, image: acme/edge:1.7.3", False),
-        ("kind: fabio, image: acme/edge:1.7.3, metrics: true", True),
-        ("kind: fabio, driver: raw_exec", False),
+        ("kind: fabio", False),
+        ("kind: fabio, metrics: true", True),
         ("kind: fabio, driver: raw_exec, metrics: true", True),
     ],
 )
@@ -278,11 +272,11 @@ def test_fabio_gets_only_flags_that_its_version_knows(tmp_path: Path) -> None:
     def flags(hcl: str) -> dict[str, str]:
         return dict(re.findall(r'^ *"-([\w.]+)=(.*)",$', hcl, re.MULTILINE))
 
-    old = flags(job(tmp_path, '{kind: fabio, image: "fabiolb/fabio:1.5.15", consul: "10.0.0.1:8500"}'))
+    old = flags(job(tmp_path, '{kind: fabio, consul: "10.0.0.1:8500"}'))
     assert old.keys() == FABIO_FLAGS
     assert old["registry.consul.addr"] == "10.0.0.1:8500"
     assert old["proxy.addr"] == "${NOMAD_ADDR_http}"
-    new = flags(job(tmp_path, "{kind: fabio}"))
+    new = flags(job(tmp_path, "{kind: fabio, metrics: true}"))
     assert new.keys() == FABIO_FLAGS | FABIO_METRICS
     # Not on the port of its pages: metrics have a listener of their own (proxy.addr in its manual).
     assert new["proxy.addr"] == "${NOMAD_ADDR_http},${NOMAD_ADDR_metrics};proto=prometheus"

@@ -231,8 +231,8 @@ class Balancer(Block, frozen=True):
         bool | None,
         said(
             "Show its metrics to Prometheus. Fabio before 1.6, and an nginx without "
-            "ngx_http_stub_status_module, do not start with them. When not given: in docker, those of nginx, "
-            "and of a Fabio whose tag says 1.6 or later."
+            "ngx_http_stub_status_module, do not start with them. When not given: true for nginx in docker "
+            "whose image is not given either."
         ),
     ] = None
     count: Annotated[Positive, said("Instances of nginx; fabio runs on every node that fits.")] = 1

@@ -1,6 +1,5 @@
 """What the templates of the balancers see."""
 
-import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +21,6 @@ USERS = {"docker": "65534", "exec": "nobody", "raw_exec": None}
 START_S = 360.0  # the docker driver's own limit for a pull is 5 minutes
 SHUTDOWN_DELAY_S = 5.0  # for clients that find it through Consul
 MIN_READ_TIMEOUT_S = 300.0
-# Of any image of Fabio, whoever built it: `fabiolb/fabio:1.7.3`, `ghcr.io/acme/fabio:v1.6.3-go1.21@sha256:…`.
-_FABIO_TAG = re.compile(r"fabio[^:@/]*:v?(\d+)\.(\d+)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,19 +37,14 @@ class Backend:
 
 
 def shows_metrics(balancer: Balancer) -> bool:
-    """Whether it shows Prometheus its metrics: as the environment says, else where its image is known to.
+    """Whether it shows Prometheus its metrics: as the environment says, else where it is sure to start so.
 
-    Fabio can from 1.6 on (feature/metrics in its manual), and an older one ends on the flags. nginx needs
-    ngx_http_stub_status_module, which the official image has, as Debian's packages and nginx.org's have.
+    nginx needs ngx_http_stub_status_module, which the official image has. Fabio can from 1.6 on
+    (feature/metrics in its manual), and an older one ends on the flags.
     """
-    if balancer.kind == "none":
-        return False
     if balancer.metrics is not None:
-        return balancer.metrics
-    if balancer.driver != "docker":
-        return False
-    tag = _FABIO_TAG.search(balancer.image or IMAGES[balancer.kind])
-    return balancer.kind == "nginx" or (tag is not None and (int(tag[1]), int(tag[2])) >= (1, 6))
+        return balancer.metrics and balancer.kind != "none"
+    return balancer.kind == "nginx" and balancer.driver == "docker" and balancer.image is None
 
 
 def balancer_context(environment: Environment) -> dict[str, Any]:
