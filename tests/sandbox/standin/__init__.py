@@ -26,8 +26,9 @@ What differs from vLLM on purpose:
   another word, whichever of its processes is faster; the stand-in always leaves them.
 - A request that outlasts `--shutdown-timeout` is left like those, or ended with an error, and vLLM waits for
   its client; the stand-in breaks the connection, so that no client takes half an answer for a whole one.
-- Told to stop while it loads, vLLM gives its engine 5 s and dies of SIGINT, by a KeyboardInterrupt of its own
-  (`run_server`); the stand-in exits with 0 at once. Nobody reads the code of what was told to stop.
+- A SIGTERM that comes while it waits for its engine to load is lost on vLLM, which serves until it gets
+  another (before that, it dies of a KeyboardInterrupt of its own, `run_server`); the stand-in exits with 0 at
+  once, so that no test waits for SIGKILL. `ignore-term` is for those that want to.
 - Between the engine's end and its own, vLLM answers /health with 503 for a moment; the stand-in's knobs make
   that moment as long as a test needs.
 """
