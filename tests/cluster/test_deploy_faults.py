@@ -4,7 +4,6 @@ The old version is asked all the while; each test ends with which version serves
 """
 
 import json
-import signal
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +14,7 @@ import yaml
 
 from sandbox.cluster import Sandbox
 from sandbox.deploying import QUICK, deploying
+from sandbox.holding import PROMOTION, REGISTRATION, holding
 from sandbox.process import wait_until
 from sandbox.release import NewRelease, releases
 from sandbox.served import (
@@ -102,22 +102,26 @@ def test_the_node_of_the_canary_loses_its_power(fleet: Sandbox) -> None:
 
 def test_gpus_that_are_taken_after_the_plan(served: Served, release: NewRelease) -> None:
     hog = release(replicas=6)
-    with deploying(served.release, at={"planned": signal.SIGSTOP}, max_model_len=NEW) as deploy:
-        deploy.wait_for("planned")
+    with (
+        holding(served.sandbox.nomad_address, REGISTRATION) as registration,
+        deploying(served.release, env=registration.env, max_model_len=NEW) as deploy,
+    ):
+        registration.wait(deploy.evidence)
         hog.run()
-        assert "registered" not in deploy.kinds()
-        deploy.signal(signal.SIGCONT)
+        registration.let_go()
         assert deploy.end(150) == NO_ROOM, deploy.evidence()
     served.still_serves()
 
 
 def test_a_change_that_somebody_registers_after_the_plan_is_not_pushed_aside(served: Served) -> None:
     """Check-and-set: Nomad takes the job only as it was when it was planned."""
-    with deploying(served.release, at={"planned": signal.SIGSTOP}, max_model_len=NEW) as deploy:
-        deploy.wait_for("planned")
+    with (
+        holding(served.sandbox.nomad_address, REGISTRATION) as registration,
+        deploying(served.release, env=registration.env, max_model_len=NEW) as deploy,
+    ):
+        registration.wait(deploy.evidence)
         served.sandbox.run(served.release.render(max_model_len=NEWER))
-        assert "registered" not in deploy.kinds()
-        deploy.signal(signal.SIGCONT)
+        registration.let_go()
         assert deploy.end() == FAILED, deploy.evidence()
         assert "registered" not in deploy.kinds()
         assert "someone else has changed the job in the meantime" in "\n".join(deploy.errors)
@@ -223,10 +227,13 @@ def test_one_model_of_two_that_fails_is_the_end_for_both(release: NewRelease) ->
 
 
 def test_a_newer_version_is_registered_while_a_canary_is_judged(served: Served) -> None:
-    with deploying(served.release, at={"shifted": signal.SIGSTOP}, max_model_len=NEW) as deploy:
+    with (
+        holding(served.sandbox.nomad_address, PROMOTION) as promotion,
+        deploying(served.release, env=promotion.env, max_model_len=NEW) as deploy,
+    ):
         deploy.wait_for("shifted")
         served.sandbox.run(served.release.render(max_model_len=NEWER))
-        deploy.signal(signal.SIGCONT)
+        promotion.let_go()
         assert deploy.end() == FAILED, deploy.evidence()
         assert deploy.wait_for("done")["data"]["outcome"] == "superseded"
     waiting = served.sandbox.wait_until_healthy(served.release.job)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox.deploying import Clock, Command, deploying
+from sandbox.holding import REGISTRATION, holding
 from sandbox.process import wait_until
 from sandbox.release import NewRelease
 from sandbox.served import DEPLOYED, FAILED, NEW, NEWER, NO_ROOM, REFUSED, SETTLED, Served
@@ -131,11 +132,14 @@ def test_killed_while_its_canary_has_no_room_it_is_given_up_by_the_next_run(
 ) -> None:
     """Nomad would wait for ever for what nobody follows."""
     hog = release(replicas=6)
-    at = {"planned": signal.SIGSTOP, "registered": signal.SIGKILL}
-    with deploying(served.release, at=at, max_model_len=NEW) as killed:
-        killed.wait_for("planned")
+    at = {"registered": signal.SIGKILL}
+    with (
+        holding(served.sandbox.nomad_address, REGISTRATION) as registration,
+        deploying(served.release, at=at, env=registration.env, max_model_len=NEW) as killed,
+    ):
+        registration.wait(killed.evidence)
         hog.run()
-        killed.signal(signal.SIGCONT)
+        registration.let_go()
         assert killed.end() == -signal.SIGKILL
     with deploying(served.release, max_model_len=NEW) as resumed:
         assert resumed.end(150) == NO_ROOM, resumed.evidence()

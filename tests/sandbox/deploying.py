@@ -100,10 +100,6 @@ class Command:
         self._popen.kill()
         self.end()
 
-    def signal(self, number: int) -> None:
-        """Send it a signal, such as Ctrl-C's."""
-        self._popen.send_signal(number)
-
     def evidence(self) -> str:
         """Say what it has said."""
         said = [f"{event['at'][11:23]} {event['kind']:<12} {event['text']}" for event in self.events]
