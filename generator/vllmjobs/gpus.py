@@ -8,6 +8,7 @@ does not know:
 | key | value |
 |---|---|
 | node, node_status, node_eligible | Nomad only: name, `ready`, `down` …, whether it takes new allocations |
+| node_fenced | Nomad only: the GPU for which a supervisor has fenced the node, why, and since when |
 | index | NVML only: its number on this machine; a MIG instance has that of its GPU |
 | uuid | `GPU-…` or `MIG-…`: what `NVIDIA_VISIBLE_DEVICES` and Nomad's device IDs hold |
 | model | the name in full; a `device` block names it as `nvidia/gpu/MODEL` |
@@ -46,6 +47,7 @@ RECOVERY_ACTIONS = {
     6: "reset its PCIe bus",
     7: "reboot the system",
 }
+FENCE = "vllmjobs_gpu_fenced"  # a node's metadata: supervisor/fence.py, which cannot import this
 # From nomad/structs Allocation.ClientTerminalStatus: until one of these, the scheduler counts its devices.
 ENDED = ("complete", "failed", "lost")
 
@@ -74,6 +76,7 @@ class Card:
     node: str | None = None
     node_status: str | None = None
     node_eligible: bool | None = None
+    node_fenced: str | None = None
     index: int | None = None
     uuid: str | None = None
     model: str | None = None
@@ -126,9 +129,10 @@ def mig_profile(model: str | None) -> str | None:
 def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> list[Card]:
     """Join Nomad's `/v1/nodes?resources=true` and `/v1/allocations?resources=true` to cards.
 
-    Sorted by node, model and uuid. An allocation that has ended holds nothing; one whose client is
-    disconnected ("unknown") still does. Where allocations may not be read (None), holders are None. Of a
-    node that is not ready, the last known devices are shown.
+    Sorted by node, model and uuid. A node that is fenced comes with its Meta, which Nomad has in no list.
+    An allocation that has ended holds nothing; one whose client is disconnected ("unknown") still does. Where
+    allocations may not be read (None), holders are None. Of a node that is not ready, the last known devices
+    are shown.
     """
     holders: dict[tuple[str, str], list[Holder]] = {}
     for allocation in allocations or ():
@@ -148,6 +152,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
                         node=node["Name"],
                         node_status=node["Status"],
                         node_eligible=node["SchedulingEligibility"] == "eligible",
+                        node_fenced=fence(node) or None,
                         uuid=instance["ID"],
                         model=group["Name"],
                         memory_mib=_mebibytes(attributes.get("memory")),
@@ -161,6 +166,11 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
                     )
                 )
     return sorted(found, key=lambda card: (card.node, card.model, card.uuid))
+
+
+def fence(node: Json) -> str:
+    """What a supervisor wrote when it fenced a node; empty where it is not fenced."""
+    return str((node.get("Meta") or {}).get(FENCE, ""))
 
 
 def as_json(cards: Sequence[Card]) -> str:
@@ -224,6 +234,8 @@ def _mebibytes(memory: Json | None) -> int | None:
 
 def _node(card: Card) -> str:
     said = card.node_status if card.node_status != "ready" else "" if card.node_eligible else "ineligible"
+    if card.node_fenced:
+        said = f"{said}, fenced" if said else "fenced"
     return f"{card.node} ({said})" if card.node and said else card.node or ""
 
 

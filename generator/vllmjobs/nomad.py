@@ -77,6 +77,8 @@ class Cluster:
     def nodes(self, region: str | None = None) -> tuple[list[Json], list[Json] | None]:
         """Every node of a region, and the allocations on them, in whatever namespace, with their resources.
 
+        Of a node that a supervisor has fenced with its Meta, too, which Nomad has in no list.
+
         Needs the ACL capability node:read. Allocations need read-job: a token that has it nowhere gets None;
         of one that has it in some namespaces, Nomad hides those of the others without a word, so that what
         they hold looks free (nomad/alloc_endpoint.go List).
@@ -87,6 +89,16 @@ class Cluster:
             (list,),
             lambda: self._nomad.nodes.request(params={**where, "resources": True}, method="get").json(),
         )
+        # The filter is asked of whole nodes: nomad/node_endpoint.go List.
+        fenced: list[Json] = self._ask(
+            "node:read",
+            (list,),
+            lambda: self._nomad.nodes.request(
+                params={**where, "filter": f'"{gpus.FENCE}" in Meta'}, method="get"
+            ).json(),
+        )
+        meta = {one["ID"]: self._meta(one["ID"], where) for one in fenced}
+        nodes = [{**node, "Meta": meta.get(node["ID"])} for node in nodes]
         held = {**where, "resources": True, "task_states": False, "filter": _NOT_ENDED}
         try:
             allocations: list[Json] = self._ask(
@@ -97,6 +109,15 @@ class Cluster:
         except ForbiddenError:
             return nodes, None
         return nodes, allocations
+
+    def _meta(self, node: str, where: Mapping[str, str]) -> Json | None:
+        """A node's; None where there is no such node any more."""
+        found: Json | None = self._ask(
+            "node:read",
+            (dict, type(None)),
+            lambda: self._nomad.node.request(segment(node), params=where, method="get").json(),
+        )
+        return (found or {}).get("Meta")
 
     def version(self) -> Version | None:
         """The oldest server's, of the region; None where it cannot be learned. Needs node:read."""

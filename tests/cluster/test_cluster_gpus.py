@@ -13,7 +13,7 @@ from sandbox.cluster import Sandbox
 from sandbox.process import wait_until
 from sandbox.secured import Secured, secured_server
 from sandbox.simgpu.devices import Health
-from vllmjobs.gpus import Card
+from vllmjobs.gpus import FENCE, Card
 from vllmjobs.nomad import Cluster, NomadError
 
 SEEN = 30.0  # seconds until Nomad sees a change
@@ -119,6 +119,24 @@ def test_an_unhealthy_gpu_and_a_node_that_takes_nothing_are_shown_as_such(
         sandbox.set_gpu_health("gpu-2", gpu, Health.HEALTHY)
         sandbox.nomad.node.eligible_node(node, eligible=True)
     wait_until(lambda: sandbox.gpus("gpu-2")[gpu], SEEN, "Nomad sees it well again")
+
+
+def test_a_node_that_is_fenced_is_shown_with_what_its_supervisor_wrote(
+    sandbox: Sandbox, cluster: Cluster
+) -> None:
+    said = "GPU-7 XID 79 (GPU has fallen off the bus) 2026-11-28T03:00:00Z"
+    change = ("node", "meta", "apply", "-node-id", sandbox.node("gpu-2")["ID"])
+
+    def fences() -> dict[str | None, str | None]:
+        return {card.node: card.node_fenced for card in cluster.devices()}
+
+    assert fences() == {"gpu-1": None, "gpu-2": None}
+    sandbox.nomad_cli(*change, f"{FENCE}={said}")
+    try:
+        wait_until(lambda: fences() == {"gpu-1": None, "gpu-2": said}, SEEN, "it is shown")
+    finally:
+        sandbox.nomad_cli(*change, "-unset", FENCE)
+    wait_until(lambda: fences() == {"gpu-1": None, "gpu-2": None}, SEEN, "it is lifted")
 
 
 # A cluster that cannot be asked

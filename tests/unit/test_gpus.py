@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from sandbox.nvml import build
-from vllmjobs.gpus import Card, Condition, Holder, as_json, health_of, in_cluster, mig_profile, table
+from vllmjobs.gpus import FENCE, Card, Condition, Holder, as_json, health_of, in_cluster, mig_profile, table
 
 MIB = 2**20
 H100 = "NVIDIA H100 80GB HBM3"
@@ -88,6 +88,7 @@ def test_a_gpu_is_shown_with_all_that_nvml_knows(library: Path) -> None:
         "node": None,
         "node_status": None,
         "node_eligible": None,
+        "node_fenced": None,
         "index": 0,
         "uuid": "GPU-00000000-1111-2222-3333-444444444444",
         "model": H100,
@@ -429,9 +430,11 @@ def test_the_table_of_a_cluster() -> None:
         node("b", SchedulingEligibility="ineligible"),
         node("c", Status="down", SchedulingEligibility="ineligible"),
     ]
+    nodes.append(node("d", Meta={FENCE: "GPU-1 XID 79 (GPU has fallen off the bus)", "rack": "7"}))
     lines = table(in_cluster(nodes, [allocation("running", "GPU-2", NodeID="id of a")])).splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         "NODE", "a", "a", "b (ineligible)", "b (ineligible)", "c (down)", "c (down)",
+        "d (fenced)", "d (fenced)",
     ]  # fmt: skip
     assert lines[2].endswith(f"{H100}  81559       ok                         vllm.prod/chat[12] (0b1c2d3e)")
 

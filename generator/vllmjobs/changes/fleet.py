@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from vllmjobs import gpus
 
 Json = Mapping[str, Any]
+FENCE = (f"${{meta.{gpus.FENCE}}}", "is_not_set")  # the constraint of jobs that heed it: attribute, operator
 
 
 class Node(NamedTuple):
@@ -20,6 +21,8 @@ class Node(NamedTuple):
     """Its node class."""
     refuses: str
     """Why it takes no allocations: ineligible, draining, down …; empty where it does."""
+    fence: str
+    """For which GPU a supervisor has fenced it, and why; empty where it is not."""
     drivers: frozenset[str]
     """Those that are healthy."""
     cards: tuple[gpus.Card, ...]
@@ -60,6 +63,16 @@ def fitting(job: Json, group: Json, nodes: Iterable[Node]) -> list[Node]:
     return [node for node in nodes if drivers <= node.drivers and all(_meets(node, rule) for rule in rules)]
 
 
+def fenced(job: Json, group: Json, node: Node) -> Node:
+    """The node, as one that takes no allocations where it is fenced, and the group heeds that."""
+    heeds = any(
+        (rule["LTarget"], rule["Operand"]) == FENCE
+        for spec in (job, group, *(group.get("Tasks") or ()))
+        for rule in spec.get("Constraints") or ()
+    )
+    return node._replace(refuses="fenced") if heeds and node.fence and not node.refuses else node
+
+
 def in_pool(job: Json, nodes: Iterable[Node]) -> list[Node]:
     """The nodes of the job's node pool; `all` holds every node."""
     pool = job.get("NodePool") or "default"
@@ -86,6 +99,7 @@ def _node(node: Json, running: Sequence[Json] | None) -> Node:
         pool=node["NodePool"],
         kind=node.get("NodeClass") or "",
         refuses=_refuses(node),
+        fence=gpus.fence(node),
         drivers=frozenset(name for name, driver in (node.get("Drivers") or {}).items() if driver["Healthy"]),
         cards=tuple(gpus.in_cluster([node], running)),
         total=total,

@@ -8,7 +8,7 @@ from typing import Any
 
 from vllmjobs.changes.fleet import Node
 from vllmjobs.environment.quantity import size_bytes
-from vllmjobs.gpus import Card
+from vllmjobs.gpus import FENCE, Card
 
 Json = Mapping[str, Any]
 _MEMORY = "${device.attr.memory}"
@@ -102,6 +102,9 @@ class Shortage:
             if node.refuses in ("ineligible", "draining") and self.slots(node):
                 why.append(f"{node.name}, where {_gpus(len(self._free(node)))} are free, is {node.refuses}")
                 way_out.insert(0, eligible_again(node))
+            elif node.refuses == "fenced" and self.slots(node):
+                why.append(is_fenced(node))
+                way_out.append(unfenced(node))
             elif node.refuses and len(self._matching(node, healthy=False)) >= self.request.count:
                 why.append(f"{node.name} is {node.refuses}")
         for node in self._open():
@@ -257,6 +260,19 @@ class Shortage:
 def eligible_again(node: Node) -> str:
     """What makes a node take allocations."""
     return f"make {node.name} eligible again: nomad node eligibility -enable {node.id[:8]}"
+
+
+def is_fenced(node: Node) -> str:
+    """Why: the supervisor has said it."""
+    return f"{node.name} is fenced: {node.fence}"
+
+
+def unfenced(node: Node) -> str:
+    """What makes a fenced node take allocations; not before its GPU is mended."""
+    return (
+        f"mend the GPU of {node.name}, and then lift the fence (docs/runbooks/gpu-fenced.md): "
+        f"nomad node meta apply -node-id {node.id[:8]} -unset {FENCE}"
+    )
 
 
 def joined(words: Sequence[str], conjunction: str = "and") -> str:

@@ -9,9 +9,17 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from vllmjobs.changes.fleet import Node, fitting, in_datacenter, in_pool, serving
+from vllmjobs.changes.fleet import FENCE, Node, fenced, fitting, in_datacenter, in_pool, serving
 from vllmjobs.changes.model import Unplaced, Updates
-from vllmjobs.changes.shortage import Request, Shortage, eligible_again, joined, requested
+from vllmjobs.changes.shortage import (
+    Request,
+    Shortage,
+    eligible_again,
+    is_fenced,
+    joined,
+    requested,
+    unfenced,
+)
 
 Json = Mapping[str, Any]
 _NO_NODES = "the ACL capability node:read would tell more"
@@ -93,7 +101,7 @@ class _Case:
         self.siblings = [metric for name, metric in failed.items() if name != group["Name"]]
         self.count_before = count_before
         self.nodes = nodes
-        self.serving = serving(job, nodes or ())
+        self.serving = [fenced(job, group, node) for node in serving(job, nodes or ())]
         self.usable = fitting(job, group, self.serving)
         self.wanted, self.failed = wanted, without
         self.each = "canary" if updates.canary else "instance"
@@ -113,7 +121,12 @@ class _Case:
         rest = {text: number for text, number in filtered.items() if text not in gpu_texts}
         others = sum(rest.values())
         why, way_out = self._gpus(gpu_texts, filtered, exhausted, others) if gpu_texts else ([], [])
-        seen_before = rest.pop(_CLASS, 0)
+        off = [node for node in self.usable if node.refuses == "fenced"]
+        # A fenced node is a class of its own, and told by its text only to the first that looks at it.
+        seen_before = max(0, rest.pop(_CLASS, 0) - (0 if any(map(_is_fence, rest)) else len(off)))
+        if off:
+            rest = {text: number for text, number in rest.items() if not _is_fence(text)}
+            pairs += [(is_fenced(node), unfenced(node)) for node in off if not gpu_texts]
         if seen_before and len(rest) == 1:
             rest = {text: number + seen_before for text, number in rest.items()}
         elif seen_before and not gpu_texts:
@@ -214,6 +227,9 @@ class _Case:
         if text in _FILTERED:
             said, way = _FILTERED[text]
             return f"{nodes} {_verb(number, said)}", way
+        if _is_fence(text):
+            are = "is" if number == 1 else "are"
+            return f"{nodes} {are} fenced, since a GPU is broken", "see docs/runbooks/gpu-fenced.md"
         for attribute, (said, way) in _IMPLIED.items():
             if text.startswith("${" + attribute) and not self._owner(text):
                 return f"{nodes} {_verb(number, said)} ({text})", way
@@ -294,6 +310,10 @@ class _Case:
             return int((self.group.get("EphemeralDisk") or {}).get("SizeMB") or 0)
         key = {"memory": "MemoryMB", "cpu": "CPU"}[what]
         return sum(int((task.get("Resources") or {}).get(key) or 0) for task in self.group["Tasks"])
+
+
+def _is_fence(text: str) -> bool:
+    return text.split() == [*FENCE]
 
 
 def _by_number(texts: Mapping[str, int]) -> list[tuple[str, int]]:

@@ -7,6 +7,8 @@ import pytest
 from vllmjobs.changes.fleet import Node, in_cluster
 from vllmjobs.changes.model import Unplaced, Updates
 from vllmjobs.changes.unplaced import unplaced
+from vllmjobs.gpus import FENCE
+from vllmjobs.supervisor.fence import META
 
 Json = dict[str, Any]
 H100 = "NVIDIA H100 80GB HBM3"
@@ -359,3 +361,58 @@ def test_an_instance_less_is_no_way_out_where_one_more_was_wanted() -> None:
     assert told(failed, nodes, Updates(place=1), group(2), count_before=1).way_out == ()
     assert told(failed, nodes, Updates(place=2), group(2), count_before=0).way_out == ("set replicas: 1",)
     assert told(failed, nodes, Updates(place=1), group(2), count_before=2).way_out == ("set replicas: 1",)
+
+
+# A node that a supervisor has fenced, and jobs that heed it
+
+HEEDS = {"LTarget": "${meta.vllmjobs_gpu_fenced}", "RTarget": "", "Operand": "is_not_set"}
+NOT_MET = "${meta.vllmjobs_gpu_fenced} is_not_set "
+BROKEN = "GPU-7 XID 79 (GPU has fallen off the bus) 2026-11-28T03:00:00Z"
+LIFTED = (
+    "mend the GPU of gpu-2, and then lift the fence (docs/runbooks/gpu-fenced.md): "
+    "nomad node meta apply -node-id gpu-2-11 -unset vllmjobs_gpu_fenced"
+)
+
+
+def one_is_fenced(held: list[int]) -> list[Node]:
+    nodes = [node("gpu-1"), node("gpu-2", Meta={FENCE: BROKEN})]
+    return in_cluster(nodes, [allocation("vllm-prod", "gpu-1", held)] if held else [])
+
+
+@pytest.mark.parametrize("filtered", [NOT_MET, "computed class ineligible"])
+def test_the_gpus_of_a_fenced_node_are_not_free_and_the_fence_is_named(filtered: str) -> None:
+    failed = metric({filtered: 1}, {NO_DEVICES: 1})
+    found = told(failed, one_is_fenced([0, 1, 2, 3]), spec=group(count=5, Constraints=[HEEDS]))
+    assert found.why == (
+        "2 nodes have nvidia/gpu, no GPU is free, each instance needs 1",
+        "this job (4) holds the others",
+        f"gpu-2 is fenced: {BROKEN}",
+    )
+    assert found.way_out == (LIFTED, "set replicas: 4")
+
+
+def test_it_is_named_too_where_it_is_no_gpu_that_is_missing() -> None:
+    spec = group(count=5, Constraints=[HEEDS])
+    for text in (NOT_MET, "computed class ineligible"):
+        found = told(metric({text: 1}, {"memory": 1}), one_is_fenced([]), spec=spec)
+        assert found.why[0] == f"gpu-2 is fenced: {BROKEN}"
+        assert found.why[1].startswith("1 node has too little memory free")
+        assert len(found.why) == 2
+    found = told(metric({NOT_MET: 1}), one_is_fenced([])[1:], spec=spec)
+    assert (found.why, found.way_out[0]) == ((f"gpu-2 is fenced: {BROKEN}",), LIFTED)
+
+
+def test_a_job_that_does_not_heed_the_fence_has_the_gpus_of_its_node() -> None:
+    found = told(metric(exhausted={NO_DEVICES: 2}), one_is_fenced([0, 1, 2, 3]))
+    assert found.why[0] == "2 nodes have nvidia/gpu, 4 GPUs are free, each instance needs 1"
+    assert not any("fenced" in reason for reason in found.why)
+
+
+def test_without_leave_to_see_nodes_a_fence_is_told_in_words() -> None:
+    found = told(metric({NOT_MET: 2}), None, spec=group(Constraints=[HEEDS]))
+    assert found.why[0] == "2 nodes are fenced, since a GPU is broken"
+    assert found.way_out[0] == "see docs/runbooks/gpu-fenced.md"
+
+
+def test_the_fence_is_the_supervisors() -> None:
+    assert FENCE == META
