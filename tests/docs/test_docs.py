@@ -6,13 +6,18 @@ file is that file. The commands of a page run one after the other in one folder,
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
+from click import Option
 
 from sandbox.cluster import Sandbox
 from sandbox.pages import BLOCK, commands, is_shown, run
 from vllmjobs.cli import EXIT_CODES, main
+from vllmjobs.environment.load import load
+from vllmjobs.render.model_cache import MODULES, CachedModel, cache_context
+from vllmjobs.render.monitoring import prometheus_context
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -69,6 +74,31 @@ def test_the_readme_lists_every_command_and_exit_code() -> None:
     assert set(main.commands) == set(re.findall(r"^\| `vllmjobs (\w+)", readme, re.MULTILINE))
     for code, meaning in re.findall(r"^  (\d)  (.+)$", EXIT_CODES, re.MULTILINE):
         assert f"| {code} | {meaning} |" in readme
+
+
+def test_the_page_of_templates_has_every_template_and_what_it_sees() -> None:
+    page = (ROOT / "docs/templates.md").read_text()
+    environment = load(ROOT / "envs/prod.yaml").environment
+    assert environment
+    seen = {f"`{path.name}`" for path in (ROOT / "jobs").glob("*.j2")}
+    for context in (prometheus_context(environment), cache_context(environment, "cache-backup")):
+        seen |= {f"`{name}`" for name in context}
+    seen |= {f"`{field.name}`" for field in fields(CachedModel)}
+    assert {name for name in seen if name not in page} == set()
+
+
+def test_help_and_readme_name_the_jobs_that_a_command_takes() -> None:
+    """Their templates are jobs/NAME.nomad.hcl.j2; what is run by hand is neither planned nor deployed."""
+    known = {path.name.removesuffix(".nomad.hcl.j2") for path in (ROOT / "jobs").glob("*.nomad.hcl.j2")}
+    by_hand = set(MODULES)
+    for command, jobs in (("render", known), ("plan", known - by_hand), ("deploy", known - by_hand)):
+        (option,) = (one for one in main.commands[command].params if one.name == "job")
+        assert isinstance(option, Option)
+        assert option.help
+        assert known & set(re.findall(r"[a-z-]+", option.help)) == jobs, command
+    readme = (ROOT / "README.md").read_text()
+    (row,) = re.findall(r"^\| `vllmjobs render ENV` .*$", readme, re.MULTILINE)
+    assert {name for name in known - {"vllm"} if f"`{name}`" not in row} == set()
 
 
 def test_the_settings_that_the_cluster_page_shows_are_valid(tmp_path: Path, sandbox: Sandbox) -> None:

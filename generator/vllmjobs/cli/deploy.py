@@ -16,7 +16,9 @@ from vllmjobs.project import checked, find, findings, sound
 @click.command()
 @environment_options
 @click.option(
-    "--job", metavar="NAME", help="Only this job: vllm, fabio or nginx; by default all that ENV has."
+    "--job",
+    metavar="NAME",
+    help="Only this job: vllm, fabio, nginx or prometheus; by default all of these that ENV has.",
 )
 @click.option(
     "--detach",

@@ -35,8 +35,9 @@ def diff(
     """Say what a change does to the jobs of ENV, by Nomad's rules.
 
     ENV is the name of a file in envs/, or a path; every environment of the project when none is named. Both
-    sides are rendered and compared as jobs: layout, order and comments are no change. --set is of this side
-    only. No cluster is asked; `vllmjobs plan` asks it.
+    sides are rendered and compared as jobs: layout, order and comments are no change. What is run by hand
+    (prefetch, cache-backup, cache-restore) is left out. --set is of this side only. No cluster is asked;
+    `vllmjobs plan` asks it.
 
     Exits 2 when there are changes, 0 when there are none.
     """

@@ -17,7 +17,9 @@ SUPERVISED = "VJ338"
     metavar="NAME",
     help="Which job: vllm (the default), fabio, nginx, prometheus, prefetch, cache-backup or cache-restore.",
 )
-@click.option("--model", metavar="NAME", help="Only this model's group; to run it stops the other groups.")
+@click.option(
+    "--model", metavar="NAME", help="Of job vllm, only this model's group; to run it stops the others."
+)
 @click.option(
     "--out",
     type=click.Path(path_type=Path, file_okay=False),
@@ -48,7 +50,8 @@ def render(
         return
     chosen = [job] if job else [*jobs(environment), *jobs_on_demand(environment)]
     rendered = {
-        name: render_job(environment, name, found, model if name == "vllm" else None) for name in chosen
+        name: render_job(environment, name, found, model if name in ("vllm", job) else None)
+        for name in chosen
     }
     out.mkdir(parents=True, exist_ok=True)
     for name, text in rendered.items():

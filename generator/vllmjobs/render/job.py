@@ -56,7 +56,7 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
     if model is not None and model not in environment.models:
         raise RenderError(f"{environment.job} has no model {model!r}; it has {', '.join(environment.models)}")
     if model is not None and job != "vllm":
-        raise RenderError(f"job {job!r} has no groups of models; leave the model out")
+        raise RenderError(f"job {job!r} is rendered whole, only vllm for one model alone; leave --model out")
     return align(_filled(f"{job}.nomad.hcl.j2", _context(environment, job, model), templates))
 
 
