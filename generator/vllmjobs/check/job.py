@@ -8,6 +8,7 @@ from vllmjobs.environment.derive import (
     is_bridged,
     is_root,
     other_parallelism,
+    prometheus_name,
     service_name,
 )
 from vllmjobs.environment.problems import Path
@@ -16,6 +17,7 @@ from vllmjobs.environment.server import Container
 
 MIN_MEMORY_MIB = 10  # nomad/structs/structs.go, MinResources
 MIN_DISK_MIB = 10  # nomad/structs/structs.go, EphemeralDisk.Validate
+DENIED = "the exec driver refuses root (user.denylist of the clients); name another user"
 MAX_SERVICE_NAME = 63  # RFC 1123, as Consul's DNS needs it
 
 
@@ -28,6 +30,8 @@ def service_names_fit(whole: Whole) -> Findings:
     }
     if environment.balancer.kind != "none":
         named[("balancer",)] = balancer_name(environment)
+    if environment.monitoring.prometheus:
+        named[("monitoring", "prometheus")] = prometheus_name(environment)
     for path, service in named.items():
         if len(service) > MAX_SERVICE_NAME:
             yield (
@@ -41,17 +45,37 @@ def service_names_fit(whole: Whole) -> Findings:
 def service_names_differ(whole: Whole) -> Findings:
     """Two services of one name share their instances: the balancer would send requests to itself."""
     environment = whole.environment
-    kind = environment.balancer.kind
-    if kind in environment.models:
-        yield (
-            ("models", kind),
-            f"its service {service_name(environment, kind)!r} is the balancer's too; give it another key",
-        )
+    others: dict[str, str] = {environment.balancer.kind: "the balancer's"}
+    if environment.monitoring.prometheus:
+        others["prometheus"] = "Prometheus's"
+    for key, whose in others.items():
+        if key in environment.models:
+            yield (
+                ("models", key),
+                f"its service {service_name(environment, key)!r} is {whose} too; give it another key",
+            )
 
 
-@of_model("VJ313", "error")
-def resources_are_consistent(subject: Subject) -> Findings:
+@of_environment("VJ313", "error")
+def resources_are_consistent(whole: Whole) -> Findings:
     """What Nomad's resources block refuses."""
+    for subject in whole.subjects:
+        for path, message in _resources(subject):
+            yield ("models", subject.name, *path), message
+    environment = whole.environment
+    amounts: dict[Path, str] = {("prefetch", "memory"): environment.prefetch.memory}
+    if backup := environment.cache_backup:
+        amounts[("cache_backup", "memory")] = backup.memory
+    if prometheus := environment.monitoring.prometheus:
+        amounts[("monitoring", "prometheus", "memory")] = prometheus.memory
+        amounts[("monitoring", "prometheus", "disk")] = prometheus.disk
+    for path, amount in amounts.items():
+        least = MIN_DISK_MIB if path[-1] == "disk" else MIN_MEMORY_MIB
+        if mebibytes(amount) < least:
+            yield path, f"must be at least {least} MiB (got {amount})"
+
+
+def _resources(subject: Subject) -> Findings:
     model = subject.model
     resources = model.resources
     if resources.cpu and resources.cores:
@@ -71,16 +95,36 @@ def resources_are_consistent(subject: Subject) -> Findings:
         )
 
 
-@of_model("VJ314", "error")
-def driver_can_do_it(subject: Subject) -> Findings:
+@of_environment("VJ314", "error")
+def driver_can_do_it(whole: Whole) -> Findings:
     """Keys that a task driver needs, and keys that it would pass over."""
+    for subject in whole.subjects:
+        for path, message in _driver(subject):
+            yield ("models", subject.name, *path), message
+    environment = whole.environment
+    if environment.cache_backup and environment.cache_backup.store.startswith("/"):
+        for name, model in environment.models.items():
+            if model.cache and model.driver == "exec":
+                yield (
+                    ("cache_backup", "store"),
+                    f"the exec driver of {name} does not see a directory of the host; use a bucket (s3://…)",
+                )
+    if prometheus := environment.monitoring.prometheus:
+        at: Path = ("monitoring", "prometheus")
+        if prometheus.driver == "exec" and is_root(prometheus.user):
+            yield (*at, "user"), DENIED
+        if prometheus.driver == "raw_exec" and prometheus.volume:
+            yield (*at, "volume"), "raw_exec mounts nothing; leave it out, or use another driver"
+
+
+def _driver(subject: Subject) -> Findings:
     model = subject.model
     if model.driver != "docker" and not model.entrypoint:
         yield ("entrypoint",), f'{model.driver} needs a program, such as ["/opt/vllm/bin/vllm", "serve"]'
     if model.driver != "docker" and model.image:
         yield ("image",), f"{model.driver} runs no image; remove it, or use driver: docker"
     if model.driver == "exec" and is_root(model.user):
-        yield ("user",), "the exec driver refuses root (user.denylist of the clients); name another user"
+        yield ("user",), DENIED
     if model.cache and bool(model.cache.volume) == bool(model.cache.bind):
         yield ("cache",), "give either volume (a Nomad host volume) or bind (a directory of the host)"
     if model.cache and model.cache.volume and model.driver == "raw_exec":

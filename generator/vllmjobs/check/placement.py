@@ -48,6 +48,10 @@ def placement_is_possible(whole: Whole) -> Findings:
             )
     for name, model in environment.models.items():
         yield from _placement(model.placement, ("models", name, "placement"))
+    if prometheus := environment.monitoring.prometheus:
+        yield from _placement(prometheus.placement, ("monitoring", "prometheus", "placement"))
+    if backup := environment.cache_backup:
+        yield from _placement(Placement(constraints=backup.constraints), ("cache_backup",))
 
 
 @of_model("VJ322", "error")

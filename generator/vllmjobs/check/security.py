@@ -9,6 +9,7 @@ from vllmjobs.check.rule import Findings, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import image, is_root
 from vllmjobs.environment.model import Balancer, Model
+from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.problems import Mark, Path
 from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
 
@@ -52,6 +53,9 @@ def images_are_pinned(whole: Whole) -> Findings:
             images[at] = image(environment, model)
     if environment.balancer.image and environment.balancer.driver == "docker":
         images[("balancer", "image")] = environment.balancer.image
+    prometheus = environment.monitoring.prometheus
+    if prometheus and prometheus.driver == "docker":  # the caches' jobs have the models' images
+        images[("monitoring", "prometheus", "image")] = prometheus.image
     for path, name in images.items():
         repository, _, digest = name.partition("@")
         tag = repository.rpartition("/")[2].partition(":")[2]
@@ -76,9 +80,13 @@ def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
 def users_are_not_root(whole: Whole) -> Findings:
     """vLLM loads code with the model; as root, a way out of the container is a way into the node."""
     environment = whole.environment
-    tasks: dict[Path, Model | Balancer] = {("models", name): it for name, it in environment.models.items()}
+    tasks: dict[Path, Model | Balancer | PrometheusJob] = {
+        ("models", name): it for name, it in environment.models.items()
+    }
     if environment.balancer.kind != "none":
         tasks[("balancer",)] = environment.balancer
+    if environment.monitoring.prometheus:
+        tasks[("monitoring", "prometheus")] = environment.monitoring.prometheus
     for path, task in tasks.items():
         if is_root(task.user):
             yield (
