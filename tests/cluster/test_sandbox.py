@@ -109,6 +109,12 @@ def test_nomad_sees_a_gpu_fail_and_come_back(sandbox: Sandbox) -> None:
     wait_until(lambda: sandbox.gpus("gpu-2")[gpu], 30, "Nomad sees it well again")
 
 
+def test_a_node_that_is_silent_on_a_busy_machine_is_not_lost(sandbox: Sandbox) -> None:
+    """Nomad's own 20 s are too few: what ran there would be stopped, with exit code 0, when it is back."""
+    server = sandbox.nomad.agent.get_agent()["config"]["Server"]
+    assert server["HeartbeatGrace"] >= 300e9  # nanoseconds
+
+
 def test_two_sandboxes_run_side_by_side(sandbox: Sandbox, parent: Path) -> None:
     before = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
     with Sandbox(clients=1, gpus=1, parent=parent, balancers=False) as other:

@@ -40,9 +40,10 @@ def server_config(
 ) -> str:
     """Write the configuration of a server, which elects no leader before there are so many of them.
 
-    Unless it is patient, a client that is silent for some 5 s counts as lost.
+    A client that is silent counts as lost: after some 5 s, or if it is patient after minutes. By default it
+    is 20 s, for which a busy machine does keep a client waiting; what it runs is stopped when it is back.
     """
-    beats = "" if patient else '  heartbeat_grace   = "2s"\n  min_heartbeat_ttl = "3s"\n'
+    grace, beat = ("5m", "10s") if patient else ("2s", "3s")
     others = [f"127.0.0.1:{other.serf}" for other in join if other != agent]
     joining = f"""
   server_join {{
@@ -56,7 +57,9 @@ server {{
   enabled          = true
   bootstrap_expect = {servers}
   raft_multiplier  = 1
-{beats}{joining if others else ""}}}
+  heartbeat_grace   = "{grace}"
+  min_heartbeat_ttl = "{beat}"
+{joining if others else ""}}}
 """
 
 
