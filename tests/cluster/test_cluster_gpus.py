@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import socket
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 
 import pytest
 
 from sandbox.cluster import Sandbox
+from sandbox.listening import listening
 from sandbox.process import wait_until
 from sandbox.secured import Secured, secured_server
 from sandbox.simgpu.devices import Health
@@ -182,10 +182,8 @@ def test_a_server_that_is_no_nomad_is_told(body: str) -> None:
 
         def log_message(self, *_: object) -> None: ...
 
-    with HTTPServer(("127.0.0.1", 0), Other) as server:
-        threading.Thread(target=server.serve_forever).start()
-        said = refusal(NOMAD_ADDR=f"http://127.0.0.1:{server.server_port}")
-        server.shutdown()
+    with listening(Other) as address:
+        said = refusal(NOMAD_ADDR=address)
     assert said.endswith("answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?")
 
 

@@ -6,14 +6,14 @@ import json
 import signal
 import subprocess
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import pytest
 
 from sandbox.deploying import Command
+from sandbox.listening import listening
 from sandbox.process import wait_until
 from sandbox.release import NewRelease, Release
 from sandbox.traffic import Load, versions
@@ -385,20 +385,10 @@ def test_hooks_get_each_event(served: Release, tmp_path: Path) -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Hook)
-    Thread(target=server.serve_forever, daemon=True).start()
     log = tmp_path / "events"
-    hooks = (
-        "--notify",
-        f"http://127.0.0.1:{server.server_port}/hook",
-        "--notify",
-        f"cat >>{log}; echo >>{log}",
-    )
-    try:
+    with listening(Hook) as address:
+        hooks = ("--notify", f"{address}/hook", "--notify", f"cat >>{log}; echo >>{log}")
         ended = deploy(served, *hooks, replicas=3)
-    finally:
-        server.shutdown()
-        server.server_close()
     assert ended.code == 0
     assert posted == ended.events
     assert [json.loads(line) for line in log.read_text().splitlines() if line] == ended.events

@@ -7,10 +7,9 @@ import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from itertools import count
 from pathlib import Path
-from threading import Thread
 from typing import Any
 
 import httpx
@@ -18,6 +17,7 @@ import pytest
 
 from sandbox import ports, process, prometheus
 from sandbox.deploying import QUICK, deploying, succeeded
+from sandbox.listening import listening
 from sandbox.programs import programs
 from sandbox.release import NewRelease
 from sandbox.traffic import Load
@@ -74,10 +74,8 @@ def exposed() -> Iterator[tuple[str, list[dict[float, float]]]]:
         def log_message(self, *_: Any) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"127.0.0.1:{server.server_port}", made
-        server.shutdown()
+    with listening(Handler) as address:
+        yield address.removeprefix("http://"), made
 
 
 def test_every_quantile_is_that_of_prometheus(

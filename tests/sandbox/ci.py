@@ -14,16 +14,17 @@ import json
 import re
 import signal
 import subprocess
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import yaml
+
+from sandbox.listening import listening
 
 CI = Path(__file__).parents[2] / "docs/ci"
 INSTALL = ("ci/install.sh", 'export PATH="$PWD/.tools/bin:$PATH"')
@@ -254,13 +255,6 @@ def forge() -> Iterator[Forge]:
             self.end_headers()
             self.wfile.write(json.dumps(body).encode())
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    serving = Forge(f"http://127.0.0.1:{server.server_port}")
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    try:
+    with listening(Handler) as address:
+        serving = Forge(address)
         yield serving
-    finally:
-        server.shutdown()
-        thread.join()
-        server.server_close()

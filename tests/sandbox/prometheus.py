@@ -6,13 +6,13 @@ import json
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
-from threading import Thread
 
 import httpx
 
 from sandbox import ports, process
+from sandbox.listening import listening
 from sandbox.programs import packaged
 
 READY = 30.0  # seconds
@@ -34,10 +34,8 @@ def discovering(targets: Callable[[], Iterable[str]]) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with listening(Handler) as address:
+        yield f"{address}/"
 
 
 @contextmanager

@@ -1,19 +1,19 @@
 """docs/ci/install.sh, with a package index and a download server on loopback."""
 
 import hashlib
-import http.server
 import os
 import subprocess
-import threading
 import zipfile
 from collections.abc import Iterator
 from functools import partial
+from http.server import SimpleHTTPRequestHandler
 from pathlib import Path
 
 import pytest
 
 import vllmjobs
 from sandbox.ci import CI
+from sandbox.listening import listening
 
 VERSION = "9.9.9"
 REQUIREMENTS = dict(line.split("==") for line in (CI / "requirements.txt").read_text().split())
@@ -43,15 +43,10 @@ def releases(tmp_path: Path) -> Iterator[Path]:
             packed.writestr("LICENSE.txt", "")
         sums.append(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n")
     (folder / f"nomad_{VERSION}_SHA256SUMS").write_text("".join(sums))
-    handler = partial(http.server.SimpleHTTPRequestHandler, directory=str(tmp_path / "releases"))
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    (tmp_path / "address").write_text(f"http://127.0.0.1:{server.server_port}")
-    yield folder
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "releases"))
+    with listening(handler) as address:
+        (tmp_path / "address").write_text(address)
+        yield folder
 
 
 def install(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-import threading
 from base64 import b64encode
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandbox.listening import listening
 from vllmjobs.consul import PAUSES, Consul, ConsulError, Instance, Key
 
 Answer = tuple[int, str, dict[str, str]]
@@ -75,11 +76,9 @@ def server() -> Iterator[Script]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as listening:
-        script.address = f"127.0.0.1:{listening.server_address[1]}"
-        threading.Thread(target=listening.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+    with listening(Handler) as address:
+        script.address = address.removeprefix("http://")
         yield script
-        listening.shutdown()
 
 
 def test_keys_are_read_with_their_flags_and_index(server: Script) -> None:
@@ -129,8 +128,6 @@ def test_without_a_leader_it_is_asked_again_and_again_for_half_a_minute(server: 
 
 
 def test_an_agent_that_has_answered_and_is_gone_is_waited_for() -> None:
-    listening: list[ThreadingHTTPServer] = []
-
     class Handler(BaseHTTPRequestHandler):
         def do_PUT(self) -> None:
             self.send_response(200)
@@ -140,33 +137,24 @@ def test_an_agent_that_has_answered_and_is_gone_is_waited_for() -> None:
         def log_message(self, *_: object) -> None:
             pass
 
-    def start(port: int = 0) -> int:
-        listening.append(ThreadingHTTPServer(("127.0.0.1", port), Handler))
-        threading.Thread(target=listening[-1].serve_forever, args=(0.01,), daemon=True).start()
-        return int(listening[-1].server_address[1])
-
-    def stop() -> None:
-        listening[-1].shutdown()
-        listening[-1].server_close()
-
     pauses: list[float] = []
+    again = ExitStack()
 
     def sleep(seconds: float) -> None:
         pauses.append(seconds)
         if len(pauses) == 3:
-            start(port)
+            again.enter_context(listening(Handler, int(address.rpartition(":")[2])))
 
-    port = start()
-    consul = Consul({"CONSUL_HTTP_ADDR": f"127.0.0.1:{port}"}, timeout=(2, 2), sleep=sleep)
-    assert consul.put("a", "1")
-    stop()
-    assert consul.put("a", "2")
+    with listening(Handler) as address:
+        consul = Consul({"CONSUL_HTTP_ADDR": address}, timeout=(2, 2), sleep=sleep)
+        assert consul.put("a", "1")
+    with again:
+        assert consul.put("a", "2")
     assert pauses == list(PAUSES[:3])
-    stop()
     with pytest.raises(
         ConsulError, match=r"Connection refused\); is CONSUL_HTTP_ADDR right, and Consul running"
     ):
-        Consul({"CONSUL_HTTP_ADDR": f"127.0.0.1:{port}"}, sleep=pauses.append).read("a")
+        Consul({"CONSUL_HTTP_ADDR": address}, sleep=pauses.append).read("a")
     assert len(pauses) == 3, "nobody has ever answered there: it was not asked again"
 
 

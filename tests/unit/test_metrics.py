@@ -3,14 +3,16 @@
 import json
 import socket
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from contextlib import ExitStack
+from http.server import BaseHTTPRequestHandler
 from math import inf
-from threading import Event, Thread
+from threading import Event
 from typing import Any
 from urllib.parse import parse_qs
 
 import pytest
 
+from sandbox.listening import listening
 from vllmjobs.metrics import MetricsError, Prometheus, probe, scrape
 from vllmjobs.rollout.samples import SERIES, Sample
 
@@ -23,7 +25,7 @@ Serve = Callable[[Answers], str]
 @pytest.fixture
 def serve() -> Iterator[Serve]:
     """Start servers that answer (path, headers, body) with a status and a body; each one's `host:port`."""
-    servers: list[ThreadingHTTPServer] = []
+    servers = ExitStack()
     silent: list[Event] = []
 
     def new(answers: Answers) -> str:
@@ -46,16 +48,12 @@ def serve() -> Iterator[Serve]:
             def log_message(self, *_: Any) -> None:
                 pass
 
-        servers.append(server := ThreadingHTTPServer(("127.0.0.1", 0), Handler))
-        Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-        return f"127.0.0.1:{server.server_port}"
+        return servers.enter_context(listening(Handler)).removeprefix("http://")
 
-    yield new
-    for event in silent:
-        event.set()
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with servers:
+        yield new
+        for event in silent:
+            event.set()
 
 
 @pytest.fixture

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import json
-import threading
 from base64 import b64encode
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
+from sandbox.listening import listening
 from vllmjobs.nomad import LONGEST_PAUSE, PAUSES, Cluster, ForbiddenError, InvalidJobError, NomadError
 
 JOB = {"ID": "chat", "Namespace": "default", "Region": "global"}
@@ -67,11 +67,8 @@ def server() -> Iterator[Script]:
 
         def log_message(self, *_: object) -> None: ...
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
-        threading.Thread(target=running.serve_forever, args=[0.01]).start()
-        script.address = f"http://127.0.0.1:{running.server_port}"
+    with listening(Handler) as script.address:
         yield script
-        running.shutdown()
 
 
 def refusal(call: Callable[[], object]) -> str:

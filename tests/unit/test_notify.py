@@ -8,12 +8,13 @@ import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from sandbox.listening import listening
 from sandbox.process import wait_until
 from vllmjobs.notify import WAITING, Notifier
 from vllmjobs.rollout.model import Event
@@ -55,13 +56,9 @@ def server() -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    said.address = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, daemon=True).start()
-    yield said
-    said.answer.set()
-    http.shutdown()
-    http.server_close()
+    with listening(Handler) as said.address:
+        yield said
+        said.answer.set()
 
 
 def notified(
