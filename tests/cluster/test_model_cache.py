@@ -14,6 +14,7 @@ from sandbox.hub import Hub
 from sandbox.jobs import ENDED
 from sandbox.process import wait_until
 from sandbox.programs import CHECKOUT
+from sandbox.s3 import S3
 
 MODEL = "acme/tiny"
 FILES = {
@@ -24,7 +25,8 @@ FILES = {
     "original/consolidated.pth": b"and again",
 }
 WANTED = ["config.json", "model.safetensors", "nested/tokenizer.json"]
-DONE = 60.0  # seconds for a job that starts Python and moves two megabytes
+DONE = 120.0  # seconds for a job that starts Python and moves two megabytes, three times where it fails
+KEYS = "nomad/jobs/bucket"
 
 
 class Caches:
@@ -129,6 +131,47 @@ def test_a_backup_is_restored_to_nodes_that_have_lost_their_cache(caches: Caches
     assert (ended, caches.hub.downloads) == ({"complete"}, []), said
     assert judged_by_sha256sum(caches.manifest) == dict.fromkeys(WANTED, "OK")
     assert found_offline(caches) == str(caches.snapshot)
+
+
+@pytest.fixture
+def bucket(sandbox: Sandbox) -> Iterator[S3]:
+    """A server of buckets, and its keys where the jobs look for them."""
+    keys = {"id": "id", "key": "key"}
+    sandbox.nomad.variable.create_variable(KEYS, {"Path": KEYS, "Items": keys})
+    with S3().running() as running:
+        yield running
+    sandbox.nomad.variable.delete_variable(KEYS)
+
+
+def test_a_bucket_gives_back_what_is_whole_and_puts_nothing_damaged_in_place(
+    caches: Caches, bucket: S3
+) -> None:
+    settings = {
+        "store": "s3://acme/models",
+        "endpoint": bucket.address,
+        "secrets": f"{{AWS_ACCESS_KEY_ID: {KEYS}#id, AWS_SECRET_ACCESS_KEY: {KEYS}#key}}",
+    }
+    to_bucket = [f"--set=cache_backup.{key}={value}" for key, value in settings.items()]
+    assert caches.run("prefetch")[0] == {"complete"}
+    ended, said = caches.run("cache-backup", *to_bucket)
+    assert ended == {"complete"}, said
+
+    shutil.rmtree(caches.cache / "huggingface")
+    ended, said = caches.run("cache-restore", *to_bucket)
+    assert ended == {"complete"}, said
+    assert judged_by_sha256sum(caches.manifest) == dict.fromkeys(WANTED, "OK")
+
+    (weights,) = [name for name in bucket.objects if name.endswith("/model.safetensors")]
+    content, digest = bucket.objects[weights]
+    bucket.objects[weights] = b"damage" + content[6:], digest
+    shutil.rmtree(caches.cache / "huggingface")
+    ended, said = caches.run("cache-restore", *to_bucket)
+    assert ended == {"failed"}, said
+    assert (
+        "the backup in s3://acme/models is damaged, and nothing was put in place:\n  model.safetensors"
+        in said
+    )
+    assert caches.names() == []
 
 
 def judged_by_sha256sum(manifest: Path) -> dict[str, str]:
