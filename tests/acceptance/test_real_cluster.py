@@ -143,10 +143,7 @@ def test_while_a_killed_engine_starts_again_requests_fail_and_no_longer(
 
 
 def test_a_stop_lets_a_long_stream_end_whole(release: Release, client: openai.OpenAI) -> None:
-    stream = client.completions.create(
-        model="chat", prompt="hi", max_tokens=3000, stream=True, stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True},
-    )  # fmt: skip
+    stream = realvllm.stream(client, 3000)
     next(stream)
     release.sandbox.nomad.job.deregister_job(release.job)
     *_, last = stream

@@ -88,10 +88,7 @@ def test_an_engine_that_is_killed_is_started_again(box: Machine, client: openai.
 
 
 def test_a_stop_lets_a_long_stream_end_whole(box: Machine, client: openai.OpenAI) -> None:
-    stream = client.completions.create(
-        model="chat", prompt="hi", max_tokens=3000, stream=True, stream_options={"include_usage": True},
-        extra_body={"ignore_eos": True},
-    )  # fmt: skip
+    stream = realvllm.stream(client, 3000)
     next(stream)
     stopping = subprocess.Popen(["vllmjobs", "down", "one"], cwd=box.folder, env=box.env)
     *_, last = stream

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import openai
+from openai.types import Completion
 
 from sandbox.errors import SandboxError
 from sandbox.programs import CHECKOUT
@@ -57,6 +58,14 @@ def answered_tokens(asked: openai.OpenAI, max_tokens: int) -> list[int]:
     for pieces in (chats.create(messages=hello, **streamed), completions.create(prompt="hi", **streamed)):
         usages += [piece.usage for piece in pieces if piece.usage]
     return [usage.completion_tokens for usage in usages]
+
+
+def stream(asked: openai.OpenAI, max_tokens: int) -> openai.Stream[Completion]:
+    """Begin a completion of so many tokens, whose last piece counts them."""
+    return asked.completions.create(
+        model="chat", prompt="hi", max_tokens=max_tokens, stream=True,
+        stream_options={"include_usage": True}, extra_body={"ignore_eos": True},
+    )  # fmt: skip
 
 
 def _parent(pid: int) -> int:
