@@ -26,7 +26,8 @@ class Served:
     def is_unhurt(self) -> None:
         """No request failed that the old version was to answer."""
         assert self._load.answered > 0
-        assert [said for said in self._load.failures if not self.is_forgiven(said)] == []
+        failures = [said for said in self._load.failures if not self.is_forgiven(said)]
+        assert not failures, "\n".join(failures)
 
     def still_serves(self) -> None:
         """The very same old instances, and nothing else; no share is left at the balancer."""

@@ -249,8 +249,8 @@ def test_an_engine_that_drains_says_what_is_unanswered(start: Start) -> None:
         engine.process.popen.terminate()
         log = engine.process.log
         engine.process.wait_until(lambda: "Draining" in log.read_text(), 10, "it drains")
-        sample, seen = engine.look(busy)
-    assert (sample.health, seen.progress, seen.unanswered, ready.unanswered) == (200, True, 1, 0)
+        draining = engine.until(lambda _, seen: seen.progress, last=busy)
+    assert (draining.health, draining.unanswered, ready.unanswered) == (200, 1, 0)
 
 
 # Other servers

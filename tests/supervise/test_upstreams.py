@@ -9,6 +9,7 @@ from pathlib import Path
 
 import httpx
 import pytest
+from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox import nginx
 from sandbox.load import Load
@@ -76,9 +77,10 @@ def test_a_stop_lets_the_answers_end_before_nginx_goes(fronted: Supervised) -> N
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(complete, fronted, 2000) for _ in range(4)]  # 10 s of work
         wait_until(
-            lambda: sum(fronted.instance(f"chat-{number}")["unanswered"] or 0 for number in range(2)) == 4,
+            lambda: sum(map(running, fronted.ports)) == 4,
             SECONDS,
             "they are asked",
+            evidence=lambda: "\n".join(str(one.result()) for one in asked if one.done()),
         )
         fronted.stop()
         assert [one.result().json()["usage"]["completion_tokens"] for one in asked] == [2000] * 4
@@ -91,6 +93,14 @@ def test_an_nginx_that_dies_is_started_again(fronted: Supervised) -> None:
     os.kill(fronted.pid("nginx"), signal.SIGKILL)
     fronted.wait_for("instance_ready", "nginx", count=2)
     assert complete(fronted, 2).status_code == 200
+
+
+def running(port: int) -> float:
+    """How many requests an engine says that it answers."""
+    with httpx.Client(trust_env=False, timeout=SECONDS) as client:
+        page = client.get(f"http://127.0.0.1:{port}/metrics").text
+    families = {one.name: one for one in text_string_to_metric_families(page)}
+    return sum(sample.value for sample in families["vllm:num_requests_running"].samples)
 
 
 def complete(box: Supervised, max_tokens: int) -> httpx.Response:
