@@ -28,7 +28,7 @@ class Case:
         content = self.body if isinstance(self.body, str) else json.dumps(self.body)
         given = content if self.method == "POST" else None
         headers = {"content-type": "application/json"} | self.headers
-        return httpx.request(self.method, url + self.path, content=given, headers=headers, timeout=60)
+        return httpx.request(self.method, url + self.path, content=given, headers=headers, timeout=180)
 
 
 def completion(body: Any, *, own_words: bool = True, headers: dict[str, str] | None = None) -> Case:

@@ -45,7 +45,7 @@ SETTINGS: dict[str, Any] = {
     "env.VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "env.OMP_NUM_THREADS": '"1"',
     "load_time": "5m",
-    "drain.longest_stream": "1m",
+    "drain.longest_stream": "90s",
     "rollout.healthy_deadline": "8m",
     "rollout.progress_deadline": "10m",
     "rollout.steps": "[0.5]",
