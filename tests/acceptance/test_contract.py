@@ -92,11 +92,7 @@ class Server:
         if self.kind == "stand-in":
             assert self.complete().status_code == 500
             return
-        found = subprocess.run(
-            ["pgrep", "--session", str(self.process.popen.pid), "--full", "EngineCore"],
-            stdout=subprocess.PIPE, text=True, check=True,
-        )  # fmt: skip
-        os.kill(int(found.stdout.split()[0]), signal.SIGKILL)
+        os.kill(realvllm.engine_core(self.port), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")

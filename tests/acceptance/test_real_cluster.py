@@ -165,16 +165,9 @@ def load(release: Release, folder: Path) -> Load:
     return Load(release.address, folder, workers=2, per_second=2)
 
 
-def service(release: Release) -> dict[str, Any]:
-    """The one instance, as Consul knows it."""
-    (found,) = release.sandbox.consul.health.service(f"{release.job}-chat")[1]
-    entry: dict[str, Any] = found
-    return entry
-
-
 def port(release: Release) -> int:
-    return int(service(release)["Service"]["Port"])
+    return int(release.instance()["Service"]["Port"])
 
 
 def serves(release: Release) -> bool:
-    return {check["Status"] for check in service(release)["Checks"]} == {"passing"}
+    return {check["Status"] for check in release.instance()["Checks"]} == {"passing"}

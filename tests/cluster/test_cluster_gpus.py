@@ -9,6 +9,7 @@ from http.server import BaseHTTPRequestHandler
 import pytest
 
 from sandbox.cluster import Sandbox
+from sandbox.jobs import HOLDS_GPUS
 from sandbox.listening import listening
 from sandbox.process import wait_until
 from sandbox.secured import Secured, secured_server
@@ -18,26 +19,7 @@ from vllmjobs.nomad import Cluster, NomadError
 
 SEEN = 30.0  # seconds until Nomad sees a change
 UNKNOWN_TOKEN = "11111111-2222-3333-4444-555555555555"
-JOB = """
-job "holds.gpus" {
-  namespace = "team"
-  group "two.chats" {
-    count = 2
-    task "sleep" {
-      driver = "raw_exec"
-      config {
-        command = "sleep"
-        args    = ["600"]
-      }
-      resources {
-        cpu    = 50
-        memory = 32
-        device "nvidia/gpu" {}
-      }
-    }
-  }
-}
-"""
+JOB = HOLDS_GPUS % {"job": "holds.gpus", "namespace": "team", "group": "two.chats", "count": 2}
 
 
 @pytest.fixture

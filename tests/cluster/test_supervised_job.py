@@ -30,16 +30,9 @@ def supervised(release: NewRelease) -> Release:
     return released
 
 
-def instance(release: Release) -> Json:
-    """The one instance, as Consul knows it: its service, and its checks."""
-    (found,) = release.sandbox.consul.health.service(f"{release.job}-chat")[1]
-    entry: Json = found
-    return entry
-
-
 def ask_supervisor(release: Release, path: str) -> httpx.Response:
     """Ask the admin port, where the service says that it is."""
-    service = instance(release)["Service"]
+    service = release.instance()["Service"]
     with http() as client:
         return client.get(f"http://{service['Address']}:{service['Meta']['supervisor_metrics_port']}{path}")
 
@@ -51,7 +44,7 @@ def engine(release: Release) -> int | None:
 
 
 def test_the_supervisor_says_when_requests_are_welcome(supervised: Release) -> None:
-    checks = [check for check in instance(supervised)["Checks"] if check["Name"] == "ready"]
+    checks = [check for check in supervised.instance()["Checks"] if check["Name"] == "ready"]
     assert [check["Status"] for check in checks] == ["passing"]
     assert '"ready": true' in checks[0]["Output"].replace('":true', '": true')
     assert ask(supervised.address).pieces
@@ -99,7 +92,7 @@ def test_an_engine_that_is_given_up_is_placed_anew_by_nomad_alone(release: NewRe
 
 def test_a_stream_on_its_way_ends_whole_when_the_job_is_stopped(supervised: Release) -> None:
     (allocation,) = supervised.allocations()
-    service = instance(supervised)["Service"]
+    service = supervised.instance()["Service"]
     body = {"model": "chat", "prompt": "Why?", "max_tokens": TOKENS, "ignore_eos": True, "stream": True}
     began, chunks = threading.Event(), []
 

@@ -15,6 +15,27 @@ from sandbox.errors import SandboxError
 from sandbox.process import wait_until
 
 Json = dict[str, Any]
+# Instances that do nothing but hold a GPU each.
+HOLDS_GPUS = """
+job "%(job)s" {
+  namespace = "%(namespace)s"
+  group "%(group)s" {
+    count = %(count)d
+    task "sleep" {
+      driver = "raw_exec"
+      config {
+        command = "sleep"
+        args    = ["600"]
+      }
+      resources {
+        cpu    = 50
+        memory = 32
+        device "nvidia/gpu" {}
+      }
+    }
+  }
+}
+"""
 HEALTHY = 60.0  # seconds for a deployment
 GONE = 30.0  # seconds for allocations to end
 ENDED = ("complete", "failed", "lost")

@@ -67,6 +67,12 @@ class Release:
 
         wait_until(answers, ROUTED, f"{self.job} answers", ignoring=(httpx.HTTPError,))
 
+    def instance(self) -> Json:
+        """The one instance, as Consul knows it: its service, and its checks."""
+        (found,) = self.sandbox.consul.health.service(f"{self.job}-chat")[1]
+        entry: Json = found
+        return entry
+
     def allocations(self) -> list[Json]:
         return self.sandbox.allocations(self.job)
 

@@ -249,7 +249,7 @@ def test_an_engine_that_drains_says_what_is_unanswered(start: Start) -> None:
         engine.process.popen.terminate()
         log = engine.process.log
         engine.process.wait_until(lambda: "Draining" in log.read_text(), 10, "it drains")
-        draining = engine.until(lambda _, seen: seen.progress, last=busy)
+        draining = engine.until(lambda _, seen: seen.progress and seen.unanswered == 1, last=busy)
     assert (draining.health, draining.unanswered, ready.unanswered) == (200, 1, 0)
 
 

@@ -1,6 +1,6 @@
 """What Nomad refuses of a job, or takes and does not do."""
 
-from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.rule import Findings, in_models, of_environment, of_model
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import (
     balancer_name,
@@ -59,9 +59,7 @@ def service_names_differ(whole: Whole) -> Findings:
 @of_environment("VJ313", "error")
 def resources_are_consistent(whole: Whole) -> Findings:
     """What Nomad's resources block refuses."""
-    for subject in whole.subjects:
-        for path, message in _resources(subject):
-            yield ("models", subject.name, *path), message
+    yield from in_models(whole, _resources)
     environment = whole.environment
     amounts: dict[Path, str] = {("prefetch", "memory"): environment.prefetch.memory}
     if backup := environment.cache_backup:
@@ -98,9 +96,7 @@ def _resources(subject: Subject) -> Findings:
 @of_environment("VJ314", "error")
 def driver_can_do_it(whole: Whole) -> Findings:
     """Keys that a task driver needs, and keys that it would pass over."""
-    for subject in whole.subjects:
-        for path, message in _driver(subject):
-            yield ("models", subject.name, *path), message
+    yield from in_models(whole, _driver)
     environment = whole.environment
     if environment.cache_backup and environment.cache_backup.store.startswith("/"):
         for name, model in environment.models.items():

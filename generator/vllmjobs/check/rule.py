@@ -30,15 +30,14 @@ def of_model(
 ) -> Callable[[Callable[[Subject], Findings]], Rule]:
     """Make a rule of a function over one model; its paths are from the model down."""
 
-    def decorate(find: Callable[[Subject], Findings]) -> Rule:
-        def find_in_all(whole: Whole) -> Findings:
-            for subject in whole.subjects:
-                for path, message in find(subject):
-                    yield ("models", subject.name, *path), message
+    return lambda find: Rule(rule, severity, name or _name(find), lambda whole: in_models(whole, find))
 
-        return Rule(rule, severity, name or _name(find), find_in_all)
 
-    return decorate
+def in_models(whole: Whole, find: Callable[[Subject], Findings]) -> Findings:
+    """What a function finds in each model, with its paths from the top of the environment."""
+    for subject in whole.subjects:
+        for path, message in find(subject):
+            yield ("models", subject.name, *path), message
 
 
 def rules_of(module: ModuleType) -> list[Rule]:

@@ -9,31 +9,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sandbox.jobs import HOLDS_GPUS
 from sandbox.live import GIB, Live, library, uuid
 from sandbox.night import SOON, SUPERVISED, Night
 from sandbox.nvml import build
 from sandbox.process import wait_until
 from vllmjobs.supervisor.fence import META
 
-HOG = """
-job "nightly-eval" {
-  group "eval" {
-    count = 7
-    task "sleep" {
-      driver = "raw_exec"
-      config {
-        command = "sleep"
-        args    = ["600"]
-      }
-      resources {
-        cpu    = 50
-        memory = 32
-        device "nvidia/gpu" {}
-      }
-    }
-  }
-}
-"""
+HOG = HOLDS_GPUS % {"job": "nightly-eval", "namespace": "default", "group": "eval", "count": 7}
 
 
 @contextmanager
