@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import httpx
 import pytest
-from prometheus_client.parser import text_string_to_metric_families
 
 from sandbox import nginx
 from sandbox.load import Load
 from sandbox.process import wait_until
 from sandbox.supervised import SECONDS, Supervise, Supervised
+from vllmjobs.supervisor.probes import read_metrics
 from vllmjobs.supervisor.upstreams import Block, Line, Upstreams, written
 
 BLOCKS = (
@@ -47,7 +48,7 @@ def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
 
 @pytest.fixture
 def fronted(supervise: Supervise, tmp_path: Path) -> Supervised:
-    """Two engines behind nginx, all of them ready."""
+    """Two engines behind nginx, all of them ready, and no worker of nginx left that knows of none."""
     box = supervise(
         engines=2,
         nginx=nginx.at_hand()[0],
@@ -57,6 +58,9 @@ def fronted(supervise: Supervise, tmp_path: Path) -> Supervised:
     for name in ("chat-0", "chat-1", "nginx"):
         box.wait_for("instance_ready", name)
     box.wait_until_ready()
+    wait_until(lambda: complete(box, 1).status_code == 200, SECONDS, "nginx has read of an engine")
+    # After a reload, old workers and new ones take requests for 100 ms (ngx_master_process_cycle).
+    wait_until(lambda: len(workers(box)) == 2, SECONDS, "the old workers have gone")
     return box
 
 
@@ -77,7 +81,7 @@ def test_a_stop_lets_the_answers_end_before_nginx_goes(fronted: Supervised) -> N
     with ThreadPoolExecutor() as pool:
         asked = [pool.submit(complete, fronted, 2000) for _ in range(4)]  # 10 s of work
         wait_until(
-            lambda: sum(map(running, fronted.ports)) == 4,
+            lambda: sum(map(unanswered, fronted.ports)) == 4,
             SECONDS,
             "they are asked",
             evidence=lambda: "\n".join(str(one.result()) for one in asked if one.done()),
@@ -95,12 +99,16 @@ def test_an_nginx_that_dies_is_started_again(fronted: Supervised) -> None:
     assert complete(fronted, 2).status_code == 200
 
 
-def running(port: int) -> float:
-    """How many requests an engine says that it answers."""
+def workers(box: Supervised) -> list[str]:
+    """The worker processes of nginx: two, and during a reload those before."""
+    command = ["pgrep", "--parent", str(box.pid("nginx"))]
+    return subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True).stdout.split()
+
+
+def unanswered(port: int) -> int:
+    """How many requests an engine has, as its supervisor reads them."""
     with httpx.Client(trust_env=False, timeout=SECONDS) as client:
-        page = client.get(f"http://127.0.0.1:{port}/metrics").text
-    families = {one.name: one for one in text_string_to_metric_families(page)}
-    return sum(sample.value for sample in families["vllm:num_requests_running"].samples)
+        return read_metrics(client.get(f"http://127.0.0.1:{port}/metrics").content).unanswered or 0
 
 
 def complete(box: Supervised, max_tokens: int) -> httpx.Response:
