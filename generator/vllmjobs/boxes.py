@@ -21,6 +21,7 @@ from vllmjobs.supervisor.upstreams import Block, Line, written
 
 TIMEOUT = 10.0  # seconds for an answer
 LOOK_S = 0.2  # between two looks
+OLD_WORKERS_S = 0.2  # for 100 ms after a reload nginx's old workers take requests, too (ngx_process_cycle.c)
 LONGEST_SOCKET = 107  # bytes, of sockaddr_un
 LOG = "log.jsonl"
 LONGEST_LOG = 1 << 20  # bytes of it that are read
@@ -127,6 +128,7 @@ class Box:
                         "\n".join([*lost, f"see {self.log}; the others run on: vllmjobs down stops them"])
                     )
                 if all(one["ready"] for one in found.values()) and _is_well(admin_port):
+                    time.sleep(OLD_WORKERS_S)
                     return
             time.sleep(LOOK_S)
 
@@ -180,6 +182,7 @@ class Box:
             if self.get("/live") is None:
                 raise BoxError(f"{self.job} ended; see {self.log}")
             time.sleep(LOOK_S)
+        time.sleep(OLD_WORKERS_S)
 
     def _change(self, path: str, names: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Ask for it; yield each name once it runs anew, or is gone."""
