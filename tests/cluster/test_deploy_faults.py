@@ -49,11 +49,13 @@ def fleet() -> Iterator[Sandbox]:
 
 
 def test_nomads_only_server_is_killed_and_comes_back(served: Served) -> None:
-    with deploying(served.release, max_model_len=NEW) as deploy:
+    """Its clients ask it again after up to 60 s (`getAllocRetryIntv`); what is promoted waits for that."""
+    patient: dict[str, Any] = {"rollout.progress_deadline": "2m"}
+    with deploying(served.release, max_model_len=NEW, **patient) as deploy:
         deploy.wait_for("shifted")
         served.sandbox.kill("nomad-server")
         served.sandbox.start_again("nomad-server")
-        assert deploy.end() == DEPLOYED, deploy.evidence()
+        assert deploy.end(150) == DEPLOYED, deploy.evidence()
     served.serves_the_new()
 
 

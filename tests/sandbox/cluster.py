@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import os
 import secrets
-import shutil
 import signal
 import socket
-import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -20,7 +18,6 @@ from uuid import uuid4
 
 import nomad
 import requests
-import yaml
 from consul import Consul
 from consul.exceptions import ConsulException
 
@@ -30,10 +27,10 @@ from sandbox import nomad as nomad_config
 from sandbox.agents import READY, Agents
 from sandbox.errors import SandboxError
 from sandbox.jobs import Jobs
+from sandbox.layout import Layout
 from sandbox.process import Process, wait_until
-from sandbox.programs import TESTS, programs
+from sandbox.programs import programs
 from sandbox.simgpu.devices import Health
-from sandbox.simgpu.launcher import plugin_executable
 
 SECRET = "nomad/jobs"  # where sandbox.yaml says that it is
 # raw_exec tasks get the agent's environment, and Fabio takes any variable for a setting.
@@ -42,7 +39,6 @@ INHERITED = ("HOME", "LANG", "LC_ALL", "TZ", "USER")
 # of the Task API a task starts all the same.
 LONGEST_PARENT = 107 - len(f"/{leftovers.PREFIX}12345/tmp/plugin1234567890")
 LONGEST_FOR_TASK_API = 107 - len(f"/gpu-1/alloc/{'x' * 36}/vllm/secrets/api.sock")
-BALANCERS = ("fabio", "nginx")  # they run as nobody, who cannot reach into anybody's ~/.cache
 NOT_YET = (nomad.api.exceptions.BaseNomadException, ConsulException, requests.RequestException)
 
 Say = Callable[[str], None]
@@ -81,8 +77,6 @@ class Sandbox(Jobs):
         self.token = str(uuid4()) if acls else ""
         self._say = say
         self._block: ports.Block | None = None
-        self._consul: dict[str, consul_config.Agent] = {}
-        self._nomad: dict[str, nomad_config.Agent] = {}
 
     def __enter__(self) -> Sandbox:
         try:
@@ -99,7 +93,7 @@ class Sandbox(Jobs):
 
     def set_gpu_health(self, node: str, gpu: str, health: Health) -> None:
         """Make a GPU unhealthy, absent or healthy again; Nomad sees it a few seconds later."""
-        path = self._health_file(node)
+        path = self._layout.health_file(node)
         states = json.loads(path.read_text()) if path.exists() else {}
         new = path.with_suffix(".new")
         new.write_text(json.dumps({**states, gpu: health}))
@@ -126,12 +120,12 @@ class Sandbox(Jobs):
 
     def servers(self) -> dict[str, str]:
         """Return the addresses of Nomad's servers by their names."""
-        return {name: self._nomad[name].address for name in self._names}
+        return {name: self._layout.nomad[name].address for name in self._names}
 
     def leader(self) -> str:
         """Return the name of the server that leads: `server-2`."""
         address = self.nomad.status.leader.get_leader()
-        (name,) = (name for name, agent in self._nomad.items() if address == f"127.0.0.1:{agent.rpc}")
+        (name,) = (name for name, agent in self._layout.nomad.items() if address == f"127.0.0.1:{agent.rpc}")
         return name
 
     def _start(self) -> None:
@@ -143,10 +137,10 @@ class Sandbox(Jobs):
         self._programs = programs()
         block = ports.take_block()
         self.folder = leftovers.folder_of(self._parent, block)
-        path = f"{self.folder}/bin:{os.environ.get('PATH', os.defpath)}"
+        self._layout = Layout.take(self.folder, block, self._names, self.nodes)
         agent_env = {
             **{key: os.environ[key] for key in INHERITED if key in os.environ},
-            "PATH": path,
+            "PATH": self._layout.path,
             "TMPDIR": str(self.folder / "tmp"),
             leftovers.MARK: str(self.folder),
         }
@@ -158,61 +152,31 @@ class Sandbox(Jobs):
         self._say(f"folder  {self.folder}")
         if len(str(self.folder)) > LONGEST_FOR_TASK_API:
             self._say("        too long a name for Nomad's Task API: tasks will not have it")
-        self._lay_out(path)
+        self._lay_out(self._layout)
         self._start_servers()
         self._start_clients()
         self.nomad.variable.create_variable(SECRET, {"Path": SECRET, "Items": {"hf_token": self.hf_token}})
         if self._balancers:
             self._start_balancers()
 
-    def _lay_out(self, path: str) -> None:
-        """Make the folder: programs by name, a project with the environments, a file to source."""
-        assert self._block
-        take = self._block.take
-        fabio, fabio_admin, nginx, nginx_admin = take(), take(), take(), take()
-        for name in ("server", *self.nodes):
-            self._consul[name] = consul_config.Agent(name, take(), take(), take())
-        for name in (*self._names, *self.nodes):
-            self._nomad[name] = nomad_config.Agent(name, take(), take(), take())
-        self.consul_address = f"http://{self._consul['server'].address}"
-        self.nomad_address = self._nomad[self._names[0]].address
-        self.fabio_address = f"http://127.0.0.1:{fabio}"
-        self.fabio_admin = f"http://127.0.0.1:{fabio_admin}"
-        self.nginx_address = f"http://127.0.0.1:{nginx}"
-
-        for name in ("bin", "envs", "plugins", "tmp"):
-            (self.folder / name).mkdir(parents=True)
-        # Open to nobody, too, as whom the balancers run: Nomad would make its own folder 700.
-        for name in (".", "bin", *self.nodes):
-            (self.folder / name).mkdir(exist_ok=True)
-            (self.folder / name).chmod(0o755)
-        for name, program in self._programs.items():
-            _provide(program, self.folder / "bin" / name)
-        plugin = self.folder / "plugins" / "simgpu"
-        plugin.write_text(plugin_executable(sys.executable, str(TESTS)))
-        plugin.chmod(0o755)
-
-        base = {"extends": str(Path(__file__).parent / "sandbox.yaml"), "job": "vllm-dev"}
-        at = {"consul": self._consul["server"].address}
-        self._write_environment("dev", base, {**at, "port": fabio, "admin_port": fabio_admin})
-        self._write_environment(
-            "dev-nginx", base, {**at, "kind": "nginx", "port": nginx, "admin_port": nginx_admin}
+    def _lay_out(self, layout: Layout) -> None:
+        """Make the folder, and the clients of what is going to run."""
+        layout.write(self.nodes, self._programs)
+        self.consul_address = f"http://{layout.consul['server'].address}"
+        self.nomad_address = layout.nomad[self._names[0]].address
+        self.fabio_address = f"http://127.0.0.1:{layout.fabio}"
+        self.fabio_admin = f"http://127.0.0.1:{layout.fabio_admin}"
+        self.nginx_address = f"http://127.0.0.1:{layout.nginx}"
+        tokens = {"NOMAD_TOKEN": self.token, "CONSUL_HTTP_TOKEN": self.token} if self.token else {}
+        self.env = layout.write_env(
+            {
+                "NOMAD_ADDR": self.nomad_address,
+                "CONSUL_HTTP_ADDR": self.consul_address,
+                "VLLMJOBS_PROJECT": str(self.folder),
+                **tokens,
+            }
         )
-        theirs = {
-            "PATH": path,
-            "NOMAD_ADDR": self.nomad_address,
-            "CONSUL_HTTP_ADDR": self.consul_address,
-            "VLLMJOBS_PROJECT": str(self.folder),
-        }
-        if self.token:
-            theirs |= {"NOMAD_TOKEN": self.token, "CONSUL_HTTP_TOKEN": self.token}
-        own = ("NOMAD_", "CONSUL_", "VAULT_", "VLLMJOBS_")
-        self.env = {key: value for key, value in os.environ.items() if not key.startswith(own)} | theirs
-        exports = [f"export {key}={value}" for key, value in theirs.items() if key != "PATH"]
-        exports.append(f'export PATH={self.folder}/bin:"$PATH"')
-        (self.folder / "env").write_text("\n".join(exports) + "\n")
-
-        self.consul = _consul_client(self._consul["server"], self.token)
+        self.consul = _consul_client(layout.consul["server"], self.token)
         self._session = requests.Session()
         self._session.trust_env = False  # a proxy does not reach this loopback
         self.nomad = nomad.Nomad(
@@ -225,18 +189,14 @@ class Sandbox(Jobs):
             session=self._session,
         )
 
-    def _write_environment(self, name: str, base: dict[str, str], balancer: dict[str, object]) -> None:
-        text = yaml.safe_dump({**base, "balancer": balancer}, sort_keys=False)
-        (self.folder / "envs" / f"{name}.yaml").write_text(text)
-
     def _start_servers(self) -> None:
-        self._agents.start_consul(self._consul["server"])
-        servers = [self._nomad[name] for name in self._names]
+        self._agents.start_consul(self._layout.consul["server"])
+        servers = [self._layout.nomad[name] for name in self._names]
         for server in servers:
             config = nomad_config.server_config(
                 server,
                 str(self.folder / server.name),
-                self._consul["server"].address,
+                self._layout.consul["server"].address,
                 servers=len(servers),
                 join=servers,
                 patient=not self._machines,
@@ -253,7 +213,7 @@ class Sandbox(Jobs):
 
     def _start_clients(self) -> None:
         for name in self.nodes:
-            self._agents.start_consul(self._consul[name], self._consul["server"])
+            self._agents.start_consul(self._layout.consul[name], self._layout.consul["server"])
         for name in self.nodes:  # Nomad asks its agent once at the start, and then only every 15 s
             self._wait_for_consul(name)
         for number, name in enumerate(self.nodes, 1):
@@ -266,21 +226,21 @@ class Sandbox(Jobs):
     def _start_client(self, number: int, name: str) -> None:
         assert self._block
         config = nomad_config.client_config(
-            self._nomad[name],
+            self._layout.nomad[name],
             str(self.folder / name),
-            self._consul[name].address,
-            servers=[self._nomad[server] for server in self._names],
+            self._layout.consul[name].address,
+            servers=[self._layout.nomad[server] for server in self._names],
             ports=self._block.dynamic(number),
             plugin_dir=str(self.folder / "plugins"),
             gpus=self._gpus,
-            health_file=str(self._health_file(name)),
+            health_file=str(self._layout.health_file(name)),
             meta={"balancer": "true"} if number == 1 else {},
             docker=self._docker,
         )
-        self._agents.start_nomad(self._nomad[name], config, machine=self._machines)
+        self._agents.start_nomad(self._layout.nomad[name], config, machine=self._machines)
 
     def _wait_for_consul(self, name: str) -> None:
-        leader = _consul_client(self._consul[name], self.token).status.leader
+        leader = _consul_client(self._layout.consul[name], self.token).status.leader
         self._agents.wait_until(f"consul-{name}", leader, "it knows a leader", ignoring=NOT_YET)
 
     def _wait_for_server(self, name: str) -> None:
@@ -297,7 +257,7 @@ class Sandbox(Jobs):
         )
 
     def _is_healthy(self, name: str) -> bool:
-        return self._session.get(f"{self._nomad[name].address}/v1/agent/health", timeout=10).ok
+        return self._session.get(f"{self._layout.nomad[name].address}/v1/agent/health", timeout=10).ok
 
     def _is_ready(self, name: str) -> bool:
         node = self.node(name)
@@ -327,9 +287,6 @@ class Sandbox(Jobs):
             )
             self._say(f"{job.rpartition('-')[2]:<7} {address}")
 
-    def _health_file(self, node: str) -> Path:
-        return self.folder / f"{node}.health.json"
-
     def _stop(self, keep_files: bool) -> None:
         """Jobs first: an agent that ends leaves its tasks running."""
         if not self._block:
@@ -357,14 +314,6 @@ def _consul_client(agent: consul_config.Agent, token: str) -> Consul:
     client = Consul(host="127.0.0.1", port=agent.http, token=token)
     client.http.session.trust_env = False
     return client
-
-
-def _provide(program: Path, path: Path) -> None:
-    if path.name in BALANCERS:
-        shutil.copy(program.resolve(), path)
-        path.chmod(0o755)
-    else:
-        path.symlink_to(program)
 
 
 def _listens(port: int) -> bool:

@@ -132,10 +132,12 @@ class Night:
         threads = [threading.Thread(target=client, daemon=True) for _ in range(at_a_time)]
         for thread in threads:
             thread.start()
-        yield
-        done.set()
-        for thread in threads:
-            thread.join()
+        try:
+            yield
+        finally:
+            done.set()
+            for thread in threads:
+                thread.join()
 
     def metric(self, pattern: str, port: str = "ADDRESS") -> float:
         """The sum of the series of an instance that match; 0 without any."""
