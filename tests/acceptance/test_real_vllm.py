@@ -88,10 +88,10 @@ def test_an_engine_that_is_killed_is_started_again(box: Machine, client: openai.
 
 
 def test_a_stop_lets_a_long_stream_end_whole(box: Machine, client: openai.OpenAI) -> None:
-    stream = realvllm.stream(client, 3000)
+    stream = realvllm.stream(client, realvllm.LONG)
     next(stream)
     stopping = subprocess.Popen(["vllmjobs", "down", "one"], cwd=box.folder, env=box.env)
     *_, last = stream
     assert last.usage
-    assert last.usage.completion_tokens == 3000
+    assert last.usage.completion_tokens == realvllm.LONG
     assert stopping.wait(START) == 0

@@ -14,6 +14,7 @@ from sandbox.programs import CHECKOUT
 
 # What a job for a tiny model on the CPU has to say besides.
 ARGUMENTS = ("--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "4096")
+LONG = 1500  # tokens, in one stream: 20 s with one thread on a CPU without AVX-512
 VARIABLES = {"VLLM_CPU_KVCACHE_SPACE": "1", "HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
 
 
