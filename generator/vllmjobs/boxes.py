@@ -128,7 +128,6 @@ class Box:
                         "\n".join([*lost, f"see {self.log}; the others run on: vllmjobs down stops them"])
                     )
                 if all(one["ready"] for one in found.values()) and _is_well(admin_port):
-                    time.sleep(OLD_WORKERS_S)
                     return
             time.sleep(LOOK_S)
 
@@ -182,7 +181,6 @@ class Box:
             if self.get("/live") is None:
                 raise BoxError(f"{self.job} ended; see {self.log}")
             time.sleep(LOOK_S)
-        time.sleep(OLD_WORKERS_S)
 
     def _change(self, path: str, names: Sequence[str]) -> Iterator[tuple[str, bool]]:
         """Ask for it; yield each name once it runs anew, or is gone."""
@@ -269,12 +267,14 @@ def _is_lost(one: Json) -> bool:
 
 
 def _is_well(port: int) -> bool:
-    """Whether nginx has a server for every model."""
+    """Whether nginx has a server for every model, and no old worker takes requests any more."""
     connection = http.client.HTTPConnection(LOOPBACK, port, timeout=TIMEOUT)
     try:
         connection.request("GET", "/health")
-        return connection.getresponse().status == http.client.OK
+        is_well = connection.getresponse().status == http.client.OK
     except (OSError, http.client.HTTPException):
         return False
     finally:
         connection.close()
+    time.sleep(OLD_WORKERS_S if is_well else 0)
+    return is_well

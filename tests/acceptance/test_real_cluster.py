@@ -79,14 +79,14 @@ def release(request: pytest.FixtureRequest, sandbox: Sandbox, models: Path) -> I
         behind = next(given)(**chat)
     else:
         behind = Release.behind_nginx(sandbox, **chat)
-        # Its own nginx was made for short streams, and cuts longer ones 15 s after a reload.
-        sandbox.run(sandbox.render(*behind.words(), "--job", "nginx"))
+        behind.run_nginx()  # that of the sandbox cuts streams 15 s after a reload
     sandbox.run(behind.render())
     sandbox.wait_until_healthy(behind.job, START)
     behind.wait_until_routed(OLD)
     yield behind
     if request.param == "nginx":
         sandbox.purge(behind.job)
+        Release.behind_nginx(sandbox).run_nginx()
     next(given, None)
 
 

@@ -49,8 +49,7 @@ class Watched:
         nginx = sandbox.folder / "nginx-with-metrics"
         shutil.copy(packaged("nginx"), nginx)
         self.release.settings |= {"balancer.command": str(nginx), "balancer.metrics": "true"}
-        sandbox.run(sandbox.render(*self.release.words(), "--job", "nginx"))
-        sandbox.wait_until_healthy(BALANCER)
+        self.release.run_nginx()
         self.release.run()
         settings = {
             "driver": "raw_exec",
@@ -97,11 +96,6 @@ class Watched:
         return self.sandbox.evidence(f"{JOB}-prometheus")
 
 
-def run_nginx_as_it_was(sandbox: Sandbox) -> None:
-    sandbox.run(sandbox.render("dev-nginx", "--job", "nginx"))
-    sandbox.wait_until_healthy(BALANCER)
-
-
 @pytest.fixture(scope="module")
 def watched(sandbox: Sandbox) -> Iterator[Watched]:
     block = ports.take_block()
@@ -111,7 +105,7 @@ def watched(sandbox: Sandbox) -> Iterator[Watched]:
         known = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
         sandbox.purge(*known & {JOB, f"{JOB}-prometheus"})
         sandbox.consul.agent.service.deregister(EXPORTER)
-        run_nginx_as_it_was(sandbox)
+        Release.behind_nginx(sandbox).run_nginx()
         block.release()
 
 
@@ -234,7 +228,7 @@ def test_it_sees_within_seconds_that_the_last_instance_is_gone(watched: Watched)
 
 def test_it_does_not_look_at_a_balancer_that_shows_no_metrics(watched: Watched) -> None:
     """After the last: nginx serves nobody any more."""
-    run_nginx_as_it_was(watched.sandbox)
+    Release.behind_nginx(watched.sandbox).run_nginx()
     wait_until(
         lambda: {job for job, *_ in watched.targets()} == {"dcgm", "prometheus"}, SOON, "it does not look"
     )

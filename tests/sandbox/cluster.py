@@ -152,15 +152,16 @@ class Sandbox(Jobs):
         self._say(f"folder  {self.folder}")
         if len(str(self.folder)) > LONGEST_FOR_TASK_API:
             self._say("        too long a name for Nomad's Task API: tasks will not have it")
-        self._lay_out(self._layout)
+        self._lay_out()
         self._start_servers()
         self._start_clients()
         self.nomad.variable.create_variable(SECRET, {"Path": SECRET, "Items": {"hf_token": self.hf_token}})
         if self._balancers:
             self._start_balancers()
 
-    def _lay_out(self, layout: Layout) -> None:
+    def _lay_out(self) -> None:
         """Make the folder, and the clients of what is going to run."""
+        layout = self._layout
         layout.write(self.nodes, self._programs)
         self.consul_address = f"http://{layout.consul['server'].address}"
         self.nomad_address = layout.nomad[self._names[0]].address

@@ -55,6 +55,11 @@ class Release:
         self.sandbox.run(self.render(**chat))
         return self.sandbox.wait_until_healthy(self.job)
 
+    def run_nginx(self) -> None:
+        """Run the sandbox's nginx with these settings; `behind_nginx` without any has it as it was."""
+        self.sandbox.run(self.sandbox.render(*self.words(), "--job", "nginx"))
+        self.sandbox.wait_until_healthy(f"{self.job}-nginx")
+
     def plan(self, **chat: Any) -> Json:
         return self.sandbox.plan(self.render(**chat))
 
