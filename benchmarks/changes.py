@@ -18,7 +18,7 @@ from render import environment_of
 from timing import ROOT, VLLMJOBS, in_turn, show
 
 sys.path.insert(0, str(ROOT / "tests"))
-from sandbox.cluster import Sandbox
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 MANY = 100
 GROUPS = 200

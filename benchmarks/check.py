@@ -16,7 +16,7 @@ from pathlib import Path
 from timing import ROOT, VLLMJOBS, in_turn, show
 
 sys.path.insert(0, str(ROOT / "tests"))
-import truth
+from unit.vllm.memory import truth
 
 MANY = 100
 
@@ -59,7 +59,7 @@ def main() -> None:
             "1 environment",
         )
 
-    print("## The estimator's error, over tests/unit/memory_truth.yaml\n")
+    print("## The estimator's error, over tests/unit/vllm/memory/truth.yaml\n")
     print("| figure | published | median error | largest error | known misses, not counted |")
     print("|---|---:|---:|---:|---:|")
     figures = [figure for index in range(len(truth.table())) for figure in truth.figures(index)]

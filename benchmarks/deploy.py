@@ -28,10 +28,10 @@ import yaml
 from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from sandbox.cluster import Sandbox
-from sandbox.deploying import Command
-from sandbox.jobs import Json
-from sandbox.process import wait_until
+from vllmjobs_sandbox.cluster.deploying import Command
+from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 JOB = "vllm-dev"
 LENGTHS = (1024, 2048)
@@ -127,7 +127,7 @@ def calls(sandbox: Sandbox) -> None:
 def many(sandbox: Sandbox, groups: int) -> None:
     """As many groups in one job, each with an instance and a canary."""
     print(f"## {groups} groups in one job\n")
-    own = yaml.safe_load((ROOT / "tests/sandbox/sandbox.yaml").read_text())["models"]["chat"]
+    own = yaml.safe_load((ROOT / "generator/vllmjobs_sandbox/sandbox.yaml").read_text())["models"]["chat"]
     own |= {"model": "a/small", "replicas": 1, "gpus": {"count": 1, "memory": "7 GiB"}, "max_model_len": 1024}
     own["rollout"] |= {"analysis": None, "healthy_deadline": "8m", "progress_deadline": "10m"}
     own |= {"load_time": "5m", "gpu_memory_utilization": 0.7}

@@ -32,10 +32,10 @@ from soak_scenes import SCENES, Stage
 from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from sandbox.ports import Block, take_block
-from sandbox.process import wait_until
-from sandbox.supervised import Supervised, marked
 from vllmjobs.supervisor.tree import INSTANCE, processes
+from vllmjobs_sandbox.cluster.ports import Block, take_block
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import Supervised, marked
 
 CLIENTS = 2  # of each engine
 BOUND = 120.0  # seconds until an engine is back: a load of 20 and a hang of 8, on cores that all share

@@ -11,7 +11,7 @@ from pathlib import Path
 from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from sandbox.supervised import ENGINE
+from vllmjobs_sandbox.engine.supervised import ENGINE
 
 FAMILY = ROOT / "tests/supervise/programs/family.py"
 CODES = (0, 1, 137)

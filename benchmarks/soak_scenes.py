@@ -21,12 +21,12 @@ from soak_load import Load
 from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from sandbox.live import GIB, Live, library, uuid
-from sandbox.ports import take_block
-from sandbox.process import wait_until
-from sandbox.supervised import ENGINE, Supervised, marked
-from vllmjobs.supervisor.gpu_policy import XIDS
+from vllmjobs.supervisor.gpu.policy import XIDS
 from vllmjobs.supervisor.model import GAVE_UP, GPU_FATAL
+from vllmjobs_sandbox.cluster.ports import take_block
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import ENGINE, Supervised, marked
+from vllmjobs_sandbox.gpus.live import GIB, Live, library, uuid
 
 SECONDS = 90.0
 LIMITS = {"load": 30.0, "hang": 15.0, "drain": 20.0}

@@ -32,9 +32,9 @@ from supervisors import OTHERS, Commands, Supervisor, ours
 from timing import ROOT, cpu, goal, ranged, resident
 
 sys.path.insert(0, str(ROOT / "tests"))
-from sandbox import nvml
-from sandbox.process import wait_until
 from vllmjobs.supervisor.tree import Process, by_parent, descent, processes
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.gpus import nvml
 
 CHILDREN = 8
 PORT = 9880
@@ -221,7 +221,7 @@ def gpus(child: Path, folder: Path) -> None:
         itself, watching = resident([run.process.pid]), resident(watch)
     print("## With a GPU (a stand-in for NVML)\n\n| process | RSS MiB | PSS MiB |\n|---|---:|---:|")
     print(f"| vllmjobs-supervise | {itself[0]:.1f} | {itself[1]:.1f} |")
-    print(f"| vllmjobs.supervisor.gpu_watch | {watching[0]:.1f} | {watching[1]:.1f} |\n")
+    print(f"| vllmjobs.supervisor.gpu.watch | {watching[0]:.1f} | {watching[1]:.1f} |\n")
 
 
 def floods(child: Path, folder: Path, seconds: int) -> None:

@@ -3,8 +3,13 @@
 from collections.abc import Iterator
 
 import pytest
+from hypothesis import HealthCheck, settings
 
-from sandbox.cluster import Sandbox
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+
+# A busy machine is slow, and nothing is wrong with the test: no property test measures time.
+settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("house")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

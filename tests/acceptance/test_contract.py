@@ -1,6 +1,6 @@
 """The stand-in engine against real vLLM: the same requests, the same signals, the same deaths.
 
-What differs on purpose is listed in `tests/sandbox/standin/__init__.py`.
+What differs on purpose is listed in `generator/vllmjobs_sandbox/engine/__init__.py`.
 """
 
 import json
@@ -22,17 +22,19 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from acceptance.conversation import CASES, written_down
-from sandbox import ports, process, realvllm
-from sandbox.process import Process, wait_until
-from sandbox.realvllm import model
-from sandbox.standin.knobs import PREFIX
+from vllmjobs_sandbox.cluster import ports, process
+from vllmjobs_sandbox.cluster.process import Process, wait_until
+from vllmjobs_sandbox.cluster.programs import ROOM
+from vllmjobs_sandbox.engine import real
+from vllmjobs_sandbox.engine.knobs import PREFIX
+from vllmjobs_sandbox.engine.real import model
 
 pytestmark = pytest.mark.alone  # real vLLM takes all of two cores
 START, ANSWER, END = 600.0, 60.0, 300.0  # seconds; beside other tests, a start of vLLM was seen to take 300
 LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": True}
 DRAIN = ("--shutdown-timeout", "120")
 KINDS = ["stand-in", "vllm"]
-LAUNCHER = Path(process.__file__).parent / "bin" / "stand-in-engine"
+LAUNCHER = ROOM / "engine" / "bin" / "stand-in-engine"
 
 Start = Callable[..., "Server"]
 
@@ -92,7 +94,7 @@ class Server:
         if self.kind == "stand-in":
             assert self.complete().status_code == 500
             return
-        os.kill(realvllm.engine_core(self.port), signal.SIGKILL)
+        os.kill(real.engine_core(self.port), signal.SIGKILL)
 
 
 @pytest.fixture(scope="module")
@@ -107,10 +109,10 @@ def start(tiny: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Star
 
     def start(kind: str, *args: str, model: Path = tiny, **knobs: object) -> Server:
         port = block.take()
-        program = LAUNCHER if kind == "stand-in" else realvllm.folder() / "bin/vllm"
+        program = LAUNCHER if kind == "stand-in" else real.folder() / "bin/vllm"
         told = {"LOAD_SECONDS": 1, "LINGER_SECONDS": 600, "TOKENS_PER_SECOND": 500} | knobs
-        environ = {**realvllm.environ(), **{PREFIX + name: str(value) for name, value in told.items()}}
-        command = [program, "serve", model, *realvllm.ARGUMENTS, "--served-model-name", "chat",
+        environ = {**real.environ(), **{PREFIX + name: str(value) for name, value in told.items()}}
+        command = [program, "serve", model, *real.ARGUMENTS, "--served-model-name", "chat",
                    "--host", "127.0.0.1", "--port", str(port), *args]  # fmt: skip
         begun = process.start(
             f"{kind} on {port}", list(map(str, command)), logs / f"{kind}-{port}.log", environ

@@ -11,11 +11,11 @@ import pytest
 
 from acceptance.test_tables import command_lines, difference
 from cases.test_cases import CASES, NOTE, run, split
-from sandbox import realvllm
-from sandbox.programs import CHECKOUT
-from vllmjobs.changes.jobspec import read as read_job
-from vllmjobs.vllm.command_line import read
-from vllmjobs.vllm.tables import table
+from vllmjobs.changes.jobs.jobspec import read as read_job
+from vllmjobs.vllm.arguments.command_line import read
+from vllmjobs.vllm.arguments.tables import table
+from vllmjobs_sandbox.cluster.programs import CHECKOUT
+from vllmjobs_sandbox.engine import real
 
 VERSION = "0.32.0"
 TABLE = table(VERSION).table
@@ -33,11 +33,11 @@ for line in sys.stdin:
 def parsed() -> Iterator[Parse]:
     """What vLLM makes of a command line: one process for all of them, since its import takes 10 s."""
     reader = subprocess.Popen(
-        [realvllm.folder() / "bin/python", "-c", READER],
+        [real.folder() / "bin/python", "-c", READER],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={**realvllm.environ(), "PYTHONPATH": str(CHECKOUT / "scripts"), "VLLM_LOGGING_LEVEL": "ERROR"},
+        env={**real.environ(), "PYTHONPATH": str(CHECKOUT / "scripts"), "VLLM_LOGGING_LEVEL": "ERROR"},
     )
     assert reader.stdin
     assert reader.stdout

@@ -12,15 +12,15 @@ from typing import Any
 import openai
 import pytest
 
-from sandbox import realvllm
-from sandbox.cluster import Sandbox
-from sandbox.cuts import cut_by_go, not_cut_by_go
-from sandbox.deploying import Command, deploying
-from sandbox.load import TIME, Load
-from sandbox.process import wait_until
-from sandbox.realvllm import model
-from sandbox.release import Release, releases
-from sandbox.traffic import versions
+from vllmjobs_sandbox.cluster.deploying import Command, deploying
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import Release, releases
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.engine import real
+from vllmjobs_sandbox.engine.real import model
+from vllmjobs_sandbox.traffic.cuts import cut_by_go, not_cut_by_go
+from vllmjobs_sandbox.traffic.load import TIME, Load
+from vllmjobs_sandbox.traffic.requests import versions
 
 pytestmark = pytest.mark.alone
 START = 400.0  # seconds; two at a time, and under load
@@ -40,7 +40,7 @@ SETTINGS: dict[str, Any] = {
     "resources.memory": "4 GiB",
     "args.enforce-eager": "true",
     "args.dtype": "bfloat16",
-    **{f"env.{name}": f'"{value}"' for name, value in realvllm.VARIABLES.items()},
+    **{f"env.{name}": f'"{value}"' for name, value in real.VARIABLES.items()},
     # Two of them share two cores: each computes with one thread, on whichever core is free.
     "env.VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "env.OMP_NUM_THREADS": '"1"',
@@ -72,7 +72,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module", params=["fabio", "nginx"])
 def release(request: pytest.FixtureRequest, sandbox: Sandbox, models: Path) -> Iterator[Release]:
     """One instance that serves; the tests of this module live through its life in their order."""
-    engine = ["vllmjobs-supervise", "--", str(realvllm.folder() / "bin/vllm"), "serve"]
+    engine = ["vllmjobs-supervise", "--", str(real.folder() / "bin/vllm"), "serve"]
     chat = SETTINGS | {"model": models / "tiny", "entrypoint": json.dumps(engine)}
     given = releases(sandbox, "real-vllm")
     if request.param == "fabio":
@@ -92,11 +92,11 @@ def release(request: pytest.FixtureRequest, sandbox: Sandbox, models: Path) -> I
 
 @pytest.fixture
 def client(release: Release) -> openai.OpenAI:
-    return realvllm.client(release.address)
+    return real.client(release.address)
 
 
 def test_chats_and_completions_are_answered_plain_and_streamed(client: openai.OpenAI) -> None:
-    assert realvllm.answered_tokens(client, 5) == [5, 5, 5, 5]
+    assert real.answered_tokens(client, 5) == [5, 5, 5, 5]
 
 
 def test_a_change_is_promoted_and_taken_back_on_real_metrics(release: Release, tmp_path: Path) -> None:
@@ -136,7 +136,7 @@ def test_while_a_killed_engine_starts_again_requests_fail_and_no_longer(
     with load(release, tmp_path) as asking:
         asking.wait_for(5, START)
         killed = datetime.now().replace(microsecond=0)
-        os.kill(realvllm.engine_core(port(release)), signal.SIGKILL)
+        os.kill(real.engine_core(port(release)), signal.SIGKILL)
         wait_until(lambda: not serves(release), START, "it is known to be gone")
         wait_until(lambda: serves(release), START, "it is ready again")
         release.wait_until_routed(OLD)
@@ -148,12 +148,12 @@ def test_while_a_killed_engine_starts_again_requests_fail_and_no_longer(
 
 
 def test_a_stop_lets_a_long_stream_end_whole(release: Release, client: openai.OpenAI) -> None:
-    stream = realvllm.stream(client, realvllm.LONG)
+    stream = real.stream(client, real.LONG)
     next(stream)
     release.sandbox.nomad.job.deregister_job(release.job)
     *_, last = stream
     assert last.usage
-    assert last.usage.completion_tokens == realvllm.LONG
+    assert last.usage.completion_tokens == real.LONG
     wait_until(lambda: not release.allocations(), START, "it has ended")
 
 

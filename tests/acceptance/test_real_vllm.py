@@ -9,11 +9,11 @@ from collections.abc import Iterator
 import openai
 import pytest
 
-import truth
-from sandbox import realvllm
-from sandbox.box import Machine
-from sandbox.process import wait_until
-from sandbox.realvllm import model
+from unit.vllm.memory import truth
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine import real
+from vllmjobs_sandbox.engine.machine import Machine
+from vllmjobs_sandbox.engine.real import model
 
 pytestmark = pytest.mark.alone
 START = 500.0  # seconds; beside other tests, a start of vLLM was seen to take 200
@@ -39,10 +39,10 @@ models:
 def box(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """`up` with the tiny model; the tests of this module live through its life in their order."""
     machine = Machine(tmp_path_factory.mktemp("box"))
-    machine.env = {**machine.env, **realvllm.environ(), "PATH": machine.env["PATH"]}
+    machine.env = {**machine.env, **real.environ(), "PATH": machine.env["PATH"]}
     machine.env.pop("PYTHONDONTWRITEBYTECODE", None)
     tiny = model.make(machine.folder / "tiny")
-    machine.write("envs/one.yaml", ENVIRONMENT, model=str(tiny), vllm=str(realvllm.folder() / "bin/vllm"))
+    machine.write("envs/one.yaml", ENVIRONMENT, model=str(tiny), vllm=str(real.folder() / "bin/vllm"))
     vllmjobs(machine, "up", "one", "--detach")
     yield machine
     machine.end()
@@ -59,11 +59,11 @@ def vllmjobs(machine: Machine, *words: str, given: str = "") -> str:
 
 @pytest.fixture
 def client(box: Machine) -> openai.OpenAI:
-    return realvllm.client(f"http://127.0.0.1:{box.port}")
+    return real.client(f"http://127.0.0.1:{box.port}")
 
 
 def test_chats_and_completions_are_answered_plain_and_streamed(client: openai.OpenAI) -> None:
-    assert realvllm.answered_tokens(client, 5) == [5, 5, 5, 5]
+    assert real.answered_tokens(client, 5) == [5, 5, 5, 5]
 
 
 def test_size_says_what_vllm_said_of_its_kv_cache(box: Machine) -> None:
@@ -79,19 +79,19 @@ def test_size_says_what_vllm_said_of_its_kv_cache(box: Machine) -> None:
 
 
 def test_an_engine_that_is_killed_is_started_again(box: Machine, client: openai.OpenAI) -> None:
-    engine = realvllm.engine_core(box.base)
+    engine = real.engine_core(box.base)
     os.kill(engine, signal.SIGKILL)
     wait_until(lambda: box.ask("/health", box.admin).status_code == 503, 60, "nginx knows that it is gone")
     wait_until(lambda: box.ask("/health", box.admin).status_code == 200, START, "it is ready again")
     assert client.completions.create(model="chat", prompt="hi", max_tokens=1).choices
-    assert realvllm.engine_core(box.base) != engine
+    assert real.engine_core(box.base) != engine
 
 
 def test_a_stop_lets_a_long_stream_end_whole(box: Machine, client: openai.OpenAI) -> None:
-    stream = realvllm.stream(client, realvllm.LONG)
+    stream = real.stream(client, real.LONG)
     next(stream)
     stopping = subprocess.Popen(["vllmjobs", "down", "one"], cwd=box.folder, env=box.env)
     *_, last = stream
     assert last.usage
-    assert last.usage.completion_tokens == realvllm.LONG
+    assert last.usage.completion_tokens == real.LONG
     assert stopping.wait(START) == 0

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from vllmjobs.vllm.command_line import Reading, read
-from vllmjobs.vllm.tables import Flag, Table, Type, table, versions
+from vllmjobs.vllm.arguments.command_line import Reading, read
+from vllmjobs.vllm.arguments.tables import Flag, Table, Type, table, versions
 
 ROOT = Path(__file__).parents[2]
 TABLES = ROOT / "generator/vllmjobs/vllm/tables"

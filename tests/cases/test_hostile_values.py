@@ -17,8 +17,8 @@ from hypothesis import strategies as st
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.schema import json_schema
+from vllmjobs.project.templates import templates
 from vllmjobs.render.job import render
-from vllmjobs.templates import templates
 
 EVERY_KEY = Path(__file__).parent / "every_key.yaml"
 HERE = "HOSTILE"

@@ -17,7 +17,7 @@ from cases.test_hostile_values import (
     parsed_by_nomad,
     replaced,
 )
-from vllmjobs.changes.jobspec import read
+from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.environment.model import Environment
 from vllmjobs.render.job import render
 

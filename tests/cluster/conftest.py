@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.deploying import QUICK
-from sandbox.release import NewRelease, releases
-from sandbox.served import Served, on, serving
+from vllmjobs_sandbox.cluster.deploying import QUICK
+from vllmjobs_sandbox.cluster.release import NewRelease, releases
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.served import Served, on, serving
 
 
 @pytest.fixture

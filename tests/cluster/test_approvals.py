@@ -12,16 +12,16 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from sandbox import ports
-from sandbox.nomad import Agent, server_config
-from sandbox.process import start, stop
-from sandbox.programs import programs
-from sandbox.secured import Secured, published, secured_server
 from vllmjobs.cli import main
+from vllmjobs.cluster.deployments import ForbiddenError, NomadError, Releases, Where, of
 from vllmjobs.deploy.gates import approvals, approve, approved
 from vllmjobs.environment.problems import UserError
-from vllmjobs.nomad_releases import ForbiddenError, NomadError, Releases, Where, of
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, digest, version_to_be
+from vllmjobs_sandbox.cluster import ports
+from vllmjobs_sandbox.cluster.nomad import Agent, server_config
+from vllmjobs_sandbox.cluster.process import start, stop
+from vllmjobs_sandbox.cluster.programs import programs
+from vllmjobs_sandbox.cluster.secured import Secured, published, secured_server
 
 NOW = datetime(2026, 11, 23, 21, 4, 5, 678000, tzinfo=UTC)
 COMMAND = "vllmjobs approve prod"

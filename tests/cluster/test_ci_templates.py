@@ -1,6 +1,6 @@
 """The shell steps of docs/ci's templates, run against the sandbox in a repository with a remote.
 
-What is not run, and why, is listed in tests/sandbox/ci.py.
+What is not run, and why, is listed in generator/vllmjobs_sandbox/fakes/forge.py.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import pytest
 
-from sandbox.ci import CI, Forge, Ran, forge, run_github, run_gitlab, template
-from sandbox.cluster import Sandbox
-from sandbox.secured import secured_server
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.cluster.secured import secured_server
+from vllmjobs_sandbox.fakes.forge import CI, Forge, Ran, forge, run_github, run_gitlab, template
 
 ENVS = Path(__file__).parents[2] / "envs"
 DEV = """\

@@ -8,14 +8,14 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.jobs import HOLDS_GPUS
-from sandbox.listening import listening
-from sandbox.process import wait_until
-from sandbox.secured import Secured, secured_server
-from sandbox.simgpu.devices import Health
-from vllmjobs.gpus import FENCE, Card
-from vllmjobs.nomad import Cluster, NomadError
+from vllmjobs.cluster.nomad import Cluster, NomadError
+from vllmjobs.gpus.cards import FENCE, Card
+from vllmjobs_sandbox.cluster.jobs import HOLDS_GPUS
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.cluster.secured import Secured, secured_server
+from vllmjobs_sandbox.fakes.listening import listening
+from vllmjobs_sandbox.gpus.plugin.devices import Health
 
 SEEN = 30.0  # seconds until Nomad sees a change
 UNKNOWN_TOKEN = "11111111-2222-3333-4444-555555555555"

@@ -12,11 +12,11 @@ from typing import Any
 
 import pytest
 
-from sandbox.deploying import Command
-from sandbox.listening import listening
-from sandbox.process import wait_until
-from sandbox.release import NewRelease, Release
-from sandbox.traffic import Load, versions
+from vllmjobs_sandbox.cluster.deploying import Command
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.fakes.listening import listening
+from vllmjobs_sandbox.traffic.requests import Load, versions
 
 OLD, NEW = 1024, 2048
 QUICK: dict[str, Any] = {

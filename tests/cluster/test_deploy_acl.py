@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.deploying import QUICK, Command, deploying, succeeded
-from sandbox.release import Release
-from sandbox.secured import Secured, made, published
-from sandbox.traffic import Load, versions
+from vllmjobs_sandbox.cluster.deploying import QUICK, Command, deploying, succeeded
+from vllmjobs_sandbox.cluster.release import Release
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.cluster.secured import Secured, made, published
+from vllmjobs_sandbox.traffic.requests import Load, versions
 
 OLD, NEW = 1024, 2048
 REFUSED = 4

@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler
 
 import httpx
 
-from sandbox.cluster import Sandbox
-from sandbox.deploying import deploying
-from sandbox.listening import listening
-from sandbox.process import wait_until
-from sandbox.served import DEPLOYED, FAILED, NEW, REFUSED, SETTLED, Served
-from sandbox.traffic import Load
+from vllmjobs_sandbox.cluster.deploying import deploying
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.fakes.listening import listening
+from vllmjobs_sandbox.traffic.requests import Load
+from vllmjobs_sandbox.traffic.served import DEPLOYED, FAILED, NEW, REFUSED, SETTLED, Served
 
 
 @contextmanager

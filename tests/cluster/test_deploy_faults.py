@@ -6,18 +6,19 @@ The old version is asked all the while; each test ends with which version serves
 import json
 from collections import Counter
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from sandbox.cluster import Sandbox
-from sandbox.deploying import QUICK, deploying
-from sandbox.holding import PROMOTION, REGISTRATION, holding
-from sandbox.process import wait_until
-from sandbox.release import NewRelease, releases
-from sandbox.served import (
+from vllmjobs_sandbox.cluster.deploying import QUICK, deploying
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.programs import ROOM
+from vllmjobs_sandbox.cluster.release import NewRelease, releases
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.fakes.holding import PROMOTION, REGISTRATION, holding
+from vllmjobs_sandbox.traffic.requests import versions
+from vllmjobs_sandbox.traffic.served import (
     DEPLOYED,
     FAILED,
     NEW,
@@ -35,7 +36,6 @@ from sandbox.served import (
     serving,
     slow,
 )
-from sandbox.traffic import versions
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_a_canary_without_traffic(
 def test_one_model_of_two_that_fails_is_the_end_for_both(release: NewRelease) -> None:
     """Nomad promotes all groups of a job together."""
     both = release(**{**QUICK, "replicas": 1})
-    settings = Path(__file__).parents[1] / "sandbox" / "sandbox.yaml"
+    settings = ROOM / "sandbox.yaml"
     small = yaml.safe_load(settings.read_text())["models"]["chat"] | {
         "model": "a/small", "replicas": 1, "gpus": {"count": 1, "memory": "7 GiB"}, "max_model_len": OLD,
         "gpu_memory_utilization": 0.7,

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.cuts import cut_by_go, not_cut_by_go
-from sandbox.deploying import QUICK, Command, deploying, succeeded
-from sandbox.load import Counts, Load
-from sandbox.process import wait_until
-from sandbox.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.deploying import QUICK, Command, deploying, succeeded
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.cuts import cut_by_go, not_cut_by_go
+from vllmjobs_sandbox.traffic.load import Counts, Load
 
 pytestmark = pytest.mark.alone
 OLD, NEW = 1024, 2048

@@ -12,15 +12,15 @@ from typing import Any
 
 import pytest
 
-from sandbox.deploying import Clock, Command, deploying
-from sandbox.holding import REGISTRATION, holding
-from sandbox.process import wait_until
-from sandbox.release import NewRelease
-from sandbox.served import DEPLOYED, FAILED, NEW, NEWER, NO_ROOM, REFUSED, SETTLED, Served
-from sandbox.traffic import versions
-from vllmjobs import releases as records
-from vllmjobs.nomad_releases import Releases, where
+from vllmjobs.cluster.deployments import Releases, where
+from vllmjobs.deploy import records
 from vllmjobs.rollout.model import Entry
+from vllmjobs_sandbox.cluster.deploying import Clock, Command, deploying
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease
+from vllmjobs_sandbox.fakes.holding import REGISTRATION, holding
+from vllmjobs_sandbox.traffic.requests import versions
+from vllmjobs_sandbox.traffic.served import DEPLOYED, FAILED, NEW, NEWER, NO_ROOM, REFUSED, SETTLED, Served
 
 
 @pytest.mark.parametrize(

@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.deploying import QUICK, deploying, succeeded
-from sandbox.process import wait_until
-from sandbox.release import Release
-from sandbox.traffic import Load, versions
+from vllmjobs_sandbox.cluster.deploying import QUICK, deploying, succeeded
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import Release
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.requests import Load, versions
 
 OLD, NEW = 1024, 2048
 REFUSED = 4

@@ -21,17 +21,17 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from sandbox.cluster import Sandbox
-from sandbox.jobs import Json
-from sandbox.process import wait_until
 from vllmjobs.changes.model import Group, Job
 from vllmjobs.check.rollout import canaries_try_a_change
 from vllmjobs.check.subject import Before, Facts, Whole
 from vllmjobs.cli import main
 from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
-from vllmjobs.rendered import differences, rendered
-from vllmjobs.templates import templates
+from vllmjobs.project.jobs import differences, rendered
+from vllmjobs.project.templates import templates
+from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 FOLDER = Path(__file__).parent / "effects"
 JOBS = {path.name.partition(".")[0]: path.read_text() for path in sorted(FOLDER.glob("*.hcl"))}

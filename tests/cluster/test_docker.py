@@ -9,12 +9,12 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.docker import ENGINE, IMAGE, Docker
-from sandbox.errors import SandboxError
-from sandbox.jobs import Json
-from sandbox.process import wait_until
-from sandbox.traffic import http
+from vllmjobs_sandbox.cluster.docker import ENGINE, IMAGE, Docker
+from vllmjobs_sandbox.cluster.errors import SandboxError
+from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.requests import http
 
 NOBODY = 65534
 MIB = 1024**2

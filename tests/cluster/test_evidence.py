@@ -15,19 +15,19 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox import ports, process, prometheus
-from sandbox.deploying import QUICK, deploying, succeeded
-from sandbox.listening import listening
-from sandbox.programs import programs
-from sandbox.release import NewRelease
-from sandbox.traffic import Load
-from vllmjobs.consul import Consul
+from vllmjobs.cluster.consul import Consul
+from vllmjobs.cluster.metrics import MetricsError, Prometheus, probe, scrape
 from vllmjobs.environment.rollout import Analysis
-from vllmjobs.metrics import MetricsError, Prometheus, probe, scrape
 from vllmjobs.rollout.analysis import Measurement, compare, judge, side
 from vllmjobs.rollout.histogram import quantile
 from vllmjobs.rollout.model import Verdict
 from vllmjobs.rollout.samples import Sample, Timed
+from vllmjobs_sandbox.cluster import ports, process, prometheus
+from vllmjobs_sandbox.cluster.deploying import QUICK, deploying, succeeded
+from vllmjobs_sandbox.cluster.programs import programs
+from vllmjobs_sandbox.cluster.release import NewRelease
+from vllmjobs_sandbox.fakes.listening import listening
+from vllmjobs_sandbox.traffic.requests import Load
 
 SECONDS = 20.0  # for what takes a moment on a busy machine
 WINDOW = 120.0

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.jobs import Json
-from sandbox.live import Live, library
-from sandbox.process import wait_until
-from sandbox.release import NewRelease
-from vllmjobs.supervisor.fence import META
+from vllmjobs.supervisor.gpu.fence import META
 from vllmjobs.supervisor.model import GPU_FATAL
+from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.gpus.live import Live, library
 
 SUPERVISED = "[vllmjobs-supervise, --, stand-in-engine, serve]"
 SOON = 60.0

@@ -17,15 +17,15 @@ import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
-from sandbox import image
-from sandbox.cluster import Sandbox
-from sandbox.docker import IMAGE, Docker
-from sandbox.errors import SandboxError
-from sandbox.process import wait_until
-from sandbox.programs import CHECKOUT
-from sandbox.traffic import Answer, ask, http
 from vllmjobs.environment.derive import vllm_version
 from vllmjobs.environment.model import Environment, Images, Model
+from vllmjobs_sandbox.cluster import image
+from vllmjobs_sandbox.cluster.docker import IMAGE, Docker
+from vllmjobs_sandbox.cluster.errors import SandboxError
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.programs import CHECKOUT
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.requests import Answer, ask, http
 
 Json = dict[str, Any]
 NOBODY = 65534

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from cases.test_cases import NOTE
-from sandbox.cluster import Sandbox
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 ROOT = Path(__file__).parents[2]
 GOLDEN = sorted(

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import time
 
-from sandbox.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.release import NewRelease, Release
 
 SECONDS = 60.0
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")

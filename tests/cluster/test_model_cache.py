@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.hub import Hub
-from sandbox.jobs import ENDED
-from sandbox.process import wait_until
-from sandbox.programs import CHECKOUT
-from sandbox.s3 import S3
+from vllmjobs_sandbox.cluster.jobs import ENDED
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.programs import CHECKOUT
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.fakes.hub import Hub
+from vllmjobs_sandbox.fakes.s3 import S3
 
 MODEL = "acme/tiny"
 FILES = {

@@ -12,14 +12,14 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox import ports, prometheus
-from sandbox.cluster import Sandbox
-from sandbox.deploying import Command, succeeded
-from sandbox.process import wait_until
-from sandbox.programs import CHECKOUT, packaged
-from sandbox.release import Release
-from sandbox.traffic import ask, http
 from vllmjobs.render.monitoring import alerts
+from vllmjobs_sandbox.cluster import ports, prometheus
+from vllmjobs_sandbox.cluster.deploying import Command, succeeded
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.programs import CHECKOUT, packaged
+from vllmjobs_sandbox.cluster.release import Release
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.requests import ask, http
 
 JOB = "vllm-dev"
 SUPERVISED = "[vllmjobs-supervise, --, stand-in-engine, serve]"

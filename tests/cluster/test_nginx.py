@@ -17,12 +17,12 @@ from typing import Any
 
 import pytest
 
-from sandbox import nginx
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from vllmjobs.project import load
+from vllmjobs.project.environments import load
+from vllmjobs.project.templates import templates
 from vllmjobs.render.job import render
-from vllmjobs.templates import templates
+from vllmjobs_sandbox.cluster import nginx
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 ENVIRONMENT = """
 job: edge

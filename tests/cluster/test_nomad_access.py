@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import ports
-from sandbox.nomad import Agent, server_config
-from sandbox.process import start, stop
-from sandbox.programs import programs
-from sandbox.secured import Secured, nomad, secured_server
-from vllmjobs.nomad import Cluster, ForbiddenError, NomadError
+from vllmjobs.cluster.nomad import Cluster, ForbiddenError, NomadError
+from vllmjobs_sandbox.cluster import ports
+from vllmjobs_sandbox.cluster.nomad import Agent, server_config
+from vllmjobs_sandbox.cluster.process import start, stop
+from vllmjobs_sandbox.cluster.programs import programs
+from vllmjobs_sandbox.cluster.secured import Secured, nomad, secured_server
 
 UNKNOWN_TOKEN = "11111111-2222-3333-4444-555555555555"
 JOB = """

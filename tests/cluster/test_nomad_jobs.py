@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from vllmjobs.nomad import Cluster, InvalidJobError, NomadError
+from vllmjobs.cluster.nomad import Cluster, InvalidJobError, NomadError
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 SEEN = 30.0  # seconds until a task runs
 JOB = """

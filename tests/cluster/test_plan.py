@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from sandbox.release import NewRelease, Release, releases
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 SCHEMA = Path(__file__).parents[2] / "docs/changes.schema.json"
 LARGER = "models.chat.max_model_len=512"

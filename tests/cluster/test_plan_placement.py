@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from sandbox.release import NewRelease
-from sandbox.simgpu.devices import Health
-from vllmjobs.changes import compare, jobspec
-from vllmjobs.changes.fleet import Node, in_cluster
+from vllmjobs.changes import compare
+from vllmjobs.changes.jobs import jobspec
 from vllmjobs.changes.model import Job, Unplaced, has_changed, is_unplaceable
 from vllmjobs.changes.planned import planned
+from vllmjobs.changes.room.fleet import Node, in_cluster
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.gpus.plugin.devices import Health
 
 SEEN = 30.0  # seconds until Nomad sees a change of a node
 RUN = "nomad job run -check-index 1 job.nomad.hcl"

@@ -6,10 +6,10 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from sandbox.release import ROUTED, NewRelease, Release, releases
-from sandbox.traffic import Load, ask, http, versions
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import ROUTED, NewRelease, Release, releases
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.requests import Load, ask, http, versions
 
 OLD, NEW = 1024, 2048
 TOKENS_PER_SECOND = 200  # of the stand-in engine

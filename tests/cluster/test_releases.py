@@ -9,12 +9,7 @@ from typing import Any, Literal
 
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from sandbox.release import NewRelease, Release
-from sandbox.secured import Secured, secured_server
-from vllmjobs import releases as records
-from vllmjobs.nomad_releases import (
+from vllmjobs.cluster.deployments import (
     ConflictError,
     DeploymentEndedError,
     ForbiddenError,
@@ -25,8 +20,13 @@ from vllmjobs.nomad_releases import (
     of,
     where,
 )
+from vllmjobs.deploy import records
+from vllmjobs.rollout.deployments import address
 from vllmjobs.rollout.model import Entry, Number, Verdict
-from vllmjobs.rollout.seen import address
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.cluster.secured import Secured, secured_server
 
 NOWHERE = Where("no-such-job", "default", "")
 NO_DEPLOYMENT = "11111111-2222-3333-4444-555555555555"

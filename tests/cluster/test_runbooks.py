@@ -12,13 +12,13 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import ports
-from sandbox.cluster import Sandbox
-from sandbox.faults import FAULTS
-from sandbox.night import SOON, Night
-from sandbox.pages import BLOCK, commands, is_shown, run
-from sandbox.process import TimedOutError, wait_until
-from sandbox.programs import CHECKOUT
+from vllmjobs_sandbox.cluster import ports
+from vllmjobs_sandbox.cluster.process import TimedOutError, wait_until
+from vllmjobs_sandbox.cluster.programs import CHECKOUT
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.story.faults import FAULTS
+from vllmjobs_sandbox.story.night import SOON, Night
+from vllmjobs_sandbox.story.pages import BLOCK, commands, is_shown, run
 
 PAGES = sorted((CHECKOUT / "docs/runbooks").glob("*.md"))
 FAULT = re.compile(r"^<!-- fault: (\S+) -->$", re.MULTILINE)

@@ -12,13 +12,14 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import ports, story
-from sandbox.cluster import Sandbox
-from sandbox.errors import SandboxError
-from sandbox.process import wait_until
-from sandbox.programs import CHECKOUT
-from sandbox.simgpu.devices import Health
-from sandbox.story import Story
+from vllmjobs_sandbox.cluster import ports
+from vllmjobs_sandbox.cluster.errors import SandboxError
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.programs import CHECKOUT
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.gpus.plugin.devices import Health
+from vllmjobs_sandbox.story import story
+from vllmjobs_sandbox.story.story import Story
 
 START, STOP = 60.0, 60.0
 
@@ -122,9 +123,9 @@ def test_two_sandboxes_run_side_by_side(sandbox: Sandbox, parent: Path) -> None:
         other.wait_until_healthy("vllm-dev")
         assert set(other.consul.catalog.services()[1]) == {"consul", "vllm-dev-chat"}
         assert "vllm-dev-chat" not in sandbox.consul.catalog.services()[1]
-        assert [trace for trace in traces(other.folder) if "sandbox.standin" in trace]
+        assert [trace for trace in traces(other.folder) if "vllmjobs_sandbox.engine" in trace]
         other.purge("vllm-dev")
-        assert not [trace for trace in traces(other.folder) if "sandbox.standin" in trace]
+        assert not [trace for trace in traces(other.folder) if "vllmjobs_sandbox.engine" in trace]
         assert other.folder != sandbox.folder
     assert not traces(other.folder)
     assert not other.folder.exists()
@@ -178,7 +179,7 @@ def test_a_failed_start_shows_the_log_and_keeps_it(parent: Path) -> None:
         (tools / name).write_text("#!/bin/sh\necho out of order; exit 3\n")
         (tools / name).chmod(0o755)
     path = f"{tools}:{os.environ['PATH']}"
-    command = [sys.executable, "-m", "sandbox", "--dir", str(parent)]
+    command = [sys.executable, "-m", "vllmjobs_sandbox", "--dir", str(parent)]
     env = {**os.environ, "PATH": path, "PYTHONPATH": str(CHECKOUT / "tests")}
     ended = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
     assert ended.returncode == 1

@@ -18,13 +18,14 @@ import grpc
 import msgspec
 import pytest
 
-from sandbox.simgpu.__main__ import COOKIE, COOKIE_VALUE
-from sandbox.simgpu.config import ConfigError, GpuModel, read_config
-from sandbox.simgpu.devices import HealthFileError, device_ids, read_health
-from sandbox.simgpu.launcher import plugin_config, plugin_executable
-from sandbox.simgpu.messages import METHODS, message
+import vllmjobs_sandbox
+from vllmjobs_sandbox.gpus.plugin.__main__ import COOKIE, COOKIE_VALUE
+from vllmjobs_sandbox.gpus.plugin.config import ConfigError, GpuModel, read_config
+from vllmjobs_sandbox.gpus.plugin.devices import HealthFileError, device_ids, read_health
+from vllmjobs_sandbox.gpus.plugin.launcher import plugin_config, plugin_executable
+from vllmjobs_sandbox.gpus.plugin.messages import METHODS, message
 
-TESTS = str(Path(__file__).parents[1])
+SOURCES = str(Path(vllmjobs_sandbox.__file__).parents[1])
 DEADLINE = 20.0
 H100 = GpuModel("NVIDIA H100 80GB HBM3", memory_mib=81559, count=2, power_w=700, cores_clock_mhz=1980)
 A10 = GpuModel("NVIDIA A10", memory_mib=23028)
@@ -78,7 +79,7 @@ def next_line(stream: IO[str] | None) -> str:
 @pytest.fixture(scope="module")
 def executable(tmp_path_factory: pytest.TempPathFactory) -> Path:
     file = tmp_path_factory.mktemp("plugin dir") / "simgpu"
-    file.write_text(plugin_executable(sys.executable, TESTS))
+    file.write_text(plugin_executable(sys.executable, SOURCES))
     file.chmod(0o755)
     return file
 
@@ -341,8 +342,9 @@ def test_it_leaves_when_nobody_waits_for_its_handshake(executable: Path) -> None
 
 
 def test_the_launcher_stands_on_its_own() -> None:
-    assert plugin_executable("/opt/my venv/bin/python", "/src/tests") == (
-        "#!/bin/sh\ntrap '' INT\nPYTHONPATH=/src/tests exec '/opt/my venv/bin/python' -P -m sandbox.simgpu\n"
+    assert plugin_executable("/opt/my venv/bin/python", "/src") == (
+        "#!/bin/sh\ntrap '' INT\nPYTHONPATH=/src exec '/opt/my venv/bin/python' -P"
+        " -m vllmjobs_sandbox.gpus.plugin\n"
     )
     with pytest.raises(ValueError, match="tests is not an absolute path"):
         plugin_executable("/usr/bin/python3", "tests")

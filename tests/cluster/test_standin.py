@@ -23,10 +23,10 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from sandbox.standin import flags, knobs, text
+from vllmjobs_sandbox.cluster.programs import ROOM
+from vllmjobs_sandbox.engine import flags, knobs, text
 
-SANDBOX = Path(__file__).parents[1] / "sandbox"
-LAUNCHER = SANDBOX / "bin" / "stand-in-engine"
+LAUNCHER = ROOM / "engine" / "bin" / "stand-in-engine"
 ONE_LINE = r"\A[^\n]+\Z"
 QUICK = {
     "LOAD_SECONDS": 0,
@@ -205,12 +205,13 @@ def test_the_log_lists_every_flag_in_vllms_style_and_no_secret(start: Start) -> 
 
 
 def test_without_the_checkouts_virtualenv_the_launcher_takes_python3(tmp_path: Path) -> None:
-    shutil.copytree(SANDBOX, tmp_path / "tests" / "sandbox")
+    package = tmp_path / "generator" / "vllmjobs_sandbox"
+    shutil.copytree(ROOM, package)
     python = tmp_path / "bin" / "python3"
     python.parent.mkdir()
     python.write_text(f'#!/bin/sh\necho from-path >&2\nexec {sys.executable} "$@"\n')
     python.chmod(0o755)
-    launcher = tmp_path / "tests" / "sandbox" / "bin" / "stand-in-engine"
+    launcher = package / "engine" / "bin" / "stand-in-engine"
     path = f"{python.parent}:{os.environ['PATH']}"
     ran = subprocess.run([launcher], env={"PATH": path}, capture_output=True, text=True, check=False)
     assert (ran.returncode, ran.stderr) == (

@@ -13,14 +13,14 @@ from contextlib import contextmanager
 import click
 from click.testing import CliRunner, Result
 
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from sandbox.release import NewRelease, Release
-from vllmjobs import releases as records
 from vllmjobs.cli.status import history, logs, status
+from vllmjobs.cluster.deployments import Releases, where
+from vllmjobs.deploy import records
 from vllmjobs.environment.problems import UserError
-from vllmjobs.nomad_releases import Releases, where
 from vllmjobs.rollout.model import Entry, Number, Verdict
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 VERDICT = Verdict(
     result="pass",

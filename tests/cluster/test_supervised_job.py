@@ -11,10 +11,10 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox.jobs import Json
-from sandbox.process import wait_until
-from sandbox.release import NewRelease, Release
-from sandbox.traffic import ask, http
+from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.traffic.requests import ask, http
 
 SUPERVISED = "[vllmjobs-supervise, --, stand-in-engine, serve]"
 TOKENS = 1000  # 5 s of the stand-in engine, and 3 s are for the balancer

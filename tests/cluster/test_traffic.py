@@ -20,12 +20,12 @@ from typing import Any
 import httpx
 import pytest
 
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from sandbox.traffic import http, version
-from vllmjobs.consul import Consul
+from vllmjobs.cluster.consul import Consul
 from vllmjobs.deploy.traffic import Traffic, TrafficError
-from vllmjobs.project import load
+from vllmjobs.project.environments import load
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.traffic.requests import http, version
 
 OLD, NEW = 1024, 2048
 JOB, SERVICE = "vllm-dev", "vllm-dev-chat"

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from click import Option
 
-from sandbox.cluster import Sandbox
-from sandbox.pages import BLOCK, commands, is_shown, run
 from vllmjobs.cli import EXIT_CODES, main
 from vllmjobs.environment.load import load
 from vllmjobs.render.model_cache import MODULES, CachedModel, cache_context
 from vllmjobs.render.monitoring import prometheus_context
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.story.pages import BLOCK, commands, is_shown, run
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

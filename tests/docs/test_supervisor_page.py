@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import vllmjobs.supervisor
-from vllmjobs.supervisor.gpu_policy import Verdict
+from vllmjobs.supervisor.gpu.policy import Verdict
 
 PAGE = Path(__file__).parents[2] / "docs/supervisor.md"
 MODULES = sorted(Path(vllmjobs.supervisor.__file__).parent.glob("*.py"))

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 
-from sandbox import live
-from sandbox.box import Machine
-from sandbox.supervised import Supervise, supervising
+from vllmjobs_sandbox.engine.machine import Machine
+from vllmjobs_sandbox.engine.supervised import Supervise, supervising
+from vllmjobs_sandbox.gpus import live
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox.box import SECONDS, Machine
-from sandbox.live import Live
-from sandbox.process import wait_until
-from sandbox.traffic import http
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.machine import SECONDS, Machine
+from vllmjobs_sandbox.gpus.live import Live
+from vllmjobs_sandbox.traffic.requests import http
 
 
 @pytest.fixture

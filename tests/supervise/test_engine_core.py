@@ -10,8 +10,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox.process import wait_until
-from sandbox.supervised import ENGINE, SECONDS, Supervise, Supervised, marked
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import ENGINE, SECONDS, Supervise, Supervised, marked
 
 ENV = {
     "VLLMJOBS_STANDIN_WORKERS": "1",

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 
 import vllmjobs
-from sandbox.cluster import Sandbox
-from sandbox.process import wait_until
-from sandbox.secured import secured_server
-from vllmjobs.supervisor.fence import META, add, fence
+from vllmjobs.supervisor.gpu.fence import META, add, fence
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
+from vllmjobs_sandbox.cluster.secured import secured_server
 
 DOCS = Path(__file__).parents[2] / "docs" / "supervisor.md"
 Answer = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
@@ -57,7 +57,7 @@ job "%(name)s" {
         destination = "local/fence.py"
         data        = <<EOF
 import asyncio, os
-from vllmjobs.supervisor.fence import fence
+from vllmjobs.supervisor.gpu.fence import fence
 for gpu in ("GPU-1", "GPU-2", "GPU-1"):
     why = asyncio.run(fence(gpu, "XID 79", os.environ))
     assert why is None, why
@@ -202,7 +202,7 @@ def test_an_agent_that_hangs_is_not_waited_for(tmp_path: Path, monkeypatch: pyte
         await reader.read(-1)
         writer.close()
 
-    monkeypatch.setattr("vllmjobs.supervisor.fence.SECONDS", 0.1)
+    monkeypatch.setattr("vllmjobs.supervisor.gpu.fence.SECONDS", 0.1)
     assert asyncio.run(against(tmp_path, never)) == "Nomad's Task API did not answer in 0.1 s"
 
 

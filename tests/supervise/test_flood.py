@@ -5,8 +5,8 @@ from pathlib import Path
 
 import httpx
 
-from sandbox.process import wait_until
-from sandbox.supervised import ENGINE, SECONDS, Supervise, Supervised
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import ENGINE, SECONDS, Supervise, Supervised
 
 LINES = 400_000  # 40 MB: ten times what is kept for a reader, and more than all pipes on the way hold
 LINE = "INFO 11-24 02:50:43 [loggers.py:259] generation throughput: 1843.2 tokens/s, running: 64 reqs"

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import pytest
 
-from sandbox.nvml import build
-from sandbox.process import wait_until
-from vllmjobs.supervisor.gpu_policy import Look, Lost, NoAccess, NoDriver, Observation, Unanswered, Xid
-from vllmjobs.supervisor.gpu_reader import FIRST, HANG, LONGEST, GpuReader
+from vllmjobs.supervisor.gpu.policy import Look, Lost, NoAccess, NoDriver, Observation, Unanswered, Xid
+from vllmjobs.supervisor.gpu.reader import FIRST, HANG, LONGEST, GpuReader
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.gpus.nvml import build
 
-WATCH = [sys.executable, "-m", "vllmjobs.supervisor.gpu_watch"]
+WATCH = [sys.executable, "-m", "vllmjobs.supervisor.gpu.watch"]
 GIB = 2**30
 ALL_INSTANCES = 0xFFFFFFFF
 Start = Callable[..., "Watched"]

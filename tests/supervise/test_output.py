@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from vllmjobs.supervisor.output import Output
+from vllmjobs.supervisor.log.output import Output
 
 LINE = b'{"message": "' + b"x" * 1000 + b'"}\n'
 MOST = 256 * 1024

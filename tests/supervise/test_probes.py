@@ -14,14 +14,14 @@ from typing import Any
 
 import pytest
 
-import sandbox
-from sandbox import process
-from sandbox.standin import knobs
 from vllmjobs.supervisor import probes
 from vllmjobs.supervisor.model import Seen
 from vllmjobs.supervisor.probes import Load, Sample, Target, Timeouts, look, progressed, read_metrics
+from vllmjobs_sandbox.cluster import process
+from vllmjobs_sandbox.cluster.programs import ROOM
+from vllmjobs_sandbox.engine import knobs
 
-LAUNCHER = Path(sandbox.__file__).parent / "bin" / "stand-in-engine"
+LAUNCHER = ROOM / "engine" / "bin" / "stand-in-engine"
 QUICK = {"LOAD_SECONDS": 0, "EXIT_SECONDS": 0, "LINGER_SECONDS": 0, "TOKENS_PER_SECOND": 100}
 PATIENT = Timeouts(health=10, metrics=10, completion=10)
 TERSE = Timeouts(health=10, metrics=10, completion=0.3)

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from sandbox.process import wait_until
 from vllmjobs.supervisor.tree import Process, ancestors, by_parent, descent, instance_of, process, processes
+from vllmjobs_sandbox.cluster.process import wait_until
 
 PROGRAMS = Path(__file__).with_name("programs")
 FAMILY = [sys.executable, "-IS", str(PROGRAMS / "family.py")]

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sandbox.box import SECONDS, Machine
-from sandbox.load import Load
-from sandbox.process import wait_until
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.machine import SECONDS, Machine
+from vllmjobs_sandbox.traffic.load import Load
 
 BEFORE = """\
 models:

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.process import wait_until
-from sandbox.supervised import SECONDS, Supervise, Supervised
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import SECONDS, Supervise, Supervised
 
 LISTENING = """
 import signal

@@ -4,7 +4,7 @@ import re
 import subprocess
 import sys
 
-from sandbox.programs import CHECKOUT
+from vllmjobs_sandbox.cluster.programs import CHECKOUT
 
 SECONDS = 240.0
 

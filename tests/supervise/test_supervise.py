@@ -12,9 +12,9 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox.process import wait_until
-from sandbox.supervised import ENGINE, SECONDS, Supervise, Supervised, marked
 from vllmjobs.supervisor.model import GAVE_UP
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import ENGINE, SECONDS, Supervise, Supervised, marked
 
 STANDIN = "VLLMJOBS_STANDIN_"
 

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from sandbox.live import GIB, Live, uuid
-from sandbox.process import wait_until
-from sandbox.supervised import Supervise, Supervised
 from vllmjobs.supervisor.model import GAVE_UP, GPU_FATAL
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import Supervise, Supervised
+from vllmjobs_sandbox.gpus.live import GIB, Live, uuid
 
 WITHIN = 60.0  # seconds; a look comes every five
 

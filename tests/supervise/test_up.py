@@ -16,11 +16,11 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox import nginx
-from sandbox.box import SECONDS, Machine
-from sandbox.load import Load
-from sandbox.process import wait_until
-from sandbox.programs import packaged
+from vllmjobs_sandbox.cluster import nginx
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.programs import packaged
+from vllmjobs_sandbox.engine.machine import SECONDS, Machine
+from vllmjobs_sandbox.traffic.load import Load
 
 
 def test_an_environment_is_up_when_its_model_answers(machine: Machine) -> None:

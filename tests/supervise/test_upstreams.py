@@ -11,12 +11,12 @@ from pathlib import Path
 import httpx
 import pytest
 
-from sandbox import nginx
-from sandbox.load import Load
-from sandbox.process import wait_until
-from sandbox.supervised import SECONDS, Supervise, Supervised
 from vllmjobs.supervisor.probes import read_metrics
 from vllmjobs.supervisor.upstreams import Block, Line, Upstreams, written
+from vllmjobs_sandbox.cluster import nginx
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.engine.supervised import SECONDS, Supervise, Supervised
+from vllmjobs_sandbox.traffic.load import Load
 
 BLOCKS = (
     Block("chat", "chat(@COUNT@):\n@SERVERS@\n", "chat: nobody\n"),

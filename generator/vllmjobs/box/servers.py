@@ -11,7 +11,7 @@ from vllmjobs.environment.derive import balancer_port, deadlines
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import mebibytes
-from vllmjobs.gpus import Card
+from vllmjobs.gpus.cards import Card
 from vllmjobs.render.arguments import arguments, listen_host, served_names, variables
 
 LOOPBACK = "127.0.0.1"

@@ -9,9 +9,9 @@ from msgspec.structs import replace
 
 from vllmjobs.changes import effects
 from vllmjobs.changes.effects import below, number
-from vllmjobs.changes.filled import filled, is_nothing
 from vllmjobs.changes.hiding import named, shown
-from vllmjobs.changes.jobspec import NAMED_BY, Item, Jobspec, Tree
+from vllmjobs.changes.jobs.canonical import filled, is_nothing
+from vllmjobs.changes.jobs.jobspec import NAMED_BY, Item, Jobspec, Tree
 from vllmjobs.changes.model import Action, Field, Group, Job
 
 Path = tuple[str, ...]

@@ -7,7 +7,7 @@ it changes the allocation where it is, if its node still fits. The scheduler its
 
 from msgspec.structs import replace
 
-from vllmjobs.changes.jobspec import Item, Tree
+from vllmjobs.changes.jobs.jobspec import Item, Tree
 from vllmjobs.changes.model import Action, Field
 
 _GROUP = {"ephemeral_disk", "volume", "meta", "vault"}

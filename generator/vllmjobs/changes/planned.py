@@ -7,12 +7,13 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from vllmjobs.changes import compare, effects, registered
-from vllmjobs.changes.fleet import Node
-from vllmjobs.changes.jobspec import Tree
+from vllmjobs.changes import compare, effects
+from vllmjobs.changes.jobs import registered
+from vllmjobs.changes.jobs.jobspec import Tree
 from vllmjobs.changes.model import Action, Deployment, Field, Group, Job, Plan, Preempted, Updates
-from vllmjobs.changes.shortage import joined
-from vllmjobs.changes.unplaced import unplaced
+from vllmjobs.changes.room.fleet import Node
+from vllmjobs.changes.room.shortage import joined
+from vllmjobs.changes.room.unplaced import unplaced
 
 Json = Mapping[str, Any]
 # Of a deployment that has not ended: nomad/structs/deployment.go Active

@@ -8,7 +8,7 @@ from vllmjobs.check.rule import Findings, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import size_bytes
-from vllmjobs.vllm.gpus import Gpu, gpu, gpus
+from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
 
 # A label says 80 GB where the driver reports 79.6 GiB, 24 GB where it reports 22.5 GiB: 7 % at most.
 LABEL_MARGIN = 1.07

@@ -5,9 +5,9 @@ from collections.abc import Callable
 from vllmjobs.check.rule import Findings, Rule, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path, Severity
-from vllmjobs.vllm.gpus import gpus
-from vllmjobs.vllm.shape import Shape
-from vllmjobs.vllm.use import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
+from vllmjobs.vllm.memory.gpus import gpus
+from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
+from vllmjobs.vllm.memory.shape import Shape
 
 
 @of_model("VJ201", "error")

@@ -6,11 +6,11 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vllmjobs.check.subject import Subject
-from vllmjobs.vllm.gpus import Gpu
-from vllmjobs.vllm.limits import capability, dividing
-from vllmjobs.vllm.memory import Estimate, Request, on_cpu, smallest
-from vllmjobs.vllm.said import Said
-from vllmjobs.vllm.shape import Shape, UnknownShapeError
+from vllmjobs.vllm.memory.estimate import Estimate, Request, on_cpu, smallest
+from vllmjobs.vllm.memory.gpus import Gpu
+from vllmjobs.vllm.memory.limits import capability, dividing
+from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError
+from vllmjobs.vllm.memory.startup_log import Said
 
 GIB = 2**30
 BAR = 40  # characters for all of a GPU

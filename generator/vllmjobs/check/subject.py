@@ -10,15 +10,15 @@ from vllmjobs.environment.derive import Deadlines, argument_name, deadlines, vll
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.render.arguments import arguments
-from vllmjobs.vllm import models
-from vllmjobs.vllm.command_line import Reading, read
-from vllmjobs.vllm.gpus import Gpu, gpu, gpus
-from vllmjobs.vllm.limits import Misfit, blocks, capability, dividing
-from vllmjobs.vllm.memory import Estimate, estimate, fits
-from vllmjobs.vllm.misfits import context, memory
-from vllmjobs.vllm.shape import Shape, UnknownShapeError, shape
-from vllmjobs.vllm.tables import Nearest, table, versions
-from vllmjobs.vllm.use import Use
+from vllmjobs.vllm.arguments.command_line import Reading, read
+from vllmjobs.vllm.arguments.tables import Nearest, table, versions
+from vllmjobs.vllm.memory import models
+from vllmjobs.vllm.memory.estimate import Estimate, estimate, fits
+from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
+from vllmjobs.vllm.memory.limits import Misfit, blocks, capability, dividing
+from vllmjobs.vllm.memory.obstacles import context, memory
+from vllmjobs.vllm.memory.serving import Use
+from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
 
 
 class Before(NamedTuple):

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from vllmjobs.cli.common import environment_options, show
-from vllmjobs.project import find, load
+from vllmjobs.project.environments import find, load
 
 
 @click.command()
@@ -21,11 +21,11 @@ def approve(env: str, settings: tuple[str, ...], project: Path, only_list: bool)
 
     Exits 4 where ACLs are off, since nobody can tell who approves.
     """
+    from vllmjobs.cluster.deployments import Releases, of  # noqa: PLC0415
     from vllmjobs.deploy import gates  # noqa: PLC0415 (requests takes 60 ms)
-    from vllmjobs.nomad_releases import Releases, of  # noqa: PLC0415
-    from vllmjobs.rendered import rendered  # noqa: PLC0415
+    from vllmjobs.project.jobs import rendered  # noqa: PLC0415
+    from vllmjobs.project.templates import templates  # noqa: PLC0415
     from vllmjobs.rollout.gates import count, digest, listed, version_to_be  # noqa: PLC0415
-    from vllmjobs.templates import templates  # noqa: PLC0415
 
     path = find(project, env)
     environment = load(path, settings, project)

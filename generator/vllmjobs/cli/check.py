@@ -9,8 +9,8 @@ import click
 from vllmjobs import __version__
 from vllmjobs.cli.common import PROJECT, SETTINGS, environment_options, show
 from vllmjobs.environment.problems import in_order
-from vllmjobs.project import checked, environments, find, named, subjects
-from vllmjobs.shipped import shipped
+from vllmjobs.project.environments import checked, environments, find, named, subjects
+from vllmjobs.project.shipped import shipped
 
 
 @click.command()
@@ -55,7 +55,7 @@ def check(
         raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
     before = None
     if against is not None:
-        from vllmjobs.git import Commit  # noqa: PLC0415 (5 ms)
+        from vllmjobs.project.git import Commit  # noqa: PLC0415 (5 ms)
 
         before = Commit(against, project)
     found = checked(paths, settings, project, before)
@@ -107,9 +107,9 @@ def size(
     With --log, it is shown beside what vLLM logged when it last started; vllmjobs logs prints such a log.
     """
     from vllmjobs.check import size as sizes  # noqa: PLC0415
-    from vllmjobs.vllm.gpus import gpu, nearest_names  # noqa: PLC0415
-    from vllmjobs.vllm.pages import BLOCK_SIZE  # noqa: PLC0415
-    from vllmjobs.vllm.said import LINES, said  # noqa: PLC0415
+    from vllmjobs.vllm.memory.gpus import gpu, nearest_names  # noqa: PLC0415
+    from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE  # noqa: PLC0415
+    from vllmjobs.vllm.memory.startup_log import LINES, said  # noqa: PLC0415
 
     other = gpu(gpu_name) if gpu_name else None
     if gpu_name and not other:

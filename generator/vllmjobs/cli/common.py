@@ -13,8 +13,8 @@ from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.values import without_secrets
 
 if TYPE_CHECKING:
+    from vllmjobs.cluster.deployments import Where
     from vllmjobs.environment.model import Environment
-    from vllmjobs.nomad_releases import Where
 
 
 class Commands(click.Group):
@@ -73,8 +73,8 @@ def environment_options(command: Callable[..., None]) -> Callable[..., None]:
 
 def models_job(project: Path, env: str, settings: tuple[str, ...]) -> "tuple[Environment, Where]":
     """An environment in which nothing is called an error, and where its models' job is."""
-    from vllmjobs.nomad_releases import where  # noqa: PLC0415 (requests takes 60 ms)
-    from vllmjobs.project import find, load  # noqa: PLC0415
+    from vllmjobs.cluster.deployments import where  # noqa: PLC0415 (requests takes 60 ms)
+    from vllmjobs.project.environments import find, load  # noqa: PLC0415
 
     environment = load(find(project, env), settings, project)
     assert environment.job

@@ -10,7 +10,7 @@ from vllmjobs.changes.model import Report, is_unplaceable
 from vllmjobs.cli.common import environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following
 from vllmjobs.cli.reporting import NO_ROOM
-from vllmjobs.project import checked, find, findings, sound
+from vllmjobs.project.environments import checked, find, findings, sound
 
 
 @click.command()
@@ -54,16 +54,16 @@ def deploy(
 
     Exits 0 when it is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, else 1.
     """
-    from vllmjobs.consul import Consul  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.cluster.deployments import Releases, Where  # noqa: PLC0415
     from vllmjobs.deploy import deploy as steps  # noqa: PLC0415
     from vllmjobs.deploy.gates import approved, maintenance  # noqa: PLC0415
-    from vllmjobs.deploy.record import now, who  # noqa: PLC0415
-    from vllmjobs.nomad_releases import Releases, Where  # noqa: PLC0415
-    from vllmjobs.planning import plans  # noqa: PLC0415
-    from vllmjobs.rendered import rendered  # noqa: PLC0415
+    from vllmjobs.deploy.record_keeper import now, who  # noqa: PLC0415
+    from vllmjobs.project.jobs import rendered  # noqa: PLC0415
+    from vllmjobs.project.plan import plans  # noqa: PLC0415
+    from vllmjobs.project.templates import templates  # noqa: PLC0415
     from vllmjobs.rollout.gates import RefusedError, digest  # noqa: PLC0415
     from vllmjobs.rollout.model import Entry  # noqa: PLC0415
-    from vllmjobs.templates import templates  # noqa: PLC0415
 
     path = find(project, env)
     (found,) = checked([path], settings, project)
@@ -75,7 +75,7 @@ def deploy(
     planned = plans(jobs, releases, environment.nomad.namespace, ["vllmjobs", "render", env])
     # One that is registered already is followed, and given up in time.
     if any(job.action != "none" and is_unplaceable(job) for job in planned):
-        from vllmjobs.changes.report_text import as_text  # noqa: PLC0415
+        from vllmjobs.changes.report.text import as_text  # noqa: PLC0415
 
         changes = Changes(name=path.stem, against=releases.address, jobs=planned, findings=findings(found))
         click.echo(as_text(Report(command="plan", environments=(changes,)), color=False), err=True, nl=False)

@@ -7,7 +7,7 @@ import click
 from vllmjobs.changes.model import Report
 from vllmjobs.cli.common import PROJECT, SETTINGS
 from vllmjobs.cli.reporting import report_options, say
-from vllmjobs.project import named
+from vllmjobs.project.environments import named
 
 
 @click.command()
@@ -41,7 +41,7 @@ def diff(
 
     Exits 2 when there are changes, 0 when there are none.
     """
-    from vllmjobs.against import against, changes, either  # noqa: PLC0415 (Jinja and the parser take 40 ms)
+    from vllmjobs.project.against import against, changes, either  # noqa: PLC0415 (Jinja and the parser take 40 ms)
 
     side = against(other, project)
     paths = named(project, envs) or either(project, side)

@@ -11,8 +11,9 @@ def gpus(of_cluster: bool, in_json: bool) -> None:
 
     With their memory, their health, MIG, and who holds them. Exits 0 also where there are none.
     """
-    from vllmjobs import gpus as rows  # noqa: PLC0415
-    from vllmjobs import nomad, nvml  # noqa: PLC0415 (160 ms, for this command only)
+    from vllmjobs.cluster import nomad  # noqa: PLC0415 (160 ms, for this command only)
+    from vllmjobs.gpus import cards as rows  # noqa: PLC0415
+    from vllmjobs.gpus import nvml  # noqa: PLC0415 (160 ms, for this command only)
 
     if of_cluster:
         cluster = nomad.Cluster()

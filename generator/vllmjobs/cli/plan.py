@@ -8,7 +8,7 @@ from vllmjobs.changes.model import Environment as Changes
 from vllmjobs.changes.model import Report
 from vllmjobs.cli.common import environment_options
 from vllmjobs.cli.reporting import report_options, say
-from vllmjobs.project import checked, find, findings, sound
+from vllmjobs.project.environments import checked, find, findings, sound
 
 
 @click.command()
@@ -35,10 +35,10 @@ def plan(
 
     Exits 2 when there are changes, 3 when there is no room for them, 0 when nothing would be done.
     """
-    from vllmjobs.nomad import Cluster  # noqa: PLC0415 (requests takes 60 ms)
-    from vllmjobs.planning import plans  # noqa: PLC0415
-    from vllmjobs.rendered import rendered  # noqa: PLC0415
-    from vllmjobs.templates import templates  # noqa: PLC0415
+    from vllmjobs.cluster.nomad import Cluster  # noqa: PLC0415 (requests takes 60 ms)
+    from vllmjobs.project.jobs import rendered  # noqa: PLC0415
+    from vllmjobs.project.plan import plans  # noqa: PLC0415
+    from vllmjobs.project.templates import templates  # noqa: PLC0415
 
     path = find(project, env)
     (found,) = checked([path], settings, project)

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from vllmjobs.cli.common import PROJECT
-from vllmjobs.shipped import shipped
+from vllmjobs.project.shipped import shipped
 
 
 @click.command()

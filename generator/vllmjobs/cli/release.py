@@ -11,7 +11,7 @@ from vllmjobs.cli.common import environment_options, models_job
 from vllmjobs.cli.following import DURATION, end, follow_options, following
 
 if TYPE_CHECKING:
-    from vllmjobs.deploy.back import Back
+    from vllmjobs.deploy.manual import Back
     from vllmjobs.rollout.model import Outcome
 
 _Does = Callable[..., "Outcome"]
@@ -30,12 +30,12 @@ def _on(command: _Does) -> Callable[..., None]:
         hooks: tuple[str, ...],
         **others: Any,
     ) -> None:
-        from vllmjobs.consul import Consul, ConsulError  # noqa: PLC0415 (these take 200 ms)
-        from vllmjobs.deploy.back import Back  # noqa: PLC0415
+        from vllmjobs.cluster.consul import Consul, ConsulError  # noqa: PLC0415 (these take 200 ms)
+        from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
         from vllmjobs.deploy.deploy import PATIENCE_S  # noqa: PLC0415
+        from vllmjobs.deploy.manual import Back  # noqa: PLC0415
         from vllmjobs.deploy.release import Cluster  # noqa: PLC0415
         from vllmjobs.deploy.traffic import Traffic  # noqa: PLC0415
-        from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
 
         environment, job = models_job(project, env, settings)
         version = "" if others.get("version") is None else f" {others['version']}"

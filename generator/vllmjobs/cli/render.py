@@ -5,7 +5,7 @@ from pathlib import Path
 import click
 
 from vllmjobs.cli.common import environment_options
-from vllmjobs.project import checked, find, sound
+from vllmjobs.project.environments import checked, find, sound
 
 SUPERVISED = "VJ338"
 
@@ -34,9 +34,9 @@ def render(
     ENV is the name of a file in envs/, or a path. Stderr says what is lost
     where the supervisor does not start vLLM (VJ338).
     """
+    from vllmjobs.project.templates import templates  # noqa: PLC0415
     from vllmjobs.render.job import jobs, jobs_on_demand  # noqa: PLC0415 (Jinja takes 30 ms)
     from vllmjobs.render.job import render as render_job  # noqa: PLC0415
-    from vllmjobs.templates import templates  # noqa: PLC0415
 
     (known,) = checked([find(project, env)], settings, project)
     environment = sound(known)

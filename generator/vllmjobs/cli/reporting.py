@@ -43,15 +43,15 @@ def say(report: Report, form: str, color: bool | None, detailed: bool) -> None:
     """Print a report and end with its exit code."""
     match form:
         case "markdown":
-            from vllmjobs.changes.report_markdown import as_markdown  # noqa: PLC0415
+            from vllmjobs.changes.report.markdown import as_markdown  # noqa: PLC0415
 
             click.echo(as_markdown(report).encode(), nl=False)  # forges take UTF-8, whatever the terminal
         case "json":
-            from vllmjobs.changes.report_json import as_json  # noqa: PLC0415
+            from vllmjobs.changes.report.json import as_json  # noqa: PLC0415
 
             show(as_json(report))
         case _:
-            from vllmjobs.changes.report_text import as_text  # noqa: PLC0415
+            from vllmjobs.changes.report.text import as_text  # noqa: PLC0415
 
             # https://no-color.org: whatever its value, unless it is empty
             if color is None:

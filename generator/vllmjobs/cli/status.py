@@ -16,7 +16,7 @@ from vllmjobs.cli.up import find_box
 from vllmjobs.environment.problems import UserError
 
 if TYPE_CHECKING:
-    from vllmjobs.boxes import Box
+    from vllmjobs.box.machine import Box
     from vllmjobs.rollout.overview import Overview
 
 
@@ -51,9 +51,9 @@ def status(
 
     Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
     """
-    from vllmjobs.consul import Consul  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.deploy.look import look  # noqa: PLC0415
-    from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
+    from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
+    from vllmjobs.deploy.status import look  # noqa: PLC0415
     from vllmjobs.rollout.overview_text import status_text  # noqa: PLC0415
 
     if watch and in_json:
@@ -114,9 +114,9 @@ def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -
     When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs
     recorded of the last twenty releases is shown for longer.
     """
-    from vllmjobs.deploy.look import absent, remembered  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.deploy.record import iso  # noqa: PLC0415
-    from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
+    from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
+    from vllmjobs.deploy.record_keeper import iso  # noqa: PLC0415
+    from vllmjobs.deploy.status import absent, remembered  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.rollout import history as past  # noqa: PLC0415
     from vllmjobs.rollout.overview_text import history_text  # noqa: PLC0415
 
@@ -171,8 +171,8 @@ def logs(
     followed, too. Where ENV is up on this machine (vllmjobs up --detach), its servers' instead; GROUP may
     then be one of them (chat-0, nginx).
     """
-    from vllmjobs import logs as read  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.nomad_releases import Releases  # noqa: PLC0415
+    from vllmjobs.cluster import logs as read  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
 
     box = find_box(env, None, project)
     if box.get("/live"):

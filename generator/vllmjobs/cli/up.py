@@ -13,8 +13,8 @@ import click
 from vllmjobs.cli.common import PROJECT, SETTINGS
 
 if TYPE_CHECKING:
+    from vllmjobs.box.machine import Box
     from vllmjobs.box.servers import Place
-    from vllmjobs.boxes import Box
     from vllmjobs.environment.model import Environment
     from vllmjobs.importing.one_box import OfTheBox
 
@@ -172,11 +172,11 @@ class _Asked(NamedTuple):
 def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) -> None:
     """Write what the supervisor and nginx of the box are to read, and say which server runs where."""
     from vllmjobs.box import supervised  # noqa: PLC0415 (Jinja takes 30 ms)
+    from vllmjobs.box.machine import counts_connections  # noqa: PLC0415
     from vllmjobs.box.servers import BoxError, Machine, servers, visible  # noqa: PLC0415
-    from vllmjobs.boxes import counts_connections  # noqa: PLC0415
-    from vllmjobs.nvml import cards  # noqa: PLC0415
+    from vllmjobs.gpus.nvml import cards  # noqa: PLC0415
+    from vllmjobs.project.templates import templates  # noqa: PLC0415
     from vllmjobs.render.job import nginx_conf  # noqa: PLC0415
-    from vllmjobs.templates import templates  # noqa: PLC0415
 
     environment = asked.environment
     program = environment.balancer.command or supervised.NGINX
@@ -208,7 +208,7 @@ def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) 
 def _read(env: str, env_file: Path | None, settings: tuple[str, ...], project: Path) -> _Asked:
     from vllmjobs.box.servers import secrets_of  # noqa: PLC0415
     from vllmjobs.importing.one_box import OfTheBox  # noqa: PLC0415
-    from vllmjobs.project import find, load  # noqa: PLC0415
+    from vllmjobs.project.environments import find, load  # noqa: PLC0415
 
     cache = (
         os.environ.get("HF_HOME")
@@ -226,7 +226,7 @@ def _read(env: str, env_file: Path | None, settings: tuple[str, ...], project: P
 
 
 def _box(environment: Environment, state: Path | None) -> Box:
-    from vllmjobs.boxes import Box  # noqa: PLC0415
+    from vllmjobs.box.machine import Box  # noqa: PLC0415
 
     assert environment.job
     return Box(environment.job, state)
@@ -234,9 +234,9 @@ def _box(environment: Environment, state: Path | None) -> Box:
 
 def find_box(env: str, state: Path | None, project: Path) -> Box:
     """That of an environment's job, or of an .env file's, of which there is no environment."""
-    from vllmjobs.boxes import Box  # noqa: PLC0415
+    from vllmjobs.box.machine import Box  # noqa: PLC0415
     from vllmjobs.environment.load import load  # noqa: PLC0415
-    from vllmjobs.project import find  # noqa: PLC0415
+    from vllmjobs.project.environments import find  # noqa: PLC0415
 
     path = find(project, env)
     found = load(path).environment if path.is_file() else None

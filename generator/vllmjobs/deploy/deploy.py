@@ -8,19 +8,19 @@ from typing import NamedTuple
 
 from vllmjobs.changes.model import Job
 from vllmjobs.changes.planned import ACTIVE
-from vllmjobs.changes.words import does, is_changed
-from vllmjobs.consul import Consul, ConsulError
+from vllmjobs.changes.report.words import does, is_changed
+from vllmjobs.cluster.consul import Consul, ConsulError
+from vllmjobs.cluster.deployments import ConflictError, Releases, Where, of, where
+from vllmjobs.cluster.nomad import Json
 from vllmjobs.deploy.release import Cluster, Release, kept
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
-from vllmjobs.nomad import Json
-from vllmjobs.nomad_releases import ConflictError, Releases, Where, of, where
+from vllmjobs.rollout.deployments import is_way_back
+from vllmjobs.rollout.events import Happening
 from vllmjobs.rollout.gates import RefusedError, version_to_be
-from vllmjobs.rollout.happenings import Happening
 from vllmjobs.rollout.model import Entry, Outcome
 from vllmjobs.rollout.plans import held, only_shrinks, shares
-from vllmjobs.rollout.seen import is_way_back
 
 PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
 

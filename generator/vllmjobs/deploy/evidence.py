@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
-from vllmjobs import metrics
+from vllmjobs.cluster import metrics
 from vllmjobs.deploy.probes import UNANSWERED, Prober
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.quantity import seconds

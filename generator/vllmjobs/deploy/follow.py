@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from vllmjobs.consul import ConsulError
-from vllmjobs.deploy.observe import Observer
-from vllmjobs.deploy.record import Record
-from vllmjobs.deploy.reporter import Reporter
-from vllmjobs.deploy.traffic import Traffic, TrafficError
-from vllmjobs.nomad_releases import (
+from vllmjobs.cluster.consul import ConsulError
+from vllmjobs.cluster.deployments import (
     ConflictError,
     DeploymentEndedError,
     NotHealthyError,
@@ -15,8 +11,12 @@ from vllmjobs.nomad_releases import (
     UnsureError,
     Where,
 )
+from vllmjobs.deploy.observe import Observer
+from vllmjobs.deploy.record_keeper import Record
+from vllmjobs.deploy.reporter import Reporter
+from vllmjobs.deploy.traffic import Traffic, TrafficError
 from vllmjobs.rollout.decide import decide
-from vllmjobs.rollout.happenings import Happening, Seen, happenings
+from vllmjobs.rollout.events import Happening, Seen, happenings
 from vllmjobs.rollout.model import Action, End, Fail, Promote, Revert, Shift, Wait
 
 AGAIN_S = 2.0  # after what did not work; somebody else may have done it, which the next look tells

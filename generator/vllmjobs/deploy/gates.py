@@ -11,13 +11,13 @@ from typing import NamedTuple
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from vllmjobs.deploy.record import iso
+from vllmjobs.cluster.deployments import Releases, Token, Where
+from vllmjobs.deploy.record_keeper import iso
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Maintenance, Window
-from vllmjobs.nomad_releases import Releases, Token, Where
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, count, current, refusal
-from vllmjobs.vllm.values import nearest
+from vllmjobs.vllm.arguments.values import nearest
 
 # More than a clock was ever set back, so that a start in the hour that comes twice is not passed over.
 _SET_BACK = timedelta(hours=3)

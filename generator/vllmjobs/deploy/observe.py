@@ -8,14 +8,14 @@ from collections.abc import Callable, Iterable
 
 from msgspec.structs import replace
 
-from vllmjobs.consul import ConsulError
+from vllmjobs.cluster.consul import ConsulError
+from vllmjobs.cluster.deployments import Releases, Where
+from vllmjobs.cluster.nomad import Json, NomadError
 from vllmjobs.deploy.evidence import Evidence, Sides
 from vllmjobs.deploy.traffic import Traffic
-from vllmjobs.nomad import Json, NomadError
-from vllmjobs.nomad_releases import Releases, Where
-from vllmjobs.rollout.happenings import Seen
+from vllmjobs.rollout.deployments import Instance, groups, instances, is_old, is_ready, stable
+from vllmjobs.rollout.events import Seen
 from vllmjobs.rollout.model import Fail, Group, GroupPlan, Observation, Plan
-from vllmjobs.rollout.seen import Instance, groups, instances, is_old, is_ready, stable
 
 LONGEST_S = 10.0  # between two looks: what changes in allocations alone wakes nobody
 ROUTING_S = 1.0  # while a balancer has yet to take a share

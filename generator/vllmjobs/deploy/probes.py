@@ -6,7 +6,7 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 
-from vllmjobs import metrics
+from vllmjobs.cluster import metrics
 
 TIMEOUT_S = 30.0
 AT_ONCE = 16

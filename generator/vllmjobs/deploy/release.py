@@ -8,21 +8,21 @@ from typing import NamedTuple
 
 from msgspec.structs import replace
 
-from vllmjobs import releases as records
-from vllmjobs.consul import ConsulError
+from vllmjobs.cluster.consul import ConsulError
+from vllmjobs.cluster.deployments import ConflictError, NomadError, Releases, UnsureError, Where
+from vllmjobs.cluster.nomad import Json
+from vllmjobs.deploy import records
 from vllmjobs.deploy.evidence import Evidence
 from vllmjobs.deploy.follow import Follower
 from vllmjobs.deploy.observe import Clock, Observer
-from vllmjobs.deploy.record import Record, now, who
+from vllmjobs.deploy.record_keeper import Record, now, who
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
-from vllmjobs.nomad import Json
-from vllmjobs.nomad_releases import ConflictError, NomadError, Releases, UnsureError, Where
-from vllmjobs.rollout.happenings import Happening
+from vllmjobs.rollout.deployments import spec
+from vllmjobs.rollout.events import Happening
 from vllmjobs.rollout.model import End, Entry, Fail, Plan
 from vllmjobs.rollout.plans import balancer_plan, plan
-from vllmjobs.rollout.seen import spec
 
 _FAILED = ("failed", "refused", "no-room")
 

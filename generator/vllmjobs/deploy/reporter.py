@@ -11,10 +11,10 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-from vllmjobs.deploy.record import now
+from vllmjobs.deploy.notify import Notifier
+from vllmjobs.deploy.record_keeper import now
 from vllmjobs.environment.values import without_secrets
-from vllmjobs.notify import Notifier
-from vllmjobs.rollout.happenings import Happening, Seen
+from vllmjobs.rollout.events import Happening, Seen
 from vllmjobs.rollout.model import Event, Group
 
 _WARNING = (

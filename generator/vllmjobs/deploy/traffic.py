@@ -9,7 +9,7 @@ from typing import Any
 
 import requests
 
-from vllmjobs.consul import Consul, Instance
+from vllmjobs.cluster.consul import Consul, Instance
 from vllmjobs.environment.derive import balancer_name, service_name
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError

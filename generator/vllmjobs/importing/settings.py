@@ -12,8 +12,8 @@ from vllmjobs.check.arguments import OWN_VARIABLES
 from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.importing.dotenv import DotEnv, Note, shown
 from vllmjobs.importing.text import Block, Said, balancer, group_name
-from vllmjobs.vllm.models import known
-from vllmjobs.vllm.use import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
+from vllmjobs.vllm.memory.models import known
+from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
 
 # What Compose fills in for a variable that is not set or empty; None for nothing.
 VARIABLES = {

@@ -1,8 +1,8 @@
 """What a release does next: a pure function of what it is and what is seen of it.
 
 It never promotes what has no passing verdict for the last share of each group, never stops the last healthy
-instance of a group, and always ends: `tests/unit/test_decide.py` drives it through a hundred thousand orders
-of events.
+instance of a group, and always ends: `tests/unit/rollout/test_decide.py` drives it through a hundred
+thousand orders of events.
 """
 
 from vllmjobs.rollout.model import (

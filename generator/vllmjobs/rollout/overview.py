@@ -6,8 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from vllmjobs.changes.planned import ACTIVE
-from vllmjobs.gpus import ENDED
-from vllmjobs.rollout import seen
+from vllmjobs.gpus.cards import ENDED
+from vllmjobs.rollout import deployments
 from vllmjobs.rollout.history import Json, groups, image, model
 from vllmjobs.rollout.model import Entry, Value, Verdict
 
@@ -102,7 +102,7 @@ def overview(
     jobs = {one["Version"]: one for one in versions} | {job["Version"]: job}
     entry = next((one for one in entries if one.version == job["Version"]), None)
     phase = _phase(job, deployment)
-    is_way_back = seen.is_way_back(job["Version"], entry, jobs.values())
+    is_way_back = deployments.is_way_back(job["Version"], entry, jobs.values())
     views = []
     for name in (group["Name"] for group in groups(job)):
         state = ((deployment or {}).get("TaskGroups") or {}).get(name) or {}
@@ -174,7 +174,7 @@ def _part(
     version: int, role: Role, wanted: int, found: list[Json], group: Json | None, deployment: Json | None
 ) -> Part:
     alive = [one for one in found if one["ClientStatus"] not in ENDED]
-    instances = seen.instances(found, deployment)
+    instances = deployments.instances(found, deployment)
     return Part(
         version=version,
         role=role,
@@ -191,9 +191,9 @@ def _part(
     )
 
 
-def _serves(instance: seen.Instance) -> bool:
+def _serves(instance: deployments.Instance) -> bool:
     """What a running deployment has placed is to be found healthy; what came after one, nothing calls so."""
-    return seen.is_ready(instance) or seen.is_old(instance)
+    return deployments.is_ready(instance) or deployments.is_old(instance)
 
 
 def _gpus(allocation: Json) -> int:

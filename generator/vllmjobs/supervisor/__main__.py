@@ -7,7 +7,7 @@ import os
 import sys
 
 from vllmjobs.supervisor.admin import AdminError
-from vllmjobs.supervisor.output import Output
+from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.processes import ProcessError, Processes
 from vllmjobs.supervisor.settings import USAGE, Settings, SettingsError, read
 from vllmjobs.supervisor.supervise import Supervisor

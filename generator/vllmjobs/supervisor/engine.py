@@ -11,9 +11,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
-from vllmjobs.supervisor.logs import Lines, Rate
+from vllmjobs.supervisor.log.lines import Lines, Rate
+from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.model import Phase, Seen
-from vllmjobs.supervisor.output import Output
 from vllmjobs.supervisor.probes import HERE, Target, Timeouts, look, look_at_front, look_at_leaving
 from vllmjobs.supervisor.processes import Program, Started, StartError
 from vllmjobs.supervisor.settings import Engine

@@ -1,7 +1,7 @@
 """What the supervisor does next: a pure function of where things stand, of what happened and of the time.
 
 It never starts an engine where another may still run, keeps to the budget of restarts, and always ends after
-a stop was asked for: `tests/supervise/test_policy.py` drives it through random orders of events.
+a stop was asked for: `tests/unit/supervisor/test_policy.py` drives it through random orders of events.
 """
 
 from __future__ import annotations

@@ -16,9 +16,10 @@ from vllmjobs.supervisor import policy, report
 from vllmjobs.supervisor.admin import Admin, Routes
 from vllmjobs.supervisor.changes import differences, rounds, settled
 from vllmjobs.supervisor.engine import Running
-from vllmjobs.supervisor.fence import fence
-from vllmjobs.supervisor.gpus import WATCH, Gpus
-from vllmjobs.supervisor.logs import event
+from vllmjobs.supervisor.gpu.fence import fence
+from vllmjobs.supervisor.gpu.watcher import WATCH, Gpus
+from vllmjobs.supervisor.log.lines import event
+from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.model import (
     OVER,
     Action,
@@ -37,7 +38,6 @@ from vllmjobs.supervisor.model import (
     Terminate,
     Tick,
 )
-from vllmjobs.supervisor.output import Output
 from vllmjobs.supervisor.processes import ProcessError, Processes, StartError
 from vllmjobs.supervisor.settings import Engine, Settings, SettingsError, read_file
 from vllmjobs.supervisor.upstreams import Upstreams

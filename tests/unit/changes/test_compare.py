@@ -9,12 +9,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
 from vllmjobs.changes.compare import compare
-from vllmjobs.changes.jobspec import read
+from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import Field, Group, Job
 from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
-from vllmjobs.rendered import differences, rendered
-from vllmjobs.templates import templates
+from vllmjobs.project.jobs import differences, rendered
+from vllmjobs.project.templates import templates
 
 JOB = """
 job "chat" {

@@ -4,9 +4,9 @@ import pytest
 
 from vllmjobs.changes.compare import compare
 from vllmjobs.changes.hiding import HIDDEN, named, shown
-from vllmjobs.changes.jobspec import read
+from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import Field
-from vllmjobs.vllm.tables import table, versions
+from vllmjobs.vllm.arguments.tables import table, versions
 
 ARGS = ("task", "vllm", "config", "args")
 DATA = ("task", "vllm", "template", "secrets/vllm.env", "data")

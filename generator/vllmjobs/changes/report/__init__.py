@@ -1,0 +1,1 @@
+"""A report of changes, as text, Markdown or JSON."""

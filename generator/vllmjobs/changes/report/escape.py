@@ -1,0 +1,51 @@
+"""What others wrote, in Markdown as GitHub and GitLab read it, such that it stays text.
+
+A forge does more with text than its parser: it turns `@name`, `#1`, `!1` and the like into links, and tells
+people. Not in code, so names stand in code; in sentences something that is not seen breaks such a reference.
+"""
+
+import re
+
+from vllmjobs.changes.report import visible, words
+
+# https://github.github.com/gfm/: what opens emphasis, code, links, HTML, a cell, mathematics; and what makes
+# a link of an address, in which entities would be shown as such.
+_MARKUP = r"[\\`*\[\]<>|~&$]|(?<![0-9A-Za-z])_|_(?![0-9A-Za-z])|:(?=//)|(?<=www)\."
+# https://docs.gitlab.com/user/markdown/#gitlab-specific-references; `@`, `#` and GH-1 are GitHub's too.
+_REFERENCE = r"[@#!$%&^~](?=[\w\"])|\bGH-(?=\d)"
+_SPECIAL = re.compile(f"(?P<reference>{_REFERENCE})|{_MARKUP}", re.IGNORECASE)
+_BLOCK = re.compile(r"\d+[.)]|\W")
+_NOTHING = "&#8203;"  # a space without width
+_PLAIN = re.compile(r"[\w./:@=,;()+~-]+( [\w./:@=,;()+~-]+)*", re.ASCII)
+
+
+def name(text: str) -> str:
+    """A name, as code."""
+    shown = visible.name(text)
+    return f"`{shown}`" if _PLAIN.fullmatch(shown) else in_html(text)
+
+
+def in_html(text: str) -> str:
+    """A name, as code within HTML, where backticks mean nothing; or that backticks cannot hold."""
+    return f"<code>{re.sub(r'[^a-zA-Z0-9 /-]', _entity, visible.name(text))}</code>"
+
+
+def prose(text: str) -> str:
+    """A sentence, on one line; at the beginning of an item it begins no list, heading or quotation."""
+    shown = words.prose(text)
+    return (_NOTHING if _BLOCK.match(shown) else "") + _SPECIAL.sub(_entity, shown)
+
+
+def fenced(lines: list[str], language: str) -> str:
+    """A block of code, whose fence is longer than any run of backticks in it."""
+    text = "\n".join(lines)
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text}\n{fence}\n"
+
+
+def _entity(found: re.Match[str]) -> str:
+    entities = "".join(f"&#{ord(character)};" for character in found[0])
+    return entities + (_NOTHING if found.groupdict().get("reference") else "")
+
+
+SCRIPT = words.Script(name, prose)

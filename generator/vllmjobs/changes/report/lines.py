@@ -1,0 +1,157 @@
+"""Fields that differ, as lines with a sign: what both the text and the markdown show of them."""
+
+from collections.abc import Iterator, Sequence
+from difflib import SequenceMatcher
+from itertools import islice, zip_longest
+from typing import Literal, NamedTuple
+
+from vllmjobs.changes.hiding import HIDDEN
+from vllmjobs.changes.model import Field
+from vllmjobs.changes.report import visible
+
+Sign = Literal["+", "-", "~", " "]
+
+LINES = 60  # of one field, a template's mostly
+CONTEXT = 2  # equal lines around a difference
+COMPARED = 2_000  # lines; looking for what moved in more takes seconds
+REPLACES = "  # forces replacement"
+UNSHOWN = "not shown: it may be a secret"
+
+_Step = tuple[str, int, int, int, int]  # as difflib's opcodes: kind, lines from and to before, and after
+
+
+class Line(NamedTuple):
+    """One line of a diff, visible, without a newline."""
+
+    sign: Sign
+    text: str
+
+
+class Block(NamedTuple):
+    """What is said of one path."""
+
+    lines: tuple[Line, ...]
+    fields: int
+
+
+def blocks(fields: Sequence[Field]) -> list[Block]:
+    """What differs, a block for each path, in the order of the fields.
+
+    Items of a list are fields of one path: they stand beneath it.
+    """
+    paths: dict[tuple[str, ...], list[Field]] = {}
+    for field in fields:
+        paths.setdefault(field.path, []).append(field)
+    return [Block(tuple(_block(path, found)), len(found)) for path, found in paths.items()]
+
+
+def dotted(path: tuple[str, ...]) -> str:
+    """Write a path of a jobspec: `task.vllm.env.HF_HOME`, with quotes around a label that has a dot."""
+    return ".".join(part if _is_word(part) else f'"{part}"' for part in map(visible.name, path))
+
+
+def _is_word(part: str) -> bool:
+    return part != "" and not set(part) & set(' ."')
+
+
+def _block(path: tuple[str, ...], fields: list[Field]) -> Iterator[Line]:
+    where = dotted(path)
+    mark = REPLACES if any(field.replaces for field in fields) else ""
+    if len(fields) == 1:
+        yield from _one(where, mark, fields[0])
+        return
+    yield Line("~", f"{where}:{mark}")
+    for field in fields:
+        for line in _one("", "", field):
+            yield Line(line.sign, f"  {line.text}")
+
+
+def _one(where: str, mark: str, field: Field) -> Iterator[Line]:
+    """One field on a line; or below its path, if it has several lines itself."""
+    before, after = field.before, field.after
+    sign: Sign = "+" if before is None else "-" if after is None else "~"
+    colon = f"{where}: " if where else ""
+    if field.hidden and _tells_nothing(before, after):
+        does = {"+": "set", "-": "removed"}.get(sign, "changed")
+        yield Line(sign, f"{colon}{does}, {UNSHOWN}{mark}")
+    elif "\n" in (before or "") or "\n" in (after or ""):
+        if where:
+            yield Line(sign, f"{where}:{mark}")
+        yield from _lines(_split(before), _split(after))
+    elif before is not None and after is not None:
+        yield Line(sign, f"{colon}{' → '.join(visible.values(before, after))}{mark}")
+    else:
+        yield Line(sign, f"{colon}{visible.value(before or after or '')}{mark}")
+
+
+def _tells_nothing(before: str | None, after: str | None) -> bool:
+    """Whether what is hidden is all that differs; of a template it may be one line."""
+    return before == after or HIDDEN not in f"{before}{after}" or {before, after} <= {None, "", HIDDEN}
+
+
+def _split(text: str | None) -> list[str]:
+    return [] if text is None else text.split("\n")
+
+
+def _lines(before: list[str], after: list[str]) -> Iterator[Line]:
+    """A unified diff, whose hunks are headed by where they begin in what comes after; its first `LINES`."""
+    skipped = max(0, _equal(before, after) - CONTEXT)
+    before, after = before[skipped:], after[skipped:]
+    if ending := max(0, _equal(before[::-1], after[::-1]) - CONTEXT):
+        before, after = before[:-ending], after[:-ending]
+    hunks: list[list[_Step]] = [[("replace", 0, len(before), 0, len(after))]]
+    if max(len(before), len(after)) <= COMPARED:
+        hunks = list(SequenceMatcher(None, before, after).get_grouped_opcodes(CONTEXT))
+    shown = list(islice(_hunks(hunks, skipped, before, after), LINES))
+    yield from shown
+    heads = sum(_begins_later(hunk, skipped) for hunk in hunks)
+    steps = [step for hunk in hunks for step in hunk]
+    total = heads + sum(
+        high - low + (end - start) * (kind != "equal") for kind, low, high, start, end in steps
+    )
+    if total > len(shown):
+        yield Line(" ", f"  … {total - len(shown):,} lines more")
+
+
+def _hunks(hunks: list[list[_Step]], skipped: int, before: list[str], after: list[str]) -> Iterator[Line]:
+    for hunk in hunks:
+        if _begins_later(hunk, skipped):
+            yield Line(" ", f"  … from line {skipped + hunk[0][3] + 1}")
+        for kind, low, high, start, end in hunk:
+            if kind == "equal":
+                yield from (Line(" ", f"  {_plain(line)}") for line in before[low:high])
+            else:
+                # More of either is not shown.
+                yield from _replaced(
+                    before[low : min(high, low + LINES)], after[start : min(end, start + LINES)]
+                )
+
+
+def _begins_later(hunk: list[_Step], skipped: int) -> bool:
+    return bool(skipped or hunk[0][3])
+
+
+def _replaced(before: list[str], after: list[str]) -> Iterator[Line]:
+    pairs = [_pair(one, other) for one, other in zip_longest(before, after)]
+    yield from (Line("-", f"  {one}") for one, _ in pairs if one is not None)
+    yield from (Line("+", f"  {other}") for _, other in pairs if other is not None)
+
+
+def _pair(before: str | None, after: str | None) -> tuple[str | None, str | None]:
+    """Two lines in each other's place, of which one may be missing; ends that differ in blanks are quoted."""
+    if before is None or after is None:
+        return before if before is None else _plain(before), after if after is None else _plain(after)
+    is_short = max(len(before), len(after)) <= visible.VALUE
+    if is_short and not visible.look_alike(before.rstrip(), after.rstrip()):
+        return visible.visible(before), visible.visible(after)
+    return visible.values(before, after)
+
+
+def _plain(line: str) -> str:
+    return visible.value(line) if len(line) > visible.VALUE else visible.visible(line)
+
+
+def _equal(before: list[str], after: list[str]) -> int:
+    """How many lines at the beginning are equal."""
+    pairs = enumerate(zip(before, after, strict=False))
+    return next((number for number, (one, other) in pairs if one != other), min(len(before), len(after)))

@@ -1,0 +1,1 @@
+"""Where a cluster has room, and why it has none."""

@@ -1,0 +1,1 @@
+"""Clients of what runs: Nomad, Consul, the metrics of instances, Prometheus."""

@@ -1,0 +1,202 @@
+"""`promote`, `abort` and `rollback`: what a person decides, followed to its end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+from vllmjobs.changes.model import is_unplaceable
+from vllmjobs.changes.planned import ACTIVE
+from vllmjobs.cluster.deployments import DeploymentEndedError, Releases, Where
+from vllmjobs.cluster.nomad import Json
+from vllmjobs.deploy.record_keeper import now, who
+from vllmjobs.deploy.release import Cluster, Release, kept
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import UserError
+from vllmjobs.project.plan import Planner
+from vllmjobs.rollout.deployments import groups, instances, is_way_back, spec, stable
+from vllmjobs.rollout.events import Happening
+from vllmjobs.rollout.model import Entry, Fail, Outcome
+
+
+class NoRoomError(UserError):
+    """There is no node for the canaries of the way back."""
+
+    exit_code = 3
+
+
+class Running(NamedTuple):
+    """What is deployed now."""
+
+    version: int
+    deployment: Json | None
+    """The version's."""
+
+    @property
+    def is_active(self) -> bool:
+        """Whether its deployment has not ended."""
+        return self.deployment is not None and self.deployment["Status"] in ACTIVE
+
+
+class Back:
+    """Decides nothing: a person has."""
+
+    def __init__(
+        self, environment: Environment, where: Where, cluster: Cluster, timeout: float | None = None
+    ) -> None:
+        self._where, self._cluster = where, cluster
+        self._environment, self._timeout = environment, timeout
+        self._releases: Releases = cluster.releases
+
+    def promote(self) -> Outcome:
+        """Promote the canaries, and follow them; whatever the verdict. Goes on where they are promoted."""
+        running = self._running()
+        if _is_promoted(running):
+            self._tell(running.version, "resumed", "the canaries are promoted already, and are followed")
+            return self._release().follow(running.version, is_judged=False).outcome
+        running = self._waiting("promote")
+        self._releases.promote(running.deployment["ID"], self._where)  # type: ignore[index]
+        self._tell(running.version, "promoting", f"all canaries are to be promoted, by {who(self._releases)}")
+        return self._release().follow(running.version, is_judged=False).outcome
+
+    def abort(self, force: bool) -> Outcome:
+        """Fail the deployment: the canaries stop, and the old version serves on.
+
+        Without `force`, not where no other instance of their group is healthy.
+        """
+        running = self._waiting("abort")
+        deployment = running.deployment or {}
+        self._hold_last(deployment, force)
+        failed = Fail(reason=f"aborted by {who(self._releases)}", outcome="refused")
+        try:
+            self._releases.fail(deployment["ID"], self._where)
+        except DeploymentEndedError:
+            raise UserError(f"{self._where.id}: the deployment has ended in the meantime") from None
+        self._tell(running.version, "failing", failed.reason, is_way_back=True)
+        end = self._release().follow(running.version, failed=failed)
+        return "successful" if end.outcome == "refused" else end.outcome
+
+    def rollback(self, version: int | None) -> Outcome:
+        """Make an old version the newest, and follow it to its promotion; go on with one that has not ended.
+
+        Where canaries of a version are not promoted yet and no other is named, it is enough to stop them.
+        """
+        running = self._running()
+        versions = {one["Version"]: one for one in self._releases.versions(self._where)}
+        if self._is_on_its_way(running, versions, version):
+            said = f"version {running.version} is the way back, and is followed"
+            self._tell(running.version, "resumed", said, is_way_back=True)
+            return self._release().follow(running.version, is_judged=False).outcome
+        if version is None and _is_waiting(running):
+            return self.abort(force=False)
+        to = self._to(versions, running.version, version)
+        self._hold_room(versions[to])
+        self._releases.revert(self._where, to, running.version)
+        job = self._releases.job(*self._where)
+        assert job
+        entry = Entry(
+            version=job["Version"],
+            at=now(),
+            by=who(self._releases),
+            reason=f"back to version {to}",
+            is_way_back=True,
+        )
+        release = self._release()
+        release.keep(entry)
+        said = f"version {to} is registered again, as {job['Version']}"
+        self._tell(job["Version"], "registered", said, is_way_back=True)
+        return release.follow(job["Version"], is_judged=False).outcome
+
+    def _release(self) -> Release:
+        return Release(self._environment, self._where, self._cluster, self._timeout)
+
+    def _is_on_its_way(self, running: Running, versions: Mapping[int, Json], wanted: int | None) -> bool:
+        """Whether what runs is the way back that is asked for, and has not ended yet."""
+        current = running.version
+        entry = kept(self._releases, self._where).get(current)
+        if not is_way_back(current, entry, versions.values()):
+            return False
+        if wanted is not None and spec(versions.get(wanted, {})) != spec(versions[current]):
+            return False
+        if running.is_active:
+            return True
+        if entry:
+            return entry.outcome is None
+        # Nomad, or a run that was killed, went back from the version before, and nobody has followed it.
+        deployments = self._releases.deployments(self._where)
+        return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in deployments)
+
+    def _running(self) -> Running:
+        job = self._releases.job(*self._where)
+        if job is None:
+            raise UserError(f"{self._where.id}: there is no such job")
+        latest = self._releases.deployment(*self._where)
+        is_of_version = latest and latest["JobVersion"] == job["Version"]
+        return Running(job["Version"], latest if is_of_version else None)
+
+    def _waiting(self, command: str) -> Running:
+        """What is deployed, where its canaries wait for a promotion."""
+        running = self._running()
+        if not _is_waiting(running):
+            what = "has no canaries that wait for a promotion"
+            back = "; `vllmjobs rollback` goes back to the version before" if command == "abort" else ""
+            raise UserError(f"{self._where.id}: version {running.version} {what}{back}")
+        return running
+
+    def _hold_last(self, deployment: Json, force: bool) -> None:
+        seen = groups(deployment, instances(self._releases.allocations(self._where), deployment))
+        alone = [name for name, group in seen.items() if group.healthy_canaries and not group.old_healthy]
+        if alone and not force:
+            raise UserError(
+                f"{self._where.id}: only the canaries of {', '.join(alone)} are healthy, and would be "
+                "stopped; --force stops them all the same"
+            )
+
+    def _to(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
+        """The version to go back to: the newest that was deployed with success and is another job."""
+        others = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
+        if wanted is not None:
+            if wanted not in versions or wanted == current:
+                raise UserError(f"{self._where.id}: there is no other version {wanted}; Nomad keeps {others}")
+            if versions[wanted].get("Stop"):
+                raise UserError(
+                    f"{self._where.id}: as version {wanted} the job was stopped; Nomad keeps {others}"
+                )
+            return wanted
+        found = stable(versions.values(), current)
+        if found is None:
+            raise UserError(
+                f"{self._where.id}: no other version was deployed with success; "
+                f"Nomad keeps {others}: name one"
+            )
+        return found
+
+    def _hold_room(self, job: Json) -> None:
+        planner = Planner(self._releases, self._environment.nomad.namespace, [])
+        plan = planner.planned("vllm", {**job, "Stop": False})
+        if is_unplaceable(plan):
+            why = [
+                f"{group.name}: {', '.join(group.unplaced.why)}" for group in plan.groups if group.unplaced
+            ]
+            raise NoRoomError(f"{self._where.id}: version {job['Version']} has no room\n" + "\n".join(why))
+
+    def _tell(self, version: int, kind: str, text: str, is_way_back: bool = False) -> None:
+        self._cluster.reporter.begin(self._where.id, version, is_way_back)
+        self._cluster.reporter.tell(Happening(kind, text))
+
+
+def _is_waiting(running: Running) -> bool:
+    return running.is_active and any(not state["Promoted"] for state in _with_canaries(running))
+
+
+def _is_promoted(running: Running) -> bool:
+    """Whether all canaries are, and its deployment has not failed since."""
+    deployment = running.deployment or {}
+    states = _with_canaries(running)
+    is_well = running.is_active or deployment.get("Status") == "successful"
+    return is_well and bool(states) and all(state["Promoted"] for state in states)
+
+
+def _with_canaries(running: Running) -> list[Json]:
+    groups = (running.deployment or {}).get("TaskGroups", {}).values()
+    return [state for state in groups if state["DesiredCanaries"]]

@@ -1,0 +1,167 @@
+"""The other side of a comparison: a commit, another environment, or a job as HCL; and what differs."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from vllmjobs.changes.jobs.jobspec import read
+from vllmjobs.changes.model import Environment as Changes
+from vllmjobs.environment.load import Files
+from vllmjobs.environment.load import load as load_file
+from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
+from vllmjobs.project.environments import Checked, checked, environments, find, findings, sound
+from vllmjobs.project.git import Commit, GitError
+from vllmjobs.project.jobs import differences, rendered
+from vllmjobs.project.templates import templates
+from vllmjobs.render.job import RenderError, Templates
+
+ENVIRONMENTS = (".yaml", ".yml")
+JOBS = (".hcl", ".nomad")
+
+
+class AgainstError(UserError):
+    """What is to be compared with cannot be had, or is not clear."""
+
+
+class Against(NamedTuple):
+    """Either a commit, in which each environment is compared with itself, or one file for all."""
+
+    name: str
+    templates: Templates
+    commit: Commit | None = None
+    file: Path | None = None
+
+
+def against(name: str, project: Path) -> Against:
+    """What `--against NAME` means: the file of that name, the environment, or else the commit.
+
+    Raises `AgainstError` for what is an environment and a commit, and for what is none of the three.
+    """
+    if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
+        return Against(name, templates(project), file=Path(name))
+    file = find(project, name)
+    is_environment = file.suffix in ENVIRONMENTS and file.is_file()
+    try:
+        commit = Commit(name, project)
+    except GitError as error:
+        if is_environment:
+            return Against(name, templates(project), file=file)
+        raise AgainstError(
+            f"--against {name}: {error}; it must be a commit that this clone has (a shallow one has few), an "
+            f"environment of {project / 'envs'}/, or a file (.yaml, .hcl)"
+        ) from error
+    if is_environment:
+        raise AgainstError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
+    return Against(name, templates(project, commit.read), commit)
+
+
+def either(project: Path, other: Against) -> list[Path]:
+    """Every environment of the project, on this side or the other."""
+    here = environments(project)
+    there = environments(project, other.commit) if other.commit else []
+    return sorted({*here, *there})
+
+
+def changes(paths: Sequence[Path], settings: Sequence[str], project: Path, other: Against) -> list[Changes]:
+    """What differs in the jobs of each environment. `settings` are of this side only.
+
+    Raises `InvalidEnvironmentError` with all errors of this side, and `AgainstError` for another side that
+    cannot be rendered.
+    """
+    ours = templates(project)
+    renamed = _renamed(project, other, ours)
+    now = {there: path for path, there in renamed.items()}
+    paths = list(dict.fromkeys(now.get(path, path) for path in paths))
+    here = [path for path in paths if path.exists() or not _is_in(path, other.commit)]
+    found = dict(zip(here, checked(here, settings, project), strict=True))
+    errors = [problem for one in found.values() for problem in one.problems if problem.severity == "error"]
+    if errors:
+        raise InvalidEnvironmentError(errors)
+    return [_changes(path, found.get(path), ours, other, renamed.get(path, path)) for path in paths]
+
+
+def _changes(path: Path, found: Checked | None, ours: Templates, other: Against, there: Path) -> Changes:
+    """`there` is what the other commit calls the environment."""
+    after = rendered(sound(found), ours) if found else {}
+    before = _before(there, other)
+    if other.file and other.file.suffix in JOBS:
+        name = _counterpart(before[""], after, other.name)
+        before, after = {name: before[""]}, {name: after[name]}
+    return Changes(
+        name=path.stem,
+        against=other.name,
+        jobs=differences(before, after, other.file is not None, f"{other.name}:"),
+        findings=findings(found) if found else (),
+    )
+
+
+def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]:
+    """Environments whose file has another name in the other commit, and whose job is the same.
+
+    Else the job would be called gone, and a person would stop it.
+    """
+    if not other.commit or all(path.exists() for path in other.commit.files(project / "envs")):
+        return {}
+    old = [path for path in environments(project, other.commit) if not path.exists()]
+    new = [path for path in environments(project) if not _is_in(path, other.commit)] if old else []
+    before = {_job(path, other.commit.read, other.templates): path for path in old} if new else {}
+    after = {path: _job(path, Path.read_bytes, ours) for path in new}
+    return {path: before[job] for path, job in after.items() if job and job in before}
+
+
+def _job(path: Path, files: Files, with_templates: Templates) -> tuple[str, str] | None:
+    """The id and the namespace of the models' job; None where there is none."""
+    environment, _, _, problems = load_file(path, (), files)
+    if environment is None or problems:
+        return None
+    try:
+        job = read(rendered(environment, with_templates, "vllm")["vllm"], str(path))
+    except UserError:  # said when it is compared
+        return None
+    return job.id, str(job.tree.get("namespace"))
+
+
+def _before(path: Path, other: Against) -> dict[str, str]:
+    """The jobs of the other side; a file with one job has no name for it."""
+    if other.commit:
+        found = _is_in(path, other.commit)
+        return _rendered(path, other, other.commit.read, f"{other.name}:") if found else {}
+    assert other.file
+    if other.file.suffix in JOBS:
+        return {"": _text(other.file)}
+    return _rendered(other.file, other, Path.read_bytes, "")
+
+
+def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, str]:
+    """The jobs of the other side, whatever the rules of `check` have against them."""
+    environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
+    if environment is None or problems:
+        said = "\n".join(f"{name}{problem}" for problem in problems)
+        raise AgainstError(f"{said}\nso there is nothing to compare with: name another side with --against")
+    try:
+        return rendered(environment, other.templates)
+    except RenderError as error:
+        raise AgainstError(f"{name}{error}") from error
+
+
+def _text(file: Path) -> str:
+    try:
+        return file.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise AgainstError(f"{file}: byte {error.start} is not valid UTF-8") from error
+
+
+def _counterpart(hcl: str, jobs: dict[str, str], source: str) -> str:
+    """The name of the job with the same id, or else of the models' job."""
+    wanted = read(hcl, source).id
+    return next((name for name, text in jobs.items() if read(text, name).id == wanted), "vllm")
+
+
+def _is_in(path: Path, commit: Commit | None) -> bool:
+    if not commit:
+        return False
+    try:
+        commit.read(path)
+    except FileNotFoundError:
+        return False
+    return True

@@ -1,0 +1,185 @@
+"""A project's environments: found, read, checked, with the facts that the checks rest on."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from vllmjobs.changes.model import Finding, Group
+from vllmjobs.check.check import RULES, check
+from vllmjobs.check.ignoring import without_ignored
+from vllmjobs.check.subject import Before, Facts, Subject, Whole
+from vllmjobs.environment.load import Files
+from vllmjobs.environment.load import load as load_file
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, dotted, in_order
+from vllmjobs.environment.tree import Map, Node, Scalar, parse
+from vllmjobs.project.configs import configs
+
+if TYPE_CHECKING:
+    from vllmjobs.project.git import Commit  # 5 ms, which render does without
+    from vllmjobs.render.job import Templates
+
+    Sides = tuple[Templates, Templates]
+
+# Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
+SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")
+PUBLIC_FILES = re.compile(r"\.(example|sample|template|dist)$")
+
+
+class Checked(NamedTuple):
+    """An environment's findings, in reading order, and the texts that they are about."""
+
+    environment: Environment | None
+    problems: list[Problem]
+    texts: dict[str, str]
+    compared: bool = False
+    """Whether there was an environment `against` which to compare it."""
+
+
+def find(project: Path, name: str) -> Path:
+    """The file of an environment: `envs/NAME.yaml` of the project, or NAME itself when it is a path."""
+    given = Path(name)
+    if given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
+        return given
+    return project / "envs" / f"{name}.yaml"
+
+
+def named(project: Path, names: Sequence[str]) -> list[Path]:
+    """The files of environments, each once, however it is named."""
+    return list({os.path.realpath(path): path for path in (find(project, name) for name in names)}.values())
+
+
+def environments(project: Path, commit: Commit | None = None) -> list[Path]:
+    """Every environment of the project: the files of `envs/`, less those that only others extend.
+
+    Those of a commit where one is given.
+    """
+    folder = project / "envs"
+    listed = commit.files(folder) if commit else [file for file in folder.glob("*.y*ml") if file.is_file()]
+    files = sorted(file for file in listed if _is_environment(file))
+    read = commit.read if commit else Path.read_bytes
+    trees = {file: _tree(file, read) for file in files}
+    extended = {
+        Path(os.path.normpath(file.parent / extends.value))
+        for file, tree in trees.items()
+        if isinstance(tree, Map)
+        and isinstance(extends := tree.entries.get("extends"), Scalar)
+        and isinstance(extends.value, str)
+    }
+    return [
+        file
+        for file, tree in trees.items()
+        if Path(os.path.normpath(file)) not in extended
+        or (isinstance(tree, Map) and "models" in tree.entries)
+    ]
+
+
+def _is_environment(file: Path) -> bool:
+    """Not an editor's lock or a copy's resource fork: `.#prod.yaml`, `._prod.yaml`."""
+    return file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
+
+
+def _tree(file: Path, read: Files) -> Node | None:
+    try:
+        return parse(read(file).decode(errors="replace"), str(file))[0]
+    except OSError:  # said when it is checked
+        return None
+
+
+def checked(
+    paths: Sequence[Path], settings: Sequence[str], project: Path, against: Commit | None = None
+) -> list[Checked]:
+    """Read environments and run every rule over each; with `against`, also over what changes since then."""
+    files = _secret_files(project)
+    sides = _sides(project, against) if against else None
+    return [_checked(path, settings, files, against, sides) for path in paths]
+
+
+def _sides(project: Path, commit: Commit) -> Sides:
+    """The templates before and after."""
+    from vllmjobs.project.templates import templates  # noqa: PLC0415 (Jinja takes 30 ms)
+
+    return templates(project, commit.read), templates(project)
+
+
+def _checked(
+    path: Path, settings: Sequence[str], files: dict[str, int], against: Commit | None, sides: Sides | None
+) -> Checked:
+    environment, tree, texts, problems = load_file(path, settings)
+    before = load_file(path, (), against.read).environment if against else None
+    if environment is not None and tree is not None:
+        facts = Facts(configs(environment, tree), files)
+        if before is not None and sides is not None and not problems:
+            facts = facts._replace(before=Before(before, _groups(before, environment, sides)))
+        problems = problems + check(environment, tree, facts)
+    ignorable = {rule.id for rule in RULES}
+    problems = in_order(without_ignored(problems, texts, ignorable))
+    return Checked(environment, problems, texts, before is not None)
+
+
+def _groups(before: Environment, after: Environment, sides: Sides) -> dict[str, Group]:
+    """What becomes of the group of each model."""
+    from vllmjobs.project.jobs import differences, rendered  # noqa: PLC0415 (Jinja takes 30 ms)
+
+    jobs = differences(rendered(before, sides[0], "vllm"), rendered(after, sides[1], "vllm"))
+    return {group.name: group for job in jobs for group in job.groups}
+
+
+def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
+    """An environment in which nothing is called an error.
+
+    Raises `InvalidEnvironmentError` with every error that was found.
+    """
+    (found,) = checked([path], settings, project)
+    return sound(found)
+
+
+def sound(found: Checked) -> Environment:
+    """The environment of which nothing is called an error; raises `InvalidEnvironmentError` otherwise."""
+    errors = [problem for problem in found.problems if problem.severity == "error"]
+    if found.environment is None or errors:
+        raise InvalidEnvironmentError(errors)
+    return found.environment
+
+
+def findings(found: Checked) -> tuple[Finding, ...]:
+    """What `check` has found, as the reports of `diff` and `plan` hold it."""
+    return tuple(
+        Finding(
+            file=problem.mark.source,
+            line=problem.mark.line,
+            column=problem.mark.column,
+            rule=problem.rule,
+            severity=problem.severity,
+            path=dotted(problem.path),
+            message=problem.message,
+        )
+        for problem in found.problems
+    )
+
+
+def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
+    """The models of an environment with what is known of each, whether its rules hold or not.
+
+    Raises `InvalidEnvironmentError` for a file that cannot be read as an environment.
+    """
+    environment, tree, _, problems = load_file(path, settings)
+    if environment is None or tree is None or problems:
+        raise InvalidEnvironmentError(problems)
+    return Whole(environment, Facts(configs(environment, tree))).subjects
+
+
+def _secret_files(project: Path) -> dict[str, int]:
+    """Permission bits of the files of a project that hold secrets by their name."""
+    found = (
+        path for folder in (project, project / "envs") for name in SECRET_FILES for path in folder.glob(name)
+    )
+    return {
+        str(path): path.stat().st_mode & 0o777
+        for path in sorted(set(found))
+        if path.is_file() and not PUBLIC_FILES.search(path.name)
+    }

@@ -1,0 +1,1 @@
+"""The GPUs of the supervisor's children: watched in a process of its own, judged, and fenced."""

@@ -1,0 +1,1 @@
+"""The lines of the supervisor's children, and its own, as JSON on stdout."""

@@ -1,0 +1,1 @@
+"""Which arguments each release of vLLM accepts."""

@@ -1,0 +1,196 @@
+"""What `vllm serve` accepts, per release: tables made by scripts/vllm-tables from vLLM's own parser."""
+
+import pkgutil
+import re
+import zlib
+from functools import cache, cached_property
+from typing import Any, Literal, NamedTuple
+
+import msgspec
+
+Kind = Literal[
+    "any",
+    "null",
+    "bool",
+    "int",
+    "float",
+    "str",
+    "choice",
+    "list",
+    "tuple",
+    "map",
+    "object",
+    "union",
+    "opaque",
+]
+Read = Literal[
+    "str", "int", "float", "bool", "json", "object", "size", "size-or-auto", "json-or-str", "none-or-str",
+    "folded", "comma-list", "lora", "switch",
+]  # fmt: skip
+
+
+class Type(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
+    """What pydantic checks of a value in one of vLLM's configuration classes."""
+
+    kind: Kind
+    null: bool = False
+    choices: tuple[str | int | float | bool | None, ...] = ()
+    fold: Literal["", "upper", "lower", "snake", "number"] = ""
+    """What vLLM does to a string before it compares."""
+    by_path: bool = False
+    """Whether a class by its path can be another choice."""
+    keys: tuple[str, ...] = ()
+    """The keys that a map may have; any where it is empty."""
+    of: tuple["Type", ...] = ()
+    object: str = ""
+    required: bool = False
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    multiple_of: float | None = None
+    min_length: int | None = None
+    max_length: int | None = None
+
+
+class Flag(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True):
+    """One action of vLLM's parser."""
+
+    names: tuple[str, ...]
+    dest: str
+    read: Read
+    """How a word becomes a value."""
+    off: tuple[str, ...] = ()
+    """Those of `names` that set a switch to false."""
+    optional: bool = False
+    """Whether "" and "None" mean none."""
+    appended: bool = False
+    nargs: str = ""
+    choices: tuple[str | int | float, ...] = ()
+    default: Any = None
+    const: Any = None
+    origin: str = ""
+    """The field that the value ends in, as `SchedulerConfig.max_num_seqs`."""
+    value: Type | None = None
+    """What that field checks, once the words have been read."""
+
+    @property
+    def name(self) -> str:
+        """The long name, without dashes: `max-num-seqs`."""
+        return next((name for name in self.names if name.startswith("--")), self.names[0]).lstrip("-")
+
+
+class Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """A configuration class that a JSON option is read into."""
+
+    keys: dict[str, Type]
+    closed: bool
+    """Whether another key is an error; vLLM otherwise ignores it."""
+
+
+class Table(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
+    """What one release of vLLM accepts."""
+
+    version: str
+    flags: tuple[Flag, ...]
+    objects: dict[str, Object]
+    level_flag: str
+    """The destination of `-O3`: `compilation_config` up to 0.11, then `optimization_level`."""
+    dotted_suffixes: bool
+    """Whether `--option.key 1k` means 1000."""
+    json_suffixes: bool
+    """Whether `--option {"key": 1k}` means 1000."""
+    deprecated_quantization: tuple[str, ...]
+
+    @cached_property
+    def by_name(self) -> dict[str, Flag]:
+        """Every spelling, with its dashes."""
+        return {name: flag for flag in self.flags for name in flag.names}
+
+    @cached_property
+    def by_dest(self) -> dict[str, Flag]:
+        """Every flag by the name that vLLM's code uses."""
+        return {flag.dest: flag for flag in self.flags}
+
+
+class Nearest(NamedTuple):
+    """The table that stands for a version."""
+
+    table: Table
+    asked: str
+    exact: bool
+
+    @property
+    def note(self) -> str:
+        """What a person should know when there is no table of this very version; empty otherwise."""
+        if self.exact:
+            return ""
+        older = "; no older one is known" if _order(self.asked) < _order(self.table.version) else ""
+        return f"vLLM {self.asked} has no table of its own: checked as {self.table.version}{older}"
+
+
+# Oldest first; scripts/vllm-tables makes another.
+VERSIONS = ("0.11.2", "0.17.1", "0.24.0", "0.32.0", "0.33.0")
+# A release, and what may follow: rc1, .post1, .dev12, +cu129. PEP 440: dev < rc < release < post.
+_VERSION = re.compile(
+    r"v?(\d+(?:\.\d+)*)(?:\.?(a|b|rc)\.?(\d+))?(?:\.?(post)(\d+))?(?:\.?(dev)(\d+))?(?:\+[\w.]+)?"
+)
+
+
+def versions() -> list[str]:
+    """The releases that have a table, oldest first."""
+    return list(VERSIONS)
+
+
+def table(version: str) -> Nearest:
+    """The table of a version, else of the nearest lower one; below all of them, the lowest.
+
+    A local suffix (`+cu129`) changes nothing. What is no version number (`nightly`, a commit) counts as
+    newer than every release.
+    """
+    order = _order(version)
+    lower = [known for known in versions() if _order(known) <= order]
+    chosen = lower[-1] if lower else versions()[0]
+    return Nearest(_load(chosen), version, _order(chosen) == order)
+
+
+def is_version(text: str) -> bool:
+    """Whether a text is a version number, such as 0.33.0, 0.33.0rc1 or 0.33.0+cu129."""
+    return bool(_VERSION.fullmatch(text.strip()))
+
+
+def precedes(version: str, other: str) -> bool:
+    """Whether a version is older than another one."""
+    return _order(version) < _order(other)
+
+
+def history(flag: str) -> list[str]:
+    """The releases whose parser knows a flag, by any of its names (`max-num-seqs`), oldest first."""
+    name = "--" + flag.lstrip("-").replace("_", "-")
+    return [version for version in versions() if name in _load(version).by_name]
+
+
+@cache
+def _load(version: str) -> Table:
+    packed = pkgutil.get_data("vllmjobs.vllm.arguments", f"tables/{version}.json.gz")
+    assert packed is not None, version
+    return msgspec.json.decode(zlib.decompress(packed, wbits=31), type=Table)
+
+
+def _order(version: str) -> tuple[object, ...]:
+    match = _VERSION.fullmatch(version.strip())
+    if not match:
+        return ((1 << 30,), 0, 0, 0, 0)
+    release, pre, pre_number, post, post_number, dev, dev_number = match.groups()
+    numbers = tuple(int(part) for part in release.split("."))
+    while numbers and numbers[-1] == 0:
+        numbers = numbers[:-1]
+    without_pre = -1 if dev and not post else 3
+    stage = ("a", "b", "rc").index(pre) if pre else without_pre
+    return (
+        numbers,
+        stage,
+        int(pre_number or 0),
+        int(post_number) + 1 if post else 0,
+        int(dev_number) if dev else 1 << 30,
+    )

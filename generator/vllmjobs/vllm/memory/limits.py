@@ -1,0 +1,143 @@
+"""What vLLM refuses whatever the memory: what does not divide, and kernels that a GPU does not have."""
+
+from typing import Literal
+
+import msgspec
+
+from vllmjobs.vllm.memory.gpus import Gpu
+from vllmjobs.vllm.memory.parts import Attention, Dense, Experts, shown
+from vllmjobs.vllm.memory.quantization import online
+from vllmjobs.vllm.memory.serving import Use
+from vllmjobs.vllm.memory.shape import Shape
+from vllmjobs.vllm.memory.weights import padded_vocabulary
+
+# get_min_capability of each quantization config (vllm/model_executor/layers/quantization/*.py).
+MINIMUM = {
+    "awq": 75, "bitsandbytes": 70, "experts_int8": 80, "fbgemm-fp8": 80, "fp8": 75, "gptq": 60, "int4": 75,
+    "int8": 75, "modelopt": 80, "mxfp4": 80, "mxfp8": 80, "nvfp4": 75,
+}  # fmt: skip
+# Below these the weights are only stored that way, and multiplied in 16 bits.
+NATIVE = {"fp8": 89, "modelopt": 89, "nvfp4": 100, "mxfp8": 100}
+BFLOAT16 = 80
+
+
+class Misfit(msgspec.Struct, frozen=True):
+    """One thing that does not fit; `message` reads after the path of the setting and a colon."""
+
+    kind: str
+    message: str
+    severity: Literal["error", "warning"] = "error"
+
+
+def impossible(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
+    """What vLLM refuses, or asserts when it builds the model, whatever the memory."""
+    return [*dividing(shape, use), *blocks(shape, use), *capability(shape, gpu, use)]
+
+
+def dividing(shape: Shape, use: Use) -> list[Misfit]:
+    """Heads, vocabulary and layers that cannot be cut: kinds heads, vocabulary, kv_heads and layers.
+
+    One cause shows in several of them, so only the first is said.
+    """
+    size, layers, pipeline = use.tensor_parallel, len(shape.layers), use.pipeline_parallel
+    if found := _undivided(shape, size):
+        kind, message = found
+        return [Misfit(kind, f"{message}; use {_one_of(_sizes(shape, use) or _sizes(shape, use, cut=True))}")]
+    if not 1 <= pipeline <= layers:  # get_pp_indices, vllm/distributed/utils.py, would leave stages empty
+        message = f"{layers} layers cannot be cut into {shown(pipeline)} pipeline stages; use 1 to {layers}"
+        return [Misfit("layers", message)]
+    return []
+
+
+def blocks(shape: Shape, use: Use) -> list[Misfit]:
+    """Scales of fp8 blocks that would be cut (`validate_fp8_block_shape_moe`, layers/quantization)."""
+    found = _cut(shape, use)
+    if found is None:
+        return []
+    width, among, block = found
+    whole = msgspec.structs.replace(use, expert_parallel=True)
+    sizes = _sizes(shape, use)
+    ways_out = [_one_of(sizes)] if sizes else []
+    if _cut(shape, whole) is None:
+        ways_out.append("expert parallel")
+    if not ways_out:
+        ways_out = [f"expert parallel and {_one_of(_sizes(shape, whole))}"]
+    message = (
+        f"{shown(among)} cuts feed-forward layers of {width} into parts that are no multiple of {block}, "
+        f"the block of their fp8 scales; use {', or '.join(ways_out)}"
+    )
+    return [Misfit("block", message)]
+
+
+def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
+    """The first thing that so many GPUs cannot share evenly, as a kind of misfit and what to say of it."""
+    if size < 1:
+        return "heads", f"{shown(size)} is no number of GPUs"
+    mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
+    said = shown(size)
+    for heads in sorted({each.heads for each in mixers}):
+        if heads % size:
+            return "heads", f"{said} does not divide {heads} heads"
+    if (padded := padded_vocabulary(shape.vocab)) % size:
+        return "vocabulary", f"{said} does not divide the padded vocabulary of {padded}"
+    for heads in sorted({each.kv_heads for each in mixers if isinstance(each, Attention)}):
+        if not _kv_divides(heads, size):
+            return "kv_heads", f"{said} neither divides {heads} key and value heads nor is divided by them"
+    return None
+
+
+def _cut(shape: Shape, use: Use) -> tuple[int, int, int] | None:
+    """A feed-forward width whose blocks are cut, the GPUs that share it, and the block."""
+    block = shape.quantization.block if shape.quantization else None
+    if not block:
+        return None
+    feeds = {feed for layer in shape.layers for feed in layer.feeds}
+    whole = {feed.width for feed in feeds if isinstance(feed, Dense)}
+    apart = {feed.width for feed in feeds if isinstance(feed, Experts) and not use.expert_parallel}
+    cut = [(width, use.tensor_parallel) for width in whole]
+    cut += [(width, use.tensor_parallel * use.data_parallel) for width in apart]
+    wrong = [(width, among, block) for width, among in cut if among > 1 and width % (among * block)]
+    return min(wrong, default=None)
+
+
+def _kv_divides(kv_heads: int, size: int) -> bool:
+    return kv_heads % size == 0 if kv_heads >= size else size % kv_heads == 0
+
+
+def _sizes(shape: Shape, use: Use, cut: bool = False) -> list[int]:
+    """Tensor parallel sizes up to 16 that divide everything; `cut` blocks of scales are left out or not."""
+    sizes = (msgspec.structs.replace(use, tensor_parallel=size) for size in range(1, 17))
+    return [
+        each.tensor_parallel
+        for each in sizes
+        if _undivided(shape, each.tensor_parallel) is None and (cut or _cut(shape, each) is None)
+    ]
+
+
+def _one_of(sizes: list[int]) -> str:
+    *most, last = map(str, sizes)
+    return f"{', '.join(most)} or {last}" if most else last
+
+
+def capability(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
+    """Whether the GPU has kernels for the quantization and the dtype: kind capability.
+
+    An error where vLLM refuses it, else a warning. A dtype that is not given is never refused: vLLM then
+    takes float16 (`check_if_supports_dtype`, `vllm/platforms/cuda.py`).
+    """
+    how = shape.quantization or online(use.quantization)
+    has, method = gpu.compute_capability, how.method if how else ""
+    least, native = MINIMUM.get(method, 0), NATIVE.get(method, 0)
+    place = f"{gpu.name} has compute capability {has / 10}"
+    if has < least:
+        message = (
+            f"{method} weights need {least / 10} or more, and {place}; take a newer GPU or other weights"
+        )
+        return [Misfit("capability", message)]
+    if use.dtype == "bfloat16" and has < BFLOAT16:
+        message = f"bfloat16 needs {BFLOAT16 / 10} or more, and {place}; set dtype to float16"
+        return [Misfit("capability", message)]
+    if has < native:
+        message = f"{method} runs without its own kernels below {native / 10}, and {place}: it works, slower"
+        return [Misfit("capability", message, "warning")]
+    return []

@@ -1,0 +1,60 @@
+"""The shapes of models that many people serve, known without asking Hugging Face."""
+
+from functools import cache
+from typing import Any
+
+import msgspec
+
+from vllmjobs.vllm.memory.data import data
+from vllmjobs.vllm.memory.shape import Shape, shape
+
+
+class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """What is kept of one repository: those keys of its `config.json` that decide about memory.
+
+    `like` names a repository of the table whose keys these complete; `parameters` is the published
+    number, in billions.
+    """
+
+    source: str
+    config: dict[str, Any] = {}
+    like: str | None = None
+    parameters: float | None = None
+
+
+@cache
+def names() -> list[str]:
+    """All repositories of the table, as Hugging Face spells them."""
+    return list(_raw())
+
+
+def entry(name: str) -> Entry | None:
+    """What is kept of a repository, or None. Case makes no difference."""
+    key = _spelt().get(name.lower())
+    return None if key is None else msgspec.json.decode(_raw()[key], type=Entry)
+
+
+def config(name: str) -> dict[str, Any] | None:
+    """The keys that are known of a repository's `config.json`, or None."""
+    found = entry(name)
+    if found is None:
+        return None
+    base = config(found.like) or {} if found.like else {}
+    return {**base, **found.config}
+
+
+@cache
+def known(name: str) -> Shape | None:
+    """The shape of the model of this Hugging Face repository, or None when the table does not have it."""
+    found = config(name)
+    return None if found is None else shape(found)
+
+
+@cache
+def _raw() -> dict[str, msgspec.Raw]:
+    return msgspec.json.decode(data("models.json"), type=dict[str, msgspec.Raw])
+
+
+@cache
+def _spelt() -> dict[str, str]:
+    return {name.lower(): name for name in _raw()}

@@ -1,0 +1,113 @@
+"""What vLLM says of its memory when it starts, found in a log by its words.
+
+They are those of vLLM 0.32, and the older ones since 0.5: `update_kv_cache_capacity` and its forerunners in
+`vllm/v1/core/kv_cache_utils.py`, `load_model` in `vllm/v1/worker/gpu_model_runner.py`, and
+`determine_available_memory` in `gpu_worker.py` and `cpu_worker.py` beside it; before V1,
+`vllm/worker/worker.py` and `vllm/executor/executor_base.py`.
+"""
+
+import re
+from collections.abc import Collection, Iterable
+from typing import NamedTuple, TypeVar
+
+from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE
+
+GIB = 2**30
+T = TypeVar("T", int, float)
+LINES = (
+    "GPU KV cache size: … tokens",
+    "Maximum concurrency for … tokens per request",
+    "Available KV cache memory: … GiB",
+    "Model loading took … GiB",
+)
+
+_COUNT, _AMOUNT = r"[0-9][0-9,]{0,20}", r"[0-9]{1,9}(?:\.[0-9]{1,9})?"
+_WORDS = re.compile(
+    # One engine of several may say so a moment after another; only then do they load.
+    r"(?P<start>Initializing an? (?:V[01] )?LLM engine \(v)"
+    rf"|(?P<device>[A-Z]PU)(?: \+ host)? KV cache size: (?P<tokens>{_COUNT}) tokens"
+    rf"|# (?:GPU|cuda|rocm) blocks: (?P<blocks>{_COUNT})"  # up to 0.7, and V0
+    rf"|Maximum concurrency for (?P<length>{_COUNT}) tokens per request: (?P<concurrency>{_AMOUNT})x"
+    # What is called GB up to 0.7 is GiB, too: divided by 2**30.
+    rf"|(?:Model loading|Loading model weights) took (?P<weights>{_AMOUNT}) Gi?B\b"
+    # The second is V0's, the third the CPU's.
+    r"|(?:Available KV cache memory: |reserved for KV Cache is |(?:Explicitly|Auto) set \()"
+    rf"(?P<cache>-?{_AMOUNT})(?: ?GiB|/{_AMOUNT}\) GiB for KV cache)"
+)
+# Before a line of `vllmjobs logs`, of a cluster or of this machine; within a line of the supervisor's.
+_HEAD = re.compile(r"(?P<of>\S{1,128}?)(?:-[0-9]+| [0-9a-f]{8}) \| ")
+_INSTANCE = re.compile(r'"instance": ?"(?P<of>[^"]{1,128}?)(?:-[0-9]+)?"')
+
+
+class Said(NamedTuple):
+    """What one start said, None for what it did not.
+
+    `weights` and `kv_cache` are bytes of one GPU, rounded as the log rounds them: the most and the least of
+    all that speak, as `kv_tokens` and `concurrency` are the least. `concurrency` is of requests of
+    `max_model_len` tokens. `device` is what the KV cache is on, such as GPU or CPU.
+    """
+
+    device: str | None = None
+    kv_tokens: int | None = None
+    concurrency: float | None = None
+    max_model_len: int | None = None
+    kv_cache: int | None = None
+    weights: int | None = None
+
+
+def said(lines: Iterable[str], others: Collection[str] = (), block_size: int = BLOCK_SIZE) -> Said | None:
+    """What the last start in a log said; None where no line says any of it.
+
+    Lines of instances of the models `others` are left out. Versions that counted blocks are taken to have
+    blocks of `block_size` tokens.
+    """
+    starts: dict[str, Said] = {}
+    begun: set[str] = set()
+    last = None
+    for line in lines:
+        for found in _WORDS.finditer(line):
+            head = _HEAD.match(line) or _INSTANCE.search(line)
+            if head and head["of"] in others:
+                break
+            whose = head[0] if head else ""
+            if found["start"]:
+                begun.add(whose)
+                continue
+            before = Said() if whose in begun else starts.get(whose, Said())
+            begun.discard(whose)
+            starts[whose] = _and(before, _read(found, block_size))
+            last = whose
+    return None if last is None else starts[last]
+
+
+def _read(found: re.Match[str], block_size: int) -> Said:
+    """What one match says."""
+    if blocks := found["blocks"]:
+        return Said("GPU", _count(blocks) * block_size)
+    if tokens := found["tokens"]:
+        return Said(found["device"], _count(tokens))
+    if length := found["length"]:
+        return Said(concurrency=float(found["concurrency"]), max_model_len=_count(length))
+    if weights := found["weights"]:
+        return Said(weights=int(float(weights) * GIB))
+    return Said(kv_cache=int(float(found["cache"]) * GIB))
+
+
+def _count(text: str) -> int:
+    return int(text.replace(",", ""))
+
+
+def _and(one: Said, other: Said) -> Said:
+    """What two matches of the same start say together."""
+    return Said(
+        device=other.device or one.device,
+        kv_tokens=min(_given(one.kv_tokens, other.kv_tokens), default=None),
+        concurrency=min(_given(one.concurrency, other.concurrency), default=None),
+        max_model_len=min(_given(one.max_model_len, other.max_model_len), default=None),
+        kv_cache=min(_given(one.kv_cache, other.kv_cache), default=None),
+        weights=max(_given(one.weights, other.weights), default=None),
+    )
+
+
+def _given(*values: T | None) -> list[T]:
+    return [value for value in values if value is not None]

@@ -1,0 +1,1 @@
+"""A real Nomad, Consul, Fabio, nginx, Docker and Prometheus on loopback."""

@@ -1,0 +1,162 @@
+"""A person's machine, on which `vllmjobs up` runs: a folder, programs on PATH, ports of its own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from vllmjobs_sandbox.cluster import nginx, programs
+from vllmjobs_sandbox.cluster.ports import take_block
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.traffic.requests import http
+
+SECONDS = 60.0
+ENVIRONMENT = """\
+balancer: {{kind: nginx, port: {port}, admin_port: {admin}}}
+models:
+  chat:
+    model: a/small
+    replicas: 2
+    image: vllm/vllm-openai:v0.33.0
+    entrypoint: [stand-in-engine, serve]
+    ports: {{base: {base}}}
+    drain: {{longest_stream: 10s}}
+"""
+DOTENV = """\
+VLLM_MODEL=facebook/opt-125m
+VLLM_MODEL_NAME=opt
+VLLM_STRATEGY={strategy}
+VLLM_GPU_COUNT=auto
+VLLM_BASE_PORT={base}
+NGINX_PORT={port}
+HF_TOKEN=hf_abcdefghijklmnopqrstuvwxyz0123456789
+"""
+
+
+class Machine:
+    """A person's folder, with programs on PATH and ports of its own."""
+
+    def __init__(self, folder: Path) -> None:
+        self._block = take_block()
+        self._started: list[subprocess.Popen[str]] = []
+        self.port, self.admin, self.base = (self._block.take() for _ in range(3))
+        for _ in range(4):  # those after the first, for more servers
+            self._block.take()
+        self.folder = folder
+        (folder / "bin").mkdir()
+        (folder / "bin" / "nginx").symlink_to(nginx.at_hand()[0])
+        (folder / "bin" / "stand-in-engine").symlink_to(programs.programs()["stand-in-engine"])
+        self.env = {
+            **os.environ,
+            "PATH": f"{folder}/bin:{os.environ['PATH']}",
+            "XDG_STATE_HOME": str(folder / "state"),
+            "VLLMJOBS_STANDIN_EXIT_SECONDS": "0",
+        }
+
+    def write(self, name: str, text: str, **values: str) -> Path:
+        """A file of the folder, with its ports filled in."""
+        path = self.folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(text.format(port=self.port, admin=self.admin, base=self.base, **values))
+        return path
+
+    def run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        """A command, to its end."""
+        return subprocess.run(
+            ["vllmjobs", *words],
+            cwd=self.folder,
+            env=self.env,
+            check=False,
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
+        )
+
+    def done(self, *words: str) -> str:
+        """What a command says that is to succeed."""
+        ended = self.run(*words)
+        assert ended.returncode == 0, ended.stderr
+        return ended.stderr
+
+    def start(self, *words: str) -> subprocess.Popen[str]:
+        """The same for a command that stays; `end` sees that it does not stay for ever."""
+        with (self.folder / "started.log").open("a") as log:
+            started = subprocess.Popen(
+                ["vllmjobs", *words], cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True
+            )
+        self._started.append(started)
+        return started
+
+    def up(self, *changes: tuple[str, str]) -> str:
+        """`up one -d`, of ENVIRONMENT with changes."""
+        self.environment(*changes)
+        return self.done("up", "one", "-d")
+
+    def environment(self, *changes: tuple[str, str]) -> None:
+        """Write envs/one.yaml: ENVIRONMENT with changes."""
+        text = ENVIRONMENT
+        for old, new in changes:
+            assert old in text
+            text = text.replace(old, new)
+        self.write("envs/one.yaml", text)
+
+    def up_env_file(self, strategy: str = "multi_instance", more: str = "") -> str:
+        """`up --env-file .env -d`, with the stand-in as vLLM."""
+        self.write(".env", DOTENV + more, strategy=strategy)
+        engine = 'models.opt.entrypoint=["stand-in-engine","serve"]'
+        admin = f"balancer.admin_port={self.admin}"
+        return self.done("up", "--env-file", ".env", "-d", "--set", engine, "--set", admin)
+
+    def ask(self, path: str, port: int | None = None) -> httpx.Response:
+        """GET from nginx."""
+        with http() as client:
+            return client.get(f"http://127.0.0.1:{port or self.port}{path}", timeout=SECONDS)
+
+    def complete(
+        self, path: str = "/v1/completions", model: str = "chat", max_tokens: int = 2
+    ) -> httpx.Response:
+        """A completion through nginx; of 200 tokens a second."""
+        asked = {"model": model, "prompt": "Why?", "max_tokens": max_tokens, "ignore_eos": True}
+        with http() as client:
+            return client.post(f"http://127.0.0.1:{self.port}{path}", json=asked, timeout=SECONDS)
+
+    def instances(self, job: str = "vllm-one") -> dict[str, Any]:
+        """Its servers, as their supervisor shows them."""
+        socket = self.folder / "state" / "vllmjobs" / job / "admin.sock"
+        with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
+            return dict(client.get("http://box/health").json()["instances"])
+
+    def pid(self, name: str, job: str = "vllm-one") -> int:
+        """0 while it does not run."""
+        return int(self.instances(job)[name]["pid"] or 0)
+
+    def command_line(self, name: str, job: str = "vllm-one") -> list[str]:
+        """Of a server that runs."""
+        return Path(f"/proc/{self.pid(name, job)}/cmdline").read_text().split("\0")
+
+    def environ(self, name: str, job: str = "vllm-one") -> Mapping[str, str]:
+        """The variables of a server that runs."""
+        pairs = Path(f"/proc/{self.pid(name, job)}/environ").read_text().split("\0")
+        return dict(pair.split("=", 1) for pair in pairs if pair)
+
+    def wait_until_busy(self, requests: int) -> None:
+        """Wait until its servers answer so many requests."""
+        wait_until(
+            lambda: sum(one["unanswered"] or 0 for one in self.instances().values()) >= requests,
+            SECONDS,
+            f"{requests} requests are being answered",
+        )
+
+    def end(self) -> None:
+        """Stop all of it."""
+        for job in (self.folder / "state" / "vllmjobs").glob("vllm-*"):
+            self.run("down", job.name.removeprefix("vllm-"))
+        for started in self._started:
+            started.kill()
+            started.wait()
+        self._block.release()

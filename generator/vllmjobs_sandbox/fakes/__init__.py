@@ -1,0 +1,1 @@
+"""Stand-ins for services on the internet: a model hub, a bucket, a forge."""

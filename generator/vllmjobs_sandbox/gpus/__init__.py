@@ -1,0 +1,1 @@
+"""GPUs that do not exist: a Nomad device plugin, and an NVML."""

@@ -1,0 +1,69 @@
+"""What befalls an engine."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.story.night import SOON, SUPERVISED, Night
+from vllmjobs_sandbox.traffic.requests import http
+from vllmjobs_sandbox.traffic.served import failure
+
+# One request at a time, of 2 s; the cache is full of one.
+SLOW = {"env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": "4", "args.max-num-seqs": 1}
+SMALL_CACHE = {"env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": "10", "env.VLLMJOBS_STANDIN_KV_TOKENS": "20"}
+
+
+@contextmanager
+def requests_wait(night: Night, _: Path) -> Iterator[None]:
+    night.well(**SLOW)
+    night.away_later()
+    with night.asked(6):
+        wait_until(lambda: night.metric("vllm:num_requests_waiting") >= 4, SOON, "they wait")
+        yield
+
+
+@contextmanager
+def cache_full(night: Night, _: Path) -> Iterator[None]:
+    night.well(**SMALL_CACHE)
+    night.away_later()
+    with night.asked(4, tokens=40):
+        wait_until(lambda: night.metric("vllm:kv_cache_usage_perc") == 1, SOON, "it is full")
+        yield
+
+
+@contextmanager
+def preempts(night: Night, _: Path) -> Iterator[None]:
+    night.well(**SMALL_CACHE, **failure("preempts"))
+    night.away_later()
+    with night.asked(2):  # as many as the page lets run at a time: with more, how long they wait is chance
+        wait_until(lambda: night.metric("vllm:num_preemptions_total") >= 4, SOON, "it preempts")
+        yield
+
+
+@contextmanager
+def restarts_after_a_release(night: Night, _: Path) -> Iterator[None]:
+    night.well(entrypoint=SUPERVISED)
+    night.deployed(entrypoint=SUPERVISED, **failure("exit-0-after=4"))
+
+    def twice() -> bool:
+        night.ask()
+        return night.metric("vllmjobs_supervisor_instance_failures_total", "ADMIN") >= 2
+
+    wait_until(twice, SOON, "its engine has ended twice")
+    yield
+
+
+@contextmanager
+def given_up(night: Night, _: Path) -> Iterator[None]:
+    night.well(entrypoint=SUPERVISED, **{"env.VLLMJOBS_RESTARTS": "0"})
+    with http() as client:
+        health = client.get(f"http://{night.words['ADMIN']}/health").json()
+    os.kill(health["instances"]["chat"]["pid"], signal.SIGKILL)
+    wait_until(lambda: night.last()["ClientStatus"] == "failed", SOON, "its supervisor has given it up")
+    night.away_later()
+    yield

@@ -1,0 +1,115 @@
+"""What is missing around a job: nodes, the balancer, Consul, disk, secrets and tokens."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from vllmjobs_sandbox.cluster.process import wait_until
+from vllmjobs_sandbox.cluster.secured import published, secured_server
+from vllmjobs_sandbox.story.night import BALANCER, JOB, SOON, SUPERVISED, Night
+
+
+@contextmanager
+def none(night: Night, _: Path) -> Iterator[None]:
+    """All is well."""
+    night.well(entrypoint=SUPERVISED)
+    yield
+
+
+@contextmanager
+def no_node_takes_it(night: Night, _: Path) -> Iterator[None]:
+    """Both nodes were taken out, and then the instance ended."""
+    night.well()
+    nodes = [night.sandbox.node(name)["ID"] for name in night.sandbox.nodes]
+    try:
+        for node in nodes:
+            night.sandbox.nomad.node.eligible_node(node, eligible=False)
+        night.sandbox.nomad_cli("alloc", "stop", "-detach", "-no-shutdown-delay", night.words["ALLOCATION"])
+        wait_until(lambda: not night.serves(), SOON, "nothing serves")
+        yield
+    finally:
+        for node in nodes:
+            night.sandbox.nomad.node.eligible_node(node, eligible=True)
+
+
+@contextmanager
+def balancer_stopped(night: Night, _: Path) -> Iterator[None]:
+    night.well()
+    night.sandbox.nomad_cli("job", "stop", "-detach", BALANCER)
+    wait_until(lambda: not night.sandbox.allocations(BALANCER), SOON, "it has ended")
+    try:
+        yield
+    finally:
+        night.sandbox.run(night.render("--job", "fabio"))
+
+
+@contextmanager
+def consul_agent_down(night: Night, _: Path) -> Iterator[None]:
+    night.well()
+    agent = f"consul-{night.node}"
+    down = True
+
+    def start() -> None:
+        nonlocal down
+        night.sandbox.start_again(agent)
+        down = False
+
+    night.units["consul"] = start
+    night.sandbox.kill(agent)
+    try:
+        yield
+    finally:
+        if down:
+            start()
+
+
+@contextmanager
+def disk_full(night: Night, folder: Path) -> Iterator[None]:
+    """The folder of the models is a disk of 1 MiB, with an old model on it."""
+    models = folder / "models"
+    models.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", models], check=True)
+    try:
+        (models / "models--old").mkdir()
+        with (models / "models--old" / "weights").open("wb") as weights:
+            weights.write(bytes(1000 * 1024))
+        night.away()
+        load = 'head -c 500000 /dev/zero >$HF_HOME/weights && exec stand-in-engine serve "$@"'
+        deadlines = {"rollout.healthy_deadline": "40s", "rollout.progress_deadline": "1m"}
+        night.start(entrypoint=["sh", "-c", load, "sh"], **{"env.HF_HOME": str(models)}, **deadlines)
+        wait_until(night.has_failed_once, SOON, "its disk is full")
+        night.words = {"MODELS": str(models)}
+        yield
+    finally:
+        night.away()
+        subprocess.run(["umount", models], check=True)
+
+
+@contextmanager
+def secret_missing(night: Night, _: Path) -> Iterator[None]:
+    night.away()
+    night.start(secrets={"HF_TOKEN": f"nomad/jobs/{JOB}#hf_token"})
+    wait_until(lambda: night.sandbox.allocations(JOB), SOON, "it is placed")
+    night.point_at(night.last())
+    try:
+        yield
+    finally:
+        night.sandbox.nomad_cli("var", "purge", f"nomad/jobs/{JOB}")
+
+
+@contextmanager
+def token_expired(night: Night, folder: Path) -> Iterator[None]:
+    """At a Nomad with ACLs and TLS, beside the sandbox."""
+    before = night.env
+    with secured_server(folder) as server:
+        server.nomad("acl", "policy", "apply", "deploy", "-", text=published("deploy.md", "Nomad"))
+        night.write()
+        night.env = before | server.environ | {"NOMAD_TOKEN": "11111111-2222-3333-4444-555555555555"}
+        night.words = {"MANAGER": server.manager}
+        try:
+            yield
+        finally:
+            night.env = before

@@ -1,0 +1,104 @@
+"""docs/ci/install.sh, with a package index and a download server on loopback."""
+
+import hashlib
+import os
+import subprocess
+import zipfile
+from collections.abc import Iterator
+from functools import partial
+from http.server import SimpleHTTPRequestHandler
+from pathlib import Path
+
+import pytest
+
+import vllmjobs
+from vllmjobs_sandbox.fakes.forge import CI
+from vllmjobs_sandbox.fakes.listening import listening
+
+VERSION = "9.9.9"
+REQUIREMENTS = dict(line.split("==") for line in (CI / "requirements.txt").read_text().split())
+
+
+def wheel(folder: Path, name: str, version: str) -> None:
+    """Write a package with nothing in it."""
+    module = name.replace("-", "_")
+    info = f"{module}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as packed:
+        packed.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        packed.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
+        packed.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{name} = {module}:main\n")
+        packed.writestr(f"{info}/RECORD", "")
+
+
+@pytest.fixture
+def releases(tmp_path: Path) -> Iterator[Path]:
+    """Serve two zips, with programs that say that they are Nomad, and their sums."""
+    folder = tmp_path / "releases" / VERSION
+    folder.mkdir(parents=True)
+    sums = []
+    for machine in ("amd64", "arm64"):
+        name = f"nomad_{VERSION}_linux_{machine}.zip"
+        with zipfile.ZipFile(folder / name, "w") as packed:
+            packed.writestr("nomad", f"#!/bin/sh\necho Nomad v{VERSION}\n")
+            packed.writestr("LICENSE.txt", "")
+        sums.append(f"{hashlib.sha256((folder / name).read_bytes()).hexdigest()}  {name}\n")
+    (folder / f"nomad_{VERSION}_SHA256SUMS").write_text("".join(sums))
+    handler = partial(SimpleHTTPRequestHandler, directory=str(tmp_path / "releases"))
+    with listening(handler) as address:
+        (tmp_path / "address").write_text(address)
+        yield folder
+
+
+def install(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
+    wheels, work = tmp_path / "wheels", tmp_path / "work"
+    for folder in (wheels, work):
+        folder.mkdir()
+    for name, version in REQUIREMENTS.items():
+        wheel(wheels, name, version)
+    return subprocess.run(
+        [CI / "install.sh"],
+        cwd=work,
+        env={
+            "PATH": os.environ["PATH"],
+            "PIP_NO_INDEX": "1",
+            "PIP_FIND_LINKS": str(wheels),
+            "NOMAD_RELEASES": (tmp_path / "address").read_text(),
+            "NOMAD_VERSION": VERSION,
+            "no_proxy": "*",
+        }
+        | env,
+        check=False,
+        capture_output=True,
+        text=True,
+    )
+
+
+def test_the_steps_that_follow_find_vllmjobs_and_nomad(tmp_path: Path, releases: Path) -> None:
+    path, env = tmp_path / "path", tmp_path / "env"
+    certificates = {"NOMAD_CACERT_PEM": "Nomad's", "CONSUL_CACERT_PEM": "Consul's"}
+    done = install(tmp_path, GITHUB_PATH=str(path), GITHUB_ENV=str(env), **certificates)
+    assert done.returncode == 0, done.stderr
+    folder = Path(path.read_text().strip())
+    assert {"vllmjobs", "detect-secrets", "nomad"} <= {file.name for file in folder.iterdir()}
+    assert subprocess.check_output([folder / "nomad"], text=True) == f"Nomad v{VERSION}\n"
+    files = dict(line.split("=") for line in env.read_text().splitlines())
+    said = {name: Path(file).read_text() for name, file in files.items()}
+    assert said == {"NOMAD_CACERT": "Nomad's\n", "CONSUL_CACERT": "Consul's\n"}
+
+
+def test_a_zip_that_is_not_the_one_of_the_sums_is_not_installed(tmp_path: Path, releases: Path) -> None:
+    for file in releases.glob("*.zip"):
+        with file.open("ab") as changed:
+            changed.write(b"\0")
+    assert "nomad.sha256" not in (done := install(tmp_path)).stdout
+    assert done.returncode == 1
+    assert "computed checksum did NOT match" in done.stderr
+    assert not (tmp_path / "work/.tools/bin/nomad").exists()
+
+
+def test_a_pinned_sum_is_held_to(tmp_path: Path, releases: Path) -> None:
+    assert install(tmp_path, NOMAD_SHA256="0" * 64).returncode == 1
+
+
+def test_the_version_that_ci_installs_is_this_one() -> None:
+    assert REQUIREMENTS["vllmjobs"] == vllmjobs.__version__

@@ -1,0 +1,173 @@
+"""What is said of a file that cannot be an environment. Wrong values: tests/cases/errors."""
+
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+from click.testing import CliRunner
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from vllmjobs.cli import main
+from vllmjobs.environment.problems import InvalidEnvironmentError
+from vllmjobs.project.environments import load
+
+SOUND = b"models:\n  chat:\n    model: facebook/opt-125m\n"
+
+
+def refused(path: Path) -> list[str]:
+    with pytest.raises(InvalidEnvironmentError) as error:
+        load(path)
+    return [str(problem).replace(f"{path.parent}/", "") for problem in error.value.problems]
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "case.yaml"
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "case.yaml:1:1: is empty; an environment needs at least `models:`"),
+        (b"# only a comment\n", "case.yaml:1:1: is empty; an environment needs at least `models:`"),
+        (
+            b"\xef\xbb\xbf" + SOUND,
+            "case.yaml:1:1: starts with a byte order mark; save the file as UTF-8 without BOM",
+        ),
+        (
+            SOUND.replace(b"\n", b"\r\n"),
+            "case.yaml:1:8: has CRLF line ends; save the file with LF "
+            "(git: `*.yaml text eol=lf` in .gitattributes)",
+        ),
+        (
+            SOUND + b"# \xff\n",
+            "case.yaml:4:3: byte 0xff is not valid UTF-8; save the file as UTF-8",
+        ),
+        (SOUND + b"# \x07\n", "case.yaml:4:3: holds the character U+0007; YAML does not allow it"),
+        (
+            b"models: " + b"[" * 10_000,
+            "case.yaml:1:72: is nested deeper than 64 levels",
+        ),
+        (
+            b"models:\n" + b"".join(b" " * depth + b"a:\n" for depth in range(1, 10_000)),
+            "case.yaml:65:65: is nested deeper than 64 levels",
+        ),
+        (
+            b"a: &a [x, x, x, x, x, x, x, x, x]\n"
+            + b"".join(
+                b"%c: &%c [%s]\n" % (c + 1, c + 1, b", ".join([b"*%c" % c] * 9)) for c in range(97, 106)
+            ),
+            "its aliases expand to more than 1,000,000 values",
+        ),
+        (
+            b"a0: &a0 " + b"[" * 50 + b"]" * 50 + b"\na1: &a1 " + b"[" * 50 + b"*a0" + b"]" * 50 + b"\n",
+            "case.yaml:2:59: its aliases are nested deeper than 64 levels",
+        ),
+    ],
+    ids=[
+        "empty",
+        "comment",
+        "bom",
+        "crlf",
+        "utf8",
+        "control",
+        "flow depth",
+        "block depth",
+        "aliases",
+        "deep aliases",
+    ],
+)
+def test_a_file_that_is_no_environment_is_refused_with_its_place(
+    file: Path, content: bytes, message: str
+) -> None:
+    file.write_bytes(content)
+    (problem,) = refused(file)
+    assert message in problem
+
+
+def test_a_byte_order_mark_and_crlf_do_not_hide_the_other_errors(file: Path) -> None:
+    file.write_bytes(b"\xef\xbb\xbfmodels:\r\n  chat: {model: 1}\r\n")
+    assert [problem.split(" ")[0] for problem in refused(file)] == [
+        "case.yaml:1:1:",
+        "case.yaml:1:9:",
+        "case.yaml:2:10:",
+    ]
+
+
+def test_a_directory_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "envs").mkdir()
+    assert refused(tmp_path / "envs") == ["envs: is a directory; name a file, such as envs/prod.yaml"]
+
+
+def test_a_file_without_permission_or_with_a_file_above_it_is_refused(file: Path) -> None:
+    file.write_bytes(SOUND)
+    assert refused(file / "prod.yaml") == ["prod.yaml: cannot be read: Not a directory"]
+
+
+@pytest.mark.parametrize(
+    "setting", [".".join("a" * 3000) + "=1", "models.chat.\udcff=1", "debug=\udcff", "=", "a", ""]
+)
+def test_a_setting_that_is_none_is_refused(file: Path, setting: str) -> None:
+    file.write_bytes(SOUND)
+    with pytest.raises(InvalidEnvironmentError):
+        load(file, [setting])
+
+
+@pytest.mark.parametrize("name", ["loop.yaml", '"a\\0b"', "case.yaml", "../gone/x.yaml", "."])
+def test_a_file_that_cannot_be_extended_is_named(file: Path, name: str) -> None:
+    (file.parent / "loop.yaml").symlink_to("loop.yaml")
+    file.write_bytes(f"extends: {name}\n".encode() + SOUND)
+    assert any(problem.startswith("case.yaml:1:1: extends: ") for problem in refused(file))
+
+
+def test_a_chain_of_extends_has_an_end(tmp_path: Path) -> None:
+    for number in range(1100):
+        (tmp_path / f"{number}.yaml").write_text(f"extends: {number + 1}.yaml\n")
+    (problem,) = [line for line in refused(tmp_path / "0.yaml") if "extends" in line]
+    assert "leads back to itself, or too far" in problem
+
+
+def test_an_empty_file_can_be_extended(file: Path) -> None:
+    (file.parent / "base.yaml").write_text("# nothing yet\n")
+    file.write_bytes(b"extends: base.yaml\n" + SOUND)
+    assert load(file).job == "vllm-case"
+
+
+@pytest.mark.parametrize(
+    ("name", "job"), [("_", "vllm"), ("x" * 50, "vllm-" + "x" * 50), ("My Env", "vllm-my-env")]
+)
+def test_a_jobs_name_is_made_from_any_files_name(tmp_path: Path, name: str, job: str) -> None:
+    (tmp_path / f"{name}.yaml").write_bytes(SOUND)
+    assert load(tmp_path / f"{name}.yaml", ["balancer.kind=none", "models.chat.route.path=/"]).job == job
+
+
+def test_yaml_1_2_is_read_so_no_and_on_stay_words(file: Path) -> None:
+    file.write_text(
+        "models: {chat: {model: a, env: {A: no, B: on, C: 12:30, D: 0o17, E: 010, F: '', G: 1_000, H: .inf}}}"
+    )
+    assert load(file).models["chat"].env == {
+        "A": "no", "B": "on", "C": "12:30", "D": 15, "E": 10, "F": "", "G": "1_000", "H": ".inf",
+    }  # fmt: skip
+
+
+def test_an_alias_as_a_key_is_the_word_that_was_anchored(file: Path) -> None:
+    file.write_text("models: {chat: {model: a, env: {A: &key null, B: 1, *key : 2}}}")
+    assert load(file).models["chat"].env == {"A": None, "B": 1, "null": 2}
+
+
+def test_a_number_too_long_for_a_machine_stays_a_word(file: Path) -> None:
+    file.write_text(f"models: {{chat: {{model: a, env: {{A: {'9' * 5000}}}}}}}")
+    assert load(file).models["chat"].env["A"] == "9" * 5000
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.binary(max_size=60) | st.text("{}[]:&*!|>-?,'\"#%@`<~ \n\tabc01\\", max_size=60).map(str.encode))
+def test_no_file_whatever_it_holds_ends_in_a_traceback(content: bytes) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder, "case.yaml")
+        path.write_bytes(content)
+        done = CliRunner().invoke(main, ["render", str(path)])
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert (done.exit_code, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"{path}:")

@@ -1,0 +1,127 @@
+"""The law of the house, read from its folders: which room may import which.
+
+A folder of the package is a room. The core rooms named here are pure: values in, values out. Every other
+folder is an edge, and so is whatever lies flat at the root.
+"""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import vllmjobs
+import vllmjobs_sandbox
+
+PACKAGE = Path(vllmjobs.__file__).parent
+SANDBOX = Path(vllmjobs_sandbox.__file__).parent
+CORE = {
+    "environment",
+    "importing",
+    "vllm",
+    "balancers",
+    "render",
+    "check",
+    "changes",
+    "rollout",
+    "box",
+    "gpus",
+}
+DOORS = {"environment/load.py", "box/machine.py", "gpus/nvml.py"}  # the one edge of a core room
+FLAT = {"__init__.py", "__main__.py"}  # what may lie at the package's root
+EDGES_OF_PYTHON = {
+    "os", "pathlib", "io", "sys", "subprocess", "socket", "time", "datetime", "random", "shutil", "tempfile",
+    "asyncio", "threading", "logging",
+}  # fmt: skip
+EDGES_OF_OTHERS = {"click", "rich", "httpx", "requests", "nomad", "consul", "pynvml"}
+
+
+def modules(room: Path) -> list[Path]:
+    return sorted(room.glob("**/*.py"))
+
+
+def name_of(path: Path) -> str:
+    return str(path.relative_to(PACKAGE))
+
+
+def is_core(path: Path) -> bool:
+    return path.relative_to(PACKAGE).parts[0] in CORE and name_of(path) not in DOORS
+
+
+def imported(path: Path) -> Iterator[str]:
+    """Yield each module, and each name of a module, that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}:{node.lineno}: relative import"
+            yield node.module or ""
+            yield from (f"{node.module}.{name.name}" for name in node.names)
+
+
+def ours(path: Path) -> set[Path]:
+    """Return the modules of the package that a file imports."""
+    files = set()
+    for name in imported(path):
+        place = PACKAGE.parent / name.replace(".", "/")
+        files |= {file for file in (place.with_suffix(".py"), place / "__init__.py") if file.is_file()}
+    return {file for file in files if file.is_relative_to(PACKAGE) and file != PACKAGE / "__init__.py"}
+
+
+def others(path: Path) -> set[str]:
+    """Return what a file imports of other packages, by their top names."""
+    return {name.partition(".")[0] for name in imported(path)} - {"vllmjobs"}
+
+
+def test_every_module_stands_in_a_room() -> None:
+    assert {path.name for path in PACKAGE.glob("*.py")} == FLAT
+    assert {name for name in CORE if not (PACKAGE / name).is_dir()} <= {"balancers"}
+    assert all((PACKAGE / name).is_file() for name in DOORS)
+
+
+@pytest.mark.parametrize("path", list(filter(is_core, modules(PACKAGE))), ids=name_of)
+def test_a_core_room_imports_no_edge(path: Path) -> None:
+    assert [name_of(module) for module in ours(path) if not is_core(module)] == []
+    assert others(path) & (EDGES_OF_PYTHON | EDGES_OF_OTHERS) == set()
+
+
+def test_the_package_never_imports_its_sandbox() -> None:
+    assert [name_of(path) for path in modules(PACKAGE) if "vllmjobs_sandbox" in others(path)] == []
+
+
+def test_rooms_import_each_other_in_one_direction() -> None:
+    """No room imports one that imports it, over however many rooms."""
+    arrows: dict[str, set[str]] = {}
+    for path in modules(PACKAGE):
+        room = path.relative_to(PACKAGE).parts[0]
+        rooms = {module.relative_to(PACKAGE).parts[0] for module in ours(path)}
+        arrows.setdefault(room, set()).update(rooms - {room} - FLAT)
+    while leaves := {room for room, imports in arrows.items() if not imports}:
+        arrows = {room: imports - leaves for room, imports in arrows.items() if room not in leaves}
+    assert arrows == {}
+
+
+def test_the_supervisor_needs_nothing_but_python_and_nvml() -> None:
+    """It is put into images that hold nothing else of ours."""
+    room = PACKAGE / "supervisor"
+    assert {name for path in modules(room) for name in others(path)} - sys.stdlib_module_names == {"pynvml"}
+    assert all(module.is_relative_to(room) for path in modules(room) for module in ours(path))
+
+
+def test_what_the_jobs_of_the_caches_run_needs_nothing_but_python_and_the_hub() -> None:
+    room = PACKAGE / "model_cache"
+    found = {name for path in modules(room) for name in others(path)}
+    assert found - sys.stdlib_module_names == {"huggingface_hub"}
+    assert all(module.is_relative_to(room) for path in modules(room) for module in ours(path))
+
+
+def test_policies_are_pure() -> None:
+    for name in ("model", "policy", "gpu/policy", "report", "log/records"):
+        assert not others(PACKAGE / "supervisor" / f"{name}.py") & (EDGES_OF_PYTHON - {"pathlib"}), name
+
+
+@pytest.mark.parametrize("package", [PACKAGE, SANDBOX], ids=lambda path: path.name)
+def test_no_module_is_longer_than_three_pages(package: Path) -> None:
+    lines = {str(path.relative_to(package)): len(path.read_text().splitlines()) for path in modules(package)}
+    assert {name: count for name, count in lines.items() if count > 350} == {}
