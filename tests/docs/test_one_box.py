@@ -13,7 +13,7 @@ ROWS = NAMED.findall((ROOT / "docs/one-box.md").read_text())
 def test_every_row_beside_balanced_vllm_docker_names_a_test() -> None:
     page = (ROOT / "docs/one-box.md").read_text()
     rows = re.findall(
-        r"^\|(?! balanced|---)", page[page.index("## Beside balanced-vllm-docker") :], re.MULTILINE
+        r"^\|(?! balanced|---)", page[page.index("## Compared with balanced-vllm-docker") :], re.MULTILINE
     )
     assert len(ROWS) == len(rows) > 20
 
