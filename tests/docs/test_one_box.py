@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMED = re.compile(r"^\|.*\| `(\w+/\w+\.py)::(\w+)` \|$", re.MULTILINE)
+NAMED = re.compile(r"^\|.*\| `([\w/]+\.py)::(\w+)` \|$", re.MULTILINE)
 ROWS = NAMED.findall((ROOT / "docs/one-box.md").read_text())
 
 
