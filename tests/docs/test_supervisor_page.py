@@ -10,9 +10,9 @@ import vllmjobs.supervisor
 from vllmjobs.supervisor.gpu.policy import Verdict
 
 PAGE = Path(__file__).parents[2] / "docs/supervisor.md"
-MODULES = sorted(Path(vllmjobs.supervisor.__file__).parent.glob("*.py"))
+MODULES = sorted(Path(vllmjobs.supervisor.__file__).parent.rglob("*.py"))
 SAYING = ("Say", "_say", "event")  # those whose first argument is an event's name
-WATCH = "gpu_watch.py"  # another process, whose words the supervisor alone hears
+WATCH = "watch.py"  # another process, whose words the supervisor alone hears
 
 
 def named(head: str) -> list[str]:
@@ -52,11 +52,11 @@ def _name(called: ast.expr) -> str:
 
 
 def test_its_events_are_those_of_the_code() -> None:
-    assert sorted(named("| event | |")) == sorted(set(events()))
+    assert sorted(named("| event | fields and meaning |")) == sorted(set(events()))
 
 
 def test_its_metrics_are_those_of_the_code() -> None:
-    assert sorted(named("| metric `vllmjobs_supervisor_…` | labels | |")) == sorted(families())
+    assert sorted(named("| metric `vllmjobs_supervisor_…` | labels | meaning |")) == sorted(families())
 
 
 def test_its_verdicts_on_gpus_are_those_of_the_code() -> None:
