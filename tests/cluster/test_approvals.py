@@ -13,7 +13,9 @@ import pytest
 from click.testing import CliRunner, Result
 
 from vllmjobs.cli import main
-from vllmjobs.cluster.deployments import ForbiddenError, NomadError, Releases, Where, of
+from vllmjobs.cluster.deployments import Deployments, where_of
+from vllmjobs.cluster.failures import ForbiddenError, NomadError
+from vllmjobs.cluster.nomad import Nomad, Where
 from vllmjobs.deploy.gates import approvals, approve, approved
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, digest, version_to_be
@@ -62,36 +64,36 @@ class Job:
 
     def change(self, change: str) -> None:
         self.hcl = HCL.format(name=self.name, change=change)
-        self.spec = self.deployer.parse(self.hcl)
-        self.where = of(self.spec)
+        self.spec = self.deployer.cluster.parse(self.hcl)
+        self.where = where_of(self.spec)
 
-    def person(self, name: str, policy: str = "approver") -> Releases:
+    def person(self, name: str, policy: str = "approver") -> Deployments:
         """A new token of a person."""
-        return Releases(self.secured.environ | {"NOMAD_TOKEN": self.secured.person(name, policy)})
+        return Deployments(Nomad(self.secured.environ | {"NOMAD_TOKEN": self.secured.person(name, policy)}))
 
     @property
     def latest(self) -> int | None:
-        job = self.deployer.job(*self.where)
+        job = self.deployer.cluster.job(*self.where)
         return job["Version"] if job else None
 
     @property
     def version(self) -> int:
         return version_to_be(self.latest)
 
-    def approve(self, who: Releases) -> list[Approval]:
+    def approve(self, who: Deployments) -> list[Approval]:
         return approve(who, self.where, self.latest, self.version, digest({"vllm": self.hcl}), NOW)
 
-    def gate(self, who: Releases | None = None, version: int | None = None) -> Approved | None:
+    def gate(self, who: Deployments | None = None, version: int | None = None) -> Approved | None:
         version = self.version if version is None else version
         return approved(who or self.deployer, self.where, 2, version, digest({"vllm": self.hcl}), COMMAND)
 
-    def refused(self, who: Releases | None = None) -> str:
+    def refused(self, who: Deployments | None = None) -> str:
         with pytest.raises(RefusedError) as error:
             self.gate(who)
         return str(error.value)
 
     def register(self) -> None:
-        job = self.deployer.job(*self.where)
+        job = self.deployer.cluster.job(*self.where)
         self.deployer.register(self.spec, job["JobModifyIndex"] if job else 0)
 
 
@@ -146,7 +148,7 @@ def test_a_person_may_deploy_what_others_have_approved_and_approve_what_others_d
 
 
 def test_a_manager_is_a_person_like_any_other(job: Job) -> None:
-    manager = Releases(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager})
+    manager = Deployments(Nomad(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager}))
     job.approve(manager)
     assert "1 of 2 approvals (Bootstrap Token)" in job.refused()
 
@@ -195,7 +197,7 @@ def test_approvals_at_the_same_time_are_all_kept(job: Job) -> None:
     people = [job.person(f"person-{number}") for number in range(6)]
     ready = threading.Barrier(len(people))
 
-    def at_once(person: Releases) -> None:
+    def at_once(person: Deployments) -> None:
         ready.wait()
         job.approve(person)
 
@@ -208,7 +210,7 @@ def test_approvals_at_the_same_time_are_all_kept(job: Job) -> None:
 
 
 def test_what_is_no_approval_in_the_variable_is_passed_over(job: Job) -> None:
-    manager = Releases(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager})
+    manager = Deployments(Nomad(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager}))
     one = json.dumps({"accessor": "a", "name": "", "version": 0, "digest": "", "at": ""})
     written = {"note": "hello", "v0.b": one, "v0.c": "[]", "v1.a": one}
     manager.write_variable(f"vllmjobs/approvals/{job.name}", written, 0, job.where)
@@ -235,7 +237,7 @@ def test_a_token_without_the_policy_gets_the_capability_named(job: Job) -> None:
 
 
 def test_nobody_approves_and_nobody_deploys_without_a_token(job: Job) -> None:
-    nobody = Releases(job.secured.environ)
+    nobody = Deployments(Nomad(job.secured.environ))
     with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
         approve(nobody, job.where, None, 0, "d", NOW)
     with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
@@ -243,7 +245,10 @@ def test_nobody_approves_and_nobody_deploys_without_a_token(job: Job) -> None:
 
 
 def test_where_none_are_required_nothing_is_asked(job: Job) -> None:
-    assert approved(Releases({"NOMAD_ADDR": "http://127.0.0.1:1"}), job.where, 0, 0, "d", COMMAND) is None
+    assert (
+        approved(Deployments(Nomad({"NOMAD_ADDR": "http://127.0.0.1:1"})), job.where, 0, 0, "d", COMMAND)
+        is None
+    )
 
 
 def test_where_acls_are_off_it_refuses_and_says_why(tmp_path: Path) -> None:
@@ -254,8 +259,8 @@ def test_where_acls_are_off_it_refuses_and_says_why(tmp_path: Path) -> None:
     server = start("nomad", [programs()["nomad"], "agent", "-config", config], tmp_path / "log", {})
     where = Where("vllm-prod", "default", "global")
     try:
-        releases = Releases({"NOMAD_ADDR": agent.address}, pauses=())
-        server.wait_until(releases.version, 60, "it answers", ignoring=(UserError,))
+        releases = Deployments(Nomad({"NOMAD_ADDR": agent.address}, pauses=()))
+        server.wait_until(releases.nomad.version, 60, "it answers", ignoring=(UserError,))
         asks: dict[str, Callable[[], object]] = {
             "deploys": lambda: approved(releases, where, 2, 0, "d", COMMAND),
             "approves": lambda: approve(releases, where, None, 0, "d", NOW),

@@ -9,17 +9,16 @@ from typing import Any, Literal
 
 import pytest
 
-from vllmjobs.cluster.deployments import (
+from vllmjobs.cluster.deployments import Deployments, where, where_of
+from vllmjobs.cluster.failures import (
     ConflictError,
     DeploymentEndedError,
     ForbiddenError,
     NomadError,
     NotHealthyError,
-    Releases,
-    Where,
-    of,
-    where,
 )
+from vllmjobs.cluster.nomad import Nomad, Where
+from vllmjobs.cluster.task_logs import TaskLogs
 from vllmjobs.deploy import records
 from vllmjobs.rollout.deployments import address
 from vllmjobs.rollout.model import Entry, Number, Verdict
@@ -33,18 +32,18 @@ NO_DEPLOYMENT = "11111111-2222-3333-4444-555555555555"
 
 
 @pytest.fixture
-def nomad(sandbox: Sandbox) -> Releases:
-    return Releases(sandbox.env)
+def nomad(sandbox: Sandbox) -> Deployments:
+    return Deployments(Nomad(sandbox.env))
 
 
-def register(nomad: Releases, release: Release, index: int, **chat: Any) -> Where:
-    job = nomad.parse(release.render(**chat))
+def register(nomad: Deployments, release: Release, index: int, **chat: Any) -> Where:
+    job = nomad.cluster.parse(release.render(**chat))
     nomad.register(job, index)
-    return of(job)
+    return where_of(job)
 
 
-def index_of(nomad: Releases, there: Where) -> int:
-    job = nomad.job(*there)
+def index_of(nomad: Deployments, there: Where) -> int:
+    job = nomad.cluster.job(*there)
     assert job
     index: int = job["JobModifyIndex"]
     return index
@@ -53,25 +52,25 @@ def index_of(nomad: Releases, there: Where) -> int:
 # Writes
 
 
-def test_a_job_is_registered_only_where_it_is_as_it_was_read(nomad: Releases, release: NewRelease) -> None:
+def test_a_job_is_registered_only_where_it_is_as_it_was_read(nomad: Deployments, release: NewRelease) -> None:
     new = release(replicas=1)
-    job = nomad.parse(new.render())
+    job = nomad.cluster.parse(new.render())
     with pytest.raises(ConflictError, match="job does not exist"):
         nomad.register(job, 7)
     answer = nomad.register(job, 0, source=new.render())
     assert answer["EvalID"]
-    assert answer["JobModifyIndex"] == index_of(nomad, of(job))
+    assert answer["JobModifyIndex"] == index_of(nomad, where_of(job))
     with pytest.raises(
         ConflictError, match=r"someone else has changed the job in the meantime: .*already exists"
     ):
         nomad.register(job, 0)
     with pytest.raises(ConflictError, match="conflicting job modify index"):
         nomad.register(job, answer["JobModifyIndex"] + 1)
-    assert [one["Version"] for one in nomad.versions(of(job))] == [0]
+    assert [one["Version"] for one in nomad.versions(where_of(job))] == [0]
 
 
 def test_canaries_are_promoted_when_healthy_and_once_more_changes_nothing(
-    sandbox: Sandbox, nomad: Releases, release: NewRelease
+    sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
     new = release(replicas=2)
     there = register(nomad, new, 0)
@@ -92,7 +91,7 @@ def test_canaries_are_promoted_when_healthy_and_once_more_changes_nothing(
 
 
 def test_a_failed_deployment_leaves_the_stable_version_and_a_revert_goes_where_it_was_read(
-    sandbox: Sandbox, nomad: Releases, release: NewRelease
+    sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
     new = release(**{"replicas": 1, "rollout.auto_revert": "false"})
     there = register(nomad, new, 0)
@@ -110,7 +109,7 @@ def test_a_failed_deployment_leaves_the_stable_version_and_a_revert_goes_where_i
     assert {one["JobID"] for one in nomad.evaluations(there)} == {new.job}
 
 
-def test_what_is_not_there_is_none_empty_or_ended(nomad: Releases) -> None:
+def test_what_is_not_there_is_none_empty_or_ended(nomad: Deployments) -> None:
     assert nomad.versions(NOWHERE) == nomad.deployments(NOWHERE) == nomad.allocations(NOWHERE) == []
     assert nomad.evaluations(NOWHERE) == []
     assert nomad.deployment_by_id(NO_DEPLOYMENT, NOWHERE, 5, 1) == (None, 0)
@@ -125,7 +124,7 @@ def test_what_is_not_there_is_none_empty_or_ended(nomad: Releases) -> None:
 
 
 def test_allocations_come_with_their_address_and_gpus_and_only_those_of_the_job(
-    sandbox: Sandbox, nomad: Releases, release: NewRelease
+    sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
     new = release(replicas=2)
     release(replicas=1).run()
@@ -143,7 +142,7 @@ def test_allocations_come_with_their_address_and_gpus_and_only_those_of_the_job(
 
 
 def test_waiting_for_a_deployment_ends_with_its_next_change_or_the_time(
-    sandbox: Sandbox, nomad: Releases, release: NewRelease
+    sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
     new = release(replicas=1)
     new.run()
@@ -154,7 +153,7 @@ def test_waiting_for_a_deployment_ends_with_its_next_change_or_the_time(
     assert seen
     assert index == seen["ModifyIndex"]
     assert nomad.deployment_by_id(id, there, index, 0.1) == (seen, index)
-    waiter = Releases(sandbox.env)
+    waiter = Deployments(Nomad(sandbox.env))
     woken: list[Any] = []
     waiting = threading.Thread(target=lambda: woken.append(waiter.deployment_by_id(id, there, index, 60)))
     waiting.start()
@@ -170,7 +169,9 @@ def test_waiting_for_a_deployment_ends_with_its_next_change_or_the_time(
 # Variables
 
 
-def test_a_variable_is_written_only_where_it_is_as_it_was_read(nomad: Releases, release: NewRelease) -> None:
+def test_a_variable_is_written_only_where_it_is_as_it_was_read(
+    nomad: Deployments, release: NewRelease
+) -> None:
     there = where(release().job)
     path = f"vllmjobs/tests/{there.id}"
     assert nomad.variable(path, there) == ({}, 0)
@@ -188,12 +189,12 @@ def entry(version: int, **more: Any) -> Entry:
 
 
 def test_records_are_kept_of_the_newest_versions_whoever_else_writes(
-    sandbox: Sandbox, nomad: Releases, release: NewRelease
+    sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
     there = where(release().job)
     assert records.read(nomad, there) == []
     writers = [
-        threading.Thread(target=records.write, args=(Releases(sandbox.env), there, entry(version)))
+        threading.Thread(target=records.write, args=(Deployments(Nomad(sandbox.env)), there, entry(version)))
         for version in range(4)
     ]
     for writer in writers:
@@ -210,7 +211,7 @@ def test_records_are_kept_of_the_newest_versions_whoever_else_writes(
 
 
 def test_older_records_lose_their_numbers_before_the_variable_is_too_large(
-    nomad: Releases, release: NewRelease
+    nomad: Deployments, release: NewRelease
 ) -> None:
     there = where(release().job)
     numbers = tuple(
@@ -229,29 +230,29 @@ def test_older_records_lose_their_numbers_before_the_variable_is_too_large(
 
 
 def test_a_log_is_read_from_its_start_or_end_and_followed(
-    sandbox: Sandbox, nomad: Releases, release: NewRelease
+    sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
     new = release(replicas=1)
     new.run()
     (allocation,) = new.allocations()
-    there = where(new.job)
+    there, logs = where(new.job), TaskLogs(nomad.nomad)
 
     def log(offset: int = 0, origin: Literal["start", "end"] = "start") -> bytes:
         id = allocation["ID"]
-        return b"".join(nomad.logs(id, "vllm", "stdout", there, offset=offset, origin=origin))
+        return b"".join(logs.read(id, "vllm", "stdout", there, offset=offset, origin=origin))
 
     whole = log()
     assert b"GET /health" in whole
     assert log(offset=10).startswith(whole[10:])
     assert len(log(offset=10, origin="end")) == 10
-    following = nomad.logs(allocation["ID"], "vllm", "stdout", there, follow=True, origin="end")
+    following = logs.read(allocation["ID"], "vllm", "stdout", there, follow=True, origin="end")
     new_line = next(piece for piece in following if piece)  # the next check's
     assert b"GET /health" in new_line
     following.close()
     with pytest.raises(NomadError, match='unknown task name "none"'):
-        list(nomad.logs(allocation["ID"], "none", "stdout", there))
+        list(logs.read(allocation["ID"], "none", "stdout", there))
     with pytest.raises(NomadError, match="nknown allocation"):
-        list(nomad.logs(NO_DEPLOYMENT, "vllm", "stdout", there))
+        list(logs.read(NO_DEPLOYMENT, "vllm", "stdout", there))
 
 
 # Who may
@@ -284,13 +285,13 @@ VARIABLE = "vllmjobs/releases/chat"
 
 def deployment(secured: Secured) -> str:
     """Of the job, which waits for a node."""
-    nomad = Releases(secured.environ | {"NOMAD_TOKEN": secured.manager})
+    nomad = Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": secured.manager}))
     found = wait_until(lambda: nomad.deployments(TEAM), 30, "the job has a deployment")
     id: str = found[0]["ID"]
     return id
 
 
-def calls(id: str) -> dict[str, Callable[[Releases], object]]:
+def calls(id: str) -> dict[str, Callable[[Deployments], object]]:
     return {
         "versions": lambda nomad: nomad.versions(TEAM),
         "deployments": lambda nomad: nomad.deployments(TEAM),
@@ -347,7 +348,7 @@ def policy(*capabilities: str, variables: str = "") -> str:
 def test_each_call_needs_the_capability_that_it_names(
     secured: Secured, name: str, rules: str, may: set[str]
 ) -> None:
-    nomad = Releases(secured.environ | {"NOMAD_TOKEN": secured.token(name, rules)})
+    nomad = Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": secured.token(name, rules)}))
     allowed = set()
     for call, ask in calls(deployment(secured)).items():
         try:
@@ -363,10 +364,10 @@ def test_each_call_needs_the_capability_that_it_names(
 
 def test_who_asks_is_told_by_the_token(secured: Secured, sandbox: Sandbox) -> None:
     secret = secured.token("alice", policy("read-job"))
-    token = Releases(secured.environ | {"NOMAD_TOKEN": secret}).token()
+    token = Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": secret})).token()
     assert token
     assert len(token.accessor) == 36
-    assert Releases(sandbox.env).token() is None
+    assert Deployments(Nomad(sandbox.env)).token() is None
     for unknown in ("", NO_DEPLOYMENT, "not-even-a-uuid"):
         with pytest.raises(ForbiddenError):
-            Releases(secured.environ | {"NOMAD_TOKEN": unknown}).token()
+            Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": unknown})).token()

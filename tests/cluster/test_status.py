@@ -14,7 +14,8 @@ import click
 from click.testing import CliRunner, Result
 
 from vllmjobs.cli.status import history, logs, status
-from vllmjobs.cluster.deployments import Releases, where
+from vllmjobs.cluster.deployments import Deployments, where
+from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.deploy import records
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.model import Entry, Number, Verdict
@@ -60,7 +61,7 @@ def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
     assert text.startswith(f"{new.job}: all is well: version 0, 2 of 2 instances healthy\n")
     assert "next:" not in text
     new.run(max_model_len=2048)
-    releases, there = Releases(sandbox.env), where(new.job)
+    releases, there = Deployments(Nomad(sandbox.env)), where(new.job)
     entry = Entry(
         version=1, at="2026-11-23T21:04:05.678Z", by="alice", steps={"chat": 0}, verdicts={"chat": VERDICT}
     )
@@ -106,7 +107,7 @@ def test_history_tells_what_nomad_knows_and_what_was_recorded(sandbox: Sandbox, 
         version=1, at="2026-11-23T21:04:05.678Z", by="alice", outcome="refused", reason="too slow",
         now="fire", verdicts={"chat": VERDICT},
     )  # fmt: skip
-    records.write(Releases(sandbox.env), where(new.job), refused)
+    records.write(Deployments(Nomad(sandbox.env)), where(new.job), refused)
     text = run(history, new)
     assert re.search(r"\n1 +20\S+ \S+ +alice +refused +pass .*current\n0 ", text)
     assert "\nversion 1: too slow\n" in text

@@ -21,7 +21,8 @@ def approve(env: str, settings: tuple[str, ...], project: Path, only_list: bool)
 
     Exits 4 where ACLs are off, since nobody can tell who approves.
     """
-    from vllmjobs.cluster.deployments import Releases, of  # noqa: PLC0415
+    from vllmjobs.cluster.deployments import Deployments, where_of  # noqa: PLC0415
+    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
     from vllmjobs.deploy import gates  # noqa: PLC0415 (requests takes 60 ms)
     from vllmjobs.project.jobs import rendered  # noqa: PLC0415
     from vllmjobs.project.templates import templates  # noqa: PLC0415
@@ -33,9 +34,9 @@ def approve(env: str, settings: tuple[str, ...], project: Path, only_list: bool)
     if not environment.approvals:
         click.echo(f"{path} asks for no approvals (approvals: 0)")
         return
-    releases = Releases()
-    where = of(releases.parse(jobs["vllm"], environment.nomad.namespace))
-    job = releases.job(*where)
+    releases = Deployments(Nomad())
+    where = where_of(releases.cluster.parse(jobs["vllm"], environment.nomad.namespace))
+    job = releases.cluster.job(*where)
     latest = job["Version"] if job else None
     version, content = version_to_be(latest), digest(jobs)
     if only_list:

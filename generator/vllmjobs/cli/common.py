@@ -13,7 +13,7 @@ from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.values import without_secrets
 
 if TYPE_CHECKING:
-    from vllmjobs.cluster.deployments import Where
+    from vllmjobs.cluster.nomad import Where
     from vllmjobs.environment.model import Environment
 
 

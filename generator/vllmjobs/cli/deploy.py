@@ -55,7 +55,8 @@ def deploy(
     Exits 0 when it is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, else 1.
     """
     from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.cluster.deployments import Releases, Where  # noqa: PLC0415
+    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
+    from vllmjobs.cluster.nomad import Nomad, Where  # noqa: PLC0415
     from vllmjobs.deploy import deploy as steps  # noqa: PLC0415
     from vllmjobs.deploy.gates import approved, maintenance  # noqa: PLC0415
     from vllmjobs.deploy.record_keeper import now, who  # noqa: PLC0415
@@ -71,8 +72,8 @@ def deploy(
     sources = templates(project)
     whole = rendered(environment, sources)
     jobs = rendered(environment, sources, job) if job else whole
-    releases = Releases()
-    planned = plans(jobs, releases, environment.nomad.namespace, ["vllmjobs", "render", env])
+    releases = Deployments(Nomad())
+    planned = plans(jobs, releases.cluster, environment.nomad.namespace, ["vllmjobs", "render", env])
     # One that is registered already is followed, and given up in time.
     if any(job.action != "none" and is_unplaceable(job) for job in planned):
         from vllmjobs.changes.report.text import as_text  # noqa: PLC0415
@@ -95,7 +96,7 @@ def deploy(
             name=env,
             environment=environment,
             jobs=jobs,
-            releases=Releases(patience=steps.PATIENCE_S),
+            releases=Deployments(Nomad(patience=steps.PATIENCE_S)),
             reporter=reporter,
             gate=gate,
             consul=Consul,

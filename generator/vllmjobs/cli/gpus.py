@@ -11,12 +11,13 @@ def gpus(of_cluster: bool, in_json: bool) -> None:
 
     With their memory, their health, MIG, and who holds them. Exits 0 also where there are none.
     """
-    from vllmjobs.cluster import nomad  # noqa: PLC0415 (160 ms, for this command only)
+    from vllmjobs.cluster.cluster import Cluster  # noqa: PLC0415 (160 ms, for this command only)
+    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
     from vllmjobs.gpus import cards as rows  # noqa: PLC0415
-    from vllmjobs.gpus import nvml  # noqa: PLC0415 (160 ms, for this command only)
+    from vllmjobs.gpus import nvml  # noqa: PLC0415
 
     if of_cluster:
-        cluster = nomad.Cluster()
+        cluster = Cluster(Nomad())
         cards, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
     else:
         cards, reason = nvml.cards()

@@ -35,7 +35,8 @@ def plan(
 
     Exits 2 when there are changes, 3 when there is no room for them, 0 when nothing would be done.
     """
-    from vllmjobs.cluster.nomad import Cluster  # noqa: PLC0415 (requests takes 60 ms)
+    from vllmjobs.cluster.cluster import Cluster  # noqa: PLC0415 (requests takes 60 ms)
+    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
     from vllmjobs.project.jobs import rendered  # noqa: PLC0415
     from vllmjobs.project.plan import plans  # noqa: PLC0415
     from vllmjobs.project.templates import templates  # noqa: PLC0415
@@ -44,7 +45,7 @@ def plan(
     (found,) = checked([path], settings, project)
     environment = sound(found)
     jobs = rendered(environment, templates(project), job)
-    cluster = Cluster()
+    cluster = Cluster(Nomad())
     command = ["vllmjobs", "render", env, *(word for setting in settings for word in ("--set", setting))]
     if project != Path():
         command += ["--project", str(project)]

@@ -31,7 +31,8 @@ def _on(command: _Does) -> Callable[..., None]:
         **others: Any,
     ) -> None:
         from vllmjobs.cluster.consul import Consul, ConsulError  # noqa: PLC0415 (these take 200 ms)
-        from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
+        from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
+        from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
         from vllmjobs.deploy.deploy import PATIENCE_S  # noqa: PLC0415
         from vllmjobs.deploy.manual import Back  # noqa: PLC0415
         from vllmjobs.deploy.release import Cluster  # noqa: PLC0415
@@ -49,7 +50,7 @@ def _on(command: _Does) -> Callable[..., None]:
                 except ConsulError as error:  # at night, what can be done is done
                     reporter.warn(f"shares of canaries stay in Consul: {error}")
                     traffic = None
-            cluster = Cluster(Releases(patience=PATIENCE_S), traffic, reporter)
+            cluster = Cluster(Deployments(Nomad(patience=PATIENCE_S)), traffic, reporter)
             outcome = command(Back(environment, job, cluster, timeout), **others)
         end(outcome)
 

@@ -52,7 +52,8 @@ def status(
     Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
     """
     from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
+    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
+    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
     from vllmjobs.deploy.status import look  # noqa: PLC0415
     from vllmjobs.rollout.overview_text import status_text  # noqa: PLC0415
 
@@ -73,16 +74,16 @@ def status(
         return
     environment, where = models_job(project, env, settings)
 
-    def seen(releases: Releases) -> "Overview":
+    def seen(releases: Deployments) -> "Overview":
         return look(env, environment, releases, where, lambda: Consul(timeout=(2.0, 5.0), pauses=()), _warn)
 
     if watch:
-        releases = Releases(pauses=())
+        releases = Deployments(Nomad(pauses=()))
         _watch(lambda: status_text(seen(releases)), interval)
     elif in_json:
-        _json(seen(Releases()))
+        _json(seen(Deployments(Nomad())))
     else:
-        show(status_text(seen(Releases())))
+        show(status_text(seen(Deployments(Nomad()))))
 
 
 def _watch(screen: Callable[[], str], interval: float) -> None:
@@ -114,14 +115,15 @@ def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -
     When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs
     recorded of the last twenty releases is shown for longer.
     """
-    from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
+    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
+    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
     from vllmjobs.deploy.record_keeper import iso  # noqa: PLC0415
     from vllmjobs.deploy.status import absent, remembered  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.rollout import history as past  # noqa: PLC0415
     from vllmjobs.rollout.overview_text import history_text  # noqa: PLC0415
 
     _, where = models_job(project, env, settings)
-    releases = Releases()
+    releases = Deployments(Nomad())
     versions = releases.versions(where)
     if not versions:
         raise absent(env, releases, where)
@@ -171,8 +173,10 @@ def logs(
     followed, too. Where ENV is up on this machine (vllmjobs up --detach), its servers' instead; GROUP may
     then be one of them (chat-0, nginx).
     """
-    from vllmjobs.cluster import logs as read  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.cluster.deployments import Releases  # noqa: PLC0415
+    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
+    from vllmjobs.cluster.logs import Kind, follow_logs, last_lines, select  # noqa: PLC0415 (200 ms)
+    from vllmjobs.cluster.nomad import Json, Nomad  # noqa: PLC0415
+    from vllmjobs.cluster.task_logs import TaskLogs  # noqa: PLC0415
 
     box = find_box(env, None, project)
     if box.get("/live"):
@@ -181,18 +185,21 @@ def logs(
     environment, where = models_job(project, env, settings)
     if group and group not in environment.models:
         raise click.UsageError(f"{env} has no group {group}; it has {', '.join(environment.models)}")
-    kinds: tuple[read.Kind, ...] = (kind,) if kind else ("stdout", "stderr")
-    releases = Releases(pauses=()) if follow else Releases()
+    kinds: tuple[Kind, ...] = (kind,) if kind else ("stdout", "stderr")
+    nomad = Nomad(pauses=()) if follow else Nomad()
+    task_logs, deployments = TaskLogs(nomad), Deployments(nomad)
+
+    def selected() -> list[Json]:
+        return select(deployments.allocations(where), group, which)
+
     try:
         if follow:
-            printed = read.follow(
-                releases, where, lambda all: read.chosen(all, group, which), kinds, lines, _warn
-            )
+            printed = follow_logs(task_logs, where, selected, kinds, lines, _warn)
         else:
-            allocations = read.chosen(releases.allocations(where), group, which)
+            allocations = selected()
             if not allocations:
-                raise UserError(f"{releases.address}: {where.id} has no such instance")
-            printed = read.tails(releases, where, allocations, kinds, lines)
+                raise UserError(f"{nomad.address}: {where.id} has no such instance")
+            printed = last_lines(task_logs, where, allocations, kinds, lines)
         for line in printed:
             show(f"{line}\n")
     except KeyboardInterrupt:

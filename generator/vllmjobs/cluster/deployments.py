@@ -1,39 +1,16 @@
-"""What a release asks of Nomad: to register, promote, fail and revert, and what became of it."""
+"""Deployments: what a release asks of Nomad, to register, promote, fail and revert, and what became of it."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import os
-import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
-import requests
-from nomad.api.exceptions import BaseNomadException
+from vllmjobs.cluster.cluster import Cluster
+from vllmjobs.cluster.failures import ConflictError, ForbiddenError, NomadError, UnsureError
+from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, Json, Nomad, Where, in_namespace
 
-from vllmjobs.cluster import failures
-from vllmjobs.cluster.failures import ConflictError, DeploymentEndedError, NotHealthyError, UnsureError
-from vllmjobs.cluster.nomad import PAUSES, TIMEOUT, ForbiddenError, Json, NomadError, Where, segment
-from vllmjobs.cluster.task_logs import Logs
-
-__all__ = [
-    "ConflictError",
-    "DeploymentEndedError",
-    "ForbiddenError",
-    "Json",
-    "NomadError",
-    "NotHealthyError",
-    "Releases",
-    "Token",
-    "UnsureError",
-    "Where",
-    "of",
-    "where",
-]
-
-_PATIENT_PAUSES = (0.5, 1.0, 2.0, 4.0)  # seconds at most, of which the last is repeated
 UPDATE_ATTEMPTS = 10  # each that fails is somebody else's success
 _SLACK = 15.0  # seconds that an answer may take above what a blocking query waits: it adds wait / 16
 # nomad/structs/acl.go ACLsDisabledToken and AnonymousACLToken.
@@ -41,15 +18,15 @@ _NO_ACLS, _ANONYMOUS = "acls-disabled", "anonymous"
 
 
 class Token(NamedTuple):
-    """Who asks, where ACLs are on."""
+    """The person or program that asks, where ACLs are on."""
 
     accessor: str
     name: str
-    """What its owner called it; may be empty."""
+    """The name that its owner gave the token; may be empty."""
 
 
-def of(job: Json) -> Where:
-    """Where a job is that `Cluster.parse` or Nomad returned."""
+def where_of(job: Json) -> Where:
+    """Return where a job is that `Cluster.parse` or Nomad returned."""
     return Where(job["ID"], job.get("Namespace") or "", job.get("Region") or "")
 
 
@@ -59,35 +36,26 @@ def where(
     region: str | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> Where:
-    """Where a job is that was not read yet: as an environment says, else NOMAD_NAMESPACE and NOMAD_REGION."""
+    """Return where a job is that was not read yet.
+
+    It is where an environment says, else in NOMAD_NAMESPACE and NOMAD_REGION.
+    """
     return Where(
         job,
-        namespace or environ.get("NOMAD_NAMESPACE") or "default",
+        namespace or environ.get("NOMAD_NAMESPACE") or DEFAULT_NAMESPACE,
         region or environ.get("NOMAD_REGION") or "",
     )
 
 
-class Releases(Logs):
-    """The cluster behind NOMAD_ADDR, and its jobs' releases; every method raises `NomadError`.
+class Deployments:
+    """The deployments of a cluster, and the versions, allocations and variables of their jobs.
 
-    A read is asked again as by `Cluster`; a write only where Nomad has surely not begun with it.
+    Every method raises `NomadError`.
     """
 
-    def __init__(
-        self,
-        environ: Mapping[str, str] = os.environ,
-        timeout: tuple[float, float] = TIMEOUT,
-        pauses: tuple[float, ...] = PAUSES,
-        sleep: Callable[[float], None] = time.sleep,
-        *,
-        patience: float = 0.0,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        """With `patience`, what cannot be asked is asked again for so many seconds: while a server restarts,
-        its port refuses connections, and other agents answer 5xx in many words. Without, see `Cluster`.
-        """  # fmt: skip
-        super().__init__(environ, timeout, pauses, sleep)
-        self._patience, self._clock = patience, clock
+    def __init__(self, nomad: Nomad) -> None:
+        self.nomad, self.address = nomad, nomad.address
+        self.cluster = Cluster(nomad)
 
     def register(self, job: Json, check_index: int, source: str | None = None) -> Json:
         """Register a job that `parse` returned, where its JobModifyIndex is still this; 0: it must not exist.
@@ -96,14 +64,10 @@ class Releases(Logs):
         `ConflictError`, `UnsureError`, `InvalidJobError`. Needs submit-job, since Nomad 1.11.2 register-job
         (developer.hashicorp.com/nomad/api-docs/jobs, nomad/job_endpoint.go Register).
         """
-        asked: Json = {"Job": job, "EnforceIndex": True, "JobModifyIndex": check_index}
+        body: Json = {"Job": job, "EnforceIndex": True, "JobModifyIndex": check_index}
         if source is not None:
-            asked["Submission"] = {"Source": source, "Format": "hcl2"}
-        there = of(job)
-        return self._write(
-            f"submit-job (or register-job, since Nomad 1.11.2) {_in(self._at(there))}",
-            lambda: self._nomad.jobs.request(json=asked, params=self._at(there), method="post"),
-        )
+            body["Submission"] = {"Source": source, "Format": "hcl2"}
+        return self._write("register-job", where_of(job), self.nomad.api.jobs, json=body)
 
     def promote(self, deployment_id: str, where: Where) -> Json:
         """Promote all canaries of a deployment; once more changes nothing while it has not ended.
@@ -112,27 +76,19 @@ class Releases(Logs):
         promote-deployment (api-docs/deployments; nomad/state/state_store.go UpdateDeploymentPromotion).
         """
         # Without All and Groups, Nomad answers 200 and promotes none.
-        asked = {"DeploymentID": deployment_id, "All": True}
-        return self._write(
-            f"submit-job (or promote-deployment, since Nomad 1.11.2) {_in(self._at(where))}",
-            lambda: self._nomad.deployment.request(
-                "promote", segment(deployment_id), json=asked, params=self._at(where), method="post"
-            ),
-        )
+        body = {"DeploymentID": deployment_id, "All": True}
+        api = self.nomad.api
+        return self._write("promote-deployment", where, api.deployment, "promote", deployment_id, json=body)
 
     def fail(self, deployment_id: str, where: Where) -> Json:
-        """Fail a deployment: its canaries are stopped, and with auto_revert the last stable version is
-        registered anew; RevertedJobVersion says which.
+        """Fail a deployment: its canaries are stopped.
 
-        Raises `DeploymentEndedError`, `UnsureError`. Needs submit-job, since Nomad 1.11.2 fail-deployment
+        With auto_revert, the last stable version is registered anew; RevertedJobVersion says which. Raises
+        `DeploymentEndedError`, `UnsureError`. Needs submit-job, since Nomad 1.11.2 fail-deployment
         (api-docs/deployments; nomad/deployment_endpoint.go Fail).
         """
-        return self._write(
-            f"submit-job (or fail-deployment, since Nomad 1.11.2) {_in(self._at(where))}",
-            lambda: self._nomad.deployment.request(
-                "fail", segment(deployment_id), json={}, params=self._at(where), method="post"
-            ),
-        )
+        api = self.nomad.api
+        return self._write("fail-deployment", where, api.deployment, "fail", deployment_id, json={})
 
     def revert(self, where: Where, version: int, prior_version: int) -> Json:
         """Register an old version anew, where the job's version is still `prior_version`; see `register`.
@@ -140,13 +96,8 @@ class Releases(Logs):
         Raises `ConflictError`, `UnsureError`. Needs submit-job, since Nomad 1.11.2 revert-job (api-docs/jobs;
         nomad/job_endpoint.go Revert).
         """
-        asked = {"JobID": where.id, "JobVersion": version, "EnforcePriorVersion": prior_version}
-        return self._write(
-            f"submit-job (or revert-job, since Nomad 1.11.2) {_in(self._at(where))}",
-            lambda: self._nomad.job.request(
-                segment(where.id), "revert", json=asked, params=self._at(where), method="post"
-            ),
-        )
+        body = {"JobID": where.id, "JobVersion": version, "EnforcePriorVersion": prior_version}
+        return self._write("revert-job", where, self.nomad.api.job, where.id, "revert", json=body)
 
     def write_variable(self, path: str, items: Mapping[str, str], index: int, where: Where) -> None:
         """Write a Nomad Variable, where its ModifyIndex is still this; 0: it must not exist.
@@ -154,12 +105,13 @@ class Releases(Logs):
         Raises `ConflictError`, `UnsureError`. Needs the capability `write` on the path (api-docs/variables).
         All items together may have 64 KiB (nomad/structs/variables.go).
         """
-        params = {**self._at(where), "cas": index}
-        self._write(
-            f'write on variable "{path}" {_in(params)}',
-            lambda: self._nomad.variable.request(
-                quote(path), json={"Items": dict(items)}, params=params, method="post"
-            ),
+        params = {**self._scope(where), "cas": index}
+        self.nomad.write(
+            f'write on variable "{path}" {in_namespace(params)}',
+            self.nomad.api.variable,
+            *path.split("/"),
+            json={"Items": dict(items)},
+            params=params,
         )
 
     def update_variable(
@@ -167,8 +119,8 @@ class Releases(Logs):
     ) -> None:
         """Write what `change` makes of the items of a Nomad Variable, unless that is None.
 
-        Again, of what is there by then, where somebody else was faster or the answer got lost. Raises as
-        `variable` and `write_variable`.
+        Where somebody else was faster or the answer got lost, `change` is called again with what is there by
+        then. Raises as `variable` and `write_variable`.
         """
         for left in reversed(range(UPDATE_ATTEMPTS)):
             items, index = self.variable(path, where)
@@ -183,91 +135,77 @@ class Releases(Logs):
                 return
 
     def versions(self, where: Where) -> list[Json]:
-        """The versions of a job that Nomad keeps, the newest first; none where there is no job.
+        """Return the versions of a job that Nomad keeps, the newest first; none where there is no job.
 
         Needs read-job (api-docs/jobs, List Job Versions).
         """
-        found: Json | None = self._read(
-            where, dict, lambda at: self._nomad.job.request(segment(where.id), "versions", **at)
-        )
+        found: Json | None = self._read(where, dict, self.nomad.api.job, where.id, "versions")
         return sorted((found or {}).get("Versions") or (), key=lambda one: one["Version"], reverse=True)
 
     def deployment_by_id(
         self, id: str, where: Where, index: int = 0, wait: float = 0.0
     ) -> tuple[Json | None, int]:
-        """A deployment, and the index with which to wait for the next change of it.
+        """Return a deployment, and the index with which to wait for the next change of it.
 
         With an index, Nomad answers when the deployment is newer than that, or after `wait` seconds, at most
         600 (api-docs, Blocking Queries). The index is 0 again where Nomad's went back, as after a restore;
         and there is no waiting for a deployment that is not there: None and 0, at once. Needs read-job.
         """
         waiting = {"index": index, "wait": f"{round(wait * 1000)}ms"} if index and wait else {}
-        timeout = (self._timeout[0], max(self._timeout[1], wait * 17 / 16 + _SLACK if waiting else 0))
-
-        def ask() -> tuple[Json, int]:
-            answer = self._nomad.deployment.request(
-                segment(id), params={**self._at(where), **waiting}, timeout=timeout, method="get"
-            )
-            return answer.json(), int(answer.headers.get("X-Nomad-Index") or 0)
-
-        found: tuple[Json, int] | None = self._ask(_read_job(self._at(where)), (tuple, type(None)), ask)
-        if found is None:
-            return None, 0
-        if not isinstance(found[0], dict):
-            raise self._is_no_nomad()
-        return found[0], found[1] if found[1] >= index else 0
+        connect, answer = self.nomad.timeout
+        found, newest = self.nomad.read_with_index(
+            _read_job(scope := self._scope(where)),
+            (dict, type(None)),
+            self.nomad.api.deployment,
+            id,
+            params={**scope, **waiting},
+            timeout=(connect, max(answer, wait * 17 / 16 + _SLACK if waiting else 0)),
+        )
+        return found, newest if newest >= index else 0
 
     def deployments(self, where: Where) -> list[Json]:
-        """The deployments of a job that Nomad keeps, the newest first. Needs read-job (api-docs/jobs)."""
-        found: list[Json] | None = self._read(
-            where, list, lambda at: self._nomad.job.request(segment(where.id), "deployments", **at)
-        )
-        return sorted(found or (), key=lambda one: one["CreateIndex"], reverse=True)
+        """Return the deployments of a job that Nomad keeps, newest first. Needs read-job (api-docs/jobs)."""
+        return self._newest(where, "deployments")
+
+    def evaluations(self, where: Where) -> list[Json]:
+        """Return the evaluations of a job that Nomad keeps, newest first. Needs read-job (api-docs/jobs)."""
+        return self._newest(where, "evaluations")
 
     def allocations(self, where: Where) -> list[Json]:
-        """The allocations of a job that Nomad keeps, with AllocatedResources, DeploymentStatus, TaskStates.
+        """Return the allocations of a job that Nomad keeps, with resources, DeploymentStatus and TaskStates.
 
         Needs read-job (api-docs/allocations; those under /v1/job come without resources).
         """
         params = {"resources": True, "task_states": True, "filter": f"JobID == {json.dumps(where.id)}"}
-        found: list[Json] = self._read(
-            where, list, lambda at: self._nomad.allocations.request(**at), **params
-        )
+        found: list[Json] = self._read(where, list, self.nomad.api.allocations, **params)
         return found
 
-    def evaluations(self, where: Where) -> list[Json]:
-        """The evaluations of a job that Nomad keeps, the newest first. Needs read-job (api-docs/jobs)."""
-        found: list[Json] | None = self._read(
-            where, list, lambda at: self._nomad.job.request(segment(where.id), "evaluations", **at)
-        )
-        return sorted(found or (), key=lambda one: one["CreateIndex"], reverse=True)
-
     def variable(self, path: str, where: Where) -> tuple[dict[str, str], int]:
-        """The items of a Nomad Variable and its ModifyIndex; nothing and 0 where there is none.
+        """Return the items of a Nomad Variable and its ModifyIndex; nothing and 0 where there is none.
 
         Needs the capability `read` on the path (api-docs/variables).
         """
-        params = self._at(where)
-        found: Json | None = self._ask(
-            f'read on variable "{path}" {_in(params)}',
+        scope = self._scope(where)
+        found: Json | None = self.nomad.read(
+            f'read on variable "{path}" {in_namespace(scope)}',
             (dict, type(None)),
-            lambda: self._nomad.variable.request(quote(path), params=params, method="get").json(),
+            self.nomad.api.variable,
+            *path.split("/"),
+            params=scope,
         )
         return (found["Items"], found["ModifyIndex"]) if found else ({}, 0)
 
     def token(self) -> Token | None:
-        """Whose NOMAD_TOKEN is; None where ACLs are off. Needs no capability (api-docs/acl/tokens).
+        """Return whose NOMAD_TOKEN is; None where ACLs are off. Needs no capability (api-docs/acl/tokens).
 
         Raises `ForbiddenError` without a token, with an unknown one, and with a workload identity, which has
         no name (nomad/acl_endpoint.go WhoAmI).
         """
-        if (self._nomad.token or "").count(".") == 2:  # a JWT
-            said = "NOMAD_TOKEN is a workload identity, which is nobody's; set it to an ACL token"
-            raise ForbiddenError(f"{self.address}: {said}")
+        if (self.nomad.api.token or "").count(".") == 2:  # a JWT
+            message = "NOMAD_TOKEN is a workload identity, which is nobody's; set it to an ACL token"
+            raise ForbiddenError(f"{self.address}: {message}")
         try:
-            found: Json = self._ask(
-                "", (dict,), lambda: self._nomad.acl.request("token", "self", method="get").json()
-            )
+            found: Json = self.nomad.read("", (dict,), self.nomad.api.acl, "token", "self")
         except NomadError as error:
             if "ACL support disabled" in str(error):  # of a Nomad before 1.5
                 return None
@@ -280,63 +218,26 @@ class Releases(Logs):
             )
         return Token(found["AccessorID"], found.get("Name") or "")
 
-    def _read(self, where: Where, kind: type, request: Callable[[Any], Any], **params: Any) -> Any:
-        """What a GET under the job's namespace returns; None where it is not there."""
-        at = self._at(where)
-        asked = {"params": {**at, **params}, "method": "get"}
-        return self._ask(_read_job(at), (kind, type(None)), lambda: request(asked).json())
+    def _scope(self, where: Where) -> dict[str, Any]:
+        return self.nomad.scope(where.namespace, where.region)
 
-    def _write(self, capability: str, request: Callable[[], requests.Response]) -> Json:
-        for pause in self._tries():
-            try:
-                answer = request().json()
-            except BaseNomadException as error:
-                failure = error.nomad_resp
-                if pause is None or not self._not_begun(failure):
-                    raise self._refused(capability, failure) from error
-                self._sleep(pause)
-            except requests.RequestException as error:
-                raise self._is_no_nomad() from error
-            else:
-                if not isinstance(answer, dict):
-                    raise self._is_no_nomad()
-                return answer
-        raise AssertionError
+    def _newest(self, where: Where, name: str) -> list[Json]:
+        found: list[Json] | None = self._read(where, list, self.nomad.api.job, where.id, name)
+        return sorted(found or (), key=lambda one: one["CreateIndex"], reverse=True)
 
-    def _refused(self, capability: str, failure: failures.Failure) -> NomadError:
-        """Why a write failed."""
-        if failures.may_be_done(failure):
-            said = failures.reason(failure, self._timeout)
-            return UnsureError(f"{self.address}: {said} (whether it was done is not known)")
-        if refused := failures.refused_write(failure):
-            kind, said = refused
-            return kind(f"{self.address}: {said}")
-        return self._refusal(capability, failure)
+    def _read(self, where: Where, kind: type, endpoint: Any, *path: str, **params: Any) -> Any:
+        """Return what is read with read-job in the job's namespace; None where it is not there."""
+        scope = self._scope(where)
+        return self.nomad.read(
+            _read_job(scope), (kind, type(None)), endpoint, *path, params={**scope, **params}
+        )
 
-    def _tries(self) -> Iterator[float | None]:
-        if not self._patience:
-            yield from super()._tries()
-            return
-        until = self._clock() + self._patience
-        for pause in itertools.chain(_PATIENT_PAUSES, itertools.repeat(_PATIENT_PAUSES[-1])):
-            yield pause if self._clock() < until else None
-
-    def _passes(self, failure: failures.Failure) -> bool:
-        if super()._passes(failure):
-            return True
-        if isinstance(failure, requests.Response):
-            return bool(self._patience) and failure.status_code >= 500
-        return bool(self._patience) and failures.is_unreachable(failure)
-
-    def _not_begun(self, failure: failures.Failure) -> bool:
-        if failures.is_unreachable(failure):
-            return bool(self._patience)
-        return failures.is_not_begun(failure)
+    def _write(self, capability: str, where: Where, endpoint: Any, *path: str, json: Json) -> Json:
+        """Write with submit-job or, since Nomad 1.11.2, the capability of this one request."""
+        scope = self._scope(where)
+        needed = f"submit-job (or {capability}, since Nomad 1.11.2) {in_namespace(scope)}"
+        return self.nomad.write(needed, endpoint, *path, json=json, params=scope)
 
 
-def _in(at: Mapping[str, Any]) -> str:
-    return f'in namespace "{at["namespace"]}"'
-
-
-def _read_job(at: Mapping[str, Any]) -> str:
-    return f"read-job {_in(at)}"
+def _read_job(scope: Mapping[str, Any]) -> str:
+    return f"read-job {in_namespace(scope)}"

@@ -1,29 +1,18 @@
-"""What Nomad's answers mean that are none: which of them pass by themselves, and words for a person."""
+"""Nomad's refusals: which of them pass by themselves, which error each is, and words for a person."""
 
 from __future__ import annotations
 
 import re
-import ssl
 from collections.abc import Iterator
-from http.client import BadStatusLine, IncompleteRead
 from urllib.parse import parse_qs, urlsplit
 
 import requests
-from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
+from vllmjobs.cluster.reasons import NO_LEADER, Failure, is_lost, is_unreachable, status_line, url_of
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.values import without_secrets
 
 Version = tuple[int, int, int]
-Failure = requests.Response | Exception
-"""What python-nomad's exceptions carry in `nomad_resp`."""
-# nomad/structs/errors.go: an election, or a leader that has yet to apply what was decided before it.
-# And one that has yet to read its keys, without which there are no variables (nomad/encrypter.go).
-_NO_LEADER = (
-    "No cluster leader",
-    "Not ready to serve consistent reads",
-    "keyring has not been initialized yet",
-)
 # command/agent: job_endpoint.go, deployment_endpoint.go, variable_endpoint.go.
 _ABSENT = ("job not found", "job versions not found", "deployment not found", "variable not found")
 # helper/pool/pool.go: an agent has not reached the leader.
@@ -54,7 +43,7 @@ _ERRORS = re.compile(r"(\d+) errors? occurred:$")  # hashicorp/go-multierror
 
 
 class NomadError(UserError):
-    """What Nomad refuses, or why it cannot be asked: one line, with the address and the way out."""
+    """A refusal of Nomad, or why it cannot be asked: one line, with the address and the way out."""
 
 
 class ForbiddenError(NomadError):
@@ -62,7 +51,7 @@ class ForbiddenError(NomadError):
 
 
 class InvalidJobError(NomadError):
-    """What Nomad has against the job: a line that says so, and one for each error, indented."""
+    """The errors that Nomad finds in a job: a line that says so, and one for each error, indented."""
 
 
 class ConflictError(NomadError):
@@ -82,16 +71,16 @@ class UnsureError(NomadError):
 
 
 def passes(failure: Failure) -> bool:
-    """Whether the same question may be answered a little later."""
+    """Tell whether the same request may be answered a little later."""
     if isinstance(failure, requests.Response):
         if failure.status_code == 500:
-            return any(said in failure.text for said in _NO_LEADER)
+            return any(text in failure.text for text in NO_LEADER)
         return failure.status_code in (429, 502, 503, 504)
-    return any(_is_timeout(cause) or _is_drop(cause) for cause in _causes(failure))
+    return is_lost(failure)
 
 
 def refused_write(failure: Failure) -> tuple[type[NomadError], str] | None:
-    """Which error, and in which words, where the cluster is not as the one who writes has taken it to be."""
+    """Return the error and its words, where the cluster is not as the one who writes has taken it to be."""
     if not isinstance(failure, requests.Response):
         return None
     text = failure.text.strip()
@@ -107,21 +96,21 @@ def refused_write(failure: Failure) -> tuple[type[NomadError], str] | None:
 
 
 def retry_after(failure: Failure) -> float:
-    """The seconds for which the server asks, 0 if it does not."""
-    said = failure.headers.get("Retry-After", "") if isinstance(failure, requests.Response) else ""
-    return float(said) if said.isascii() and said.isdigit() else 0.0  # else a date: proxies send seconds
+    """Return the seconds for which the server asks, 0 if it does not."""
+    text = failure.headers.get("Retry-After", "") if isinstance(failure, requests.Response) else ""
+    return float(text) if text.isascii() and text.isdigit() else 0.0  # else a date: proxies send seconds
 
 
 def is_unknown_token(failure: Failure) -> bool:
-    """Whether Nomad says so itself; to most calls it says "Permission denied" instead."""
+    """Tell whether Nomad calls the token unknown; to most requests it answers "Permission denied" instead."""
     if not isinstance(failure, requests.Response):
         return False
-    of_task_api = failure.status_code == 403 and failure.text == "Forbidden"  # command/agent/http.go
-    return of_task_api or any(said in failure.text for said in _NO_TOKEN)
+    is_task_api = failure.status_code == 403 and failure.text == "Forbidden"  # command/agent/http.go
+    return is_task_api or any(text in failure.text for text in _NO_TOKEN)
 
 
 def is_absent(failure: Failure) -> bool:
-    """Whether what was asked for is not there, or its namespace is not."""
+    """Tell whether what was asked for is not there, or its namespace is not."""
     return (
         isinstance(failure, requests.Response)
         and failure.status_code == 404
@@ -129,38 +118,29 @@ def is_absent(failure: Failure) -> bool:
     )
 
 
-def is_unreachable(failure: Failure) -> bool:
-    """Whether no connection was made, so that nothing was asked."""
-    return isinstance(failure, Exception) and any(
-        isinstance(cause, requests.ConnectTimeout | NewConnectionError) for cause in _causes(failure)
-    )
-
-
 def is_not_begun(failure: Failure) -> bool:
-    """Whether a write that failed so has surely changed nothing, and may go well a little later."""
+    """Tell whether a write that failed so has surely changed nothing, and may go well a little later."""
     if not isinstance(failure, requests.Response):
         return is_unreachable(failure)
-    return failure.status_code == 429 or any(said in failure.text for said in (*_NO_LEADER, *_NOT_REACHED))
+    return failure.status_code == 429 or any(text in failure.text for text in (*NO_LEADER, *_NOT_REACHED))
 
 
 def may_be_done(failure: Failure) -> bool:
-    """Whether a write that failed so may have been done all the same.
+    """Tell whether a write that failed so may have been done all the same.
 
     A server's 500 is its refusal, unless it lost its leader, or the way to it, with the write under way.
     """
     if isinstance(failure, requests.Response):
-        broken = any(said in failure.text for said in _CUT_OFF)
-        return failure.status_code in (502, 503, 504) or (failure.status_code == 500 and broken)
-    return not is_unreachable(failure) and any(
-        _is_timeout(cause) or _is_drop(cause) for cause in _causes(failure)
-    )
+        is_cut_off = any(text in failure.text for text in _CUT_OFF)
+        return failure.status_code in (502, 503, 504) or (failure.status_code == 500 and is_cut_off)
+    return not is_unreachable(failure) and is_lost(failure)
 
 
 def job_errors(failure: Failure, version: Version | None = None) -> str:
-    """What is wrong with a job, where that is the answer to its parse or plan; else nothing.
+    """Return what is wrong with a job, where that is the answer to its parse or plan; else nothing.
 
-    A line that ends what began with "the job", and an indented one for each error. `version` is the oldest
-    server's, where it is known.
+    The first line ends what began with "the job"; each error follows on an indented line. `version` is the
+    oldest server's, where it is known.
     """
     if not isinstance(failure, requests.Response) or "nonexistent namespace" in failure.text:
         return ""
@@ -176,7 +156,7 @@ def job_errors(failure: Failure, version: Version | None = None) -> str:
 
 
 def _nested(text: str) -> Iterator[str]:
-    """Indent each error below the one that counts it: Nomad indents all of them alike."""
+    """Yield each error indented below the one that counts it: Nomad indents all of them alike."""
     left: list[int] = []  # at each depth, how many are still to come
     for line in filter(None, (line.strip() for line in text.splitlines())):
         while left and not left[-1]:
@@ -184,121 +164,44 @@ def _nested(text: str) -> Iterator[str]:
         if left and line.startswith("* "):
             left[-1] -= 1
         counted = _ERRORS.search(line)
-        if said := _ERRORS.sub("", line).removeprefix("* ").strip():
-            yield "  " * (len(left) - 1) + said
+        if message := _ERRORS.sub("", line).removeprefix("* ").strip():
+            yield "  " * (len(left) - 1) + message
         if counted:
             left.append(int(counted[1]))
 
 
 def _needed(text: str, version: Version | None) -> list[str]:
-    said = f", and this is {_dotted(version)}" if version else ""
+    this = f", and this is {_dotted(version)}" if version else ""
     return [
-        f"{name} needs Nomad {_dotted(_SINCE[name])} or newer{said}"
+        f"{name} needs Nomad {_dotted(_SINCE[name])} or newer{this}"
         for name in dict.fromkeys(_NOT_EXPECTED.findall(text))
         if name in _SINCE and (not version or version < _SINCE[name])
     ]
 
 
 def names_unexpected(failure: Failure) -> bool:
-    """Whether the parser does not know a name that a newer one knows."""
+    """Tell whether the parser does not know a name that a newer one knows."""
     return isinstance(failure, requests.Response) and any(
         name in _SINCE for name in _NOT_EXPECTED.findall(failure.text)
     )
 
 
-def reason(failure: Failure, timeout: tuple[float, float]) -> str:
-    """Why there is no answer, in one line; the timeouts are seconds until connected, and for an answer."""
-    if isinstance(failure, requests.Response):
-        return without_secrets(_of_response(failure))
-    return without_secrets(_of_exception(failure, timeout))
-
-
-def _of_response(response: requests.Response) -> str:
-    status = f"{response.status_code} {response.reason}"
-    text = " ".join(response.text.split())[:300]
-    if response.text.lstrip().startswith("<"):
-        text = response.reason
-    said = f"{response.status_code}: {text or response.reason}"
-    if response.status_code == 401:
-        if "WWW-Authenticate" in response.headers:
-            return f"{status}: a proxy wants a name and a password; set NOMAD_HTTP_AUTH to NAME:PASSWORD"
-        return f"{status}: a token is wanted here; set NOMAD_TOKEN"  # the Task API's: command/agent/http.go
-    if response.status_code == 429:
-        return f"too many requests ({said}); try again later"
-    if response.status_code in (502, 503, 504):
-        return f"{said}; does Nomad run behind this proxy or load balancer?"
-    if any(no_leader in text for no_leader in _NO_LEADER):
-        return f"{said}; do enough of its servers run, and reach each other?"
-    if "UUID must be 36 characters" in text:  # Job.Plan looks it up as an ACL token: nomad/job_endpoint.go
-        return f"{said}: NOMAD_TOKEN is a workload identity, or no token; Nomad plans for ACL tokens only"
-    if "No path to region" in text:
-        asked = parse_qs(urlsplit(_url(response)).query).get("region", [""])[0]
-        return f"no region is named {asked!r}, as NOMAD_REGION or the job says: {said}"
-    if missing := re.search(r'nonexistent namespace "([^"]*)"', text):
+def wrong_place(failure: Failure) -> str:
+    """Return the reason where Nomad does not take the token, the region or the namespace; else nothing."""
+    if not isinstance(failure, requests.Response):
+        return ""
+    line = status_line(failure)
+    if "UUID must be 36 characters" in line:  # Job.Plan looks it up as an ACL token: nomad/job_endpoint.go
+        return f"{line}: NOMAD_TOKEN is a workload identity, or no token; Nomad plans for ACL tokens only"
+    if "No path to region" in line:
+        region = parse_qs(urlsplit(url_of(failure)).query).get("region", [""])[0]
+        return f"no region is named {region!r}, as NOMAD_REGION or the job says: {line}"
+    if missing := re.search(r'nonexistent namespace "([^"]*)"', line):
         name = missing[1]
         way_out = f"`nomad namespace apply {name}` makes it"
         return f"no namespace is named {name!r}, as NOMAD_NAMESPACE or the job says; {way_out}"
-    return said
-
-
-def _of_exception(error: Exception, timeout: tuple[float, float]) -> str:
-    causes = list(_causes(error))
-    for cause in causes:
-        if isinstance(cause, ssl.SSLCertVerificationError):
-            said = cause.verify_message
-            return f"its certificate is not trusted ({said}); name its CA in NOMAD_CACERT or NOMAD_CAPATH"
-    if any(isinstance(cause, requests.ConnectTimeout) for cause in causes):
-        return f"no connection within {timeout[0]:g} s; is NOMAD_ADDR right?"
-    if any(map(_is_timeout, causes)):
-        return f"no answer within {timeout[1]:g} s"
-    for cause in reversed(causes):
-        if isinstance(cause, ssl.SSLError) and not _is_drop(cause):
-            said = cause.reason or str(cause)
-            if "CERTIFICATE_REQUIRED" in said:
-                return "it wants a client certificate; set NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY"
-            if "_ALERT_" in said and ("CERTIFICATE" in said or "UNKNOWN_CA" in said):
-                return f"it does not accept the certificate in NOMAD_CLIENT_CERT ({said})"
-            return f"TLS failed: {said}; are NOMAD_ADDR and NOMAD_CLIENT_CERT right?"
-    for cause in reversed(causes):
-        if _is_drop(cause):
-            hint = "is NOMAD_ADDR right?"
-            if isinstance(error, requests.RequestException) and _url(error).startswith("https:"):
-                # Who is still sending when the server refuses its certificate may not get to hear that.
-                hint = "does it want a client certificate, NOMAD_CLIENT_CERT?"
-            return f"the connection was cut before the answer was complete; {hint}"
-        if isinstance(cause, BadStatusLine):
-            return "answers, but not in HTTP; is NOMAD_ADDR right?"
-        if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
-            said = cause.strerror or str(cause)
-            return f"cannot be reached ({said}); is NOMAD_ADDR right, and Nomad running?"
-    return f"cannot be asked: {error}"
-
-
-def _url(asked: requests.Response | requests.RequestException) -> str:
-    return str(asked.request.url) if asked.request else ""
-
-
-def _is_timeout(cause: BaseException) -> bool:
-    return isinstance(cause, requests.Timeout | ReadTimeoutError)
-
-
-def _is_drop(cause: BaseException) -> bool:
-    return isinstance(
-        cause,
-        ConnectionResetError | BrokenPipeError | ConnectionAbortedError | IncompleteRead | ssl.SSLEOFError,
-    )
+    return ""
 
 
 def _dotted(version: Version) -> str:
     return ".".join(map(str, version))
-
-
-def _causes(error: object) -> Iterator[BaseException]:
-    """An exception and what it wraps, outermost first; urllib3 keeps some in `reason` and in `args`."""
-    seen: list[object] = [error]
-    for one in seen:
-        if isinstance(one, BaseException):
-            yield one
-            for inner in (one.__cause__, one.__context__, getattr(one, "reason", None), *one.args):
-                if inner not in seen and isinstance(inner, BaseException):
-                    seen.append(inner)

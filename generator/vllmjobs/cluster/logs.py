@@ -9,11 +9,13 @@ from queue import Empty, SimpleQueue
 from threading import Event, Thread
 from typing import Literal, NamedTuple
 
-from vllmjobs.cluster.deployments import Json, NomadError, Releases, Where
+from vllmjobs.cluster.failures import NomadError
+from vllmjobs.cluster.nomad import Json, Where
+from vllmjobs.cluster.task_logs import TaskLogs
 from vllmjobs.gpus.cards import ENDED
 
 Kind = Literal["stdout", "stderr"]
-Which = Literal["canary", "stable"]
+Side = Literal["canary", "stable"]
 TASK = "vllm"
 POLL = 2.0  # seconds between two looks for allocations that came or went
 _LINE = 256  # bytes that a line may have, for a first guess at where the last ones begin
@@ -21,27 +23,27 @@ _GUESSES = 4  # each twice as long
 
 
 class Source(NamedTuple):
-    """One log."""
+    """One log, by its group, its allocation and its kind."""
 
     group: str
     allocation: str
     kind: Kind
 
     def line(self, text: bytes) -> str:
-        """A line of it, as it is shown."""
+        """Return a line of the log, as it is shown."""
         return f"{self.group} {self.allocation[:8]} | {text.decode(errors='replace')}"
 
 
-def chosen(allocations: Iterable[Json], group: str | None, which: Which | None) -> list[Json]:
-    """Those that run; of a group where none does, the last that did. The oldest first.
+def select(allocations: Iterable[Json], group: str | None, side: Side | None) -> list[Json]:
+    """Return the allocations that run, and of a group where none does, the last that did; the oldest first.
 
-    Whether one is a canary, Nomad says until it is promoted.
+    Nomad tells which ones are canaries until they are promoted.
     """
     found = [
         one
         for one in allocations
         if group in (None, one["TaskGroup"])
-        and which in (None, "canary" if (one.get("DeploymentStatus") or {}).get("Canary") else "stable")
+        and side in (None, "canary" if (one.get("DeploymentStatus") or {}).get("Canary") else "stable")
     ]
     found.sort(key=lambda one: (one["TaskGroup"], one["CreateIndex"]))
     alive = [one for one in found if one["ClientStatus"] not in ENDED]
@@ -53,88 +55,87 @@ def chosen(allocations: Iterable[Json], group: str | None, which: Which | None) 
     )
 
 
-def tails(
-    releases: Releases, where: Where, allocations: Iterable[Json], kinds: Iterable[Kind], lines: int
+def last_lines(
+    logs: TaskLogs, where: Where, allocations: Iterable[Json], kinds: Iterable[Kind], count: int
 ) -> Iterator[str]:
-    """The last lines of each log, one log after the other; of one that cannot be read, why."""
+    """Yield the last lines of each log, one log after the other; for one that cannot be read, the reason."""
     for one in allocations:
         for kind in kinds:
             source = Source(one["TaskGroup"], one["ID"], kind)
             try:
-                yield from map(source.line, _tail(releases, where, source, lines))
+                yield from map(source.line, _tail(logs, where, source, count))
             except NomadError as error:
                 yield source.line(f"({error})".encode())
 
 
-def _tail(releases: Releases, where: Where, source: Source, lines: int) -> list[bytes]:
-    text, window = b"", max(lines, 1) * _LINE
+def _tail(logs: TaskLogs, where: Where, source: Source, count: int) -> list[bytes]:
+    text, window = b"", max(count, 1) * _LINE
     for _ in range(_GUESSES):
-        text = b"".join(
-            releases.logs(source.allocation, TASK, source.kind, where, offset=window, origin="end")
-        )
-        if len(text) < window or text.count(b"\n") > lines:
+        text = b"".join(logs.read(source.allocation, TASK, source.kind, where, offset=window, origin="end"))
+        if len(text) < window or text.count(b"\n") > count:
             break
         window *= 2
-    return text.splitlines()[-lines:] if lines else []
+    return text.splitlines()[-count:] if count else []
 
 
-def follow(
-    releases: Releases,
+def follow_logs(
+    logs: TaskLogs,
     where: Where,
-    choose: Callable[[list[Json]], list[Json]],
+    allocations: Callable[[], list[Json]],
     kinds: tuple[Kind, ...],
-    lines: int,
+    count: int,
     warn: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,
 ) -> Iterator[str]:
-    """The last lines of each log and then what comes, also of allocations that come; without an end.
+    """Yield the last lines of each log and then what comes, also of allocations that come; without an end.
 
-    A log that breaks off, as when a server restarts, goes on at what is written then.
+    `allocations` reads those whose logs are wanted. A log that breaks off, as when a server restarts, goes on
+    at what is written then.
     """
-    heard: SimpleQueue[str] = SimpleQueue()
+    lines: SimpleQueue[str] = SimpleQueue()
     readers: dict[Source, _Reader] = {}
-    known: set[Source] | None = None  # None before the first look
-    said, next_look = "", clock()
+    known: set[Source] | None = None  # None before the first poll
+    warning, next_poll = "", clock()
     while True:
-        if clock() >= next_look:
+        if clock() >= next_poll:
             try:
-                chosen = choose(releases.allocations(where))
+                wanted = allocations()
             except NomadError as error:
-                if str(error) != said:
-                    said = str(error)
-                    warn(said)
+                if str(error) != warning:
+                    warning = str(error)
+                    warn(warning)
             else:
-                said = ""
-                alive = [one for one in chosen if one["ClientStatus"] not in ENDED]
-                there = {Source(one["TaskGroup"], one["ID"], kind) for one in alive for kind in kinds}
-                for source in [one for one in readers if one not in there or not readers[one].is_alive()]:
-                    readers.pop(source).told_to_end.set()
-                for source in sorted(there - readers.keys()):
-                    backlog = lines if known is None else 0 if source in known else None
-                    readers[source] = _Reader(releases, where, source, backlog, heard)
-                known = (known or set()) | there
-            next_look = clock() + POLL
+                warning = ""
+                alive = [one for one in wanted if one["ClientStatus"] not in ENDED]
+                sources = {Source(one["TaskGroup"], one["ID"], kind) for one in alive for kind in kinds}
+                for source in [one for one in readers if one not in sources or not readers[one].is_alive()]:
+                    readers.pop(source).is_to_end.set()
+                for source in sorted(sources - readers.keys()):
+                    backlog = count if known is None else 0 if source in known else None
+                    readers[source] = _Reader(logs, where, source, backlog, lines)
+                known = (known or set()) | sources
+            next_poll = clock() + POLL
         with suppress(Empty):
-            yield heard.get(timeout=max(next_look - clock(), 0))
+            yield lines.get(timeout=max(next_poll - clock(), 0))
 
 
 class _Reader(Thread):
-    """Follows one log until it is told to end, which it sees within a second; or until it cannot."""
+    """A thread that follows one log until it fails, or is to end, which it notices within a second."""
 
     def __init__(
-        self, releases: Releases, where: Where, source: Source, backlog: int | None, heard: SimpleQueue[str]
+        self, logs: TaskLogs, where: Where, source: Source, backlog: int | None, lines: SimpleQueue[str]
     ) -> None:
-        """With a backlog, that many lines of before; with None, all of them."""
+        """Start to read; with a backlog, that many lines of before; with None, all of them."""
         super().__init__(daemon=True)
-        self._releases, self._where, self._source = releases, where, source
-        self._backlog, self._heard = backlog, heard
-        self.told_to_end = Event()
+        self._logs, self._where, self._source = logs, where, source
+        self._backlog, self._lines = backlog, lines
+        self.is_to_end = Event()
         self.start()
 
     def run(self) -> None:
         """See `Thread.run`."""
         window = 0 if self._backlog is None else self._backlog * _LINE
-        pieces = self._releases.logs(
+        pieces = self._logs.read(
             self._source.allocation,
             TASK,
             self._source.kind,
@@ -155,12 +156,12 @@ class _Reader(Thread):
                     if window and self._backlog:
                         whole, window = whole[-self._backlog :], 0
                     for line in whole:
-                        self._heard.put(self._source.line(line))
-                if self.told_to_end.is_set() and not piece:
+                        self._lines.put(self._source.line(line))
+                if self.is_to_end.is_set() and not piece:
                     return
         except NomadError:
-            return  # not started yet, or the server restarts: it is looked for again
+            return  # not started yet, or the server restarts: the next poll starts another reader
         finally:
             if rest:
-                self._heard.put(self._source.line(rest))
+                self._lines.put(self._source.line(rest))
             pieces.close()

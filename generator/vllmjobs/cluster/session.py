@@ -1,7 +1,8 @@
-"""The way to a cluster that NOMAD_* variables describe, as a session of requests; as `nomad` reads them."""
+"""A session of requests to Nomad or Consul, set up by the variables that their own commands read."""
 
 from __future__ import annotations
 
+import re
 import socket
 import ssl
 from collections.abc import Mapping
@@ -18,56 +19,99 @@ from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
 
 from vllmjobs import __version__
-from vllmjobs.cluster.failures import NomadError
+from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.values import without_secrets
 
-DEFAULT_ADDRESS = "http://127.0.0.1:4646"
-_TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go's strconv.ParseBool
+TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go's strconv.ParseBool
+FALSE = ("0", "f", "F", "FALSE", "false", "False")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Names:
+    """The names that a server's own command gives to its variables, for reading them and for messages."""
+
+    server: str
+    """The server's name: Nomad, or Consul."""
+    error: type[UserError]
+    """The error that is raised for a variable that cannot be used."""
+    default_address: str
+    addr: str
+    http_auth: str
+    cacert: str
+    capath: str
+    client_cert: str
+    client_key: str
+    tls_server_name: str
+    unverified: tuple[str, tuple[str, ...]]
+    """The variable that turns the verification of certificates off, and the values that do so."""
+    token: str
+    token_file: str | None = None
+    """The variable that names a file with the token, where the server has one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Way:
-    """How to reach the cluster."""
+class Connection:
+    """An address, and the session and the token with which requests are sent to it."""
 
     address: str
-    """As a person wrote it, without a password that may stand in it."""
+    """The address as a person wrote it, without a password that may stand in it."""
     url: str
-    """What requests are sent to."""
+    """The URL that requests are sent to."""
     session: requests.Session
     verify: bool
+    token: str
+    """The token; empty where there is none."""
 
 
-def way(environ: Mapping[str, str]) -> Way:
-    """Read NOMAD_ADDR, _HTTP_AUTH, _CACERT, _CAPATH, _CLIENT_CERT, _CLIENT_KEY, _TLS_SERVER_NAME and
-    _SKIP_VERIFY, as nomad/api/api.go DefaultConfig does; the address of a unix socket has no TLS there
-    either. Raises `NomadError` for an address that is none, and a certificate that cannot be used.
-    """  # fmt: skip
-    given = environ.get("NOMAD_ADDR") or DEFAULT_ADDRESS
-    scheme, place = _scheme_and_place(given)
+def connect(environ: Mapping[str, str], names: Names, address: str | None = None) -> Connection:
+    """Return the connection that the variables describe; `address` is used in place of the variable's.
+
+    The variables mean what they mean to DefaultConfig in nomad/api/api.go and consul/api/api.go; the address
+    of a unix socket has no TLS there either. Raises `names.error` for an address that is none, a certificate
+    that cannot be used, and a token that cannot be sent.
+    """
+    given = address or environ.get(names.addr) or names.default_address
+    scheme, place = _scheme_and_place(given, names)
     given = given.rstrip("/")
-    skip_verify = environ.get("NOMAD_SKIP_VERIFY") in _TRUE
+    variable, off = names.unverified
+    verify = environ.get(variable) not in off
     session = requests.Session()
     # Not only proxies: it would put REQUESTS_CA_BUNDLE over what NOMAD_CACERT says, and add a .netrc.
     session.trust_env = False
     session.headers["User-Agent"] = f"vllmjobs/{__version__}"
     # A name and password in the address win: toHTTP in nomad/api/api.go.
-    if (authorization := environ.get("NOMAD_HTTP_AUTH")) and not urlsplit(given).username:
+    if (authorization := environ.get(names.http_auth)) and not urlsplit(given).username:
         user, _, password = authorization.partition(":")
         session.auth = (user, password)
     if scheme == "unix":
         session.mount("http://", _UnixSocket(place))
-        return Way(given, "http://127.0.0.1", session, True)
+        return Connection(given, "http://127.0.0.1", session, True, _token(environ, names))
     if not _is_loopback(place):  # as Go, and not as requests, has it
         session.proxies = get_environ_proxies(given)
     if scheme == "https":
-        session.mount("https://", _Tls(_tls(environ, skip_verify), environ.get("NOMAD_TLS_SERVER_NAME")))
-        if skip_verify:  # asked for; a warning at every request says nothing new
+        context = _tls_context(environ, names, verify)
+        session.mount("https://", _Tls(context, environ.get(names.tls_server_name)))
+        if not verify:  # the user asked for it; a warning at every request says nothing new
             disable_warnings(InsecureRequestWarning)
-    return Way(without_secrets(given), given, session, not skip_verify)
+    return Connection(without_secrets(given), given, session, verify, _token(environ, names))
+
+
+def _token(environ: Mapping[str, str], names: Names) -> str:
+    """Return the token. A file's token wins, unless it is empty: NewClient in consul/api/api.go."""
+    token = environ.get(names.token, "")
+    if names.token_file and (file := environ.get(names.token_file)):
+        try:
+            token = Path(file).read_text().strip() or token
+        except (OSError, UnicodeDecodeError) as error:
+            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            raise names.error(f"{names.token_file} is {file}: {reason}") from error
+    if not re.fullmatch(r"[!-~]*", token):
+        raise names.error(f"{names.token} has a blank, a line break or another character that no token has")
+    return token
 
 
 class _UnixSocket(HTTPAdapter):
-    """All requests go to one unix socket, whatever the host of their URL."""
+    """An adapter that sends every request to one unix socket, whatever the host of its URL."""
 
     def __init__(self, path: str) -> None:
         self._pool = _UnixPool("127.0.0.1", maxsize=1)
@@ -85,6 +129,8 @@ class _UnixSocket(HTTPAdapter):
 
 
 class _UnixConnection(HTTPConnection):
+    """A connection to a unix socket."""
+
     def __init__(self, *args: Any, path: str, **kwargs: Any) -> None:
         self._path = path
         super().__init__(*args, **kwargs)
@@ -104,11 +150,13 @@ class _UnixConnection(HTTPConnection):
 
 
 class _UnixPool(HTTPConnectionPool):
+    """A pool of connections to a unix socket."""
+
     ConnectionCls = _UnixConnection
 
 
 class _Tls(HTTPAdapter):
-    """One TLS context decides; requests by itself would trust certifi's roots beside NOMAD_CACERT."""
+    """An adapter with one TLS context; requests by itself would trust certifi's roots beside NOMAD_CACERT."""
 
     def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:
         self._pool: dict[str, Any] = {"ssl_context": context, "server_hostname": server_name or None}
@@ -126,9 +174,9 @@ class _Tls(HTTPAdapter):
         """Add no trust; see `HTTPAdapter.cert_verify`."""
 
 
-def _tls(environ: Mapping[str, str], skip_verify: bool) -> ssl.SSLContext:
-    """What `nomad` trusts: NOMAD_CACERT, else every file of NOMAD_CAPATH, else the system's roots."""
-    variable = next((name for name in ("NOMAD_CACERT", "NOMAD_CAPATH") if environ.get(name)), None)
+def _tls_context(environ: Mapping[str, str], names: Names, verify: bool) -> ssl.SSLContext:
+    """Return a context that trusts what `cacert` names, else `capath`, else the system's roots."""
+    variable = next((name for name in (names.cacert, names.capath) if environ.get(name)), None)
     context = ssl.create_default_context() if variable is None else ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     try:
         if variable:
@@ -139,41 +187,49 @@ def _tls(environ: Mapping[str, str], skip_verify: bool) -> ssl.SSLContext:
             for file in files:
                 context.load_verify_locations(cafile=file)
     except OSError as error:  # ssl.SSLError is one
-        raise NomadError(f"{variable} is {environ[variable or '']}: {error.strerror or error}") from error
-    _present(context, environ.get("NOMAD_CLIENT_CERT"), environ.get("NOMAD_CLIENT_KEY"))
-    if skip_verify:
+        raise names.error(f"{variable} is {environ[variable or '']}: {error.strerror or error}") from error
+    _load_certificate(context, environ, names)
+    if not verify:
         context.check_hostname = False
         context.verify_mode = ssl.CERT_NONE
     return context
 
 
-def _present(context: ssl.SSLContext, certificate: str | None, key: str | None) -> None:
-    """Have the client's certificate at hand; without a file of its own, the key stands in the same one."""
+def _load_certificate(context: ssl.SSLContext, environ: Mapping[str, str], names: Names) -> None:
+    """Load the client's certificate and its key, which stands in the same file if it has none of its own."""
+    certificate, key = environ.get(names.client_cert), environ.get(names.client_key)
     if not certificate:
         if key:
-            raise NomadError(f"NOMAD_CLIENT_KEY is {key}, but NOMAD_CLIENT_CERT, its certificate, is not set")
+            raise names.error(
+                f"{names.client_key} is {key}, but {names.client_cert}, its certificate, is not set"
+            )
         return
-    for variable, file in (("NOMAD_CLIENT_CERT", certificate), ("NOMAD_CLIENT_KEY", key)):
+    for variable, file in ((names.client_cert, certificate), (names.client_key, key)):
         try:
             if file:
                 Path(file).open("rb").close()
         except OSError as error:
-            raise NomadError(f"{variable} is {file}: {error.strerror}") from error
+            raise names.error(f"{variable} is {file}: {error.strerror}") from error
     try:
         # Without a password, OpenSSL would ask for that of an encrypted key on the terminal.
         context.load_cert_chain(certificate, key or None, password="")
     except ssl.SSLError as error:
         if error.reason == "KEY_VALUES_MISMATCH":
-            said = f"its key is not the one in NOMAD_CLIENT_KEY, {key}"
+            reason = f"its key is not the one in {names.client_key}, {key}"
         elif key:
-            said = f"it, or NOMAD_CLIENT_KEY, {key}, cannot be read as PEM without a password"
+            reason = f"it, or {names.client_key}, {key}, cannot be read as PEM without a password"
         else:
-            said = "it cannot be read as PEM, or holds no key beside the certificate; set NOMAD_CLIENT_KEY"
-        raise NomadError(f"NOMAD_CLIENT_CERT is {certificate}: {said}") from error
+            reason = (
+                f"it cannot be read as PEM, or holds no key beside the certificate; set {names.client_key}"
+            )
+        raise names.error(f"{names.client_cert} is {certificate}: {reason}") from error
 
 
-def _scheme_and_place(address: str) -> tuple[str, str]:
-    """The host, or the path of a socket: with one slash or three, as url.Parse of Go finds a path."""
+def _scheme_and_place(address: str, names: Names) -> tuple[str, str]:
+    """Return the scheme, and the host or the path of a socket.
+
+    The path may stand behind one slash or three, as url.Parse of Go finds a path.
+    """
     try:
         url = urlsplit(address)
         if url.scheme == "unix" and not url.netloc and url.path.startswith("/"):
@@ -182,8 +238,8 @@ def _scheme_and_place(address: str) -> tuple[str, str]:
             return url.scheme, url.hostname
     except ValueError:
         pass
-    raise NomadError(
-        f"NOMAD_ADDR is {without_secrets(address)!r}, but must be like http://127.0.0.1:4646, "
+    raise names.error(
+        f"{names.addr} is {without_secrets(address)!r}, but must be like {names.default_address}, "
         "https://HOST:PORT or unix:///PATH/OF/A.sock"
     )
 

@@ -10,8 +10,9 @@ from vllmjobs.changes.model import Job
 from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.report.words import does, is_changed
 from vllmjobs.cluster.consul import Consul, ConsulError
-from vllmjobs.cluster.deployments import ConflictError, Releases, Where, of, where
-from vllmjobs.cluster.nomad import Json
+from vllmjobs.cluster.deployments import Deployments, where, where_of
+from vllmjobs.cluster.failures import ConflictError
+from vllmjobs.cluster.nomad import Json, Where
 from vllmjobs.deploy.release import Cluster, Release, kept
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
@@ -33,7 +34,7 @@ class Deploy(NamedTuple):
     environment: Environment
     jobs: Mapping[str, str]
     """HCL by name for `render --job`."""
-    releases: Releases
+    releases: Deployments
     reporter: Reporter
     gate: Callable[[Where, int, bool], Entry]
     """Raises `RefusedError`, or returns what is kept of the release; given the version that it is to be, and
@@ -68,7 +69,7 @@ def _gate(asked: Deploy, models: _Work | None) -> Entry:
     if models:
         *earlier, last = models.versions_of_release
     else:
-        running = asked.releases.job(*there)
+        running = asked.releases.cluster.job(*there)
         *earlier, last = [version_to_be(running["Version"] if running else None)]
     is_resumed = models is not None and models.is_resumed
     for version in earlier:
@@ -83,14 +84,14 @@ class _Work:
     def __init__(self, asked: Deploy, job: Job) -> None:
         self._asked, self.job = asked, job
         self._hcl = asked.jobs[job.job]
-        self._spec: Json = asked.releases.parse(self._hcl, asked.environment.nomad.namespace)
-        self.where = of(self._spec)
-        running = asked.releases.job(*self.where)
+        self._spec: Json = asked.releases.cluster.parse(self._hcl, asked.environment.nomad.namespace)
+        self.where = where_of(self._spec)
+        running = asked.releases.cluster.job(*self.where)
         assert job.plan
         if running and running["JobModifyIndex"] != job.plan.modify_index:
             raise ConflictError(f"{self.where.id}: somebody else has just changed it; look, and try again")
         self.version: int | None = running["Version"] if running else None
-        latest = asked.releases.deployment(*self.where) if running else None
+        latest = asked.releases.cluster.deployment(*self.where) if running else None
         is_latest = bool(latest and latest["JobVersion"] == self.version)
         self._is_active = bool(is_latest and latest and latest["Status"] in ACTIVE)
         self._has_failed = bool(is_latest and latest and latest["Status"] == "failed")
@@ -162,7 +163,7 @@ class _Work:
         assert self.job.plan
         index = self.job.plan.modify_index
         if not self._is_same and self.version is not None:
-            running = self._asked.releases.job(*self.where)
+            running = self._asked.releases.cluster.job(*self.where)
             mine = running and running["Version"] == self._mine
             index = running["JobModifyIndex"] if running and mine else index
         traffic = self._traffic(0)

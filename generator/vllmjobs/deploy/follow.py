@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 from vllmjobs.cluster.consul import ConsulError
-from vllmjobs.cluster.deployments import (
-    ConflictError,
-    DeploymentEndedError,
-    NotHealthyError,
-    Releases,
-    UnsureError,
-    Where,
-)
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.failures import ConflictError, DeploymentEndedError, NotHealthyError, UnsureError
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy.observe import Observer
 from vllmjobs.deploy.record_keeper import Record
 from vllmjobs.deploy.reporter import Reporter
@@ -29,7 +24,7 @@ class Follower:
 
     def __init__(
         self,
-        releases: Releases,
+        releases: Deployments,
         where: Where,
         observer: Observer,
         traffic: Traffic | None,

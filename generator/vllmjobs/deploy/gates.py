@@ -11,7 +11,8 @@ from typing import NamedTuple
 import msgspec
 from cronsim import CronSim, CronSimError
 
-from vllmjobs.cluster.deployments import Releases, Token, Where
+from vllmjobs.cluster.deployments import Deployments, Token
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy.record_keeper import iso
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import duration, seconds
@@ -23,13 +24,13 @@ from vllmjobs.vllm.arguments.values import nearest
 _SET_BACK = timedelta(hours=3)
 
 
-def approvals(releases: Releases, where: Where) -> list[Approval]:
+def approvals(releases: Deployments, where: Where) -> list[Approval]:
     """What the Variable of a job holds, void or not. Needs `read` on it. Raises `NomadError`."""
     return list(_read(releases.variable(_path(where), where)[0]))
 
 
 def approve(
-    releases: Releases, where: Where, latest: int | None, version: int, digest: str, now: datetime
+    releases: Deployments, where: Where, latest: int | None, version: int, digest: str, now: datetime
 ) -> list[Approval]:
     """Write the approval of whoever NOMAD_TOKEN belongs to; return all that are kept then.
 
@@ -53,7 +54,7 @@ def approve(
 
 
 def approved(
-    releases: Releases, where: Where, required: int, version: int, digest: str, command: str
+    releases: Deployments, where: Where, required: int, version: int, digest: str, command: str
 ) -> Approved | None:
     """Who has approved, where enough others than the one who deploys have; None where none are required.
 
@@ -69,7 +70,7 @@ def approved(
     return found
 
 
-def _person(releases: Releases, does: str) -> Token:
+def _person(releases: Deployments, does: str) -> Token:
     if token := releases.token():
         return token
     raise RefusedError(

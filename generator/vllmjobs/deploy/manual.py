@@ -7,8 +7,9 @@ from typing import NamedTuple
 
 from vllmjobs.changes.model import is_unplaceable
 from vllmjobs.changes.planned import ACTIVE
-from vllmjobs.cluster.deployments import DeploymentEndedError, Releases, Where
-from vllmjobs.cluster.nomad import Json
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.failures import DeploymentEndedError
+from vllmjobs.cluster.nomad import Json, Where
 from vllmjobs.deploy.record_keeper import now, who
 from vllmjobs.deploy.release import Cluster, Release, kept
 from vllmjobs.environment.model import Environment
@@ -46,7 +47,7 @@ class Back:
     ) -> None:
         self._where, self._cluster = where, cluster
         self._environment, self._timeout = environment, timeout
-        self._releases: Releases = cluster.releases
+        self._releases: Deployments = cluster.releases
 
     def promote(self) -> Outcome:
         """Promote the canaries, and follow them; whatever the verdict. Goes on where they are promoted."""
@@ -92,7 +93,7 @@ class Back:
         to = self._to(versions, running.version, version)
         self._hold_room(versions[to])
         self._releases.revert(self._where, to, running.version)
-        job = self._releases.job(*self._where)
+        job = self._releases.cluster.job(*self._where)
         assert job
         entry = Entry(
             version=job["Version"],
@@ -127,10 +128,10 @@ class Back:
         return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in deployments)
 
     def _running(self) -> Running:
-        job = self._releases.job(*self._where)
+        job = self._releases.cluster.job(*self._where)
         if job is None:
             raise UserError(f"{self._where.id}: there is no such job")
-        latest = self._releases.deployment(*self._where)
+        latest = self._releases.cluster.deployment(*self._where)
         is_of_version = latest and latest["JobVersion"] == job["Version"]
         return Running(job["Version"], latest if is_of_version else None)
 
@@ -172,7 +173,7 @@ class Back:
         return found
 
     def _hold_room(self, job: Json) -> None:
-        planner = Planner(self._releases, self._environment.nomad.namespace, [])
+        planner = Planner(self._releases.cluster, self._environment.nomad.namespace, [])
         plan = planner.planned("vllm", {**job, "Stop": False})
         if is_unplaceable(plan):
             why = [

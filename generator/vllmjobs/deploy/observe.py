@@ -9,8 +9,9 @@ from collections.abc import Callable, Iterable
 from msgspec.structs import replace
 
 from vllmjobs.cluster.consul import ConsulError
-from vllmjobs.cluster.deployments import Releases, Where
-from vllmjobs.cluster.nomad import Json, NomadError
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.failures import NomadError
+from vllmjobs.cluster.nomad import Json, Where
 from vllmjobs.deploy.evidence import Evidence, Sides
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.rollout.deployments import Instance, groups, instances, is_old, is_ready, stable
@@ -30,7 +31,7 @@ class Observer:
 
     def __init__(
         self,
-        releases: Releases,
+        releases: Deployments,
         where: Where,
         plan: Plan,
         traffic: Traffic | None = None,
@@ -66,7 +67,7 @@ class Observer:
     def look(self, wait: float = 0.0) -> Seen:
         """What is seen once something has changed, or after `wait` seconds. Raises `NomadError`."""
         evaluated = self._read_deployment(wait)
-        job = self._releases.job(*self._where)
+        job = self._releases.cluster.job(*self._where)
         if self._deployment and (job is None or job["Version"] != self.plan.version):
             # Read before the job, it may not have failed yet, which is what registered another version.
             self._read_deployment(0.0)

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 
 from msgspec.structs import replace
 
-from vllmjobs.cluster.deployments import Releases, Where
+from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import NomadError
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy import records
 from vllmjobs.rollout.model import End, Entry, Fail, Observation
 
 
-def who(releases: Releases) -> str:
+def who(releases: Deployments) -> str:
     """The name of the ACL token in use; without ACLs, or where the token has no name, user@host."""
     with suppress(NomadError):
         token = releases.token()
@@ -40,7 +41,9 @@ def now() -> str:
 class Record:
     """The entry of one version. A token that may not write it is told of once, and fails nothing."""
 
-    def __init__(self, releases: Releases, where: Where, entry: Entry, warn: Callable[[str], None]) -> None:
+    def __init__(
+        self, releases: Deployments, where: Where, entry: Entry, warn: Callable[[str], None]
+    ) -> None:
         self._releases, self._where, self._warn = releases, where, warn
         self._is_kept = True
         self.entry = entry

@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 import msgspec
 
-from vllmjobs.cluster.deployments import Releases, Where
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.rollout.model import Entry
 
 PATH = "vllmjobs/releases"
@@ -18,7 +19,7 @@ LARGEST = (
 _KEY = re.compile(r"v\d+")
 
 
-def read(releases: Releases, where: Where) -> list[Entry]:
+def read(releases: Deployments, where: Where) -> list[Entry]:
     """The records of a job, the newest version first; what cannot be read as one is left out.
 
     Raises `NomadError`; needs read on the variable `vllmjobs/releases/JOB`.
@@ -27,7 +28,7 @@ def read(releases: Releases, where: Where) -> list[Entry]:
     return _entries(items)
 
 
-def write(releases: Releases, where: Where, entry: Entry) -> None:
+def write(releases: Deployments, where: Where, entry: Entry) -> None:
     """Record a version, in place of what was recorded of it; the oldest make room.
 
     A write of which the answer was lost is repeated: it says the same. Raises `NomadError`; a

@@ -9,8 +9,9 @@ from typing import NamedTuple
 from msgspec.structs import replace
 
 from vllmjobs.cluster.consul import ConsulError
-from vllmjobs.cluster.deployments import ConflictError, NomadError, Releases, UnsureError, Where
-from vllmjobs.cluster.nomad import Json
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.failures import ConflictError, NomadError, UnsureError
+from vllmjobs.cluster.nomad import Json, Where
 from vllmjobs.deploy import records
 from vllmjobs.deploy.evidence import Evidence
 from vllmjobs.deploy.follow import Follower
@@ -30,7 +31,7 @@ _FAILED = ("failed", "refused", "no-room")
 class Cluster(NamedTuple):
     """What a release acts on."""
 
-    releases: Releases
+    releases: Deployments
     traffic: Traffic | None
     """None for a job that is not the models', and where no balancer is to be asked for shares."""
     reporter: Reporter
@@ -57,10 +58,10 @@ class Release:
             answer = self._releases.register(job, index, source)
         except UnsureError:
             answer = None
-        registered = self._releases.job(*self.where)
+        registered = self._releases.cluster.job(*self.where)
         if registered is None or (answer and registered["JobModifyIndex"] != answer["JobModifyIndex"]):
             raise ConflictError(f"{self.where.id}: somebody else has registered another version")
-        if answer is None and self._releases.plan(job)["Diff"]["Type"] != "None":
+        if answer is None and self._releases.cluster.plan(job)["Diff"]["Type"] != "None":
             raise NomadError(f"{self.where.id}: the connection broke, and it was not registered")
         version: int = registered["Version"]
         self._reporter.begin(self.where.id, version)
@@ -127,7 +128,7 @@ class Release:
 
     def _follow_back(self, version: int, observer: Observer) -> None:
         """What was registered in the place of a version that failed is of no use before it is stable."""
-        job = self._releases.job(*self.where)
+        job = self._releases.cluster.job(*self.where)
         if job is None or job["Stop"] or job["Version"] == version or not observer.is_reverted:
             return
         back: int = job["Version"]
@@ -181,7 +182,7 @@ def tidy(clean: Callable[[], None], reporter: Reporter) -> None:
         reporter.warn(f"shares of canaries stay in Consul until the next `vllmjobs deploy`: {error}")
 
 
-def kept(releases: Releases, where: Where) -> Mapping[int, Entry]:
+def kept(releases: Deployments, where: Where) -> Mapping[int, Entry]:
     """What is kept of a job's versions; nothing where it may not be read."""
     try:
         return {entry.version: entry for entry in records.read(releases, where)}

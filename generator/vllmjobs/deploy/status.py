@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from vllmjobs.cluster.consul import Consul
-from vllmjobs.cluster.deployments import ForbiddenError, Releases, Where
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.failures import ForbiddenError
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy import records
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
@@ -23,7 +25,7 @@ class NoJobError(UserError):
 def look(
     name: str,
     environment: Environment,
-    releases: Releases,
+    releases: Deployments,
     where: Where,
     consul: Callable[[], Consul],
     warn: Warn,
@@ -33,7 +35,7 @@ def look(
     Without a Consul to ask, the shares of canaries are unknown; without leave to read the records, the
     verdicts. Raises `NomadError`, and `NoJobError` where there is no such job.
     """
-    job = releases.job(*where)
+    job = releases.cluster.job(*where)
     if job is None:
         raise absent(name, releases, where)
     deployments = releases.deployments(where)
@@ -52,7 +54,7 @@ def look(
     )
 
 
-def remembered(releases: Releases, where: Where, warn: Warn) -> list[Entry]:
+def remembered(releases: Deployments, where: Where, warn: Warn) -> list[Entry]:
     """The records of a job; none, with a warning, where the token may not read them."""
     try:
         return records.read(releases, where)
@@ -61,7 +63,7 @@ def remembered(releases: Releases, where: Where, warn: Warn) -> list[Entry]:
         return []
 
 
-def absent(name: str, releases: Releases, where: Where) -> NoJobError:
+def absent(name: str, releases: Deployments, where: Where) -> NoJobError:
     """What to say where there is no such job."""
     return NoJobError(
         f'{releases.address}: there is no job {where.id} in namespace "{where.namespace}"; '

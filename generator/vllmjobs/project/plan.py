@@ -7,7 +7,9 @@ from functools import cache
 from vllmjobs.changes.model import Job
 from vllmjobs.changes.planned import planned
 from vllmjobs.changes.room.fleet import Node, in_cluster
-from vllmjobs.cluster.nomad import Cluster, ForbiddenError, InvalidJobError, Json
+from vllmjobs.cluster.cluster import Cluster
+from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError
+from vllmjobs.cluster.nomad import Json
 
 
 class Planner:

@@ -94,7 +94,7 @@ def overview(
     entries: Iterable[Entry] = (),
     weights: Mapping[str, Weight] | None = None,
 ) -> Overview:
-    """What runs, from what Nomad's API returned (all of `Releases`), the records and the canaries' shares.
+    """What runs, from what Nomad's API returned (all of `Deployments`), the records and the canaries' shares.
 
     `env` is what a person calls the environment; without `weights`, those of canaries are not known.
     """

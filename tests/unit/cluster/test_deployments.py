@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from unit.cluster.test_nomad import Script, hangs_up, hangs_up_in_the_middle, says_nothing, server
-from vllmjobs.cluster.deployments import (
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.failures import (
     ConflictError,
     DeploymentEndedError,
     NomadError,
     NotHealthyError,
-    Releases,
     UnsureError,
-    Where,
 )
+from vllmjobs.cluster.nomad import Nomad, Where
+from vllmjobs.cluster.task_logs import TaskLogs
 from vllmjobs.rollout.deployments import address
 
 __all__ = ["server"]
@@ -29,29 +30,31 @@ NO_LEADER = (500, "No cluster leader")
 OK = (200, "{}")
 LEADER_GONE = (500, "rpc error: leadership lost while committing log")
 
-WRITES: dict[str, Callable[[Releases], object]] = {
+WRITES: dict[str, Callable[[Deployments], object]] = {
     "register": lambda nomad: nomad.register(JOB, 7),
     "promote": lambda nomad: nomad.promote("1a2b", CHAT),
     "fail": lambda nomad: nomad.fail("1a2b", CHAT),
     "revert": lambda nomad: nomad.revert(CHAT, 3, 4),
     "write_variable": lambda nomad: nomad.write_variable("vllmjobs/a", {"b": "c"}, 7, CHAT),
 }
-READS: dict[str, Callable[[Releases], object]] = {
+READS: dict[str, Callable[[Deployments], object]] = {
     "versions": lambda nomad: nomad.versions(CHAT),
     "deployment_by_id": lambda nomad: nomad.deployment_by_id("1a2b", CHAT),
     "variable": lambda nomad: nomad.variable("vllmjobs/a", CHAT)[0],
 }
 
 
-def releases(script: Script, *answers: Any, patience: float = 0) -> Releases:
+def releases(script: Script, *answers: Any, patience: float = 0) -> Deployments:
     script.answers = list(answers)
     clock = count()
-    return Releases(
-        {"NOMAD_ADDR": script.address},
-        timeout=(2, 0.2),
-        sleep=script.pauses.append,
-        patience=patience,
-        clock=lambda: float(next(clock)),  # a second at each look
+    return Deployments(
+        Nomad(
+            {"NOMAD_ADDR": script.address},
+            timeout=(2, 0.2),
+            sleep=script.pauses.append,
+            patience=patience,
+            clock=lambda: float(next(clock)),  # a second at each look
+        )
     )
 
 
@@ -173,9 +176,10 @@ def test_a_log_comes_in_frames_however_they_are_cut_and_a_heartbeat_is_empty(ser
     frames = [{"Data": base64.b64encode(b"one\n").decode(), "File": "x"}, {}, {"Data": "dHdv"}]
     text = "".join(json.dumps(frame) for frame in frames)
     nomad = releases(server, (200, text))
-    assert list(nomad.logs("1a2b", "vllm", "stdout", CHAT)) == [b"one\n", b"", b"two"]
+    assert list(TaskLogs(nomad.nomad).read("1a2b", "vllm", "stdout", CHAT)) == [b"one\n", b"", b"two"]
     with pytest.raises(NomadError, match='no log of 1a2b: task "vllm" not started yet'):
-        list(releases(server, (404, 'task "vllm" not started yet')).logs("1a2b", "vllm", "stdout", CHAT))
+        nomad = releases(server, (404, 'task "vllm" not started yet'))
+        list(TaskLogs(nomad.nomad).read("1a2b", "vllm", "stdout", CHAT))
 
 
 # Addresses

@@ -12,7 +12,9 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from vllmjobs.cluster.nomad import LONGEST_PAUSE, PAUSES, Cluster, ForbiddenError, InvalidJobError, NomadError
+from vllmjobs.cluster.cluster import Cluster
+from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadError
+from vllmjobs.cluster.nomad import LONGEST_PAUSE, PAUSES, Nomad
 from vllmjobs_sandbox.fakes.listening import listening
 
 JOB = {"ID": "chat", "Namespace": "default", "Region": "global"}
@@ -38,7 +40,7 @@ class Script:
     def cluster(self, *answers: Any, **environ: str) -> Cluster:
         self.answers = list(answers)
         environ = {"NOMAD_ADDR": self.address, **environ}
-        return Cluster(environ, timeout=(2, 0.2), sleep=self.pauses.append)
+        return Cluster(Nomad(environ, timeout=(2, 0.2), sleep=self.pauses.append))
 
 
 @pytest.fixture
@@ -211,14 +213,14 @@ def test_a_password_in_the_address_is_sent_before_that_of_nomad_http_auth_and_no
         f"Basic {b64encode(pair).decode()}" for pair in (b"you:key", b"me:secret")
     ]
     with pytest.raises(NomadError) as error:
-        Cluster({"NOMAD_ADDR": "ftp://me:secret@host"})
+        Cluster(Nomad({"NOMAD_ADDR": "ftp://me:secret@host"}))
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("token", ["secret\n", "sec ret", "sécret"])
 def test_a_token_with_what_no_token_has_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(NomadError) as error:
-        Cluster({"NOMAD_TOKEN": token})
+        Cluster(Nomad({"NOMAD_TOKEN": token}))
     assert str(error.value) == "NOMAD_TOKEN has a blank, a line break or another character that no token has"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from vllmjobs.cluster.logs import chosen
+from vllmjobs.cluster.logs import select
 from vllmjobs.rollout.history import history, image, model
 from vllmjobs.rollout.model import Entry, Number, Verdict
 from vllmjobs.rollout.overview import Overview, Weight, overview
@@ -208,7 +208,7 @@ def test_logs_are_of_what_runs_and_else_of_what_ended_last() -> None:
     canary = allocation(1, "c", DeploymentStatus={"Healthy": True, "Canary": True})
 
     def ids(allocations: list[Json], *which: Any) -> list[str]:
-        return [one["ID"] for one in chosen(allocations, *which)]
+        return [one["ID"] for one in select(allocations, *which)]
 
     assert ids([canary, STABLE[1], ended], None, None) == ["b", "c"]
     assert ids([canary, STABLE[1]], "chat", "canary") == ["c"]
