@@ -4,6 +4,7 @@ from vllmjobs.check.rule import Findings, Rule, of_model
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.derive import argument_name
 from vllmjobs.environment.problems import Path
+from vllmjobs.vllm.releases import NEWEST
 
 # Set by vllmjobs from other keys of the environment.
 OWN_ARGUMENTS = {
@@ -64,7 +65,8 @@ def version_is_known(subject: Subject) -> Findings:
     """Without vLLM's version, its arguments are not checked."""
     if subject.version is None:
         place = "image" if subject.model.image else "driver"
-        yield (place,), 'does not tell the version of vLLM: arguments are not checked; say vllm: "0.33.0"'
+        message = f'does not tell the version of vLLM: arguments are not checked; say vllm: "{NEWEST}"'
+        yield (place,), message
 
 
 @of_model("VJ101", "note")

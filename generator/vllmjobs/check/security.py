@@ -12,7 +12,9 @@ from vllmjobs.environment.model import Balancer, Model
 from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.problems import Mark, Path
 from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
+from vllmjobs.vllm.releases import NEWEST
 
+EXAMPLE_IMAGE = f"registry.example.com/vllm-openai:v{NEWEST}"
 LOOKS_SECRET = "looks like a secret; put a reference to it under secrets (value not shown)"
 # A tag without a digit names no version; one with a commit does.
 MOVING_TAG = re.compile(r"\D*|(.*[-_.])?(latest|nightly|main|master)([-_.].*)?")
@@ -60,12 +62,12 @@ def images_are_pinned(whole: Whole) -> Findings:
         repository, _, digest = name.partition("@")
         tag = repository.rpartition("/")[2].partition(":")[2]
         if "${" not in name and not IMAGE.fullmatch(name):
-            yield path, f"{name} is no image's name; write such as registry.example.com/vllm-openai:v0.33.0"
+            yield path, f"{name} is no image's name; write such as {EXAMPLE_IMAGE}"
             continue
         if digest or "${" in name or COMMIT.search(tag) or not MOVING_TAG.fullmatch(tag):
             continue
         moves = f"tag {tag!r} moves" if tag else "has no tag, so `latest`, which moves"
-        yield path, f"{name}: {moves}; name a version, such as :v0.33.0, or a digest (@sha256:…)"
+        yield path, f"{name}: {moves}; name a version, such as :v{NEWEST}, or a digest (@sha256:…)"
 
 
 @of_environment("VJ504", "warning")

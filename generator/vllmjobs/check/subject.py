@@ -11,7 +11,7 @@ from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.render.arguments import arguments
 from vllmjobs.vllm.arguments.command_line import Reading, read
-from vllmjobs.vllm.arguments.tables import Nearest, table, versions
+from vllmjobs.vllm.arguments.tables import Nearest, table
 from vllmjobs.vllm.memory import models
 from vllmjobs.vllm.memory.estimate import Estimate, estimate, fits
 from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
@@ -19,6 +19,7 @@ from vllmjobs.vllm.memory.limits import Misfit, blocks, capability, dividing
 from vllmjobs.vllm.memory.obstacles import context, memory
 from vllmjobs.vllm.memory.serving import Use
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
+from vllmjobs.vllm.releases import NEWEST
 
 
 class Before(NamedTuple):
@@ -78,7 +79,7 @@ class Subject:
     def reading(self) -> Reading:
         """The command line as vLLM reads it; the newest one where the version is not known."""
         words = [_NOMADS.sub("8000", word) for word in arguments(self.name, self.model, self.deadlines)]
-        return read((self.table or table(versions()[-1])).table, words)
+        return read((self.table or table(NEWEST)).table, words)
 
     @cached_property
     def config(self) -> dict[str, Any] | str:
@@ -136,7 +137,7 @@ class Subject:
             expert_parallel=bool(values.get("enable_expert_parallel")),
             prefix_caching=values.get("enable_prefix_caching") is not False,
             max_model_len="auto" if length in (-1, "auto") else length,
-            vllm_version=self.version or versions()[-1],
+            vllm_version=self.version or NEWEST,
             **named,
         )
 

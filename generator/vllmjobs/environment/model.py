@@ -33,6 +33,7 @@ from vllmjobs.environment.values import (
     UrlPath,
     Version,
 )
+from vllmjobs.vllm.releases import NEWEST
 
 
 class Nomad(Placement, frozen=True):
@@ -149,7 +150,7 @@ class ModelDefaults(Block, frozen=True):
         ),
     ] = None
     vllm: Annotated[
-        Version | None, said("vLLM's version, where the image's tag does not tell it.", "0.33.0")
+        Version | None, said("vLLM's version, where the image's tag does not tell it.", NEWEST)
     ] = None
     gpus: Annotated[Gpus, said("GPUs per server.")] = Gpus()
     resources: Annotated[Resources, said("CPU, memory, disk per server.")] = Resources()
@@ -213,8 +214,8 @@ class Model(ModelDefaults, frozen=True, kw_only=True):
 class Images(Block, frozen=True):
     """The image for each `install`."""
 
-    standard: Annotated[Text, said("vLLM as released.")] = "vllm/vllm-openai:v0.33.0"
-    gptoss: Annotated[Text, said("vLLM for the gpt-oss models.")] = "vllm/vllm-openai:v0.33.0"
+    standard: Annotated[Text, said("vLLM as released.")] = f"vllm/vllm-openai:v{NEWEST}"
+    gptoss: Annotated[Text, said("vLLM for the gpt-oss models.")] = f"vllm/vllm-openai:v{NEWEST}"
 
 
 class Balancer(Block, frozen=True):
