@@ -23,7 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-class Use(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a model is served, in vLLM's own words. None: what vLLM takes then.
 
     `max_model_len` "auto" is vLLM's `auto` and -1: the longest context that fits.
