@@ -12,10 +12,11 @@ from typing import Any
 import pytest
 
 from vllmjobs.vllm.arguments.command_line import Reading, read
-from vllmjobs.vllm.arguments.tables import Flag, Table, Type, table, versions
+from vllmjobs.vllm.arguments.tables import Flag, Table, Type, table
+from vllmjobs.vllm.releases import NEWEST, VERSIONS
 
 ROOT = Path(__file__).parents[2]
-TABLES = ROOT / "generator/vllmjobs/vllm/tables"
+TABLES = ROOT / "generator/vllmjobs/vllm/arguments/tables"
 Words = list[str]
 
 
@@ -25,9 +26,8 @@ def script(*arguments: str, stdin: str = "") -> str:
 
 
 def test_the_newest_table_is_what_vllm_says() -> None:
-    newest = versions()[-1]
-    committed = zlib.decompress((TABLES / f"{newest}.json.gz").read_bytes(), wbits=31)
-    assert json.loads(committed) == json.loads(script("--print", newest))
+    committed = zlib.decompress((TABLES / f"{NEWEST}.json.gz").read_bytes(), wbits=31)
+    assert json.loads(committed) == json.loads(script("--print", NEWEST))
 
 
 EXAMPLES = {
@@ -238,7 +238,7 @@ def same(ours: Any, theirs: Any) -> bool:
     return bool(ours == theirs)
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_every_command_line_is_read_as_vllm_reads_it(version: str) -> None:
     known = table(version).table
     right, wrong = command_lines(known)

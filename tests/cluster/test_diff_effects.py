@@ -23,6 +23,7 @@ from click.testing import CliRunner
 
 from vllmjobs.changes.model import Group, Job
 from vllmjobs.check.rollout import canaries_try_a_change
+from vllmjobs.check.rule import in_models
 from vllmjobs.check.subject import Before, Facts, Whole
 from vllmjobs.cli import main
 from vllmjobs.environment.load import load
@@ -382,5 +383,5 @@ def test_a_rule_of_check_says_which_changes_no_canary_tries(
     hcl = job_of(sandbox, *OWN, change)
     said = agree(sandbox.plan(hcl), running["environment"], hcl)
     facts = Facts(before=Before(before, {group.name: group for group in said.groups}))
-    found = list(canaries_try_a_change.find(Whole(after, facts)))
+    found = list(in_models(Whole(after, facts), canaries_try_a_change))
     assert bool(found) == is_in_place

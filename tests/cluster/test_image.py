@@ -19,6 +19,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from vllmjobs.environment.derive import vllm_version
 from vllmjobs.environment.model import Environment, Images, Model
+from vllmjobs.vllm.releases import NEWEST
 from vllmjobs_sandbox.cluster import image
 from vllmjobs_sandbox.cluster.docker import IMAGE, Docker
 from vllmjobs_sandbox.cluster.errors import SandboxError
@@ -241,9 +242,9 @@ def test_docker_itself_finds_it_healthy(docker: Docker, built: str) -> None:
 def test_its_name_says_which_vllm_which_vllmjobs_and_which_revision(build: Build, built: str) -> None:
     git = ["git", "-C", str(build.checkout), "rev-parse", "--short=12", "HEAD"]
     revision = subprocess.check_output(git, text=True).strip()
-    assert re.fullmatch(rf"vllmjobs-vllm:0\.33\.0-\d+\.\d+\.\d+-{revision}(-dirty)?", built)
+    assert re.fullmatch(rf"vllmjobs-vllm:{re.escape(NEWEST)}-\d+\.\d+\.\d+-{revision}(-dirty)?", built)
     chat = Model(model="facebook/opt-125m", image=built)
-    assert vllm_version(Environment(models={"chat": chat}), chat) == "0.33.0"
+    assert vllm_version(Environment(models={"chat": chat}), chat) == NEWEST
 
 
 def test_its_labels_say_what_it_is(docker: Docker, built: str) -> None:

@@ -1,9 +1,10 @@
-"""The command line of vLLM, as its own parser would read it."""
+"""VJ100 to VJ114: the command line of vLLM, as its own parser would read it."""
 
-from vllmjobs.check.rule import Findings, Rule, of_model
+from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.derive import argument_name
 from vllmjobs.environment.problems import Path
+from vllmjobs.vllm.releases import NEWEST
 
 # Set by vllmjobs from other keys of the environment.
 OWN_ARGUMENTS = {
@@ -59,24 +60,28 @@ KINDS = {
 }
 
 
-@of_model("VJ100", "note")
+@model_rule("VJ100", "note")
 def version_is_known(subject: Subject) -> Findings:
-    """Without vLLM's version, its arguments are not checked."""
+    """Find an image whose tag does not tell vLLM's version: arguments are not checked."""
     if subject.version is None:
         place = "image" if subject.model.image else "driver"
-        yield (place,), 'does not tell the version of vLLM: arguments are not checked; say vllm: "0.33.0"'
+        message = f'does not tell the version of vLLM: arguments are not checked; say vllm: "{NEWEST}"'
+        yield (place,), message
 
 
-@of_model("VJ101", "note")
+@model_rule("VJ101", "note")
 def version_has_a_table(subject: Subject) -> Findings:
-    """A version without a table of its own is checked by the nearest one below."""
+    """Find a version of vLLM that has no table of its own and is checked as its nearest neighbour.
+
+    The table is that of the nearest release below.
+    """
     if subject.table and not subject.table.exact and not list(_mistakes(subject, "VJ105")):
         yield ("image" if subject.model.image else "args",), subject.table.note
 
 
-@of_model("VJ102", "error")
+@model_rule("VJ102", "error")
 def arguments_are_free(subject: Subject) -> Findings:
-    """Arguments that vllmjobs sets from other keys."""
+    """Find an argument that vllmjobs sets from a key of its own."""
     for name, value in subject.model.args.items():
         plain_name = argument_name(name)
         left_out = plain_name == "shutdown-timeout" and value is None  # for vLLM before 0.18
@@ -84,9 +89,12 @@ def arguments_are_free(subject: Subject) -> Findings:
             yield ("args", name), f"is set by vllmjobs; use {OWN_ARGUMENTS[plain_name]}"
 
 
-@of_model("VJ103", "error")
+@model_rule("VJ103", "error")
 def arguments_are_given_once(subject: Subject) -> Findings:
-    """`max_num_seqs` and `max-num-seqs` are one argument; the last would win."""
+    """Find one argument in two spellings.
+
+    `max_num_seqs` and `max-num-seqs` are one argument; the last would win.
+    """
     seen: dict[str, str] = {}
     for name in subject.model.args:
         other = seen.setdefault(argument_name(name), name)
@@ -95,19 +103,68 @@ def arguments_are_given_once(subject: Subject) -> Findings:
     yield from _mistakes(subject, "VJ103")
 
 
-@of_model("VJ114", "error")
-def servers_can_be_reached(subject: Subject) -> Findings:
-    """Arguments with which nothing answers on the port that the check and the balancer ask."""
-    for name, value in subject.model.args.items():
-        reason = UNREACHABLE.get(argument_name(name))
-        is_off = value in (None, False, "") or (value == 1 and value is not True)  # `nnodes: 1`
-        if reason and not is_off:
-            yield ("args", name), reason
+@model_rule("VJ104", "error")
+def arguments_are_known(subject: Subject) -> Findings:
+    """Find an argument that this version of vLLM does not have.
+
+    With such an argument vLLM does not start.
+    """
+    yield from _mistakes(subject, "VJ104")
 
 
-@of_model("VJ112", "error")
+@model_rule("VJ105", "warning")
+def arguments_are_known_nearby(subject: Subject) -> Findings:
+    """Find what would be VJ104, VJ106, VJ107, VJ108 or VJ109 by the table of a version nearby.
+
+    An argument may have changed between that release and this one.
+    """
+    if subject.table:
+        for path, message in _mistakes(subject, "VJ105"):
+            yield (
+                path,
+                f"{message} (in {subject.table.table.version}, the nearest known to {subject.table.asked})",
+            )
+
+
+@model_rule("VJ106", "error")
+def arguments_have_their_type(subject: Subject) -> Findings:
+    """Find a value that vLLM cannot read."""
+    return _mistakes(subject, "VJ106")
+
+
+@model_rule("VJ107", "error")
+def arguments_are_among_the_choices(subject: Subject) -> Findings:
+    """Find a word that is none of vLLM's choices."""
+    return _mistakes(subject, "VJ107")
+
+
+@model_rule("VJ108", "error")
+def arguments_are_within_bounds(subject: Subject) -> Findings:
+    """Find a number outside vLLM's bounds."""
+    return _mistakes(subject, "VJ108")
+
+
+@model_rule("VJ109", "error")
+def json_options_are_well_formed(subject: Subject) -> Findings:
+    """Find a key that a JSON argument does not have."""
+    return _mistakes(subject, "VJ109")
+
+
+@model_rule("VJ110", "error")
+def arguments_go_together(subject: Subject) -> Findings:
+    """Find arguments that vLLM refuses together."""
+    return _mistakes(subject, "VJ110")
+
+
+@model_rule("VJ111", "error")
+def arguments_are_written_out(subject: Subject) -> Findings:
+    """Find an abbreviated argument."""
+    return _mistakes(subject, "VJ111")
+
+
+@model_rule("VJ112", "error")
 def variables_are_free(subject: Subject) -> Findings:
-    """Variables that vllmjobs or Nomad sets, or that stand in two places."""
+    """Find a variable that vllmjobs or Nomad sets, or that stands under `secrets` too."""
     model = subject.model
     for block, names in (("env", model.env), ("secrets", model.secrets)):
         for name, reason in OWN_VARIABLES.items():
@@ -118,9 +175,12 @@ def variables_are_free(subject: Subject) -> Findings:
             yield ("env", name), "stands under secrets too; keep one"
 
 
-@of_model("VJ113", "error")
+@model_rule("VJ113", "error")
 def arguments_hold_no_secrets(subject: Subject) -> Findings:
-    """A command line can be read by everyone on the node, and in every plan."""
+    """Find an API key or token as an argument.
+
+    A command line can be read by everyone on the node, and in every plan.
+    """
     for name, value in subject.model.args.items():
         variable = SECRET_ARGUMENTS.get(argument_name(name))
         if variable and value is not None and value is not True:  # `--hf-token` alone reads the variable
@@ -130,36 +190,17 @@ def arguments_hold_no_secrets(subject: Subject) -> Findings:
             yield ("entrypoint", index), f"gives vLLM a secret; use secrets.{variable}"
 
 
-@of_model("VJ104", "error")
-def arguments_are_known(subject: Subject) -> Findings:
-    """Arguments that this version of vLLM has: with any other it does not start."""
-    yield from _mistakes(subject, "VJ104")
+@model_rule("VJ114", "error")
+def servers_can_be_reached(subject: Subject) -> Findings:
+    """Find arguments with which no check can succeed.
 
-
-@of_model("VJ105", "warning")
-def arguments_are_known_nearby(subject: Subject) -> Findings:
-    """What the table of another version says, where there is none of this one: it may have changed since."""
-    if subject.table:
-        for path, message in _mistakes(subject, "VJ105"):
-            yield (
-                path,
-                f"{message} (in {subject.table.table.version}, the nearest known to {subject.table.asked})",
-            )
-
-
-def _rule(rule: str, name: str) -> Rule:
-    return of_model(rule, "error", name)(lambda subject: _mistakes(subject, rule))
-
-
-# Each kind of mistake a rule of its own, so that each can be passed over alone.
-MISTAKES = [
-    _rule("VJ106", "arguments-have-their-type"),
-    _rule("VJ107", "arguments-are-among-the-choices"),
-    _rule("VJ108", "arguments-are-within-bounds"),
-    _rule("VJ109", "json-options-are-well-formed"),
-    _rule("VJ110", "arguments-go-together"),
-    _rule("VJ111", "arguments-are-written-out"),
-]
+    Nothing answers then on the port that the check and the balancer ask.
+    """
+    for name, value in subject.model.args.items():
+        reason = UNREACHABLE.get(argument_name(name))
+        is_off = value in (None, False, "") or (value == 1 and value is not True)  # `nnodes: 1`
+        if reason and not is_off:
+            yield ("args", name), reason
 
 
 def _mistakes(subject: Subject, rule: str) -> Findings:

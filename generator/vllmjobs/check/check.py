@@ -17,33 +17,45 @@ from vllmjobs.check import (
     supervision,
 )
 from vllmjobs.check.ignoring import IGNORED
-from vllmjobs.check.rule import Rule, rules_of
+from vllmjobs.check.rule import REGISTERED, Rule
 from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import INVALID, Mark, Path, Problem, Severity, UserError
+from vllmjobs.environment.problems import INVALID, Mark, Path, Problem, UserError
 from vllmjobs.environment.tree import Node, locate
 from vllmjobs.environment.values import without_secrets
 
 SHARED = "VJ003"
-RULES: list[Rule] = sorted(
-    rule
-    for module in (
-        *(arguments, memory, deadlines, job, supervision, placement, gpus, rollout, release, balancing),
-        security,
-    )
-    for rule in rules_of(module)
+# Each of these modules registers its rules when it is imported.
+MODULES = (
+    *(arguments, memory, deadlines, job, placement, gpus, rollout, release, supervision, balancing),
+    security,
 )
-# These have no function of their own: what is wrong shows while a file or its comments are read, or several.
-OTHERS: dict[str, tuple[str, Severity]] = {
-    INVALID: ("environment-is-valid", "error"),
-    IGNORED: ("ignoring-has-a-reason", "warning"),
-    SHARED: ("jobs-are-not-shared", "warning"),
-}
-NAMES = {rule: name for rule, (name, _) in OTHERS.items()} | {rule.id: rule.name for rule in RULES}
-SEVERITIES = {rule: severity for rule, (_, severity) in OTHERS.items()} | {
-    rule.id: rule.severity for rule in RULES
-}
+RULES: list[Rule] = [REGISTERED[rule] for rule in sorted(REGISTERED)]
+"""Every rule that is a function over an environment, in the order of their ids."""
+# What is wrong shows here while a file or its comments are read, or when several files are compared.
+OTHERS = [
+    Rule(
+        INVALID,
+        "error",
+        "environment-is-valid",
+        "What cannot be read as an environment: YAML, keys, types, ranges.",
+        lambda _: (),
+    ),
+    Rule(
+        IGNORED,
+        "warning",
+        "ignoring-has-a-reason",
+        "A comment that asks to ignore a rule without a reason, or names no rule.",
+        lambda _: (),
+    ),
+    Rule(
+        SHARED, "warning", "jobs-are-not-shared", "Two environments that are one job to Nomad.", lambda _: ()
+    ),
+]
+"""The rules that no function over one environment stands for."""
+NAMES = {rule.id: rule.name for rule in (*OTHERS, *RULES)}
+SEVERITIES = {rule.id: rule.severity for rule in (*OTHERS, *RULES)}
 
 
 def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:

@@ -1,17 +1,18 @@
-"""Deadlines that Nomad refuses, or that end an instance which is well."""
+"""VJ301 to VJ305: deadlines that Nomad refuses, or that end an instance which is well."""
 
-from vllmjobs.check.rule import Findings, of_model
+from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.supervision import is_supervised, load_timeout
 
 
-@of_model("VJ301", "error")
+@model_rule("VJ301", "error")
 def deadlines_are_in_order(subject: Subject) -> Findings:
-    """min_healthy_time < healthy_deadline < progress_deadline, which is at least kill_timeout.
+    """Find deadlines in an order that Nomad refuses.
 
-    Nomad's own rule (nomad/structs/structs.go, UpdateStrategy.Validate and TaskGroup.Validate).
+    Nomad wants min_healthy_time < healthy_deadline < progress_deadline, which is at least kill_timeout
+    (nomad/structs/structs.go, UpdateStrategy.Validate and TaskGroup.Validate).
     """
     d = subject.deadlines
     if d.healthy_deadline <= d.min_healthy_time:
@@ -34,9 +35,12 @@ def deadlines_are_in_order(subject: Subject) -> Findings:
         )
 
 
-@of_model("VJ302", "error")
+@model_rule("VJ302", "error")
 def kill_timeout_is_kept(subject: Subject) -> Findings:
-    """The clients' max_kill_timeout cuts every kill_timeout, in silence."""
+    """Find a `kill_timeout` that the clients cut in silence.
+
+    The clients' max_kill_timeout cuts every longer kill_timeout.
+    """
     kill_timeout, cap = subject.deadlines.kill_timeout, subject.environment.nomad.max_kill_timeout
     if kill_timeout > seconds(cap):
         yield (
@@ -47,9 +51,12 @@ def kill_timeout_is_kept(subject: Subject) -> Findings:
         )
 
 
-@of_model("VJ303", "error")
+@model_rule("VJ303", "error")
 def streams_may_end(subject: Subject) -> Findings:
-    """Nomad kills after kill_timeout, whatever vLLM still waits for; and vLLM needs time to end."""
+    """Find a `kill_timeout` shorter than the longest answer.
+
+    Nomad kills after kill_timeout, whatever vLLM still waits for; and vLLM needs time to end.
+    """
     d = subject.deadlines
     if d.kill_timeout <= d.longest_stream:
         yield (
@@ -59,11 +66,12 @@ def streams_may_end(subject: Subject) -> Findings:
         )
 
 
-@of_model("VJ304", "error")
+@model_rule("VJ304", "error")
 def loading_is_waited_for(subject: Subject) -> Findings:
-    """healthy_deadline counts from before the image is pulled, the grace of a task's service from its start.
+    """Find deadlines that end while the model still loads.
 
-    nomad/client/allocrunner/taskrunner/service_hook.go; a group's service differs, hashicorp/nomad#25318.
+    The healthy_deadline counts from before the image is pulled, the grace of a task's service from its start
+    (nomad/client/allocrunner/taskrunner/service_hook.go); a group's service differs, hashicorp/nomad#25318.
     """
     d, load = subject.deadlines, seconds(subject.model.load_time)
     least = d.start + d.min_healthy_time
@@ -88,9 +96,12 @@ def loading_is_waited_for(subject: Subject) -> Findings:
         )
 
 
-@of_model("VJ305", "error")
+@model_rule("VJ305", "error")
 def health_checks_are_valid(subject: Subject) -> Findings:
-    """Nomad's least interval and timeout (nomad/structs/services.go, minCheckInterval)."""
+    """Find checks more often than Nomad allows.
+
+    Nomad has a least interval and timeout (nomad/structs/services.go, minCheckInterval).
+    """
     health = subject.model.health
     for key, value in (("interval", health.interval), ("timeout", health.timeout)):
         if seconds(value) < 1:

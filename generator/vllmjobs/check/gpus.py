@@ -1,10 +1,10 @@
-"""GPUs that are asked for, against the GPUs that there are."""
+"""VJ323 to VJ325: GPUs that are asked for, against the GPUs that there are."""
 
 import re
 from collections.abc import Iterator
 from operator import eq, ge, gt, le, lt, ne
 
-from vllmjobs.check.rule import Findings, of_model
+from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import size_bytes
@@ -17,9 +17,12 @@ COMPARED = {
 }  # fmt: skip
 
 
-@of_model("VJ323", "error")
+@model_rule("VJ323", "error")
 def a_gpu_has_the_memory(subject: Subject) -> Findings:
-    """Memory that the named GPU does not report, or that none does: nothing would ever be placed."""
+    """Find more memory than the GPU reports.
+
+    Nothing would ever be placed: the named GPU does not report it, or none does.
+    """
     wanted = subject.model.gpus
     named = gpu(wanted.model or "")
     if wanted.model and not named:
@@ -34,9 +37,12 @@ def a_gpu_has_the_memory(subject: Subject) -> Findings:
             yield path, f"no known GPU reports {text}; {most.name} has the most, {_reported(most)}"
 
 
-@of_model("VJ324", "warning")
+@model_rule("VJ324", "warning")
 def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
-    """A driver reports less than the label says: 80 GiB leaves out every H100 80GB, which has 79.6."""
+    """Find a threshold from the label of a card, which leaves that card out.
+
+    A driver reports less than the label says: 80 GiB leaves out every H100 80GB, which has 79.6.
+    """
     if subject.model.gpus.model:
         return
     for path, operator, asked, text in _asked(subject):
@@ -46,9 +52,12 @@ def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
             yield path, f"{text} leaves out {names}; {_way_out(min(near, key=lambda each: each.memory_mib))}"
 
 
-@of_model("VJ325", "warning")
+@model_rule("VJ325", "warning")
 def gpu_has_its_whole_name(subject: Subject) -> Findings:
-    """Nomad compares the model with NVML's name, letter by letter: `H100` is no GPU's."""
+    """Find a GPU by a name that no driver reports.
+
+    Nomad compares the model with NVML's name, letter by letter: `H100` is no GPU's.
+    """
     named: list[tuple[Path, str]] = [(("gpus", "model"), subject.model.gpus.model or "")]
     for index, constraint in enumerate(subject.model.gpus.constraints):
         if constraint.attribute == "${device.model}" and constraint.operator in ("=", "==", "is"):

@@ -1,6 +1,6 @@
-"""What Nomad refuses of a job, or takes and does not do."""
+"""VJ311 to VJ320: what Nomad refuses of a job, or takes and does not do."""
 
-from vllmjobs.check.rule import Findings, in_models, of_environment, of_model
+from vllmjobs.check.rule import Findings, environment_rule, in_models, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import (
     balancer_name,
@@ -21,9 +21,9 @@ DENIED = "the exec driver refuses root (user.denylist of the clients); name anot
 MAX_SERVICE_NAME = 63  # RFC 1123, as Consul's DNS needs it
 
 
-@of_environment("VJ311", "error")
+@environment_rule("VJ311", "error")
 def service_names_fit(whole: Whole) -> Findings:
-    """A service's name is a DNS label."""
+    """Find service names longer than a DNS label."""
     environment = whole.environment
     named: dict[Path, str] = {
         ("models", name): service_name(environment, name) for name in environment.models
@@ -41,9 +41,12 @@ def service_names_fit(whole: Whole) -> Findings:
             )
 
 
-@of_environment("VJ312", "error")
+@environment_rule("VJ312", "error")
 def service_names_differ(whole: Whole) -> Findings:
-    """Two services of one name share their instances: the balancer would send requests to itself."""
+    """Find a model with the service name of the balancer or of Prometheus.
+
+    Two services of one name share their instances: the balancer would send requests to itself.
+    """
     environment = whole.environment
     others: dict[str, str] = {environment.balancer.kind: "the balancer's"}
     if environment.monitoring.prometheus:
@@ -56,9 +59,12 @@ def service_names_differ(whole: Whole) -> Findings:
             )
 
 
-@of_environment("VJ313", "error")
+@environment_rule("VJ313", "error")
 def resources_are_consistent(whole: Whole) -> Findings:
-    """What Nomad's resources block refuses."""
+    """Find CPU, memory, disk or logs that contradict each other.
+
+    Nomad refuses such a `resources` block.
+    """
     yield from in_models(whole, _resources)
     environment = whole.environment
     amounts: dict[Path, str] = {("prefetch", "memory"): environment.prefetch.memory}
@@ -71,6 +77,122 @@ def resources_are_consistent(whole: Whole) -> Findings:
         least = MIN_DISK_MIB if path[-1] == "disk" else MIN_MEMORY_MIB
         if mebibytes(amount) < least:
             yield path, f"must be at least {least} MiB (got {amount})"
+
+
+@environment_rule("VJ314", "error")
+def driver_can_do_it(whole: Whole) -> Findings:
+    """Find keys that the task driver needs and does not get, or passes over."""
+    yield from in_models(whole, _driver)
+    environment = whole.environment
+    if environment.cache_backup and environment.cache_backup.store.startswith("/"):
+        for name, model in environment.models.items():
+            if model.cache and model.driver == "exec":
+                yield (
+                    ("cache_backup", "store"),
+                    f"the exec driver of {name} does not see a directory of the host; use a bucket (s3://…)",
+                )
+    if prometheus := environment.monitoring.prometheus:
+        at: Path = ("monitoring", "prometheus")
+        if prometheus.driver == "exec" and is_root(prometheus.user):
+            yield (*at, "user"), DENIED
+        if prometheus.driver == "raw_exec" and prometheus.volume:
+            yield (*at, "volume"), "raw_exec mounts nothing; leave it out, or use another driver"
+
+
+@model_rule("VJ315", "error")
+def promotion_has_canaries(subject: Subject) -> Findings:
+    """Find `auto_promote` without canaries.
+
+    Nomad refuses it (nomad/structs/structs.go, UpdateStrategy.Validate).
+    """
+    if subject.model.rollout.auto_promote and canaries(subject.model) == 0:
+        yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
+
+
+@model_rule("VJ316", "error")
+def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
+    """Find a volume per allocation beside canaries.
+
+    A canary has the index of an allocation that runs, and so its volume (TaskGroup.Validate).
+    """
+    model = subject.model
+    if model.cache and model.cache.per_alloc and model.cache.volume and canaries(model):
+        yield (
+            ("cache", "per_alloc"),
+            "each allocation has its own volume, which a canary would share with an old one; Nomad refuses "
+            "it: use rollout.strategy: rolling, or one volume for all",
+        )
+    if model.cache and model.cache.per_alloc and not model.cache.volume:
+        yield ("cache", "per_alloc"), "is for cache.volume; a bound directory is the same for all"
+
+
+@model_rule("VJ317", "warning")
+def gpus_reach_the_task(subject: Subject) -> Findings:
+    """Find the exec driver, which shows a task no GPU.
+
+    The driver's chroot holds no /dev/nvidia*, and the device plugin mounts none there.
+    """
+    if subject.model.driver == "exec":
+        yield (
+            ("driver",),
+            "exec shows a task no /dev/nvidia*: vLLM will find no GPU; use docker, or raw_exec with a user",
+        )
+
+
+@model_rule("VJ318", "error")
+def strategy_fits_the_gpus(subject: Subject) -> Findings:
+    """Find GPUs that are reserved and not used, or too few for the arguments."""
+    model = subject.model
+    count, others = model.gpus.count, other_parallelism(model)
+    if model.strategy == "multi_instance" and count != 1:
+        yield (
+            ("gpus", "count"),
+            f"multi_instance gives each server one GPU (got {count}); "
+            f"use replicas: {count} with gpus.count: 1, or strategy: tensor_parallel",
+        )
+    if model.strategy == "multi_instance" and others != 1:
+        yield (
+            ("args",),
+            f"multi_instance gives each server one GPU, and args ask for {others}; "
+            "use strategy: tensor_parallel",
+        )
+    if model.strategy == "tensor_parallel" and count % others:
+        yield (
+            ("gpus", "count"),
+            f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args",
+        )
+
+
+@model_rule("VJ319", "warning")
+def dockers_keys_are_for_docker(subject: Subject) -> Findings:
+    """Find keys for docker, with another driver.
+
+    `defaults` for models of both kinds may hold them.
+    """
+    model = subject.model
+    given = {
+        ("container",): model.container != Container(),
+        ("resources", "shm"): model.resources.shm is not None,
+        ("logs", "driver"): model.logs.driver != "json-file",
+    }
+    for path, is_given in given.items():
+        if is_given and model.driver != "docker":
+            yield path, f"is for driver: docker; {model.driver} passes it over"
+
+
+@model_rule("VJ320", "warning")
+def disk_holds_the_logs(subject: Subject) -> Findings:
+    """Find logs that may fill the disk.
+
+    Nomad counts max_files once, and keeps as many of stdout as of stderr.
+    """
+    disk = mebibytes(subject.model.resources.disk)
+    if _logs(subject) < disk <= _logs(subject) * 2:
+        yield (
+            ("resources", "disk"),
+            f"{subject.model.resources.disk} may be filled by the logs: {_logs(subject)} MiB each of stdout "
+            "and stderr",
+        )
 
 
 def _resources(subject: Subject) -> Findings:
@@ -93,26 +215,6 @@ def _resources(subject: Subject) -> Findings:
         )
 
 
-@of_environment("VJ314", "error")
-def driver_can_do_it(whole: Whole) -> Findings:
-    """Keys that a task driver needs, and keys that it would pass over."""
-    yield from in_models(whole, _driver)
-    environment = whole.environment
-    if environment.cache_backup and environment.cache_backup.store.startswith("/"):
-        for name, model in environment.models.items():
-            if model.cache and model.driver == "exec":
-                yield (
-                    ("cache_backup", "store"),
-                    f"the exec driver of {name} does not see a directory of the host; use a bucket (s3://…)",
-                )
-    if prometheus := environment.monitoring.prometheus:
-        at: Path = ("monitoring", "prometheus")
-        if prometheus.driver == "exec" and is_root(prometheus.user):
-            yield (*at, "user"), DENIED
-        if prometheus.driver == "raw_exec" and prometheus.volume:
-            yield (*at, "volume"), "raw_exec mounts nothing; leave it out, or use another driver"
-
-
 def _driver(subject: Subject) -> Findings:
     model = subject.model
     if model.driver != "docker" and not model.entrypoint:
@@ -132,101 +234,6 @@ def _driver(subject: Subject) -> Findings:
         yield ("ports", "host"), f"{host} is the container's own loopback, which nothing outside reaches"
     if (model.logs.driver == "fluentd") != bool(model.logs.fluentd_address):
         yield ("logs", "fluentd_address"), "belongs to logs.driver: fluentd, and is needed there"
-
-
-@of_model("VJ319", "warning")
-def dockers_keys_are_for_docker(subject: Subject) -> Findings:
-    """Keys that another driver passes over; `defaults` for models of both kinds may hold them."""
-    model = subject.model
-    given = {
-        ("container",): model.container != Container(),
-        ("resources", "shm"): model.resources.shm is not None,
-        ("logs", "driver"): model.logs.driver != "json-file",
-    }
-    for path, is_given in given.items():
-        if is_given and model.driver != "docker":
-            yield path, f"is for driver: docker; {model.driver} passes it over"
-
-
-@of_model("VJ320", "warning")
-def disk_holds_the_logs(subject: Subject) -> Findings:
-    """Nomad counts max_files once, and keeps as many of stdout as of stderr."""
-    disk = mebibytes(subject.model.resources.disk)
-    if _logs(subject) < disk <= _logs(subject) * 2:
-        yield (
-            ("resources", "disk"),
-            f"{subject.model.resources.disk} may be filled by the logs: {_logs(subject)} MiB each of stdout "
-            "and stderr",
-        )
-
-
-@of_model("VJ315", "error")
-def promotion_has_canaries(subject: Subject) -> Findings:
-    """auto_promote needs canaries (nomad/structs/structs.go, UpdateStrategy.Validate)."""
-    if subject.model.rollout.auto_promote and canaries(subject.model) == 0:
-        yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
-
-
-@of_environment("VJ332", "warning")
-def promotion_is_of_all(whole: Whole) -> Findings:
-    """Nomad promotes a deployment by itself only where every group with canaries asks for it."""
-    models = whole.environment.models
-    waiting = [name for name, it in models.items() if canaries(it) and not it.rollout.auto_promote]
-    for name, model in models.items():
-        if waiting and model.rollout.auto_promote:
-            yield (
-                ("models", name, "rollout", "auto_promote"),
-                f"does nothing while {waiting[0]!r} has canaries without it: Nomad waits for a person; set "
-                "it for every model, or for none",
-            )
-
-
-@of_model("VJ316", "error")
-def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
-    """A canary has the index of an allocation that runs, and so its volume (TaskGroup.Validate)."""
-    model = subject.model
-    if model.cache and model.cache.per_alloc and model.cache.volume and canaries(model):
-        yield (
-            ("cache", "per_alloc"),
-            "each allocation has its own volume, which a canary would share with an old one; Nomad refuses "
-            "it: use rollout.strategy: rolling, or one volume for all",
-        )
-    if model.cache and model.cache.per_alloc and not model.cache.volume:
-        yield ("cache", "per_alloc"), "is for cache.volume; a bound directory is the same for all"
-
-
-@of_model("VJ317", "warning")
-def gpus_reach_the_task(subject: Subject) -> Findings:
-    """The exec driver's chroot holds no /dev/nvidia*, and the device plugin mounts none there."""
-    if subject.model.driver == "exec":
-        yield (
-            ("driver",),
-            "exec shows a task no /dev/nvidia*: vLLM will find no GPU; use docker, or raw_exec with a user",
-        )
-
-
-@of_model("VJ318", "error")
-def strategy_fits_the_gpus(subject: Subject) -> Findings:
-    """The GPUs of a server are all used, and are enough for what the arguments ask for."""
-    model = subject.model
-    count, others = model.gpus.count, other_parallelism(model)
-    if model.strategy == "multi_instance" and count != 1:
-        yield (
-            ("gpus", "count"),
-            f"multi_instance gives each server one GPU (got {count}); "
-            f"use replicas: {count} with gpus.count: 1, or strategy: tensor_parallel",
-        )
-    if model.strategy == "multi_instance" and others != 1:
-        yield (
-            ("args",),
-            f"multi_instance gives each server one GPU, and args ask for {others}; "
-            "use strategy: tensor_parallel",
-        )
-    if model.strategy == "tensor_parallel" and count % others:
-        yield (
-            ("gpus", "count"),
-            f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args",
-        )
 
 
 def _logs(subject: Subject) -> int:

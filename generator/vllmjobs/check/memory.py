@@ -1,8 +1,6 @@
-"""Whether the model can run on the GPUs that it asks for."""
+"""VJ201 to VJ221: whether the model can run on the GPUs that it asks for."""
 
-from collections.abc import Callable
-
-from vllmjobs.check.rule import Findings, Rule, of_model
+from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path, Severity
 from vllmjobs.vllm.memory.gpus import gpus
@@ -10,25 +8,31 @@ from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
 from vllmjobs.vllm.memory.shape import Shape
 
 
-@of_model("VJ201", "error")
+@model_rule("VJ201", "error")
 def config_can_be_read(subject: Subject) -> Findings:
-    """The config.json that the environment names."""
+    """Find a `config` that is not there, or no JSON."""
     if subject.model.config and isinstance(subject.config, str):
         yield ("config",), subject.config
 
 
-@of_model("VJ202", "note")
+@model_rule("VJ202", "note")
 def model_is_known(subject: Subject) -> Findings:
-    """Without its config.json, nothing can be said about a model's memory."""
+    """Find a model of unknown size: its memory is not checked.
+
+    Without its config.json, nothing can be said about a model's memory.
+    """
     if isinstance(subject.config, str) and not subject.model.config:
         yield ("model",), f"{subject.config}: its memory is not checked; name its config.json under config"
     elif isinstance(subject.shape, str):
         yield ("model",), f"{subject.shape}: its memory is not checked"
 
 
-@of_model("VJ203", "note")
+@model_rule("VJ203", "note")
 def gpu_is_known(subject: Subject) -> Findings:
-    """A model that the smallest GPU cannot hold asks for one that can."""
+    """Find a GPU of unknown memory: what fits is not checked.
+
+    A model that the smallest GPU cannot hold asks for one that can.
+    """
     wanted, shape = subject.model.gpus, subject.shape
     if subject.gpu or (wanted.vendor, wanted.type) != ("nvidia", "gpu") or not isinstance(shape, Shape):
         return
@@ -43,9 +47,78 @@ def gpu_is_known(subject: Subject) -> Findings:
         )
 
 
-@of_model("VJ221", "error")
+@model_rule("VJ210", "error")
+def layers_fill_the_pipeline(subject: Subject) -> Findings:
+    """Find more pipeline stages than layers."""
+    return _obstacles(subject, "layers", "error", _argument(subject, "pipeline-parallel-size"))
+
+
+@model_rule("VJ211", "error")
+def heads_divide(subject: Subject) -> Findings:
+    """Find attention heads that the GPUs do not divide."""
+    return _obstacles(subject, "heads", "error", ("gpus", "count"))
+
+
+@model_rule("VJ212", "error")
+def vocabulary_divides(subject: Subject) -> Findings:
+    """Find a vocabulary that the GPUs do not divide."""
+    return _obstacles(subject, "vocabulary", "error", ("gpus", "count"))
+
+
+@model_rule("VJ213", "error")
+def kv_heads_divide(subject: Subject) -> Findings:
+    """Find key and value heads that the GPUs do not divide."""
+    return _obstacles(subject, "kv_heads", "error", ("gpus", "count"))
+
+
+@model_rule("VJ214", "error")
+def gpu_runs_the_quantization(subject: Subject) -> Findings:
+    """Find a GPU too old for the quantization."""
+    return _obstacles(subject, "capability", "error", _numbers(subject))
+
+
+@model_rule("VJ215", "warning")
+def gpu_has_kernels_for_the_quantization(subject: Subject) -> Findings:
+    """Find a GPU that keeps the quantization, and does not calculate in it."""
+    return _obstacles(subject, "capability", "warning", _numbers(subject))
+
+
+@model_rule("VJ216", "error")
+def context_is_the_models(subject: Subject) -> Findings:
+    """Find a context longer than the model's."""
+    return _obstacles(subject, "context", "error", _length(subject))
+
+
+@model_rule("VJ217", "error")
+def quantized_blocks_divide(subject: Subject) -> Findings:
+    """Find fp8 blocks that the GPUs would cut."""
+    return _obstacles(subject, "block", "error", ("gpus", "count"))
+
+
+@model_rule("VJ218", "error")
+def weights_fit(subject: Subject) -> Findings:
+    """Find weights that do not fit."""
+    return _obstacles(subject, "weights", "error", ("gpus", "count"))
+
+
+@model_rule("VJ219", "error")
+def a_full_length_request_fits(subject: Subject) -> Findings:
+    """Find a request of full length that does not fit."""
+    return _obstacles(subject, "kv_cache", "error", _length(subject))
+
+
+@model_rule("VJ220", "warning")
+def memory_has_a_margin(subject: Subject) -> Findings:
+    """Find a model that fits too tightly for an estimate."""
+    return _obstacles(subject, "margin", "warning", _length(subject))
+
+
+@model_rule("VJ221", "error")
 def utilization_leaves_room(subject: Subject) -> Findings:
-    """vLLM takes what is above 0 and at most 1; outside of 0.1 to 0.95 it most often ends out of memory."""
+    """Find a share of the GPU outside 0.1 to 0.95.
+
+    vLLM takes what is above 0 and at most 1; outside of 0.1 to 0.95 it most often ends out of memory.
+    """
     share = subject.model.gpu_memory_utilization
     if (
         not LOWEST_UTILIZATION <= share <= HIGHEST_UTILIZATION
@@ -62,16 +135,8 @@ def utilization_leaves_room(subject: Subject) -> Findings:
         )
 
 
-def _count(_: Subject) -> Path:
-    return ("gpus", "count")
-
-
 def _length(subject: Subject) -> Path:
     return ("max_model_len",) if subject.model.max_model_len else ("model",)
-
-
-def _pipeline(subject: Subject) -> Path:
-    return _argument(subject, "pipeline-parallel-size")
 
 
 def _numbers(subject: Subject) -> Path:
@@ -87,29 +152,8 @@ def _argument(subject: Subject, name: str) -> Path:
     return ("args", written) if written else ("args",)
 
 
-# What vllm/misfits.py finds, by its kind: each a rule of its own, so that each can be passed over alone.
-_MISFITS: list[tuple[str, Severity, str, str, Callable[[Subject], Path]]] = [
-    ("VJ210", "error", "layers", "layers-fill-the-pipeline", _pipeline),
-    ("VJ211", "error", "heads", "heads-divide", _count),
-    ("VJ212", "error", "vocabulary", "vocabulary-divides", _count),
-    ("VJ213", "error", "kv_heads", "kv-heads-divide", _count),
-    ("VJ214", "error", "capability", "gpu-runs-the-quantization", _numbers),
-    ("VJ215", "warning", "capability", "gpu-has-kernels-for-the-quantization", _numbers),
-    ("VJ216", "error", "context", "context-is-the-models", _length),
-    ("VJ217", "error", "block", "quantized-blocks-divide", _count),
-    ("VJ218", "error", "weights", "weights-fit", _count),
-    ("VJ219", "error", "kv_cache", "a-full-length-request-fits", _length),
-    ("VJ220", "warning", "margin", "memory-has-a-margin", _length),
-]
-
-
-def _rule(rule: str, severity: Severity, kind: str, name: str, path: Callable[[Subject], Path]) -> Rule:
-    def find(subject: Subject) -> Findings:
-        for misfit in subject.misfits:
-            if (misfit.kind, misfit.severity) == (kind, severity):
-                yield path(subject), misfit.message
-
-    return of_model(rule, severity, name)(find)
-
-
-MISFITS = [_rule(*row) for row in _MISFITS]
+def _obstacles(subject: Subject, kind: str, severity: Severity, path: Path) -> Findings:
+    """Yield the obstacles of one kind and severity, at the key that they come from."""
+    for obstacle in subject.obstacles:
+        if (obstacle.kind, obstacle.severity) == (kind, severity):
+            yield path, obstacle.message

@@ -1,9 +1,9 @@
-"""Comparisons that Nomad would refuse, or that could never be true: of nodes, and of GPUs."""
+"""VJ321 and VJ322: comparisons of nodes and GPUs that Nomad would refuse, or that could never be true."""
 
 import re
 
 from vllmjobs.check.comparisons import WITHOUT_VALUE, compare, weight
-from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.placement import Placement
 from vllmjobs.environment.problems import Path
@@ -33,9 +33,9 @@ NODE_ATTRIBUTE = re.compile(r"\$\{(node|attr|meta)\.[^${}\s]+\}")
 DEVICE_ATTRIBUTE = re.compile(r"\$\{device\.(attr\.(\w+)|ids|model|vendor|type)\}")
 
 
-@of_environment("VJ321", "error")
+@environment_rule("VJ321", "error")
 def placement_is_possible(whole: Whole) -> Findings:
-    """Constraints, affinities and spreads that Nomad refuses, or that can never be met."""
+    """Find constraints, affinities and spreads that Nomad refuses, or that no node meets."""
     environment = whole.environment
     yield from _placement(environment.nomad, ("nomad",))
     balancer = environment.balancer
@@ -54,9 +54,9 @@ def placement_is_possible(whole: Whole) -> Findings:
         yield from _placement(Placement(constraints=backup.constraints), ("cache_backup",))
 
 
-@of_model("VJ322", "error")
+@model_rule("VJ322", "error")
 def gpus_can_match(subject: Subject) -> Findings:
-    """Comparisons of GPUs that no GPU can meet, whichever the cluster has."""
+    """Find comparisons that no GPU meets, such as amounts without a unit."""
     wanted = subject.model.gpus
     for key, value, right in (("vendor", wanted.vendor, "nvidia"), ("type", wanted.type, "gpu")):
         if value != right and value.lower() == right:

@@ -1,9 +1,9 @@
-"""Keys of a release that contradict each other, or that `deploy` could not read."""
+"""VJ332 to VJ337: keys of a release that contradict each other, or that `deploy` could not read."""
 
 import re
 from itertools import pairwise
 
-from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import canaries
 from vllmjobs.environment.quantity import seconds
@@ -15,16 +15,36 @@ TIME_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}")
 LEAST_INTERVAL_S = 1.0  # each measurement asks every instance for its metrics
 
 
-@of_environment("VJ333", "error")
+@environment_rule("VJ332", "warning")
+def promotion_is_of_all(whole: Whole) -> Findings:
+    """Find `auto_promote` in one model that another keeps from working.
+
+    Nomad promotes a deployment by itself only where every group with canaries asks for it.
+    """
+    models = whole.environment.models
+    waiting = [name for name, it in models.items() if canaries(it) and not it.rollout.auto_promote]
+    for name, model in models.items():
+        if waiting and model.rollout.auto_promote:
+            yield (
+                ("models", name, "rollout", "auto_promote"),
+                f"does nothing while {waiting[0]!r} has canaries without it: Nomad waits for a person; set "
+                "it for every model, or for none",
+            )
+
+
+@environment_rule("VJ333", "error")
 def windows_can_be_read(whole: Whole) -> Findings:
-    """Schedules as cronsim reads them, the spelling of the time zone, and a duration."""
+    """Find maintenance windows that `deploy` cannot read, or that never open.
+
+    Schedules are read as cronsim reads them; of the time zone only the spelling is judged.
+    """
     maintenance = whole.environment.maintenance
     if maintenance is None:
         return
     for number, window in enumerate(maintenance.windows):
         place = ("maintenance", "windows", number)
-        if said := _misread(window.schedule):
-            yield (*place, "schedule"), said
+        if reason := _misread(window.schedule):
+            yield (*place, "schedule"), reason
         if not seconds(window.duration):
             yield (*place, "duration"), "must be above 0s: the window would never be open"
     if not TIME_ZONE.fullmatch(maintenance.time_zone):
@@ -32,6 +52,73 @@ def windows_can_be_read(whole: Whole) -> Findings:
             ("maintenance", "time_zone"),
             f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC",
         )
+
+
+@model_rule("VJ334", "error")
+def steps_ascend(subject: Subject) -> Findings:
+    """Find steps of a canary release that do not grow.
+
+    Each step gives the canaries more requests than the one before; `weight` is the first.
+    """
+    rollout = subject.model.rollout
+    if rollout.strategy != "canary":
+        return
+    names = ["weight", *("the step before" for _ in rollout.steps[1:])]
+    for number, (before, step) in enumerate(pairwise((rollout.weight, *rollout.steps))):
+        if step <= before:
+            yield (
+                ("rollout", "steps", number),
+                f"{step:g} is not above {names[number]}, {before:g}; each step gives canaries more requests",
+            )
+
+
+@model_rule("VJ335", "warning")
+def steps_are_used(subject: Subject) -> Findings:
+    """Find steps that the strategy, or a missing balancer, leaves unused.
+
+    Only canaries behind a balancer get a share of the requests that grows.
+    """
+    rollout = subject.model.rollout
+    if not rollout.steps:
+        return
+    if rollout.strategy != "canary":
+        does = (
+            "replaces one instance after the other" if rollout.strategy == "rolling" else "switches at once"
+        )
+        yield ("rollout", "steps"), f"strategy {rollout.strategy} {does} and uses no steps; leave them out"
+    elif subject.environment.balancer.kind == "none":
+        yield ("rollout", "steps"), "no balancer is there to give the canaries a share; leave them out"
+
+
+@model_rule("VJ336", "warning")
+def verdicts_come_first(subject: Subject) -> Findings:
+    """Find `auto_promote`, which does not wait for the analysis.
+
+    Nomad promotes by itself as soon as the canaries are healthy (nomad/deploymentwatcher).
+    """
+    rollout = subject.model.rollout
+    if rollout.auto_promote and rollout.analysis and canaries(subject.model):
+        yield (
+            ("rollout", "auto_promote"),
+            "Nomad promotes as soon as the canaries are healthy, before there is any verdict on them; leave "
+            "auto_promote out, or set analysis: null",
+        )
+
+
+@model_rule("VJ337", "error")
+def analysis_can_measure(subject: Subject) -> Findings:
+    """Find measurements further apart than a step is long, or too close.
+
+    At least one interval fits into a step's window, and none is a load of its own.
+    """
+    analysis = subject.model.rollout.analysis
+    if analysis is None:
+        return
+    place = ("rollout", "analysis", "interval")
+    if seconds(analysis.interval) < LEAST_INTERVAL_S:
+        yield place, f"must be at least 1s (got {analysis.interval})"
+    elif seconds(analysis.interval) > seconds(analysis.window):
+        yield place, f"{analysis.interval} is longer than window {analysis.window}: nothing would be measured"
 
 
 def _misread(schedule: str) -> str:
@@ -49,58 +136,3 @@ def _misread(schedule: str) -> str:
         ):  # the latter two for 5#1/2 and for very long numbers
             return f"{field!r} is no {name}; a schedule is {', '.join(CRON)}, as in a crontab: 0 22 * * 1-5"
     return ""
-
-
-@of_model("VJ334", "error")
-def steps_ascend(subject: Subject) -> Findings:
-    """Each step gives the canaries more requests than the one before; `weight` is the first."""
-    rollout = subject.model.rollout
-    if rollout.strategy != "canary":
-        return
-    names = ["weight", *("the step before" for _ in rollout.steps[1:])]
-    for number, (before, step) in enumerate(pairwise((rollout.weight, *rollout.steps))):
-        if step <= before:
-            yield (
-                ("rollout", "steps", number),
-                f"{step:g} is not above {names[number]}, {before:g}; each step gives canaries more requests",
-            )
-
-
-@of_model("VJ335", "warning")
-def steps_are_used(subject: Subject) -> Findings:
-    """Only canaries behind a balancer get a share of the requests that grows."""
-    rollout = subject.model.rollout
-    if not rollout.steps:
-        return
-    if rollout.strategy != "canary":
-        does = (
-            "replaces one instance after the other" if rollout.strategy == "rolling" else "switches at once"
-        )
-        yield ("rollout", "steps"), f"strategy {rollout.strategy} {does} and uses no steps; leave them out"
-    elif subject.environment.balancer.kind == "none":
-        yield ("rollout", "steps"), "no balancer is there to give the canaries a share; leave them out"
-
-
-@of_model("VJ336", "warning")
-def verdicts_come_first(subject: Subject) -> Findings:
-    """Nomad promotes by itself as soon as the canaries are healthy (nomad/deploymentwatcher)."""
-    rollout = subject.model.rollout
-    if rollout.auto_promote and rollout.analysis and canaries(subject.model):
-        yield (
-            ("rollout", "auto_promote"),
-            "Nomad promotes as soon as the canaries are healthy, before there is any verdict on them; leave "
-            "auto_promote out, or set analysis: null",
-        )
-
-
-@of_model("VJ337", "error")
-def analysis_can_measure(subject: Subject) -> Findings:
-    """At least one interval within a step's window, and none that is a load of its own."""
-    analysis = subject.model.rollout.analysis
-    if analysis is None:
-        return
-    place = ("rollout", "analysis", "interval")
-    if seconds(analysis.interval) < LEAST_INTERVAL_S:
-        yield place, f"must be at least 1s (got {analysis.interval})"
-    elif seconds(analysis.interval) > seconds(analysis.window):
-        yield place, f"{analysis.interval} is longer than window {analysis.window}: nothing would be measured"

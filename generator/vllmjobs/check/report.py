@@ -32,8 +32,8 @@ def summary(problems: list[Problem], files: int) -> str:
         severity: sum(problem.severity == severity for problem in problems)
         for severity in ("error", "warning", "note")
     }
-    said = [_counted(count, severity) for severity, count in counts.items() if count]
-    return f"{', '.join(said) or 'nothing found'} in {_counted(files, 'environment')}"
+    parts = [_counted(count, severity) for severity, count in counts.items() if count]
+    return f"{', '.join(parts) or 'nothing found'} in {_counted(files, 'environment')}"
 
 
 def rules() -> str:

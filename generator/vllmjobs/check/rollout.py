@@ -1,11 +1,11 @@
-"""What a change does, against the same environment before it."""
+"""VJ331: what a change does, against the same environment before it."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
-from vllmjobs.check.rule import Findings, of_model
+from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.derive import canaries
 from vllmjobs.environment.problems import Path, dotted
@@ -13,9 +13,12 @@ from vllmjobs.environment.problems import Path, dotted
 UNRENDERED: list[Path] = [("vllm",), ("config",), ("install",)]  # of them only consequences are in a job
 
 
-@of_model("VJ331", "note")
+@model_rule("VJ331", "note")
 def canaries_try_a_change(subject: Subject) -> Findings:
-    """Nomad places canaries for a destructive change only; any other reaches all instances at once."""
+    """Find a change since the commit of `--against` that reaches all instances at once, with no canary.
+
+    Nomad places canaries for a destructive change only.
+    """
     before = subject.facts.before
     group = before and before.groups.get(subject.name)
     if not before or not group or group.actions[:1] != ("in-place",) or not canaries(subject.model):

@@ -1,51 +1,77 @@
-"""A rule: an id, a severity, and a small function that says what is wrong."""
+"""The rule of check: an id, a severity, and a small function that says what is wrong.
+
+A rule is registered by its decorator, when the module that holds it is imported:
+
+    @model_rule("VJ505", "warning")
+    def users_are_not_root(subject: Subject) -> Findings:
+        \"""Find a server that runs as root.\"""
+
+Its name is the function's, with dashes; the first sentence of its docstring stands in docs/rules/README.md.
+"""
 
 from collections.abc import Callable, Iterable, Iterator
-from itertools import chain
-from types import ModuleType
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from vllmjobs.check.subject import Subject, Whole
-from vllmjobs.environment.problems import Path, Severity
+from vllmjobs.environment.problems import Mark, Path, Severity
 
 Findings = Iterator[tuple[Path, str]]
+Finder = Callable[[Whole], Iterable[tuple[Path | Mark, str]]]
+E = TypeVar("E", bound=Finder)
+M = TypeVar("M", bound=Callable[[Subject], Findings])
+
+REGISTERED: dict[str, "Rule"] = {}
+"""Every rule of the modules that were imported, by its id."""
 
 
 class Rule(NamedTuple):
-    """`find` yields what is wrong as (path, sentence) pairs, the paths from the top of the environment."""
+    """One rule: `find` yields what is wrong as (path, sentence) pairs, the paths from the environment down.
+
+    `finds` is a sentence that names what the rule finds.
+    """
 
     id: str
     severity: Severity
     name: str
-    find: Callable[[Whole], Iterable[tuple[Path, str]]]
+    finds: str
+    find: Finder
 
 
-def of_environment(rule: str, severity: Severity) -> Callable[[Callable[[Whole], Findings]], Rule]:
-    """Make a rule of a function over the whole environment."""
-    return lambda find: Rule(rule, severity, _name(find), find)
+def environment_rule(rule: str, severity: Severity) -> Callable[[E], E]:
+    """Register a function over the whole environment as a rule."""
+
+    def register(find: E) -> E:
+        _register(rule, severity, find, find)
+        return find
+
+    return register
 
 
-def of_model(
-    rule: str, severity: Severity, name: str | None = None
-) -> Callable[[Callable[[Subject], Findings]], Rule]:
-    """Make a rule of a function over one model; its paths are from the model down."""
+def model_rule(rule: str, severity: Severity) -> Callable[[M], M]:
+    """Register a function over one model as a rule; its paths are from the model down."""
 
-    return lambda find: Rule(rule, severity, name or _name(find), lambda whole: in_models(whole, find))
+    def register(find: M) -> M:
+        _register(rule, severity, find, lambda whole: in_models(whole, find))
+        return find
+
+    return register
 
 
 def in_models(whole: Whole, find: Callable[[Subject], Findings]) -> Findings:
-    """What a function finds in each model, with its paths from the top of the environment."""
+    """Yield what a function finds in each model, with its paths from the top of the environment."""
     for subject in whole.subjects:
         for path, message in find(subject):
             yield ("models", subject.name, *path), message
 
 
-def rules_of(module: ModuleType) -> list[Rule]:
-    """The rules that a module holds, in the order in which they are written."""
-    values = vars(module).values()
-    lists = [value for value in values if isinstance(value, list)]
-    return [value for value in chain(values, *lists) if isinstance(value, Rule)]
+def sentence(docstring: str | None) -> str:
+    """Return what a rule finds, as a sentence, from a docstring that begins with `Find`."""
+    text = " ".join((docstring or "").strip().partition("\n\n")[0].split()).removeprefix("Find ")
+    return text[:1].upper() + text[1:]
 
 
-def _name(function: Callable[..., object]) -> str:
-    return function.__name__.replace("_", "-")
+def _register(rule: str, severity: Severity, function: Callable[..., object], find: Finder) -> None:
+    if rule in REGISTERED:
+        raise ValueError(f"{rule} is registered twice: {REGISTERED[rule].name}, {function.__name__}")
+    name = function.__name__.replace("_", "-")
+    REGISTERED[rule] = Rule(rule, severity, name, sentence(function.__doc__), find)

@@ -1,18 +1,20 @@
-"""What would leak, or could be taken over."""
+"""VJ501 to VJ507: what would leak, or could be taken over."""
 
 import re
 from collections.abc import Iterator
 
 import msgspec
 
-from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import image, is_root
 from vllmjobs.environment.model import Balancer, Model
 from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.problems import Mark, Path
 from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
+from vllmjobs.vllm.releases import NEWEST
 
+EXAMPLE_IMAGE = f"registry.example.com/vllm-openai:v{NEWEST}"
 LOOKS_SECRET = "looks like a secret; put a reference to it under secrets (value not shown)"
 # A tag without a digit names no version; one with a commit does.
 MOVING_TAG = re.compile(r"\D*|(.*[-_.])?(latest|nightly|main|master)([-_.].*)?")
@@ -24,9 +26,12 @@ IMAGE = re.compile(
 COMMIT = re.compile(r"(^|[-_.])[0-9a-f]{7,40}($|[-_.])")
 
 
-@of_environment("VJ501", "error")
+@environment_rule("VJ501", "error")
 def no_secret_is_written(whole: Whole) -> Findings:
-    """A token in the file is a token in git, in the job, and in every plan (hashicorp/nomad#14423)."""
+    """Find what looks like a token, anywhere in the file.
+
+    A token in the file is a token in git, in the job, and in every plan (hashicorp/nomad#14423).
+    """
     environment = msgspec.to_builtins(whole.environment)
     environment.pop("defaults")  # each model has them
     for path, text in _texts(environment):
@@ -34,17 +39,23 @@ def no_secret_is_written(whole: Whole) -> Findings:
             yield path, LOOKS_SECRET
 
 
-@of_model("VJ502", "error")
+@model_rule("VJ502", "error")
 def secret_variables_are_references(subject: Subject) -> Findings:
-    """A variable whose name says that it holds a secret belongs under `secrets`."""
+    """Find a variable named like a secret, with its value.
+
+    Such a variable belongs under `secrets`.
+    """
     for name, value in subject.model.env.items():
         if value not in (None, "") and SECRET_VARIABLES.search(name):
             yield ("env", name), LOOKS_SECRET
 
 
-@of_environment("VJ503", "error")
+@environment_rule("VJ503", "error")
 def images_are_pinned(whole: Whole) -> Findings:
-    """Without a tag that stays, two instances differ, and a rollback runs what failed."""
+    """Find an image without a tag that stays.
+
+    Two instances then differ, and a rollback runs what failed.
+    """
     environment = whole.environment
     images: dict[Path, str] = {}
     for name, model in environment.models.items():
@@ -60,25 +71,31 @@ def images_are_pinned(whole: Whole) -> Findings:
         repository, _, digest = name.partition("@")
         tag = repository.rpartition("/")[2].partition(":")[2]
         if "${" not in name and not IMAGE.fullmatch(name):
-            yield path, f"{name} is no image's name; write such as registry.example.com/vllm-openai:v0.33.0"
+            yield path, f"{name} is no image's name; write such as {EXAMPLE_IMAGE}"
             continue
         if digest or "${" in name or COMMIT.search(tag) or not MOVING_TAG.fullmatch(tag):
             continue
         moves = f"tag {tag!r} moves" if tag else "has no tag, so `latest`, which moves"
-        yield path, f"{name}: {moves}; name a version, such as :v0.33.0, or a digest (@sha256:…)"
+        yield path, f"{name}: {moves}; name a version, such as :v{NEWEST}, or a digest (@sha256:…)"
 
 
-@of_environment("VJ504", "warning")
+@environment_rule("VJ504", "warning")
 def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
-    """A file of secrets beside the environment is for its owner alone."""
+    """Find a file of secrets that others on the machine may read.
+
+    Such a file is for its owner alone.
+    """
     for file, mode in whole.facts.files.items():
         if mode & 0o077:
             yield Mark(file), f"may be read by others (mode {mode:03o}); chmod 600 {file}"
 
 
-@of_environment("VJ505", "warning")
+@environment_rule("VJ505", "warning")
 def users_are_not_root(whole: Whole) -> Findings:
-    """vLLM loads code with the model; as root, a way out of the container is a way into the node."""
+    """Find a server that runs as root.
+
+    vLLM loads code with the model; as root, a way out of the container is a way into the node.
+    """
     environment = whole.environment
     tasks: dict[Path, Model | Balancer | PrometheusJob] = {
         ("models", name): it for name, it in environment.models.items()
@@ -97,9 +114,12 @@ def users_are_not_root(whole: Whole) -> Findings:
             yield (*path, "driver"), "raw_exec runs as Nomad does, most often as root; name a user"
 
 
-@of_model("VJ506", "warning")
+@model_rule("VJ506", "warning")
 def containers_are_not_privileged(subject: Subject) -> Findings:
-    """GPUs need no privileges: the nvidia runtime gives the container its devices."""
+    """Find a privileged container, or one that is as good as it.
+
+    GPUs need no privileges: the nvidia runtime gives the container its devices.
+    """
     container = subject.model.container
     if container.privileged:
         yield (
@@ -114,9 +134,12 @@ def containers_are_not_privileged(subject: Subject) -> Findings:
             )
 
 
-@of_model("VJ507", "warning")
+@model_rule("VJ507", "warning")
 def root_file_system_is_read_only(subject: Subject) -> Findings:
-    """What a process can write, it can change for the next one."""
+    """Find a root file system that can be written to.
+
+    What a process can write, it can change for the next one.
+    """
     if not subject.model.container.read_only:
         yield (
             ("container", "read_only"),

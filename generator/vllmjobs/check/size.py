@@ -10,7 +10,7 @@ from vllmjobs.vllm.memory.estimate import Estimate, Request, on_cpu, smallest
 from vllmjobs.vllm.memory.gpus import Gpu
 from vllmjobs.vllm.memory.limits import capability, dividing
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError
-from vllmjobs.vllm.memory.startup_log import Said
+from vllmjobs.vllm.memory.startup_log import StartupLog
 
 GIB = 2**30
 BAR = 40  # characters for all of a GPU
@@ -66,16 +66,16 @@ class Size(NamedTuple):
 def size(subject: Subject, gpu: Gpu | None) -> Size:
     """The memory of one model on `gpu`, or on the GPU that it asks for."""
     gpu = gpu or subject.gpu
-    found = Size(subject.name, subject.model.model, subject.use.gpu_count, gpu)
+    found = Size(subject.name, subject.model.model, subject.serving.gpu_count, gpu)
     if not isinstance(subject.shape, Shape):
         return found._replace(why_not=subject.shape or str(subject.config))
     try:
-        of_same = smallest(subject.shape, subject.use, [gpu]) if gpu else None
-        found = found._replace(smallest=smallest(subject.shape, subject.use), of_same=of_same)
+        of_same = smallest(subject.shape, subject.serving, [gpu]) if gpu else None
+        found = found._replace(smallest=smallest(subject.shape, subject.serving), of_same=of_same)
     except UnknownShapeError as error:
         return found._replace(why_not=str(error))
-    refused = dividing(subject.shape, subject.use)
-    refused += [*capability(subject.shape, gpu, subject.use)] if gpu else []
+    refused = dividing(subject.shape, subject.serving)
+    refused += [*capability(subject.shape, gpu, subject.serving)] if gpu else []
     if errors := [misfit.message for misfit in refused if misfit.severity == "error"]:
         return found._replace(refused=errors[0])
     if gpu is None:
@@ -84,8 +84,8 @@ def size(subject: Subject, gpu: Gpu | None) -> Size:
     return found._replace(why_not=fit) if isinstance(fit, str) else found._replace(estimate=fit)
 
 
-def beside(subject: Subject, found: Size, said: Said) -> Size:
-    """`found` with what vLLM said.
+def beside(subject: Subject, found: Size, log: StartupLog) -> Size:
+    """Return a size with what vLLM told in its log beside the estimate.
 
     On the CPU the estimate covers what a token takes: the tokens are those that a cache of the size that was
     asked for holds, or of the size that the log tells. Versions that called the CPU a GPU, too, are known by
@@ -93,28 +93,28 @@ def beside(subject: Subject, found: Size, said: Said) -> Size:
     """
     estimate, covered, notes = found.estimate, tuple(FIGURES), []
     space = _kv_cache_space(subject)
-    if said.device == "CPU" or (space and not found.gpu):
+    if log.device == "CPU" or (space and not found.gpu):
         # In vLLM's order: the variable is laid over the argument (vllm/platforms/cpu.py).
-        given = space or subject.use.kv_cache_memory_bytes or said.kv_cache
+        given = space or subject.serving.kv_cache_memory_bytes or log.kv_cache
         estimate, covered = None, CPU_FIGURES
         if not given:
             notes.append("how large the KV cache is, neither VLLM_CPU_KVCACHE_SPACE nor the log says")
         elif isinstance(subject.shape, Shape):
             try:
-                estimate = on_cpu(subject.shape, subject.use, given)
+                estimate = on_cpu(subject.shape, subject.serving, given)
                 notes.append(f"on the CPU: what {given / GIB:.2f} GiB of KV cache hold, and nothing else")
             except UnknownShapeError as error:
                 notes.append(str(error))
-    if estimate and said.max_model_len not in (None, estimate.max_model_len):
+    if estimate and log.max_model_len not in (None, estimate.max_model_len):
         covered = tuple(name for name in covered if name != "concurrency")
-        lengths = f"{said.max_model_len:,} tokens, the estimate of {estimate.max_model_len:,}"
+        lengths = f"{log.max_model_len:,} tokens, the estimate of {estimate.max_model_len:,}"
         notes.append(f"the log is of requests of {lengths}")
     figures = {
         name: Figure(value, getattr(estimate, name) if estimate and name in covered else None)
         for name in FIGURES
-        if (value := getattr(said, name)) is not None
+        if (value := getattr(log, name)) is not None
     }
-    return found._replace(beside=Beside(said.device, figures, notes))
+    return found._replace(beside=Beside(log.device, figures, notes))
 
 
 def _kv_cache_space(subject: Subject) -> int | None:

@@ -11,14 +11,15 @@ from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.render.arguments import arguments
 from vllmjobs.vllm.arguments.command_line import Reading, read
-from vllmjobs.vllm.arguments.tables import Nearest, table, versions
+from vllmjobs.vllm.arguments.tables import Nearest, table
 from vllmjobs.vllm.memory import models
 from vllmjobs.vllm.memory.estimate import Estimate, estimate, fits
 from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
-from vllmjobs.vllm.memory.limits import Misfit, blocks, capability, dividing
-from vllmjobs.vllm.memory.obstacles import context, memory
-from vllmjobs.vllm.memory.serving import Use
+from vllmjobs.vllm.memory.limits import Obstacle
+from vllmjobs.vllm.memory.obstacles import obstacles
+from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
+from vllmjobs.vllm.releases import NEWEST
 
 
 class Before(NamedTuple):
@@ -78,7 +79,7 @@ class Subject:
     def reading(self) -> Reading:
         """The command line as vLLM reads it; the newest one where the version is not known."""
         words = [_NOMADS.sub("8000", word) for word in arguments(self.name, self.model, self.deadlines)]
-        return read((self.table or table(versions()[-1])).table, words)
+        return read((self.table or table(NEWEST)).table, words)
 
     @cached_property
     def config(self) -> dict[str, Any] | str:
@@ -124,54 +125,47 @@ class Subject:
         )
 
     @cached_property
-    def use(self) -> Use:
+    def serving(self) -> Serving:
         """How it is served, in the words of the memory estimate."""
         values = self.reading.values
         named = {key: value for key in _SAME if (value := values.get(key)) is not None}
         length = values.get("max_model_len")
-        return Use(
+        return Serving(
             tensor_parallel=values.get("tensor_parallel_size") or 1,
             pipeline_parallel=values.get("pipeline_parallel_size") or 1,
             data_parallel=values.get("data_parallel_size") or 1,
             expert_parallel=bool(values.get("enable_expert_parallel")),
             prefix_caching=values.get("enable_prefix_caching") is not False,
             max_model_len="auto" if length in (-1, "auto") else length,
-            vllm_version=self.version or versions()[-1],
+            vllm_version=self.version or NEWEST,
             **named,
         )
 
     @cached_property
-    def misfits(self) -> list[Misfit]:
+    def obstacles(self) -> list[Obstacle]:
         """What keeps the model from running; empty where too little is known.
 
         Kernels are spoken of for a GPU that is named, memory also for the smallest that was asked for.
         """
         if not isinstance(self.shape, Shape):
             return []
-        shape, use, gpu = self.shape, self.use, self.gpu
-        refused = dividing(shape, use)
-        found = [*refused, *blocks(shape, use)]
-        if str(self.model.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")).lower() not in ("1", "true"):
-            found += context(shape, use)
-        if gpu and self.model.gpus.model:
-            found += capability(shape, gpu, use)
-        if gpu and not refused and isinstance(fit := self.on(gpu), Estimate):
-            found += memory(fit, gpu, use)
-        return found
+        may_be_longer = str(self.model.env.get("VLLM_ALLOW_LONG_MAX_MODEL_LEN")).lower() in ("1", "true")
+        is_named = bool(self.model.gpus.model)
+        return obstacles(self.shape, self.serving, self.gpu, is_named=is_named, may_be_longer=may_be_longer)
 
     def on(self, gpu: Gpu) -> Estimate | str:
         """Its memory on such a GPU, or why nothing can be said."""
         if not isinstance(self.shape, Shape):
             return self.shape or str(self.config)
         try:
-            return estimate(self.shape, gpu, self.use)
+            return estimate(self.shape, gpu, self.serving)
         except UnknownShapeError as error:
             return str(error)
 
     def fits(self, gpu: Gpu) -> bool | None:
         """Whether it fits such a GPU; None where nothing can be said."""
         try:
-            return fits(self.shape, gpu, self.use) if isinstance(self.shape, Shape) else None
+            return fits(self.shape, gpu, self.serving) if isinstance(self.shape, Shape) else None
         except UnknownShapeError:
             return None
 

@@ -1,6 +1,6 @@
-"""The supervisor of an image: whether there is one, and whether Nomad can ask it."""
+"""VJ338 to VJ341: whether an image has a supervisor, and whether Nomad can ask it."""
 
-from vllmjobs.check.rule import Findings, of_environment, of_model
+from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import image, is_bridged
 from vllmjobs.environment.model import Environment, Health, Model
@@ -19,9 +19,12 @@ TOLD = {
 }
 
 
-@of_environment("VJ338", "note")
+@environment_rule("VJ338", "note")
 def servers_are_supervised(whole: Whole) -> Findings:
-    """What is lost without the supervisor, once for all models."""
+    """Find vLLM without the supervisor, and say what is lost.
+
+    The note stands once for all models.
+    """
     environment = whole.environment
     plain = [
         (name, model)
@@ -38,9 +41,9 @@ def servers_are_supervised(whole: Whole) -> Findings:
         )
 
 
-@of_model("VJ339", "error")
+@model_rule("VJ339", "error")
 def supervisor_is_started(subject: Subject) -> Findings:
-    """Entrypoints that start no supervisor where one is to be, or otherwise than the job needs it."""
+    """Find an entrypoint that does not start the supervisor as the job needs it."""
     model = subject.model
     if not is_supervised(subject.environment, model):
         return
@@ -66,9 +69,9 @@ def supervisor_is_started(subject: Subject) -> Findings:
             yield ("entrypoint", words.index(option)), f"{option} is set by vllmjobs: {why}"
 
 
-@of_model("VJ340", "error")
+@model_rule("VJ340", "error")
 def supervisor_can_be_asked(subject: Subject) -> Findings:
-    """A check that the supervisor answers otherwise than it is meant, or a port that it cannot have."""
+    """Find a check or a port that the supervisor cannot have."""
     model = subject.model
     if not is_supervised(subject.environment, model):
         return
@@ -82,9 +85,12 @@ def supervisor_can_be_asked(subject: Subject) -> Findings:
         yield ("ports", "base"), f"{ADMIN_PORT} is the supervisor's own in the container; use another port"
 
 
-@of_model("VJ341", "warning")
+@model_rule("VJ341", "warning")
 def one_level_restarts(subject: Subject) -> Findings:
-    """Restarts of the supervisor and of Nomad, whose numbers multiply; keys for the one beside the other."""
+    """Find restarts of both Nomad and the supervisor.
+
+    The numbers of attempts multiply; keys for the one level stand beside the other.
+    """
     model, whole = subject.model, subject.environment
     if is_supervised(whole, model):
         if model.health.restart_after != Health().restart_after:

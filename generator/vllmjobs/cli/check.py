@@ -109,7 +109,7 @@ def size(
     from vllmjobs.check import size as sizes  # noqa: PLC0415
     from vllmjobs.vllm.memory.gpus import gpu, nearest_names  # noqa: PLC0415
     from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE  # noqa: PLC0415
-    from vllmjobs.vllm.memory.startup_log import LINES, said  # noqa: PLC0415
+    from vllmjobs.vllm.memory.startup_log import LINES, startup_log  # noqa: PLC0415
 
     other = gpu(gpu_name) if gpu_name else None
     if gpu_name and not other:
@@ -127,7 +127,7 @@ def size(
             names = " or ".join(f"--model {subject.name}" for subject in asked)
             raise click.ClickException(f"{env} has {len(asked)} models, and --log is of one; say {names}")
         others = [subject.name for subject in every if subject is not asked[0]]
-        heard = said(log, others, asked[0].use.block_size or BLOCK_SIZE)
+        heard = startup_log(log, others, asked[0].serving.block_size or BLOCK_SIZE)
         if heard is None:
             looked_for = ", ".join(f'"{line}"' for line in LINES)
             raise click.ClickException(

@@ -20,7 +20,7 @@ START_MARGIN = 1.25  # a cold page cache or a busy registry is no reason to fail
 KILL_MARGIN_S = 15.0  # vLLM 0.32 left 7 s after its last stream; the rest is for the executor
 # Fabio follows Consul by a blocking query; nginx by a template that waits up to 5 s, then reloads.
 SHUTDOWN_DELAY_S = {"fabio": 10.0, "nginx": 15.0, "none": 0.0}
-# Of any image of vLLM, whoever built it: `vllm/vllm-openai:v0.33.0`, `ghcr.io/acme/vllm:0.33.0-cu129`.
+# Of any image of vLLM, whoever built it: `vllm/vllm-openai:v0.24.0`, `ghcr.io/acme/vllm:0.24.0-cu129`.
 _VERSION_TAG = re.compile(r"vllm[^:@]*:v?(\d+\.\d+\.\d+(?:\.post\d+|rc\d+)?)(?![\w.])")
 # How long the balancer keeps an idle connection to vLLM: proxy.idleconntimeout of Fabio 1.6 and later
 # (before, it has no limit), and nginx's keepalive_timeout of an upstream.
@@ -85,7 +85,7 @@ def image(environment: Environment, model: Model) -> str:
 
 
 def vllm_version(environment: Environment, model: Model) -> str | None:
-    """vLLM's version: as the environment says, or as the tag of its image does (`:v0.33.0`); else None."""
+    """vLLM's version: as the environment says, or as the tag of its image does (`:v0.24.0`); else None."""
     if model.vllm or model.driver != "docker":
         return model.vllm
     tag = _VERSION_TAG.search(image(environment, model))

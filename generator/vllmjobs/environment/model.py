@@ -10,7 +10,7 @@ from msgspec import Meta, field
 
 from vllmjobs.environment.model_cache import CacheBackup, Prefetch
 from vllmjobs.environment.monitoring import Monitoring
-from vllmjobs.environment.placement import Block, Placement, said
+from vllmjobs.environment.placement import Block, Placement, described
 from vllmjobs.environment.rollout import Maintenance, Rollout
 from vllmjobs.environment.server import Cache, Container, Gpus, Logs, Resources
 from vllmjobs.environment.values import (
@@ -33,21 +33,24 @@ from vllmjobs.environment.values import (
     UrlPath,
     Version,
 )
+from vllmjobs.vllm.releases import NEWEST
 
 
 class Nomad(Placement, frozen=True):
     """The job as a whole, and what its clients allow."""
 
-    region: Annotated[Text | None, said("Region; the server's own when not given.")] = None
+    region: Annotated[Text | None, described("Region; the server's own when not given.")] = None
     datacenters: Annotated[
-        Annotated[list[Text], Meta(min_length=1)], said("Datacenters, with `*` as wildcard.", ["dc1"])
+        Annotated[list[Text], Meta(min_length=1)], described("Datacenters, with `*` as wildcard.", ["dc1"])
     ] = field(default_factory=lambda: ["*"])
-    namespace: Annotated[Text | None, said("Namespace; the CLI's own (`-namespace`) when not given.")] = None
-    node_pool: Annotated[Text | None, said("Node pool; the namespace's default when not given.")] = None
+    namespace: Annotated[
+        Text | None, described("Namespace; the CLI's own (`-namespace`) when not given.")
+    ] = None
+    node_pool: Annotated[Text | None, described("Node pool; the namespace's default when not given.")] = None
     priority: Annotated[int, Meta(ge=1, le=100, description="Scheduling priority.")] = 50
     max_kill_timeout: Annotated[
         Duration,
-        said("`max_kill_timeout` of the clients: Nomad caps every `kill_timeout` to it in silence."),
+        described("`max_kill_timeout` of the clients: Nomad caps every `kill_timeout` to it in silence."),
     ] = "30s"
 
 
@@ -56,22 +59,26 @@ class Ports(Block, frozen=True):
 
     host: Annotated[
         Text | None,
-        said("Address to listen on (VLLM_HOST): 0.0.0.0 in a bridged container, else the allocation's own."),
+        described(
+            "Address to listen on (VLLM_HOST): 0.0.0.0 in a bridged container, else the allocation's own."
+        ),
     ] = None
     base: Annotated[
-        Port, said("Port inside a bridged container, and first port on one box (VLLM_BASE_PORT).")
+        Port, described("Port inside a bridged container, and first port on one box (VLLM_BASE_PORT).")
     ] = 8000
-    static: Annotated[Port | None, said("Fixed port on the host; Nomad picks one when not given.")] = None
+    static: Annotated[Port | None, described("Fixed port on the host; Nomad picks one when not given.")] = (
+        None
+    )
 
 
 class Route(Block, frozen=True):
     """Under which address the balancer serves the model."""
 
-    host: Annotated[HostName, said("Host name to match; any when empty.", "chat.example.com")] = ""
-    path: Annotated[RoutePath, said("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
+    host: Annotated[HostName, described("Host name to match; any when empty.", "chat.example.com")] = ""
+    path: Annotated[RoutePath, described("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
     strip: Annotated[
         RoutePath | None,
-        said("Prefix that is taken off before the request is passed on.", "/chat"),
+        described("Prefix that is taken off before the request is passed on.", "/chat"),
     ] = None
 
 
@@ -80,10 +87,12 @@ class Health(Block, frozen=True):
 
     path: Annotated[
         UrlPath | None,
-        said("Path that answers 200 when ready: vLLM's /health, the supervisor's /ready when supervised."),
+        described(
+            "Path that answers 200 when ready: vLLM's /health, the supervisor's /ready when supervised."
+        ),
     ] = None
-    interval: Annotated[Duration, said("Time between two checks.")] = "5s"
-    timeout: Annotated[Duration, said("Time that one check may take.")] = "3s"
+    interval: Annotated[Duration, described("Time between two checks.")] = "5s"
+    timeout: Annotated[Duration, described("Time that one check may take.")] = "3s"
     restart_after: Annotated[
         int,
         Meta(
@@ -94,7 +103,7 @@ class Health(Block, frozen=True):
     ] = 12
     grace: Annotated[
         Duration | None,
-        said("Time after a start in which nobody restarts what is not ready; derived from load_time."),
+        described("Time after a start in which nobody restarts what is not ready; derived from load_time."),
     ] = None
 
 
@@ -102,14 +111,14 @@ class Drain(Block, frozen=True):
     """How an instance is stopped without cutting a stream."""
 
     longest_stream: Annotated[
-        Duration, said("Longest answer that is waited for (vLLM's `--shutdown-timeout`).")
+        Duration, described("Longest answer that is waited for (vLLM's `--shutdown-timeout`).")
     ] = "15s"
     kill_timeout: Annotated[
-        Duration | None, said("Time from the signal to the kill; longest_stream + 15s when not given.")
+        Duration | None, described("Time from the signal to the kill; longest_stream + 15s when not given.")
     ] = None
     shutdown_delay: Annotated[
         Duration | None,
-        said("Time between leaving the balancer and the signal; 10s for fabio, 15s for nginx, else 0s."),
+        described("Time between leaving the balancer and the signal; 10s for fabio, 15s for nginx, else 0s."),
     ] = None
 
 
@@ -118,23 +127,25 @@ class ModelDefaults(Block, frozen=True):
 
     served_name: Annotated[
         Text | list[Text] | None,
-        said("Name, or names, that clients ask for (VLLM_MODEL_NAME); the model's key when not given."),
+        described("Name, or names, that clients ask for (VLLM_MODEL_NAME); the model's key when not given."),
     ] = None
     strategy: Annotated[
         Strategy,
-        said("One GPU per server and many servers, or one server over several GPUs (VLLM_STRATEGY)."),
+        described("One GPU per server and many servers, or one server over several GPUs (VLLM_STRATEGY)."),
     ] = "multi_instance"
-    install: Annotated[Install, said("Which of `images` is used (VLLM_INSTALL_TYPE).")] = "standard"
-    replicas: Annotated[Count, said("Servers.")] = 1
-    driver: Annotated[Driver, said("Nomad's task driver.")] = "docker"
-    image: Annotated[Text | None, said("Container image; one of `images` when not given.")] = None
+    install: Annotated[Install, described("Which of `images` is used (VLLM_INSTALL_TYPE).")] = "standard"
+    replicas: Annotated[Count, described("Servers.")] = 1
+    driver: Annotated[Driver, described("Nomad's task driver.")] = "docker"
+    image: Annotated[Text | None, described("Container image; one of `images` when not given.")] = None
     user: Annotated[
         Text | None,
-        said("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "vllm"),
+        described(
+            "User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "vllm"
+        ),
     ] = None
     entrypoint: Annotated[
         list[Text],
-        said(
+        described(
             "Program, and what comes before the model's name. The image's own when empty; "
             "exec and raw_exec need it.",
             ["/opt/vllm/bin/vllm", "serve"],
@@ -142,32 +153,32 @@ class ModelDefaults(Block, frozen=True):
     ] = []
     supervised: Annotated[
         bool | None,
-        said(
+        described(
             "Whether `vllmjobs-supervise` is started, which then restarts and drains. When not given: if the "
             "entrypoint names it, or the image is called `vllmjobs-vllm`. vLLM's own /health stays 200 while "
             "it hangs, or drains and refuses work."
         ),
     ] = None
     vllm: Annotated[
-        Version | None, said("vLLM's version, where the image's tag does not tell it.", "0.33.0")
+        Version | None, described("vLLM's version, where the image's tag does not tell it.", NEWEST)
     ] = None
-    gpus: Annotated[Gpus, said("GPUs per server.")] = Gpus()
-    resources: Annotated[Resources, said("CPU, memory, disk per server.")] = Resources()
-    container: Annotated[Container, said("Hardening of the container.")] = Container()
+    gpus: Annotated[Gpus, described("GPUs per server.")] = Gpus()
+    resources: Annotated[Resources, described("CPU, memory, disk per server.")] = Resources()
+    container: Annotated[Container, described("Hardening of the container.")] = Container()
     gpu_memory_utilization: Annotated[
         float,
         Meta(gt=0, le=1, description="Share of each GPU that vLLM takes (VLLM_GPU_MEMORY_UTILIZATION)."),
     ] = 0.9
     max_model_len: Annotated[
         Positive | Literal["auto"] | None,
-        said(
+        described(
             "Longest context in tokens (VLLM_MAX_MODEL_LEN), or `auto` for what fits; the model's own when "
             "not given."
         ),
     ] = None
     args: Annotated[
         dict[Argument, ArgValue],
-        said(
+        described(
             "Further arguments of `vllm serve`: `true` is the bare flag, `false` its `--no-` form, "
             "`null` leaves it out, a list gives it several values, a map is passed as JSON.",
             {"enable-prefix-caching": True, "max-num-seqs": 256},
@@ -175,34 +186,36 @@ class ModelDefaults(Block, frozen=True):
     ] = {}
     env: Annotated[
         dict[EnvName, str | int | None],
-        said("Environment variables; `null` leaves one out. Quote what looks like a number with a point."),
+        described(
+            "Environment variables; `null` leaves one out. Quote what looks like a number with a point."
+        ),
     ] = {}
     secrets: Annotated[
         dict[EnvName, SecretRef | None],
-        said(
+        described(
             "Variables whose value is a secret, by reference; `null` leaves one out.",
             {"HF_TOKEN": "nomad/jobs/vllm-prod#hf_token"},
         ),
     ] = {}
-    cache: Annotated[Cache | None, said("Model cache; the allocation's own disk when not given.")] = None
-    ports: Annotated[Ports, said("Ports.")] = Ports()
-    route: Annotated[Route, said("Route of the balancer.")] = Route()
-    health: Annotated[Health, said("Readiness check.")] = Health()
-    drain: Annotated[Drain, said("Stopping.")] = Drain()
-    logs: Annotated[Logs, said("Logs.")] = Logs()
-    pull_time: Annotated[Duration, said("Expected time to pull the image.")] = "5m"
-    load_time: Annotated[Duration, said("Expected time from the start to the first answer.")] = "10m"
-    rollout: Annotated[Rollout, said("Release.")] = Rollout()
-    placement: Annotated[Placement, said("Where it may run.")] = Placement()
+    cache: Annotated[Cache | None, described("Model cache; the allocation's own disk when not given.")] = None
+    ports: Annotated[Ports, described("Ports.")] = Ports()
+    route: Annotated[Route, described("Route of the balancer.")] = Route()
+    health: Annotated[Health, described("Readiness check.")] = Health()
+    drain: Annotated[Drain, described("Stopping.")] = Drain()
+    logs: Annotated[Logs, described("Logs.")] = Logs()
+    pull_time: Annotated[Duration, described("Expected time to pull the image.")] = "5m"
+    load_time: Annotated[Duration, described("Expected time from the start to the first answer.")] = "10m"
+    rollout: Annotated[Rollout, described("Release.")] = Rollout()
+    placement: Annotated[Placement, described("Where it may run.")] = Placement()
 
 
 class Model(ModelDefaults, frozen=True, kw_only=True):
     """One model: one task group of the job."""
 
-    model: Annotated[Text, said("Model name or path (VLLM_MODEL).", "facebook/opt-125m")]
+    model: Annotated[Text, described("Model name or path (VLLM_MODEL).", "facebook/opt-125m")]
     config: Annotated[
         Text | None,
-        said(
+        described(
             "The model's `config.json`, from this file's folder, for the memory estimate; else it is looked "
             "for at `model`, in the Hugging Face cache, and in the table of known models.",
             "models/chat.json",
@@ -213,45 +226,50 @@ class Model(ModelDefaults, frozen=True, kw_only=True):
 class Images(Block, frozen=True):
     """The image for each `install`."""
 
-    standard: Annotated[Text, said("vLLM as released.")] = "vllm/vllm-openai:v0.33.0"
-    gptoss: Annotated[Text, said("vLLM for the gpt-oss models.")] = "vllm/vllm-openai:v0.33.0"
+    standard: Annotated[Text, described("vLLM as released.")] = f"vllm/vllm-openai:v{NEWEST}"
+    gptoss: Annotated[Text, described("vLLM for the gpt-oss models.")] = f"vllm/vllm-openai:v{NEWEST}"
 
 
 class Balancer(Block, frozen=True):
     """What stands in front of the models."""
 
-    kind: Annotated[Literal["fabio", "nginx", "none"], said("Which balancer the services register for.")] = (
-        "fabio"
-    )
+    kind: Annotated[
+        Literal["fabio", "nginx", "none"], described("Which balancer the services register for.")
+    ] = "fabio"
     port: Annotated[
-        Port | None, said("Port that clients use (NGINX_PORT): 9999 for fabio, 80 for nginx when not given.")
+        Port | None,
+        described("Port that clients use (NGINX_PORT): 9999 for fabio, 80 for nginx when not given."),
     ] = None
-    admin_port: Annotated[Port, said("Port of its own status page and health check.")] = 9998
+    admin_port: Annotated[Port, described("Port of its own status page and health check.")] = 9998
     metrics: Annotated[
         bool | None,
-        said(
+        described(
             "Show its metrics to Prometheus. Fabio before 1.6, and an nginx without "
             "ngx_http_stub_status_module, do not start with them. When not given: true for nginx in docker "
             "whose image is not given either."
         ),
     ] = None
-    count: Annotated[Positive, said("Instances of nginx; fabio runs on every node that fits.")] = 1
-    driver: Annotated[Driver, said("Nomad's task driver.")] = "docker"
+    count: Annotated[Positive, described("Instances of nginx; fabio runs on every node that fits.")] = 1
+    driver: Annotated[Driver, described("Nomad's task driver.")] = "docker"
     image: Annotated[
-        Text | None, said("Container image: fabiolb/fabio:1.7.3 or nginx:1.30-alpine when not given.")
+        Text | None, described("Container image: fabiolb/fabio:1.7.3 or nginx:1.30-alpine when not given.")
     ] = None
-    command: Annotated[Text | None, said("Program for exec and raw_exec; fabio or nginx on PATH.")] = None
+    command: Annotated[Text | None, described("Program for exec and raw_exec; fabio or nginx on PATH.")] = (
+        None
+    )
     user: Annotated[
         Text | None,
-        said("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "nobody"),
+        described(
+            "User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "nobody"
+        ),
     ] = None
-    consul: Annotated[Text, said("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
-    cpu: Annotated[Positive, said("CPU share in MHz.")] = 200
-    memory: Annotated[Size, said("Memory reserved.")] = "256 MiB"
+    consul: Annotated[Text, described("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
+    cpu: Annotated[Positive, described("CPU share in MHz.")] = 200
+    memory: Annotated[Size, described("Memory reserved.")] = "256 MiB"
     node_pool: Annotated[
-        Text | None, said("Node pool; the namespace's default when not given, not the models'.", "all")
+        Text | None, described("Node pool; the namespace's default when not given, not the models'.", "all")
     ] = None
-    placement: Annotated[Placement, said("Where it may run; what `nomad` says is for the models.")] = (
+    placement: Annotated[Placement, described("Where it may run; what `nomad` says is for the models.")] = (
         Placement()
     )
 
@@ -260,10 +278,12 @@ class Environment(Block, frozen=True, kw_only=True):
     """One environment: one Nomad job with a task group per model, and its balancer."""
 
     extends: Annotated[
-        Text | None, said("Another file of the same folder, over which this one is laid.", "base.yaml")
+        Text | None, described("Another file of the same folder, over which this one is laid.", "base.yaml")
     ] = None
-    job: Annotated[Name | None, said("Name of the job; `vllm-` and the file's name when not given.")] = None
-    debug: Annotated[bool, said("vLLM logs at DEBUG (DEBUG).")] = False
+    job: Annotated[Name | None, described("Name of the job; `vllm-` and the file's name when not given.")] = (
+        None
+    )
+    debug: Annotated[bool, described("vLLM logs at DEBUG (DEBUG).")] = False
     approvals: Annotated[
         int,
         Meta(
@@ -273,19 +293,21 @@ class Environment(Block, frozen=True, kw_only=True):
         ),
     ] = 0
     maintenance: Annotated[
-        Maintenance | None, said("When changes are deployed; at any time when not given.")
+        Maintenance | None, described("When changes are deployed; at any time when not given.")
     ] = None
-    nomad: Annotated[Nomad, said("The job as a whole.")] = Nomad()
-    balancer: Annotated[Balancer, said("The balancer.")] = Balancer()
-    monitoring: Annotated[Monitoring, said("What watches it.")] = Monitoring()
-    prefetch: Annotated[Prefetch, said("What fills the models' caches ahead of a deployment.")] = Prefetch()
+    nomad: Annotated[Nomad, described("The job as a whole.")] = Nomad()
+    balancer: Annotated[Balancer, described("The balancer.")] = Balancer()
+    monitoring: Annotated[Monitoring, described("What watches it.")] = Monitoring()
+    prefetch: Annotated[Prefetch, described("What fills the models' caches ahead of a deployment.")] = (
+        Prefetch()
+    )
     cache_backup: Annotated[
         CacheBackup | None,
-        said("What copies the models' caches to a store, and back; none when not given."),
+        described("What copies the models' caches to a store, and back; none when not given."),
     ] = None
-    images: Annotated[Images, said("Images by `install`.")] = Images()
-    defaults: Annotated[ModelDefaults, said("What every model starts from.")] = ModelDefaults()
+    images: Annotated[Images, described("Images by `install`.")] = Images()
+    defaults: Annotated[ModelDefaults, described("What every model starts from.")] = ModelDefaults()
     models: Annotated[
         Annotated[dict[Name, Model], Meta(min_length=1)],
-        said("The models by name; the name is the task group's."),
+        described("The models by name; the name is the task group's."),
     ]

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from vllmjobs.environment.placement import Block, Constraint, said
+from vllmjobs.environment.placement import Block, Constraint, described
 from vllmjobs.environment.rollout import Cron, Url
 from vllmjobs.environment.values import EnvName, Positive, SecretRef, Size, Text, matching
 
@@ -16,13 +16,13 @@ class CacheJob(Block, frozen=True):
 
     python: Annotated[
         Text,
-        said(
+        described(
             "Python for it, which in a prefetch has `huggingface_hub`, as vLLM's own has.",
             "/opt/vllm/bin/python3",
         ),
     ] = "python3"
-    cpu: Annotated[Positive, said("CPU share in MHz, for each model.")] = 500
-    memory: Annotated[Size, said("Memory reserved, for each model.")] = "2 GiB"
+    cpu: Annotated[Positive, described("CPU share in MHz, for each model.")] = 500
+    memory: Annotated[Size, described("Memory reserved, for each model.")] = "2 GiB"
 
 
 class Prefetch(CacheJob, frozen=True):
@@ -34,7 +34,7 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
 
     store: Annotated[
         Store,
-        said(
+        described(
             "Where the copies are: a directory of the host, or a bucket.",
             "/mnt/backup/models",
             "s3://acme/models",
@@ -42,12 +42,12 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
     ]
     endpoint: Annotated[
         Url | None,
-        said("Address of a bucket's server; AWS when not given.", "https://minio.example.com:9000"),
+        described("Address of a bucket's server; AWS when not given.", "https://minio.example.com:9000"),
     ] = None
-    region: Annotated[Text, said("A bucket's region.")] = "us-east-1"
+    region: Annotated[Text, described("A bucket's region.")] = "us-east-1"
     secrets: Annotated[
         dict[EnvName, SecretRef],
-        said(
+        described(
             "A bucket's keys, by reference.",
             {
                 "AWS_ACCESS_KEY_ID": "nomad/jobs#s3_key_id",
@@ -57,10 +57,10 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
     ] = {}
     schedule: Annotated[
         Cron | None,
-        said("When a backup is made; only when it is dispatched, when not given.", "0 3 * * *"),
+        described("When a backup is made; only when it is dispatched, when not given.", "0 3 * * *"),
     ] = None
-    time_zone: Annotated[Text, said("Of the schedule.", "Europe/Berlin")] = "UTC"
+    time_zone: Annotated[Text, described("Of the schedule.", "Europe/Berlin")] = "UTC"
     constraints: Annotated[
         list[Constraint],
-        said("Nodes that reach the store, beside what `nomad` and the models say; all when empty."),
+        described("Nodes that reach the store, beside what `nomad` and the models say; all when empty."),
     ] = []

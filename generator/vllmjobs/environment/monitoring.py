@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from vllmjobs.environment.placement import Block, Placement, said
+from vllmjobs.environment.placement import Block, Placement, described
 from vllmjobs.environment.values import (
     Address,
     Driver,
@@ -20,47 +20,48 @@ from vllmjobs.environment.values import (
 class PrometheusJob(Block, frozen=True):
     """A Prometheus that scrapes the instances and raises alerts: `vllmjobs render ENV --job prometheus`."""
 
-    port: Annotated[Port, said("Port of its pages and its API, which know no password.")] = 9090
-    driver: Annotated[Driver, said("Nomad's task driver.")] = "docker"
-    image: Annotated[Text, said("Container image.")] = "prom/prometheus:v3.5.0"
-    command: Annotated[Text, said("Program for exec and raw_exec.")] = "prometheus"
+    port: Annotated[Port, described("Port of its pages and its API, which know no password.")] = 9090
+    driver: Annotated[Driver, described("Nomad's task driver.")] = "docker"
+    image: Annotated[Text, described("Container image.")] = "prom/prometheus:v3.5.0"
+    command: Annotated[Text, described("Program for exec and raw_exec.")] = "prometheus"
     user: Annotated[
         Text | None,
-        said("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec."),
+        described("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec."),
     ] = None
     scrape_interval: Annotated[
-        Interval, said("Time between two looks at an instance, 1m at most: the alerts look back over 5m.")
+        Interval,
+        described("Time between two looks at an instance, 1m at most: the alerts look back over 5m."),
     ] = "15s"
-    retention: Annotated[Duration, said("How long it keeps what it has seen.")] = "360h"
+    retention: Annotated[Duration, described("How long it keeps what it has seen.")] = "360h"
     alertmanager: Annotated[
         Address | None,
-        said("Where alerts are sent; nowhere when not given.", "alertmanager.example.com:9093"),
+        described("Where alerts are sent; nowhere when not given.", "alertmanager.example.com:9093"),
     ] = None
     runbooks: Annotated[
         LinkBase,
-        said(
+        described(
             "What the alerts' links to a runbook begin with; the page's name follows.",
             "https://git.example.com/llm/docs/runbooks",
         ),
     ] = "docs/runbooks"
     dcgm: Annotated[
         Name | None,
-        said(
+        described(
             "Consul service of NVIDIA's dcgm-exporter, for the alert of GPU memory; without it, that goes by "
             "the supervisors.",
             "dcgm-exporter",
         ),
     ] = None
     volume: Annotated[
-        Text | None, said("Nomad host volume for its data; the allocation's own disk when not given.")
+        Text | None, described("Nomad host volume for its data; the allocation's own disk when not given.")
     ] = None
-    disk: Annotated[Size, said("Disk for its data, of which it uses four fifths at most.")] = "10 GiB"
-    cpu: Annotated[Positive, said("CPU share in MHz.")] = 500
-    memory: Annotated[Size, said("Memory reserved.")] = "1 GiB"
+    disk: Annotated[Size, described("Disk for its data, of which it uses four fifths at most.")] = "10 GiB"
+    cpu: Annotated[Positive, described("CPU share in MHz.")] = 500
+    memory: Annotated[Size, described("Memory reserved.")] = "1 GiB"
     node_pool: Annotated[
-        Text | None, said("Node pool; the namespace's default when not given, not the models'.")
+        Text | None, described("Node pool; the namespace's default when not given, not the models'.")
     ] = None
-    placement: Annotated[Placement, said("Where it may run; what `nomad` says is for the models.")] = (
+    placement: Annotated[Placement, described("Where it may run; what `nomad` says is for the models.")] = (
         Placement()
     )
 
@@ -68,4 +69,6 @@ class PrometheusJob(Block, frozen=True):
 class Monitoring(Block, frozen=True):
     """What watches the environment."""
 
-    prometheus: Annotated[PrometheusJob | None, said("A Prometheus of its own; none when not given.")] = None
+    prometheus: Annotated[
+        PrometheusJob | None, described("A Prometheus of its own; none when not given.")
+    ] = None

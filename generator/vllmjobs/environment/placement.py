@@ -8,7 +8,7 @@ from msgspec import Meta
 from vllmjobs.environment.values import AffinityOperator, DeviceOperator, Operator, Text
 
 
-def said(description: str, *examples: object) -> Meta:
+def described(description: str, *examples: object) -> Meta:
     """What a key is for, and examples of it."""
     return Meta(description=description, examples=list(examples) or None)
 
@@ -20,51 +20,51 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Constraint(Block, frozen=True):
     """A requirement that a node meets, or is not used."""
 
-    attribute: Annotated[str, said("What is compared.", "${node.class}", "${attr.kernel.name}")] = ""
-    operator: Annotated[Operator, said("How it is compared.")] = "="
-    value: Annotated[str, said("What it is compared with.")] = ""
+    attribute: Annotated[str, described("What is compared.", "${node.class}", "${attr.kernel.name}")] = ""
+    operator: Annotated[Operator, described("How it is compared.")] = "="
+    value: Annotated[str, described("What it is compared with.")] = ""
 
 
 class Affinity(Block, frozen=True, kw_only=True):
     """A preference among nodes."""
 
-    attribute: Annotated[Text, said("What is compared.", "${node.datacenter}")]
-    operator: Annotated[AffinityOperator, said("How it is compared.")] = "="
-    value: Annotated[Text, said("What it is compared with.")]
+    attribute: Annotated[Text, described("What is compared.", "${node.datacenter}")]
+    operator: Annotated[AffinityOperator, described("How it is compared.")] = "="
+    value: Annotated[Text, described("What it is compared with.")]
     weight: Annotated[int, Meta(ge=-100, le=100, description="From -100 (avoid) to 100 (prefer).")] = 50
 
 
 class Spread(Block, frozen=True):
     """An attribute over which allocations are spread."""
 
-    attribute: Annotated[Text, said("What is spread over.", "${node.datacenter}")]
+    attribute: Annotated[Text, described("What is spread over.", "${node.datacenter}")]
     weight: Annotated[int, Meta(ge=1, le=100, description="Weight among several spreads.")] = 50
     targets: Annotated[
         dict[Text, Annotated[int, Meta(ge=0, le=100)]],
-        said("Percent of allocations per value; the rest is spread evenly.", {"dc1": 70, "dc2": 30}),
+        described("Percent of allocations per value; the rest is spread evenly.", {"dc1": 70, "dc2": 30}),
     ] = {}
 
 
 class Placement(Block, frozen=True):
     """Where a model may run, beside what the whole job says under `nomad`."""
 
-    constraints: Annotated[list[Constraint], said("Requirements, as Nomad's `constraint` blocks.")] = []
-    affinities: Annotated[list[Affinity], said("Preferences, as Nomad's `affinity` blocks.")] = []
-    spread: Annotated[list[Spread], said("Spreading, as Nomad's `spread` blocks.")] = []
+    constraints: Annotated[list[Constraint], described("Requirements, as Nomad's `constraint` blocks.")] = []
+    affinities: Annotated[list[Affinity], described("Preferences, as Nomad's `affinity` blocks.")] = []
+    spread: Annotated[list[Spread], described("Spreading, as Nomad's `spread` blocks.")] = []
 
 
 class DeviceConstraint(Block, frozen=True):
     """A requirement on an attribute of the GPU."""
 
-    attribute: Annotated[Text, said("An attribute of the device.", "${device.attr.driver_version}")]
-    operator: Annotated[DeviceOperator, said("How it is compared.")] = "="
-    value: Annotated[str, said("What it is compared with; amounts carry a unit (`70 GiB`).")] = ""
+    attribute: Annotated[Text, described("An attribute of the device.", "${device.attr.driver_version}")]
+    operator: Annotated[DeviceOperator, described("How it is compared.")] = "="
+    value: Annotated[str, described("What it is compared with; amounts carry a unit (`70 GiB`).")] = ""
 
 
 class DeviceAffinity(Block, frozen=True, kw_only=True):
     """A preference among GPUs."""
 
-    attribute: Annotated[Text, said("An attribute of the device.", "${device.attr.memory}")]
-    operator: Annotated[AffinityOperator, said("How it is compared.")] = "="
-    value: Annotated[Text, said("What it is compared with; amounts carry a unit.")]
+    attribute: Annotated[Text, described("An attribute of the device.", "${device.attr.memory}")]
+    operator: Annotated[AffinityOperator, described("How it is compared.")] = "="
+    value: Annotated[Text, described("What it is compared with; amounts carry a unit.")]
     weight: Annotated[int, Meta(ge=-100, le=100, description="From -100 (avoid) to 100 (prefer).")] = 50

@@ -34,14 +34,14 @@ class Problem(NamedTuple):
     severity: Severity = "error"
 
     def __str__(self) -> str:
-        said = [str(self.mark)]
+        parts = [str(self.mark)]
         if self.severity != "error":
-            said.append(self.severity)
+            parts.append(self.severity)
         path = dotted(self.path)
-        if path and not said[0].endswith(f" {path}"):  # `--set` has said it already
-            said.append(path)
+        if path and not parts[0].endswith(f" {path}"):  # `--set` has said it already
+            parts.append(path)
         rule = "" if self.rule == INVALID else f" [{self.rule}]"
-        return ": ".join([*said, self.message]) + rule
+        return ": ".join([*parts, self.message]) + rule
 
 
 class UserError(Exception):

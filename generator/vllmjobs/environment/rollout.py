@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from vllmjobs.environment.placement import Block, said
+from vllmjobs.environment.placement import Block, described
 from vllmjobs.environment.values import Duration, Positive, Text, matching
 
 Share = Annotated[float, Meta(ge=0.001, le=1)]
@@ -18,8 +18,8 @@ Cron = Annotated[str, matching(r"\S+( \S+){4}", "cron schedule")]
 class Limit(Block, frozen=True):
     """What a canary may show of one metric. Both bounds hold where both are given."""
 
-    max: Annotated[Amount | None, said("At most so much, whatever the others show.")] = None
-    ratio: Annotated[Ratio | None, said("At most so many times what the stable instances show.")] = None
+    max: Annotated[Amount | None, described("At most so much, whatever the others show.")] = None
+    ratio: Annotated[Ratio | None, described("At most so many times what the stable instances show.")] = None
     floor: Annotated[float, Meta(ge=0, description="Up to here a canary is well, whatever `ratio` says.")] = 0
 
 
@@ -28,33 +28,39 @@ class Limits(Block, frozen=True):
 
     error_rate: Annotated[
         Limit | None,
-        said("Share of the requests under /v1/ that were answered with a 5xx, or ended in an error."),
+        described("Share of the requests under /v1/ that were answered with a 5xx, or ended in an error."),
     ] = Limit(max=0.05, ratio=2, floor=0.01)
-    time_to_first_token: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.2)
-    inter_token_latency: Annotated[Limit | None, said("Seconds.")] = Limit(ratio=2, floor=0.05)
+    time_to_first_token: Annotated[Limit | None, described("Seconds.")] = Limit(ratio=2, floor=0.2)
+    inter_token_latency: Annotated[Limit | None, described("Seconds.")] = Limit(ratio=2, floor=0.05)
     e2e_latency: Annotated[
-        Limit | None, said("Seconds; longer answers take longer, so few requests say little of it.")
+        Limit | None, described("Seconds; longer answers take longer, so few requests say little of it.")
     ] = Limit(ratio=3, floor=5)
-    queue: Annotated[Limit | None, said("Requests that wait, of each instance.")] = Limit(ratio=3, floor=10)
-    kv_cache_usage: Annotated[Limit | None, said("Share of the KV cache in use.")] = Limit(ratio=2, floor=0.9)
-    preemptions: Annotated[Limit | None, said("For each request that ended.")] = Limit(ratio=2, floor=0.1)
+    queue: Annotated[Limit | None, described("Requests that wait, of each instance.")] = Limit(
+        ratio=3, floor=10
+    )
+    kv_cache_usage: Annotated[Limit | None, described("Share of the KV cache in use.")] = Limit(
+        ratio=2, floor=0.9
+    )
+    preemptions: Annotated[Limit | None, described("For each request that ended.")] = Limit(
+        ratio=2, floor=0.1
+    )
 
 
 class Prometheus(Block, frozen=True):
     """Where the metrics are read, when not from the instances themselves."""
 
-    address: Annotated[Url, said("Its HTTP address.", "http://prometheus.service.consul:9090")]
+    address: Annotated[Url, described("Its HTTP address.", "http://prometheus.service.consul:9090")]
     instance_label: Annotated[
-        Text, said("The label that holds an instance's `address:port`; Prometheus's own is `instance`.")
+        Text, described("The label that holds an instance's `address:port`; Prometheus's own is `instance`.")
     ] = "instance"
 
 
 class Analysis(Block, frozen=True):
     """How the canaries of a step are judged, against the stable instances in the same time."""
 
-    interval: Annotated[Duration, said("Time between two measurements.")] = "10s"
+    interval: Annotated[Duration, described("Time between two measurements.")] = "10s"
     window: Annotated[
-        Duration, said("Least time that a step is watched; a measurement looks back no further.")
+        Duration, described("Least time that a step is watched; a measurement looks back no further.")
     ] = "2m"
     min_requests: Annotated[
         int,
@@ -65,32 +71,32 @@ class Analysis(Block, frozen=True):
     ] = 1
     on_no_data: Annotated[
         Literal["hold", "fail", "promote"],
-        said("What becomes of a step whose window ends with too few requests; `hold` waits for more."),
+        described("What becomes of a step whose window ends with too few requests; `hold` waits for more."),
     ] = "hold"
     probe: Annotated[
-        bool, said("Send real requests for one token to instances that get too few of others.")
+        bool, described("Send real requests for one token to instances that get too few of others.")
     ] = True
     quantile: Annotated[
         float, Meta(gt=0, lt=1, description="Of the latencies, which quantile is compared.")
     ] = 0.95
-    limits: Annotated[Limits, said("What a canary may show.")] = Limits()
+    limits: Annotated[Limits, described("What a canary may show.")] = Limits()
     prometheus: Annotated[
-        Prometheus | None, said("Read the metrics there; from the instances' /metrics when not given.")
+        Prometheus | None, described("Read the metrics there; from the instances' /metrics when not given.")
     ] = None
 
 
 class Window(Block, frozen=True):
     """A time that comes again."""
 
-    schedule: Annotated[Cron, said("When it begins: minute, hour, day, month, weekday.", "0 22 * * 1-5")]
-    duration: Annotated[Duration, said("How long it lasts.", "4h")]
+    schedule: Annotated[Cron, described("When it begins: minute, hour, day, month, weekday.", "0 22 * * 1-5")]
+    duration: Annotated[Duration, described("How long it lasts.", "4h")]
 
 
 class Maintenance(Block, frozen=True):
     """When changes may be deployed; at any other time `--now REASON` is needed."""
 
-    windows: Annotated[Annotated[list[Window], Meta(min_length=1)], said("Any of them will do.")]
-    time_zone: Annotated[Text, said("Of the schedules, by its IANA name.", "Europe/Berlin")] = "UTC"
+    windows: Annotated[Annotated[list[Window], Meta(min_length=1)], described("Any of them will do.")]
+    time_zone: Annotated[Text, described("Of the schedules, by its IANA name.", "Europe/Berlin")] = "UTC"
 
 
 class Rollout(Block, frozen=True):
@@ -98,16 +104,18 @@ class Rollout(Block, frozen=True):
 
     strategy: Annotated[
         Literal["canary", "blue_green", "rolling"],
-        said("Some new instances beside the old; as many new as old; or one after the other."),
+        described("Some new instances beside the old; as many new as old; or one after the other."),
     ] = "canary"
-    canaries: Annotated[Positive, said("New instances beside the old (canary).")] = 1
+    canaries: Annotated[Positive, described("New instances beside the old (canary).")] = 1
     weight: Annotated[
         Share,
-        said("Share of the requests that all canaries together get, of themselves and as the first step."),
+        described(
+            "Share of the requests that all canaries together get, of themselves and as the first step."
+        ),
     ] = 0.1
     steps: Annotated[
         list[Share],
-        said(
+        described(
             "Shares that follow, each after a passing verdict on the one before (canary). With blue_green, "
             "one switch follows: all requests.",
             [0.25, 0.5],
@@ -115,18 +123,23 @@ class Rollout(Block, frozen=True):
     ] = []
     analysis: Annotated[
         Analysis | None,
-        said("What `vllmjobs deploy` promotes on; `null` promotes as soon as the canaries are healthy."),
+        described("What `vllmjobs deploy` promotes on; `null` promotes as soon as the canaries are healthy."),
     ] = Analysis()
-    max_parallel: Annotated[Positive, said("Instances replaced at a time after promotion.")] = 1
-    auto_promote: Annotated[bool, said("Promote as soon as the canaries are healthy.")] = False
-    auto_revert: Annotated[bool, said("Go back to the last stable version when a deployment fails.")] = True
+    max_parallel: Annotated[Positive, described("Instances replaced at a time after promotion.")] = 1
+    auto_promote: Annotated[bool, described("Promote as soon as the canaries are healthy.")] = False
+    auto_revert: Annotated[bool, described("Go back to the last stable version when a deployment fails.")] = (
+        True
+    )
     placement_deadline: Annotated[
-        Duration, said("Time in which canaries find a node; Nomad itself would wait for GPUs without end.")
+        Duration,
+        described("Time in which canaries find a node; Nomad itself would wait for GPUs without end."),
     ] = "2m"
-    min_healthy_time: Annotated[Duration, said("Time that an instance is healthy before it counts.")] = "10s"
+    min_healthy_time: Annotated[Duration, described("Time that an instance is healthy before it counts.")] = (
+        "10s"
+    )
     healthy_deadline: Annotated[
-        Duration | None, said("Time in which an instance becomes healthy; from pull_time and load_time.")
+        Duration | None, described("Time in which an instance becomes healthy; from pull_time and load_time.")
     ] = None
     progress_deadline: Annotated[
-        Duration | None, said("Time in which the next instance becomes healthy; above healthy_deadline.")
+        Duration | None, described("Time in which the next instance becomes healthy; above healthy_deadline.")
     ] = None

@@ -11,6 +11,7 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import Path, Problem
 from vllmjobs.environment.tree import Node, locate, plain
 from vllmjobs.environment.values import looks_secret
+from vllmjobs.vllm.releases import NEWEST
 
 _TYPES = {
     "string": "a string",
@@ -30,7 +31,7 @@ _EXAMPLES = {
     "absolute path": "that begins with /",
     "URL path": "that begins with /, such as /v1/",
     "route": "of letters, digits and . _ ~ - between slashes, such as /chat/v1/",
-    "version": 'in quotes, such as "0.33.0"',
+    "version": f'in quotes, such as "{NEWEST}"',
     "interval": 'from 1s to 1m, such as "15s"',
     "address": "of a host and a port, such as alertmanager.example.com:9093",
     "link": "such as https://git.example.com/llm/docs/runbooks",

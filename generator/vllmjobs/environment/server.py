@@ -4,59 +4,62 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from vllmjobs.environment.placement import Block, DeviceAffinity, DeviceConstraint, said
+from vllmjobs.environment.placement import Block, DeviceAffinity, DeviceConstraint, described
 from vllmjobs.environment.values import AbsolutePath, Positive, Size, Text
 
 
 class Gpus(Block, frozen=True):
     """The GPUs that each server gets: Nomad's `device` block."""
 
-    vendor: Annotated[Text, said("Vendor of the device plugin.")] = "nvidia"
-    type: Annotated[Text, said("Device type.")] = "gpu"
-    model: Annotated[Text | None, said("Model name; any when not given.", "NVIDIA H100 80GB HBM3")] = None
+    vendor: Annotated[Text, described("Vendor of the device plugin.")] = "nvidia"
+    type: Annotated[Text, described("Device type.")] = "gpu"
+    model: Annotated[Text | None, described("Model name; any when not given.", "NVIDIA H100 80GB HBM3")] = (
+        None
+    )
     count: Annotated[int, Meta(ge=1, le=64, description="GPUs per server (VLLM_GPU_COUNT).")] = 1
     memory: Annotated[
         Size | None,
-        said(
+        described(
             "Least memory of each GPU. Name less than the label says: an H100 80GB reports 79.6 GiB.",
             "70 GiB",
         ),
     ] = None
-    constraints: Annotated[list[DeviceConstraint], said("Further requirements on the GPUs.")] = []
-    affinities: Annotated[list[DeviceAffinity], said("Preferences among GPUs.")] = []
+    constraints: Annotated[list[DeviceConstraint], described("Further requirements on the GPUs.")] = []
+    affinities: Annotated[list[DeviceAffinity], described("Preferences among GPUs.")] = []
 
 
 class Resources(Block, frozen=True):
     """What each server gets beside its GPUs."""
 
-    cpu: Annotated[Positive | None, said("CPU share in MHz; 1000 when neither cpu nor cores is given.")] = (
-        None
-    )
-    cores: Annotated[Positive | None, said("Whole cores instead of a share.")] = None
-    memory: Annotated[Size, said("Memory reserved.")] = "8 GiB"
-    memory_max: Annotated[Size | None, said("Memory limit, where the cluster allows more than `memory`.")] = (
-        None
-    )
+    cpu: Annotated[
+        Positive | None, described("CPU share in MHz; 1000 when neither cpu nor cores is given.")
+    ] = None
+    cores: Annotated[Positive | None, described("Whole cores instead of a share.")] = None
+    memory: Annotated[Size, described("Memory reserved.")] = "8 GiB"
+    memory_max: Annotated[
+        Size | None, described("Memory limit, where the cluster allows more than `memory`.")
+    ] = None
     shm: Annotated[
         Size | None,
-        said("Shared memory (docker): 1 GiB for one GPU, 8 GiB for several when not given."),
+        described("Shared memory (docker): 1 GiB for one GPU, 8 GiB for several when not given."),
     ] = None
-    disk: Annotated[Size, said("Disk of the allocation: logs, and without `cache` the model.")] = "1 GiB"
+    disk: Annotated[Size, described("Disk of the allocation: logs, and without `cache` the model.")] = "1 GiB"
 
 
 class Container(Block, frozen=True):
     """How the container is hardened; docker only."""
 
-    network: Annotated[Literal["bridge", "host"], said("Docker's network mode.")] = "bridge"
-    read_only: Annotated[bool, said("Root file system is read-only.")] = True
+    network: Annotated[Literal["bridge", "host"], described("Docker's network mode.")] = "bridge"
+    read_only: Annotated[bool, described("Root file system is read-only.")] = True
     privileged: Annotated[
-        bool, said("All devices and capabilities of the host; the clients' `allow_privileged` must be on.")
+        bool,
+        described("All devices and capabilities of the host; the clients' `allow_privileged` must be on."),
     ] = False
     pids: Annotated[int, Meta(ge=64, description="Limit of processes and threads.")] = 4096
-    tmp: Annotated[Size, said("Size of the tmpfs at /tmp.")] = "1 GiB"
+    tmp: Annotated[Size, described("Size of the tmpfs at /tmp.")] = "1 GiB"
     cap_add: Annotated[
         list[Text],
-        said(
+        described(
             "Capabilities given back after all were dropped. Only root can use them, "
             "and the clients' `allow_caps` must list them."
         ),
@@ -66,21 +69,24 @@ class Container(Block, frozen=True):
 class Cache(Block, frozen=True):
     """Where models and compiled kernels are kept between starts (MODEL_CACHE_PATH)."""
 
-    volume: Annotated[Text | None, said("Name of a Nomad host volume.")] = None
-    bind: Annotated[AbsolutePath | None, said("Directory of the host.", "/srv/models")] = None
-    path: Annotated[AbsolutePath, said("Where the server sees it; with raw_exec it is `bind`.")] = "/models"
-    read_only: Annotated[bool, said("Mount it read-only; compiled kernels then stay in the allocation.")] = (
-        False
+    volume: Annotated[Text | None, described("Name of a Nomad host volume.")] = None
+    bind: Annotated[AbsolutePath | None, described("Directory of the host.", "/srv/models")] = None
+    path: Annotated[AbsolutePath, described("Where the server sees it; with raw_exec it is `bind`.")] = (
+        "/models"
     )
+    read_only: Annotated[
+        bool, described("Mount it read-only; compiled kernels then stay in the allocation.")
+    ] = False
     per_alloc: Annotated[
-        bool, said("Each allocation its own volume, `NAME[0]`, `NAME[1]` …; Nomad refuses canaries then.")
+        bool,
+        described("Each allocation its own volume, `NAME[0]`, `NAME[1]` …; Nomad refuses canaries then."),
     ] = False
 
 
 class Logs(Block, frozen=True):
     """Where a server's output goes and how much of it is kept."""
 
-    driver: Annotated[Literal["json-file", "fluentd"], said("Docker's log driver.")] = "json-file"
-    max_size: Annotated[Size, said("Size at which a log file is rotated.")] = "10 MiB"
-    max_files: Annotated[Positive, said("Files kept, of stdout and of stderr each.")] = 3
-    fluentd_address: Annotated[Text | None, said("Address of fluentd.", "127.0.0.1:24224")] = None
+    driver: Annotated[Literal["json-file", "fluentd"], described("Docker's log driver.")] = "json-file"
+    max_size: Annotated[Size, described("Size at which a log file is rotated.")] = "10 MiB"
+    max_files: Annotated[Positive, described("Files kept, of stdout and of stderr each.")] = 3
+    fluentd_address: Annotated[Text | None, described("Address of fluentd.", "127.0.0.1:24224")] = None

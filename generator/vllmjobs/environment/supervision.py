@@ -32,7 +32,7 @@ def is_supervised(environment: Environment, model: Model) -> bool:
 
 
 def is_ours(image: str) -> bool:
-    """Whether an image is of images/vllm, by its name: `acme.example:5000/ml/vllmjobs-vllm:0.33.0`."""
+    """Whether an image is of images/vllm, by its name: `acme.example:5000/ml/vllmjobs-vllm:0.24.0`."""
     return _last(image).partition("@")[0].partition(":")[0] == IMAGE
 
 

@@ -8,7 +8,7 @@ from vllmjobs.environment.tree import UNREADABLE
 from vllmjobs.importing.dotenv import Note, read
 from vllmjobs.importing.instances import instances_block, is_instances, read_instances
 from vllmjobs.importing.settings import Settings
-from vllmjobs.importing.text import Block, Said, yaml_text
+from vllmjobs.importing.text import Block, Commented, yaml_text
 
 MAX_NAME = 40  # leaves room for a model's name in the name of its service
 HEAD = """\
@@ -41,8 +41,8 @@ def imported(text: str, source: str, name: str, extends: str | None) -> Imported
     block, notes, problems = (_instances if is_instances(text) else _dotenv)(text, source, job)
     if problems:
         raise InvalidEnvironmentError(problems)
-    base = None if extends in (None, f"{name}.yaml") else Said(str(extends))
-    text = yaml_text({"extends": base, "job": Said(job), **block})
+    base = None if extends in (None, f"{name}.yaml") else Commented(str(extends))
+    text = yaml_text({"extends": base, "job": Commented(job), **block})
     return Imported(HEAD + text, sorted(notes))
 
 

@@ -11,7 +11,7 @@ from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.environment.values import looks_secret
 from vllmjobs.importing.dotenv import Note
 from vllmjobs.importing.settings import MAX_GPUS, MAX_TOKENS, TENSOR_PARALLEL, length, model_name, whole
-from vllmjobs.importing.text import Block, Said, balancer, group_name
+from vllmjobs.importing.text import Block, Commented, balancer, group_name
 
 FIELDS = ("NAME", "PORT", "MODEL", "DEVICE", "MAX_LEN", "TP")
 NGINX_PORT = 80  # generate_compose.sh
@@ -56,8 +56,8 @@ def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[No
         same = (instance.model, instance.max_len, instance.tensor_parallel, is_cpu)
         models.setdefault(same, []).append(instance)
     first = instances[0]
-    said = f"{first.name}: its port, as every other, is left out: Nomad picks the ports"
-    notes = [Note(first.mark, said, is_of_a_fleet=True)]
+    reason = f"{first.name}: its port, as every other, is left out: Nomad picks the ports"
+    notes = [Note(first.mark, reason, is_of_a_fleet=True)]
     groups: dict[str, Block] = {}
     for replicas in models.values():
         group = group_name(replicas[0].name, job, taken=groups)
@@ -65,7 +65,7 @@ def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[No
         notes += _notes(replicas, group, routed=len(models) > 1)
     if len(models) > 1:
         notes.append(Note(first.mark, f"{first.name}: it alone served /v1/ too, which nothing does now"))
-    return {"balancer": balancer(Said(NGINX_PORT)), "models": groups}, notes
+    return {"balancer": balancer(Commented(NGINX_PORT)), "models": groups}, notes
 
 
 def _instance(line: str, mark: Mark) -> Instance:
@@ -107,13 +107,15 @@ def _model(replicas: list[Instance], group: str, *, routed: bool) -> Block:
     instance = replicas[0]
     parallel = instance.tensor_parallel
     return {
-        "model": Said(instance.model, "MODEL"),
-        "served_name": Said(instance.name, "NAME"),
-        "strategy": Said(TENSOR_PARALLEL if parallel > 1 else "multi_instance"),
-        "replicas": Said(len(replicas), "lines with this MODEL, MAX_LEN and TP" if len(replicas) > 1 else ""),
-        "gpus": {"count": Said(parallel, "TP")},
-        "max_model_len": Said(length(instance.model, instance.max_len)[0], "MAX_LEN"),
-        "route": {"path": Said(f"/{group}/v1/"), "strip": Said(f"/{group}")} if routed else {},
+        "model": Commented(instance.model, "MODEL"),
+        "served_name": Commented(instance.name, "NAME"),
+        "strategy": Commented(TENSOR_PARALLEL if parallel > 1 else "multi_instance"),
+        "replicas": Commented(
+            len(replicas), "lines with this MODEL, MAX_LEN and TP" if len(replicas) > 1 else ""
+        ),
+        "gpus": {"count": Commented(parallel, "TP")},
+        "max_model_len": Commented(length(instance.model, instance.max_len)[0], "MAX_LEN"),
+        "route": {"path": Commented(f"/{group}/v1/"), "strip": Commented(f"/{group}")} if routed else {},
     }
 
 
@@ -125,8 +127,8 @@ def _notes(replicas: list[Instance], group: str, *, routed: bool) -> list[Note]:
     ]
     now = f"/{group}/v1/..." if routed else "/v1/..."
     notes.append(Note(first.mark, f"{first.name}: /v1/{first.name}/... is now {now}"))
-    if said := length(first.model, first.max_len)[1]:
-        notes.append(Note(first.mark, f"{first.name}: MAX_LEN {said}"))
+    if reason := length(first.model, first.max_len)[1]:
+        notes.append(Note(first.mark, f"{first.name}: MAX_LEN {reason}"))
     for instance in replicas:
         if instance.device == "cpu":
             message = "DEVICE cpu is not carried over: every server gets a GPU"

@@ -11,7 +11,7 @@ from difflib import get_close_matches
 from vllmjobs.check.arguments import OWN_VARIABLES
 from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.importing.dotenv import DotEnv, Note, shown
-from vllmjobs.importing.text import Block, Said, balancer, group_name
+from vllmjobs.importing.text import Block, Commented, balancer, group_name
 from vllmjobs.vllm.memory.models import known
 from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
 
@@ -91,26 +91,28 @@ class Settings:
 
     def environment(self, job: str) -> Block:
         """The environment's keys; to be used only when `problems` is empty afterwards."""
-        model = self._said("VLLM_MODEL", model_name)
-        served = self._said("VLLM_MODEL_NAME", str)
+        model = self._commented("VLLM_MODEL", model_name)
+        served = self._commented("VLLM_MODEL_NAME", str)
         named_after = served if self._given("VLLM_MODEL_NAME") else model
         group = group_name(str(named_after.value).rstrip("/").rpartition("/")[2] if named_after else "", job)
-        strategy = self._said("VLLM_STRATEGY", one_of("multi_instance", TENSOR_PARALLEL))
+        strategy = self._commented("VLLM_STRATEGY", one_of("multi_instance", TENSOR_PARALLEL))
         block = {
             "debug": self._debug(),
-            "balancer": balancer(self._said("NGINX_PORT", whole(1, MAX_PORT))),
+            "balancer": balancer(self._commented("NGINX_PORT", whole(1, MAX_PORT))),
             "models": {
                 group: {
                     "model": model,
                     "served_name": served,
                     "strategy": strategy,
-                    "install": self._said("VLLM_INSTALL_TYPE", one_of("standard", "gptoss")),
+                    "install": self._commented("VLLM_INSTALL_TYPE", one_of("standard", "gptoss")),
                     **self._gpus(is_parallel=strategy is not None and strategy.value == TENSOR_PARALLEL),
-                    "gpu_memory_utilization": self._said("VLLM_GPU_MEMORY_UTILIZATION", self._utilization),
+                    "gpu_memory_utilization": self._commented(
+                        "VLLM_GPU_MEMORY_UTILIZATION", self._utilization
+                    ),
                     "max_model_len": self._length(model),
                     "ports": {
                         "host": self._host(),
-                        "base": self._said("VLLM_BASE_PORT", whole(1, MAX_PORT)),
+                        "base": self._commented("VLLM_BASE_PORT", whole(1, MAX_PORT)),
                     },
                     "cache": {"bind": self._cache(group)},
                     "secrets": self._secrets(job),
@@ -131,18 +133,18 @@ class Settings:
         mark = self._variables[name].mark if name in self._variables else Mark(self._source)
         self.notes.append(Note(mark, f"{shown(name)} {message}", is_of_a_fleet))
 
-    def _said(self, name: str, convert: Callable[[str], str | int | float]) -> Said | None:
+    def _commented(self, name: str, convert: Callable[[str], str | int | float]) -> Commented | None:
         """A variable's value, or its default; None where there is neither, or a problem."""
         text = self._given(name)
         if not text:
             default = VARIABLES[name]
-            return None if default is None else Said(convert(default), f"the default of {name}")
+            return None if default is None else Commented(convert(default), f"the default of {name}")
         try:
             if self._variables[name].secret:
                 raise ValueError("looks like a secret, which an environment only refers to (value not shown)")
             if not unicodedata.is_normalized("NFC", text):
                 raise ValueError("is not in Unicode's normal form NFC; type it anew")
-            return Said(convert(text), name)
+            return Commented(convert(text), name)
         except ValueError as error:
             self.problems.append(Problem(self._variables[name].mark, (), f"{name} {error}"))
             return None
@@ -155,14 +157,16 @@ class Settings:
                 "gpus.count: how many GPUs a server needs" if is_parallel else "replicas: how many servers"
             )
             self._note(name, f"{all_gpus}; one is written, so choose {wanted}", True)
-            counted = Said(1, f"{name} was every GPU of the box")
+            counted = Commented(1, f"{name} was every GPU of the box")
         else:
-            counted = self._said(name, whole(1, MAX_GPUS if is_parallel else MAX_REPLICAS)) or Said(1)
+            counted = self._commented(name, whole(1, MAX_GPUS if is_parallel else MAX_REPLICAS)) or Commented(
+                1
+            )
         if not is_parallel:
-            return {"replicas": counted, "gpus": {"count": Said(1)}}
+            return {"replicas": counted, "gpus": {"count": Commented(1)}}
         if isinstance(counted.value, int) and counted.value > GPUS_OF_A_BOX:
             self._note(name, f"is {counted.value}, all of one node: a server does not span nodes here")
-        return {"replicas": Said(1), "gpus": {"count": counted}}
+        return {"replicas": Commented(1), "gpus": {"count": counted}}
 
     def _utilization(self, text: str) -> float:
         number = float(text) if re.fullmatch(r"[0-9]{0,9}(\.[0-9]{1,30})?|[0-9]{1,9}\.", text) else 0.0
@@ -176,25 +180,25 @@ class Settings:
             )
         return allowed
 
-    def _length(self, model: Said | None) -> Said | None:
-        asked = self._said("VLLM_MAX_MODEL_LEN", whole(1, MAX_TOKENS))
+    def _length(self, model: Commented | None) -> Commented | None:
+        asked = self._commented("VLLM_MAX_MODEL_LEN", whole(1, MAX_TOKENS))
         if asked is None or model is None:
             return asked
-        allowed, said = length(str(model.value), int(asked.value))
-        if said:
-            self._note("VLLM_MAX_MODEL_LEN", said)
-        return Said(allowed, asked.comment)
+        allowed, reason = length(str(model.value), int(asked.value))
+        if reason:
+            self._note("VLLM_MAX_MODEL_LEN", reason)
+        return Commented(allowed, asked.comment)
 
-    def _host(self) -> Said | None:
-        host = self._said("VLLM_HOST", str)
+    def _host(self) -> Commented | None:
+        host = self._commented("VLLM_HOST", str)
         if host and LOOPBACK.fullmatch(str(host.value)):
             why = "is left out: nothing outside the container would reach the server there"
             self._note("VLLM_HOST", why, True)
             return None
         return host
 
-    def _cache(self, group: str) -> Said | None:
-        path = self._said("MODEL_CACHE_PATH", str)
+    def _cache(self, group: str) -> Commented | None:
+        path = self._commented("MODEL_CACHE_PATH", str)
         if not path:
             return None
         if not re.fullmatch(r"/[^\x00-\x1f]*", str(path.value)):
@@ -209,10 +213,10 @@ class Settings:
         )
         return path
 
-    def _debug(self) -> Said | None:
+    def _debug(self) -> Commented | None:
         word = self._given("DEBUG").lower()
         if word in ("1", "true", "yes", "on"):
-            return Said(True, "DEBUG")
+            return Commented(True, "DEBUG")
         if word not in ("", "0", "false", "no", "off"):
             self._note("DEBUG", "is neither true nor false; left out")
         return None
@@ -236,7 +240,7 @@ class Settings:
             command = _store(job, [*fields.values()])
             self.notes.append(Note(mark, f"{', '.join(names)} {who} into: {command}", True))
         kept = "where it is kept, never what it is"
-        return {name: Said(f"nomad/jobs/{job}#{field}", kept) for name, field in fields.items()}
+        return {name: Commented(f"nomad/jobs/{job}#{field}", kept) for name, field in fields.items()}
 
     def _name_the_rest(self, group: str) -> None:
         for name, variable in self._variables.items():

@@ -17,14 +17,14 @@ _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9._/-]*(#[A-Za-z0-9_]+)?")
 _NO_FOLDING = 1 << 30  # columns
 
 
-class Said(NamedTuple):
+class Commented(NamedTuple):
     """A value, and the comment that stands behind it: where it came from."""
 
     value: str | int | float | bool
     comment: str = ""
 
 
-Block = Mapping[str, Union[Said, "Block", None]]  # what is None, or holds nothing, is left out
+Block = Mapping[str, Union[Commented, "Block", None]]  # what is None, or holds nothing, is left out
 
 
 def yaml_text(block: Block) -> str:
@@ -55,21 +55,21 @@ def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
     return next(free for free in chain([name], numbered) if free not in taken)
 
 
-def balancer(port: Said | None) -> Block:
+def balancer(port: Commented | None) -> Block:
     """The balancer that balanced-vllm-docker has, on its port."""
     moved = (
-        Said(ADMIN_PORT - 1, f"not {ADMIN_PORT}, which is port")
+        Commented(ADMIN_PORT - 1, f"not {ADMIN_PORT}, which is port")
         if port and port.value == ADMIN_PORT
         else None
     )
-    return {"kind": Said("nginx"), "port": port, "admin_port": moved}
+    return {"kind": Commented("nginx"), "port": port, "admin_port": moved}
 
 
 def _lines(block: Block, depth: int) -> Iterator[str]:
     indent = "  " * depth
     is_first = True
     for key, item in block.items():
-        if isinstance(item, Said):
+        if isinstance(item, Commented):
             comment = f" # {item.comment}" if item.comment else ""
             yield f"{indent}{key}: {scalar(item.value)}{comment}\n"
         elif item and (inside := "".join(_lines(item, depth + 1))):

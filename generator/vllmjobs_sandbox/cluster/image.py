@@ -22,13 +22,14 @@ from pathlib import Path
 import httpx
 from packaging.requirements import Requirement
 
+from vllmjobs.vllm.releases import NEWEST
 from vllmjobs_sandbox.cluster.docker import PASSWD, PATH, Docker
 from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.process import start, stop
 from vllmjobs_sandbox.cluster.programs import CHECKOUT, ROOM, SOURCES
 from vllmjobs_sandbox.traffic.requests import http
 
-BASE = "vllmjobs-test/vllm:0.33.0"  # as if it were that release of vLLM's own image
+BASE = f"vllmjobs-test/vllm:{NEWEST}"  # as if it were that release of vLLM's own image
 VENV = "/opt/vllm"
 NEEDED = ("pip", "httptools", "prometheus_client", "starlette", "uvicorn")  # pip builds, they serve
 SECONDS = 30.0

@@ -10,6 +10,7 @@ from typing import Any
 
 import httpx
 
+from vllmjobs.vllm.releases import NEWEST
 from vllmjobs_sandbox.cluster import nginx, programs
 from vllmjobs_sandbox.cluster.ports import take_block
 from vllmjobs_sandbox.cluster.process import wait_until
@@ -22,7 +23,7 @@ models:
   chat:
     model: a/small
     replicas: 2
-    image: vllm/vllm-openai:v0.33.0
+    image: vllm/vllm-openai:v{newest}
     entrypoint: [stand-in-engine, serve]
     ports: {{base: {base}}}
     drain: {{longest_stream: 10s}}
@@ -62,7 +63,9 @@ class Machine:
         """A file of the folder, with its ports filled in."""
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
-        path.write_text(text.format(port=self.port, admin=self.admin, base=self.base, **values))
+        path.write_text(
+            text.format(port=self.port, admin=self.admin, base=self.base, newest=NEWEST, **values)
+        )
         return path
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:

@@ -6,7 +6,8 @@ from vllmjobs.changes.compare import compare
 from vllmjobs.changes.hiding import HIDDEN, named, shown
 from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import Field
-from vllmjobs.vllm.arguments.tables import table, versions
+from vllmjobs.vllm.arguments.tables import table
+from vllmjobs.vllm.releases import VERSIONS
 
 ARGS = ("task", "vllm", "config", "args")
 DATA = ("task", "vllm", "template", "secrets/vllm.env", "data")
@@ -103,7 +104,7 @@ def test_the_argument_after_such_an_option_is_hidden(option: str) -> None:
     assert shown(ARGS, option) == (option, False)
 
 
-@pytest.mark.parametrize("version", versions())
+@pytest.mark.parametrize("version", VERSIONS)
 def test_of_vllms_own_arguments_two_are_secrets(version: str) -> None:
     """`--max-num-batched-tokens`, `--tokenizer`, `--ssl-keyfile` and their like are not."""
     hidden = {

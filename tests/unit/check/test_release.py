@@ -25,7 +25,7 @@ FIELD = st.text("0123456789*/,-#LWMON", min_size=1, max_size=6)
 def test_a_schedule_is_found_wrong_before_it_is_needed(schedule: str) -> None:
     windows = Maintenance(windows=[Window(schedule, "4h")])
     whole = Whole(Environment(models={"chat": Model(model="m")}, maintenance=windows), Facts())
-    findings = [path for path, _ in windows_can_be_read.find(whole)]
+    findings = [path for path, _ in windows_can_be_read(whole)]
     try:
         maintenance(windows, datetime(2026, 11, 23, tzinfo=UTC))
     except UserError as error:

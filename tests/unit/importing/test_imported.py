@@ -207,7 +207,7 @@ models:
 
 def test_every_example_of_its_readme_is_imported(tmp_path: Path) -> None:
     found = {heading: from_env(text, tmp_path)[0] for heading, text in README.items()}
-    said = {
+    text = {
         heading: (
             model.model,
             model.served_name,
@@ -220,7 +220,7 @@ def test_every_example_of_its_readme_is_imported(tmp_path: Path) -> None:
     }
     opt, llama = "facebook/opt-125m", "meta-llama/Llama-2-70b-chat-hf"
     multi, tensor = "multi_instance", "tensor_parallel"
-    assert said == {
+    assert text == {
         "Basic Setup": ("microsoft/DialoGPT-medium", "dialogue", multi, "standard", 1, 1),
         "Large Model with Tensor Parallelism": (
             *("meta-llama/Llama-2-13b-chat-hf", "llama-13b", tensor, "standard", 1, 1),
@@ -381,8 +381,8 @@ def test_secrets_become_references_and_one_command_stores_them_all(tmp_path: Pat
     ],
 )
 def test_a_secret_in_a_place_for_none_is_refused_and_not_shown(text: str) -> None:
-    said = "\n".join(refused(text))
-    assert TOKEN not in said and "hunter2" not in said
+    text = "\n".join(refused(text))
+    assert TOKEN not in text and "hunter2" not in text
 
 
 @pytest.mark.parametrize(
@@ -400,8 +400,8 @@ def test_a_secret_in_a_place_for_none_is_refused_and_not_shown(text: str) -> Non
 )
 def test_a_secret_on_a_line_that_says_something_else_is_not_shown(text: str, tmp_path: Path) -> None:
     result = imported(f"VLLM_GPU_COUNT=1\n{text}\n", ".env", "prod", None)
-    said = f"{result.text}{result.notes}"
-    assert TOKEN not in said and "MIIE" not in said
+    text = f"{result.text}{result.notes}"
+    assert TOKEN not in text and "MIIE" not in text
     environment_of(result.text, tmp_path)
 
 
@@ -518,7 +518,7 @@ tiny:8003:facebook/opt-125m:cpu:512:1
 def test_an_instances_config_becomes_a_model_for_each_distinct_line(tmp_path: Path) -> None:
     result = imported(INSTANCES, "instances.config", "prod", "base.yaml")
     models = environment_of(result.text, tmp_path).models
-    said = {
+    text = {
         name: (
             m.served_name,
             m.strategy,
@@ -531,7 +531,7 @@ def test_an_instances_config_becomes_a_model_for_each_distinct_line(tmp_path: Pa
         for name, m in models.items()
     }
     multi, tensor = "multi_instance", "tensor_parallel"
-    assert said == {
+    assert text == {
         "instance1": ("instance1", multi, 2, 1, 1024, "/instance1/v1/", "/instance1"),
         "big-one": ("Big_One", tensor, 1, 2, 4096, "/big-one/v1/", "/big-one"),
         "tiny": ("tiny", multi, 1, 1, 512, "/tiny/v1/", "/tiny"),
@@ -634,12 +634,12 @@ def test_any_file_becomes_a_valid_environment_or_is_refused_with_its_lines(
     result: Imported | None = None
     try:
         result = imported(text, ".env", "prod", "base.yaml")
-        said = result.text + "\n".join(map(str, result.notes))
+        text = result.text + "\n".join(map(str, result.notes))
     except InvalidEnvironmentError as error:
-        said = str(error)
+        text = str(error)
         assert all(problem.mark.line or "sets no variable" in problem.message for problem in error.problems)
-    assert not any(secret in said for secret in SECRETS)
-    assert "s3cr3t" not in said
+    assert not any(secret in text for secret in SECRETS)
+    assert "s3cr3t" not in text
     if result:
         try:
             environment_of(result.text, tmp_path_factory.getbasetemp())

@@ -7,8 +7,9 @@ from typing import Any, NamedTuple
 
 from vllmjobs.vllm.arguments.conflicts import conflicts
 from vllmjobs.vllm.arguments.parser import Mistake, MistakeKind, Option, expanded_sizes, size, split
-from vllmjobs.vllm.arguments.tables import Flag, Table, history, versions
+from vllmjobs.vllm.arguments.tables import Flag, Table, history
 from vllmjobs.vllm.arguments.values import check, folded, nearest, not_among, shown
+from vllmjobs.vllm.releases import VERSIONS
 
 # Where there is a plugin, it can bring a name of its own.
 PLUGINS = {
@@ -190,14 +191,14 @@ def _explained(table: Table, mistake: Mistake) -> Mistake:
 def _past(flag: str, version: str) -> str:
     """Where an unknown flag is known, as the end of a sentence; empty where it never was."""
     known = history(flag)
-    place = versions().index(version)
-    before = [one for one in known if versions().index(one) < place]
-    after = [one for one in known if versions().index(one) > place]
+    place = VERSIONS.index(version)
+    before = [one for one in known if VERSIONS.index(one) < place]
+    after = [one for one in known if VERSIONS.index(one) > place]
     removed = f"; removed after {before[-1]}" if before else ""
     if not after:
         return removed
     # Between two tables that are further apart, it may have come with any release.
-    last_without = versions()[versions().index(after[0]) - 1]
+    last_without = VERSIONS[VERSIONS.index(after[0]) - 1]
     how = "in" if _minor(after[0]) - _minor(last_without) == 1 else "by"
     return f"{removed}{' and' if before else ';'} added {'again ' if before else ''}{how} {after[0]}"
 

@@ -10,8 +10,9 @@ from typing import Any
 from vllmjobs.vllm.arguments.given import Arguments, Rule, conflict
 from vllmjobs.vllm.arguments.option_conflicts import OPTION_RULES
 from vllmjobs.vllm.arguments.parser import Mistake
-from vllmjobs.vllm.arguments.tables import Table, is_version, precedes
+from vllmjobs.vllm.arguments.tables import Table
 from vllmjobs.vllm.arguments.values import shown
+from vllmjobs.vllm.releases import is_version, precedes
 
 BALANCING = {
     "data_parallel_multi_port_external_lb": "data-parallel-multi-port-external-lb",

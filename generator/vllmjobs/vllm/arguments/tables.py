@@ -1,12 +1,13 @@
 """What `vllm serve` accepts, per release: tables made by scripts/vllm-tables from vLLM's own parser."""
 
 import pkgutil
-import re
 import zlib
 from functools import cache, cached_property
 from typing import Any, Literal, NamedTuple
 
 import msgspec
+
+from vllmjobs.vllm.releases import VERSIONS, order, precedes
 
 Kind = Literal[
     "any",
@@ -125,21 +126,8 @@ class Nearest(NamedTuple):
         """What a person should know when there is no table of this very version; empty otherwise."""
         if self.exact:
             return ""
-        older = "; no older one is known" if _order(self.asked) < _order(self.table.version) else ""
+        older = "; no older one is known" if precedes(self.asked, self.table.version) else ""
         return f"vLLM {self.asked} has no table of its own: checked as {self.table.version}{older}"
-
-
-# Oldest first; scripts/vllm-tables makes another.
-VERSIONS = ("0.11.2", "0.17.1", "0.24.0", "0.32.0", "0.33.0")
-# A release, and what may follow: rc1, .post1, .dev12, +cu129. PEP 440: dev < rc < release < post.
-_VERSION = re.compile(
-    r"v?(\d+(?:\.\d+)*)(?:\.?(a|b|rc)\.?(\d+))?(?:\.?(post)(\d+))?(?:\.?(dev)(\d+))?(?:\+[\w.]+)?"
-)
-
-
-def versions() -> list[str]:
-    """The releases that have a table, oldest first."""
-    return list(VERSIONS)
 
 
 def table(version: str) -> Nearest:
@@ -148,26 +136,16 @@ def table(version: str) -> Nearest:
     A local suffix (`+cu129`) changes nothing. What is no version number (`nightly`, a commit) counts as
     newer than every release.
     """
-    order = _order(version)
-    lower = [known for known in versions() if _order(known) <= order]
-    chosen = lower[-1] if lower else versions()[0]
-    return Nearest(_load(chosen), version, _order(chosen) == order)
-
-
-def is_version(text: str) -> bool:
-    """Whether a text is a version number, such as 0.33.0, 0.33.0rc1 or 0.33.0+cu129."""
-    return bool(_VERSION.fullmatch(text.strip()))
-
-
-def precedes(version: str, other: str) -> bool:
-    """Whether a version is older than another one."""
-    return _order(version) < _order(other)
+    place = order(version)
+    lower = [known for known in VERSIONS if order(known) <= place]
+    chosen = lower[-1] if lower else VERSIONS[0]
+    return Nearest(_load(chosen), version, order(chosen) == place)
 
 
 def history(flag: str) -> list[str]:
     """The releases whose parser knows a flag, by any of its names (`max-num-seqs`), oldest first."""
     name = "--" + flag.lstrip("-").replace("_", "-")
-    return [version for version in versions() if name in _load(version).by_name]
+    return [version for version in VERSIONS if name in _load(version).by_name]
 
 
 @cache
@@ -175,22 +153,3 @@ def _load(version: str) -> Table:
     packed = pkgutil.get_data("vllmjobs.vllm.arguments", f"tables/{version}.json.gz")
     assert packed is not None, version
     return msgspec.json.decode(zlib.decompress(packed, wbits=31), type=Table)
-
-
-def _order(version: str) -> tuple[object, ...]:
-    match = _VERSION.fullmatch(version.strip())
-    if not match:
-        return ((1 << 30,), 0, 0, 0, 0)
-    release, pre, pre_number, post, post_number, dev, dev_number = match.groups()
-    numbers = tuple(int(part) for part in release.split("."))
-    while numbers and numbers[-1] == 0:
-        numbers = numbers[:-1]
-    without_pre = -1 if dev and not post else 3
-    stage = ("a", "b", "rc").index(pre) if pre else without_pre
-    return (
-        numbers,
-        stage,
-        int(pre_number or 0),
-        int(post_number) + 1 if post else 0,
-        int(dev_number) if dev else 1 << 30,
-    )

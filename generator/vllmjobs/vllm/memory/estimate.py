@@ -17,11 +17,9 @@ from vllmjobs.vllm.memory.limits import impossible
 from vllmjobs.vllm.memory.overhead import activation_bytes, cuda_graph_bytes, non_torch_bytes
 from vllmjobs.vllm.memory.parts import shown
 from vllmjobs.vllm.memory.quantization import online
-from vllmjobs.vllm.memory.serving import Use
+from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError
 from vllmjobs.vllm.memory.weights import weight_bytes
-
-__all__ = ["Estimate", "Request", "Use", "batch_defaults", "estimate", "fits", "on_cpu", "smallest"]
 
 GIB = 2**30
 _CPU = Gpu("CPU", 0, 1.0, (9, 0), 0.0)
@@ -69,7 +67,7 @@ class Estimate(msgspec.Struct, frozen=True):
         return self.weights + self.activations + self.cuda_graphs + self.non_torch
 
 
-def batch_defaults(gpu: Gpu, use: Use) -> tuple[int, int]:
+def batch_defaults(gpu: Gpu, serving: Serving) -> tuple[int, int]:
     """max_num_seqs and max_num_batched_tokens, as given or as the API server picks them for the GPU.
 
     `get_batch_defaults` and `_set_default_max_num_seqs_and_batched_tokens_args` of `engine/arg_utils.py`.
@@ -79,103 +77,107 @@ def batch_defaults(gpu: Gpu, use: Use) -> tuple[int, int]:
         seqs, tokens = 1024, 16384
     elif gpu.usable >= 70 * GIB and "a100" not in gpu.name.lower() and not gpu.integrated:
         seqs, tokens = 1024, 8192
-    tokens = use.max_num_batched_tokens or tokens
-    return min(use.max_num_seqs or seqs, tokens), tokens
+    tokens = serving.max_num_batched_tokens or tokens
+    return min(serving.max_num_seqs or seqs, tokens), tokens
 
 
-def estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
+def estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
     """What serving this takes of each GPU of this kind, and whether it fits.
 
     The fullest pipeline stage is given. When it does not fit, `smallest` names the request that would.
     Raises UnknownShapeError for a `kv_cache_dtype` whose layout is not known, for numbers that no server
     could start with (`Use.check`) and for a pipeline of more stages than the model has layers.
     """
-    found = _estimate(shape, gpu, use)
+    found = _estimate(shape, gpu, serving)
     if found.fits:
         return found
-    return msgspec.structs.replace(found, smallest=smallest(shape, use, [gpu]) or smallest(shape, use))
+    return msgspec.structs.replace(
+        found, smallest=smallest(shape, serving, [gpu]) or smallest(shape, serving)
+    )
 
 
-def fits(shape: Shape, gpu: Gpu, use: Use) -> bool:
+def fits(shape: Shape, gpu: Gpu, serving: Serving) -> bool:
     """Whether it fits; `estimate`, where it does not, also looks through all GPUs for what would."""
-    return _estimate(shape, gpu, use).fits
+    return _estimate(shape, gpu, serving).fits
 
 
-def on_cpu(shape: Shape, use: Use, kv_cache: int) -> Estimate:
+def on_cpu(shape: Shape, serving: Serving, kv_cache: int) -> Estimate:
     """What a KV cache of so many bytes holds on the CPU, where all but `kv_tokens` and `concurrency` is void.
 
     Raises UnknownShapeError as `estimate` does.
     """
-    block_size = use.block_size or _CPU_BLOCK_SIZE
+    block_size = serving.block_size or _CPU_BLOCK_SIZE
     return _estimate(
-        shape, _CPU, msgspec.structs.replace(use, kv_cache_memory_bytes=kv_cache, block_size=block_size)
+        shape, _CPU, msgspec.structs.replace(serving, kv_cache_memory_bytes=kv_cache, block_size=block_size)
     )
 
 
 def smallest(
-    shape: Shape, use: Use, among: Sequence[Gpu] | None = None, counts: tuple[int, ...] = (1, 2, 4, 8)
+    shape: Shape, serving: Serving, among: Sequence[Gpu] | None = None, counts: tuple[int, ...] = (1, 2, 4, 8)
 ) -> Request | None:
     """The least GPU memory, as one kind of GPU and a tensor parallel size, that would do.
 
     `among` are the GPUs to choose from: of the table, those that are made for servers, when not given. None
     where none would do. Raises UnknownShapeError as `estimate` does; but the pipeline makes no difference.
     """
-    _check(shape, msgspec.structs.replace(use, pipeline_parallel=1))
+    _check(shape, msgspec.structs.replace(serving, pipeline_parallel=1))
     options = sorted(
         (each.memory_mib * count, count, each.name, each)
         for each in (among or [card for card in gpus() if not card.integrated and "GeForce" not in card.name])
         for count in counts
     )
     for _, count, name, each in options:
-        asked = msgspec.structs.replace(use, tensor_parallel=count, pipeline_parallel=1, data_parallel=1)
+        asked = msgspec.structs.replace(serving, tensor_parallel=count, pipeline_parallel=1, data_parallel=1)
         refused = any(found.severity == "error" for found in impossible(shape, each, asked))
         if not refused and fits(shape, each, asked):
             return Request(name, count)
     return None
 
 
-def _estimate(shape: Shape, gpu: Gpu, use: Use) -> Estimate:
-    _check(shape, use)
-    seqs, batched = batch_defaults(gpu, use)
-    dtype = _dtype(shape, gpu, use)
-    width = _cache_width(shape, use, dtype)
-    weights = weight_bytes(shape, use.split, dtype, shape.quantization or online(use.quantization))
-    layout = pools(shape, use.split, width, use.block_size or BLOCK_SIZE)
+def _estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
+    _check(shape, serving)
+    seqs, batched = batch_defaults(gpu, serving)
+    dtype = _dtype(shape, gpu, serving)
+    width = _cache_width(shape, serving, dtype)
+    weights = weight_bytes(shape, serving.split, dtype, shape.quantization or online(serving.quantization))
+    layout = pools(shape, serving.split, width, serving.block_size or BLOCK_SIZE)
     rest = (
-        activation_bytes(shape, use, seqs, batched),
-        cuda_graph_bytes(shape, gpu, use, seqs, batched),
-        non_torch_bytes(gpu, use),
+        activation_bytes(shape, serving, seqs, batched),
+        cuda_graph_bytes(shape, gpu, serving, seqs, batched),
+        non_torch_bytes(gpu, serving),
     )
-    offloaded = int(use.cpu_offload_gb * GIB)
+    offloaded = int(serving.cpu_offload_gb * GIB)
     stages = [
-        (_stage(shape, gpu, use, max(0, held - offloaded), rest, pool, (seqs, batched)), pool is None)
+        (_stage(shape, gpu, serving, max(0, held - offloaded), rest, pool, (seqs, batched)), pool is None)
         for held, pool in zip(weights, layout, strict=True)
     ]
     # A stage without a cache has no tokens to be short of.
     return min(stages, key=lambda each: (each[0].fits, each[1], each[0].kv_tokens, -each[0].weights))[0]
 
 
-def _check(shape: Shape, use: Use) -> None:
-    use.check()
-    layers, pipeline = len(shape.layers), use.pipeline_parallel
+def _check(shape: Shape, serving: Serving) -> None:
+    serving.check()
+    layers, pipeline = len(shape.layers), serving.pipeline_parallel
     if pipeline > layers:
         raise UnknownShapeError(f"pipeline_parallel is {pipeline}, more than the model's {layers} layers")
-    _cache_width(shape, use, shape.dtype)
-    if use.quantization and not shape.quantization and online(use.quantization) is None:
-        raise UnknownShapeError(f"what weights take with quantization {shown(use.quantization)} is not known")
+    _cache_width(shape, serving, shape.dtype)
+    if serving.quantization and not shape.quantization and online(serving.quantization) is None:
+        raise UnknownShapeError(
+            f"what weights take with quantization {shown(serving.quantization)} is not known"
+        )
 
 
-def _cache_width(shape: Shape, use: Use, dtype: str) -> float:
-    width = kv_cache_bytes(_kv_cache_dtype(shape, use), dtype)
+def _cache_width(shape: Shape, serving: Serving, dtype: str) -> float:
+    width = kv_cache_bytes(_kv_cache_dtype(shape, serving), dtype)
     if width is None:
-        raise UnknownShapeError(f"the layout of kv_cache_dtype {shown(use.kv_cache_dtype)} is not known")
+        raise UnknownShapeError(f"the layout of kv_cache_dtype {shown(serving.kv_cache_dtype)} is not known")
     return width
 
 
 def _stage(
     shape: Shape,
     gpu: Gpu,
-    use: Use,
+    serving: Serving,
     weights: int,
     rest: tuple[int, int, int],
     pool: Pool | None,
@@ -183,14 +185,14 @@ def _stage(
 ) -> Estimate:
     """The estimate for the GPUs of one pipeline stage."""
     # Bytes that are given are taken whatever the utilization (v1/worker/gpu_worker.py).
-    given = use.kv_cache_memory_bytes
-    requested = gpu.usable if given else math.ceil(gpu.usable * use.utilization)
+    given = serving.kv_cache_memory_bytes
+    requested = gpu.usable if given else math.ceil(gpu.usable * serving.utilization)
     left = given or requested - weights - sum(rest)
-    length = use.max_model_len if isinstance(use.max_model_len, int) else shape.max_positions
+    length = serving.max_model_len if isinstance(serving.max_model_len, int) else shape.max_positions
     needed = tokens = 0
     longest, concurrency, fits = shape.longest_positions, float(batch[0]), left > 0
     if pool is not None:
-        in_flight, states = use.in_flight * batch[1], use.states_per_request
+        in_flight, states = serving.in_flight * batch[1], serving.states_per_request
 
         def blocks(tokens: int) -> int:
             return pool.blocks(tokens, in_flight, states)
@@ -198,13 +200,13 @@ def _stage(
         held = max(0, left // pool.block_bytes)
         # One block is never given out (check_enough_kv_cache_memory, v1/core/kv_cache_planning.py).
         longest = _longest(lambda tokens: blocks(tokens) < held, max(shape.stretched_positions, length))
-        if use.max_model_len == "auto":
+        if serving.max_model_len == "auto":
             length = min(length, longest)
         fits = 0 < length <= longest and weights + sum(rest) + left <= requested
         needed = blocks(length) * pool.block_bytes
         concurrency = held / max(1, blocks(length))
         tokens = int(concurrency * length)
-        if use.version < (0, 21):  # then said as the blocks of one group, times its tokens
+        if serving.version < (0, 21):  # then said as the blocks of one group, times its tokens
             tokens = (
                 held
                 // sum(group.tables for group in pool.groups)
@@ -227,7 +229,7 @@ def _stage(
         margin=(left - needed) / gpu.usable,
         max_num_seqs=batch[0],
         max_num_batched_tokens=batch[1],
-        gpu_memory_utilization=use.utilization,
+        gpu_memory_utilization=serving.utilization,
     )
 
 
@@ -240,12 +242,12 @@ def _longest(fits: Callable[[int], bool], limit: int) -> int:
     return low
 
 
-def _dtype(shape: Shape, gpu: Gpu, use: Use) -> str:
-    name = use.dtype if use.dtype not in {None, "auto"} else shape.dtype
+def _dtype(shape: Shape, gpu: Gpu, serving: Serving) -> str:
+    name = serving.dtype if serving.dtype not in {None, "auto"} else shape.dtype
     return "float16" if name == "bfloat16" and gpu.compute_capability < 80 else str(name)
 
 
-def _kv_cache_dtype(shape: Shape, use: Use) -> str:
-    if use.kv_cache_dtype == "auto" and shape.quantization and shape.quantization.kv_cache_dtype:
+def _kv_cache_dtype(shape: Shape, serving: Serving) -> str:
+    if serving.kv_cache_dtype == "auto" and shape.quantization and shape.quantization.kv_cache_dtype:
         return shape.quantization.kv_cache_dtype
-    return use.kv_cache_dtype
+    return serving.kv_cache_dtype

@@ -27,11 +27,6 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     integrated: bool = False
 
     @property
-    def verified(self) -> bool:
-        """Whether every number was read from a machine or a data sheet."""
-        return not self.estimated
-
-    @property
     def usable(self) -> int:
         """Bytes that CUDA calls the total."""
         return int(self.usable_gib * 2**30)

@@ -7,7 +7,7 @@ import msgspec
 from vllmjobs.vllm.memory.gpus import Gpu
 from vllmjobs.vllm.memory.parts import Attention, Dense, Experts, shown
 from vllmjobs.vllm.memory.quantization import online
-from vllmjobs.vllm.memory.serving import Use
+from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape
 from vllmjobs.vllm.memory.weights import padded_vocabulary
 
@@ -21,7 +21,7 @@ NATIVE = {"fp8": 89, "modelopt": 89, "nvfp4": 100, "mxfp8": 100}
 BFLOAT16 = 80
 
 
-class Misfit(msgspec.Struct, frozen=True):
+class Obstacle(msgspec.Struct, frozen=True):
     """One thing that does not fit; `message` reads after the path of the setting and a colon."""
 
     kind: str
@@ -29,34 +29,38 @@ class Misfit(msgspec.Struct, frozen=True):
     severity: Literal["error", "warning"] = "error"
 
 
-def impossible(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
+def impossible(shape: Shape, gpu: Gpu, serving: Serving) -> list[Obstacle]:
     """What vLLM refuses, or asserts when it builds the model, whatever the memory."""
-    return [*dividing(shape, use), *blocks(shape, use), *capability(shape, gpu, use)]
+    return [*dividing(shape, serving), *blocks(shape, serving), *capability(shape, gpu, serving)]
 
 
-def dividing(shape: Shape, use: Use) -> list[Misfit]:
+def dividing(shape: Shape, serving: Serving) -> list[Obstacle]:
     """Heads, vocabulary and layers that cannot be cut: kinds heads, vocabulary, kv_heads and layers.
 
     One cause shows in several of them, so only the first is said.
     """
-    size, layers, pipeline = use.tensor_parallel, len(shape.layers), use.pipeline_parallel
+    size, layers, pipeline = serving.tensor_parallel, len(shape.layers), serving.pipeline_parallel
     if found := _undivided(shape, size):
         kind, message = found
-        return [Misfit(kind, f"{message}; use {_one_of(_sizes(shape, use) or _sizes(shape, use, cut=True))}")]
+        return [
+            Obstacle(
+                kind, f"{message}; use {_one_of(_sizes(shape, serving) or _sizes(shape, serving, cut=True))}"
+            )
+        ]
     if not 1 <= pipeline <= layers:  # get_pp_indices, vllm/distributed/utils.py, would leave stages empty
         message = f"{layers} layers cannot be cut into {shown(pipeline)} pipeline stages; use 1 to {layers}"
-        return [Misfit("layers", message)]
+        return [Obstacle("layers", message)]
     return []
 
 
-def blocks(shape: Shape, use: Use) -> list[Misfit]:
+def blocks(shape: Shape, serving: Serving) -> list[Obstacle]:
     """Scales of fp8 blocks that would be cut (`validate_fp8_block_shape_moe`, layers/quantization)."""
-    found = _cut(shape, use)
+    found = _cut(shape, serving)
     if found is None:
         return []
     width, among, block = found
-    whole = msgspec.structs.replace(use, expert_parallel=True)
-    sizes = _sizes(shape, use)
+    whole = msgspec.structs.replace(serving, expert_parallel=True)
+    sizes = _sizes(shape, serving)
     ways_out = [_one_of(sizes)] if sizes else []
     if _cut(shape, whole) is None:
         ways_out.append("expert parallel")
@@ -66,7 +70,7 @@ def blocks(shape: Shape, use: Use) -> list[Misfit]:
         f"{shown(among)} cuts feed-forward layers of {width} into parts that are no multiple of {block}, "
         f"the block of their fp8 scales; use {', or '.join(ways_out)}"
     )
-    return [Misfit("block", message)]
+    return [Obstacle("block", message)]
 
 
 def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
@@ -74,28 +78,28 @@ def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
     if size < 1:
         return "heads", f"{shown(size)} is no number of GPUs"
     mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
-    said = shown(size)
+    gpus = shown(size)
     for heads in sorted({each.heads for each in mixers}):
         if heads % size:
-            return "heads", f"{said} does not divide {heads} heads"
+            return "heads", f"{gpus} does not divide {heads} heads"
     if (padded := padded_vocabulary(shape.vocab)) % size:
-        return "vocabulary", f"{said} does not divide the padded vocabulary of {padded}"
+        return "vocabulary", f"{gpus} does not divide the padded vocabulary of {padded}"
     for heads in sorted({each.kv_heads for each in mixers if isinstance(each, Attention)}):
         if not _kv_divides(heads, size):
-            return "kv_heads", f"{said} neither divides {heads} key and value heads nor is divided by them"
+            return "kv_heads", f"{gpus} neither divides {heads} key and value heads nor is divided by them"
     return None
 
 
-def _cut(shape: Shape, use: Use) -> tuple[int, int, int] | None:
+def _cut(shape: Shape, serving: Serving) -> tuple[int, int, int] | None:
     """A feed-forward width whose blocks are cut, the GPUs that share it, and the block."""
     block = shape.quantization.block if shape.quantization else None
     if not block:
         return None
     feeds = {feed for layer in shape.layers for feed in layer.feeds}
     whole = {feed.width for feed in feeds if isinstance(feed, Dense)}
-    apart = {feed.width for feed in feeds if isinstance(feed, Experts) and not use.expert_parallel}
-    cut = [(width, use.tensor_parallel) for width in whole]
-    cut += [(width, use.tensor_parallel * use.data_parallel) for width in apart]
+    apart = {feed.width for feed in feeds if isinstance(feed, Experts) and not serving.expert_parallel}
+    cut = [(width, serving.tensor_parallel) for width in whole]
+    cut += [(width, serving.tensor_parallel * serving.data_parallel) for width in apart]
     wrong = [(width, among, block) for width, among in cut if among > 1 and width % (among * block)]
     return min(wrong, default=None)
 
@@ -104,9 +108,9 @@ def _kv_divides(kv_heads: int, size: int) -> bool:
     return kv_heads % size == 0 if kv_heads >= size else size % kv_heads == 0
 
 
-def _sizes(shape: Shape, use: Use, cut: bool = False) -> list[int]:
+def _sizes(shape: Shape, serving: Serving, cut: bool = False) -> list[int]:
     """Tensor parallel sizes up to 16 that divide everything; `cut` blocks of scales are left out or not."""
-    sizes = (msgspec.structs.replace(use, tensor_parallel=size) for size in range(1, 17))
+    sizes = (msgspec.structs.replace(serving, tensor_parallel=size) for size in range(1, 17))
     return [
         each.tensor_parallel
         for each in sizes
@@ -119,13 +123,13 @@ def _one_of(sizes: list[int]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def capability(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
+def capability(shape: Shape, gpu: Gpu, serving: Serving) -> list[Obstacle]:
     """Whether the GPU has kernels for the quantization and the dtype: kind capability.
 
     An error where vLLM refuses it, else a warning. A dtype that is not given is never refused: vLLM then
     takes float16 (`check_if_supports_dtype`, `vllm/platforms/cuda.py`).
     """
-    how = shape.quantization or online(use.quantization)
+    how = shape.quantization or online(serving.quantization)
     has, method = gpu.compute_capability, how.method if how else ""
     least, native = MINIMUM.get(method, 0), NATIVE.get(method, 0)
     place = f"{gpu.name} has compute capability {has / 10}"
@@ -133,11 +137,11 @@ def capability(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
         message = (
             f"{method} weights need {least / 10} or more, and {place}; take a newer GPU or other weights"
         )
-        return [Misfit("capability", message)]
-    if use.dtype == "bfloat16" and has < BFLOAT16:
+        return [Obstacle("capability", message)]
+    if serving.dtype == "bfloat16" and has < BFLOAT16:
         message = f"bfloat16 needs {BFLOAT16 / 10} or more, and {place}; set dtype to float16"
-        return [Misfit("capability", message)]
+        return [Obstacle("capability", message)]
     if has < native:
         message = f"{method} runs without its own kernels below {native / 10}, and {place}: it works, slower"
-        return [Misfit("capability", message, "warning")]
+        return [Obstacle("capability", message, "warning")]
     return []

@@ -1,13 +1,13 @@
 """Everything that keeps a model from running on a GPU, or may."""
 
+from contextlib import suppress
+
 from vllmjobs.vllm.memory.estimate import Estimate, estimate
 from vllmjobs.vllm.memory.gpus import Gpu
-from vllmjobs.vllm.memory.limits import Misfit, impossible
-from vllmjobs.vllm.memory.parts import shown
-from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, Use
+from vllmjobs.vllm.memory.limits import Obstacle, blocks, capability, dividing
+from vllmjobs.vllm.memory.parts import UnknownShapeError, shown
+from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, Serving
 from vllmjobs.vllm.memory.shape import Shape
-
-__all__ = ["Misfit", "misfits"]
 
 GIB = 2**30
 # Read in vllm/config/model.py, _get_and_verify_max_len: up to 0.24 a YaRN factor lengthened the context that
@@ -16,74 +16,83 @@ YARN_COUNTS_AS_APPLIED = (0, 32)
 NEAR = 0.05  # with less of the GPU to spare than this, an estimate is no promise
 
 
-def misfits(shape: Shape, gpu: Gpu, use: Use) -> list[Misfit]:
-    """What does not fit, errors first; empty when all is well. Raises UnknownShapeError as `estimate` does.
+def obstacles(
+    shape: Shape, serving: Serving, gpu: Gpu | None, *, is_named: bool = True, may_be_longer: bool = False
+) -> list[Obstacle]:
+    """Return what keeps a model from running, errors first; nothing where all is well.
 
-    `kind` is one of heads, kv_heads, vocabulary, layers, block, capability, context, weights, kv_cache and
-    margin.
+    Kernels are judged for a GPU that `is_named`, memory for any GPU whose estimate can be made. A context
+    that `may_be_longer` than the model's is passed over. The kinds are heads, kv_heads, vocabulary, layers,
+    block, capability, context, weights, kv_cache and margin.
     """
-    found = [*impossible(shape, gpu, use), *context(shape, use)]
-    if not any(each.kind in {"heads", "kv_heads", "vocabulary", "layers"} for each in found):
-        found += memory(estimate(shape, gpu, use), gpu, use)
+    undivided = dividing(shape, serving)
+    found = [*undivided, *blocks(shape, serving)]
+    if not may_be_longer:
+        found += context(shape, serving)
+    if gpu and is_named:
+        found += capability(shape, gpu, serving)
+    if gpu and not undivided:
+        with suppress(UnknownShapeError):
+            found += memory(estimate(shape, gpu, serving), gpu, serving)
     return sorted(found, key=lambda each: each.severity)
 
 
-def context(shape: Shape, use: Use) -> list[Misfit]:
+def context(shape: Shape, serving: Serving) -> list[Obstacle]:
     """A context that is longer than the model's: kind context."""
-    length = use.max_model_len
+    length = serving.max_model_len
     if not isinstance(length, int) or length <= shape.longest_positions:
         return []
     limit = f"is longer than the model's {shape.longest_positions} ({shape.positions_key} in its config.json)"
     if length <= shape.stretched_positions:
-        if use.version < YARN_COUNTS_AS_APPLIED:
+        if serving.version < YARN_COUNTS_AS_APPLIED:
             return []
         message = (
             f"{shown(length)} {limit}: raise that with hf-overrides, as the rotary scaling reaches it, or "
             "set VLLM_ALLOW_LONG_MAX_MODEL_LEN under env"
         )
-        return [Misfit("context", message)]
+        return [Obstacle("context", message)]
     way_out = "take less"
     if not shape.learned_positions:
         way_out += ", or set rope_scaling and that key with hf-overrides"
-    return [Misfit("context", f"{shown(length)} {limit}; {way_out}")]
+    return [Obstacle("context", f"{shown(length)} {limit}; {way_out}")]
 
 
-def memory(found: Estimate, gpu: Gpu, use: Use) -> list[Misfit]:
+def memory(found: Estimate, gpu: Gpu, serving: Serving) -> list[Obstacle]:
     """Weights or KV cache that do not fit, or only just: kinds weights, kv_cache and margin."""
-    on = f"{use.gpu_count} x {gpu.name}" if use.gpu_count > 1 else gpu.name
+    on = f"{serving.gpu_count} x {gpu.name}" if serving.gpu_count > 1 else gpu.name
     used, budget = found.used, found.total - found.outside
-    given = use.kv_cache_memory_bytes or 0
+    given = serving.kv_cache_memory_bytes or 0
     if used + given >= budget:
         cache = f", with {_gib(given)} of KV cache," if given else ""
         message = (
             f"{_gib(found.weights)} of weights and {_gib(used - found.weights)} to work with{cache} do not "
-            f"fit into {_gib(budget)} of {on}; {_ways_out(found, gpu, use)}"
+            f"fit into {_gib(budget)} of {on}; {_ways_out(found, gpu, serving)}"
         )
-        return [Misfit("weights", message)]
+        return [Obstacle("weights", message)]
     if not found.fits:
         lower = [f"lower max_model_len to {found.longest_context}"] if found.longest_context else []
         message = (
             f"{found.max_model_len} tokens need {_gib(found.needed)} of KV cache, and {on} has "
-            f"{_gib(found.kv_cache)} left; {_ways_out(found, gpu, use, *lower)}"
+            f"{_gib(found.kv_cache)} left; {_ways_out(found, gpu, serving, *lower)}"
         )
-        return [Misfit("kv_cache", message)]
+        return [Obstacle("kv_cache", message)]
     if found.margin < NEAR:
         spare = _gib(int(found.margin * found.total))
         message = (
             f"{found.max_model_len} tokens fit into {on} with {spare} to spare, less than an estimate can "
             "promise; lower max_model_len or max_num_seqs, or leave more room"
         )
-        return [Misfit("margin", message, "warning")]
+        return [Obstacle("margin", message, "warning")]
     return []
 
 
-def _ways_out(found: Estimate, gpu: Gpu, use: Use, *others: str) -> str:
+def _ways_out(found: Estimate, gpu: Gpu, serving: Serving, *others: str) -> str:
     raised = ["gpu_memory_utilization"] if found.gpu_memory_utilization < HIGHEST_UTILIZATION else []
-    raised += ["gpus.count"] if use.gpu_count > 1 else []
+    raised += ["gpus.count"] if serving.gpu_count > 1 else []
     ways = [*others, f"raise {' or '.join(raised)}"] if raised else [*others]
-    if use.gpu_count == 1:  # then a higher gpus.count means more servers
+    if serving.gpu_count == 1:  # then a higher gpus.count means more servers
         ways.append("give it more GPUs (strategy: tensor_parallel)")
-    if found.smallest and (found.smallest.gpu, found.smallest.count) != (gpu.name, use.gpu_count):
+    if found.smallest and (found.smallest.gpu, found.smallest.count) != (gpu.name, serving.gpu_count):
         ways.append(f"take {found.smallest.count} x {found.smallest.gpu}")
     *most, last = ways
     return f"{', '.join(most)}, or {last}" if most else last

@@ -7,11 +7,12 @@ import msgspec
 
 from vllmjobs.vllm.memory.parts import MOST, UnknownShapeError, shown
 from vllmjobs.vllm.memory.weights import Split
+from vllmjobs.vllm.releases import NEWEST
 
 Version = tuple[int, int]
+_MINOR = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})(?![0-9])")
 # Of gpu_memory_utilization: vLLM takes more and less, and most often ends out of memory (VJ221).
 LOWEST_UTILIZATION, HIGHEST_UTILIZATION = 0.1, 0.95
-NEWEST: Version = (0, 33)
 # From where to where these may be, where they are given: vLLM's own bounds (`Field` in `vllm/config/*.py`) or
 # beyond any machine.
 RANGES: dict[str, tuple[float, float]] = {
@@ -22,7 +23,7 @@ RANGES: dict[str, tuple[float, float]] = {
 }  # fmt: skip
 
 
-class Use(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """How a model is served, in vLLM's own words. None: what vLLM takes then.
 
     `max_model_len` "auto" is vLLM's `auto` and -1: the longest context that fits.
@@ -44,13 +45,14 @@ class Use(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     enforce_eager: bool = False
     cpu_offload_gb: float = 0.0
     prefix_caching: bool | None = None
-    vllm_version: str = "0.33.0"
+    vllm_version: str = NEWEST
 
     @property
     def version(self) -> Version:
         """Major and minor number of vLLM; what is no version counts as the newest."""
-        found = re.match(r"v?([0-9]{1,6})\.([0-9]{1,6})(?![0-9])", self.vllm_version)
-        return (int(found[1]), int(found[2])) if found else NEWEST
+        match = _MINOR.match(self.vllm_version) or _MINOR.match(NEWEST)
+        assert match
+        return int(match[1]), int(match[2])
 
     def check(self) -> None:
         """Raise UnknownShapeError for a number that no server could start with."""

@@ -39,7 +39,7 @@ _HEAD = re.compile(r"(?P<of>\S{1,128}?)(?:-[0-9]+| [0-9a-f]{8}) \| ")
 _INSTANCE = re.compile(r'"instance": ?"(?P<of>[^"]{1,128}?)(?:-[0-9]+)?"')
 
 
-class Said(NamedTuple):
+class StartupLog(NamedTuple):
     """What one start said, None for what it did not.
 
     `weights` and `kv_cache` are bytes of one GPU, rounded as the log rounds them: the most and the least of
@@ -55,13 +55,15 @@ class Said(NamedTuple):
     weights: int | None = None
 
 
-def said(lines: Iterable[str], others: Collection[str] = (), block_size: int = BLOCK_SIZE) -> Said | None:
+def startup_log(
+    lines: Iterable[str], others: Collection[str] = (), block_size: int = BLOCK_SIZE
+) -> StartupLog | None:
     """What the last start in a log said; None where no line says any of it.
 
     Lines of instances of the models `others` are left out. Versions that counted blocks are taken to have
     blocks of `block_size` tokens.
     """
-    starts: dict[str, Said] = {}
+    starts: dict[str, StartupLog] = {}
     begun: set[str] = set()
     last = None
     for line in lines:
@@ -73,33 +75,33 @@ def said(lines: Iterable[str], others: Collection[str] = (), block_size: int = B
             if found["start"]:
                 begun.add(whose)
                 continue
-            before = Said() if whose in begun else starts.get(whose, Said())
+            before = StartupLog() if whose in begun else starts.get(whose, StartupLog())
             begun.discard(whose)
             starts[whose] = _and(before, _read(found, block_size))
             last = whose
     return None if last is None else starts[last]
 
 
-def _read(found: re.Match[str], block_size: int) -> Said:
+def _read(found: re.Match[str], block_size: int) -> StartupLog:
     """What one match says."""
     if blocks := found["blocks"]:
-        return Said("GPU", _count(blocks) * block_size)
+        return StartupLog("GPU", _count(blocks) * block_size)
     if tokens := found["tokens"]:
-        return Said(found["device"], _count(tokens))
+        return StartupLog(found["device"], _count(tokens))
     if length := found["length"]:
-        return Said(concurrency=float(found["concurrency"]), max_model_len=_count(length))
+        return StartupLog(concurrency=float(found["concurrency"]), max_model_len=_count(length))
     if weights := found["weights"]:
-        return Said(weights=int(float(weights) * GIB))
-    return Said(kv_cache=int(float(found["cache"]) * GIB))
+        return StartupLog(weights=int(float(weights) * GIB))
+    return StartupLog(kv_cache=int(float(found["cache"]) * GIB))
 
 
 def _count(text: str) -> int:
     return int(text.replace(",", ""))
 
 
-def _and(one: Said, other: Said) -> Said:
+def _and(one: StartupLog, other: StartupLog) -> StartupLog:
     """What two matches of the same start say together."""
-    return Said(
+    return StartupLog(
         device=other.device or one.device,
         kv_tokens=min(_given(one.kv_tokens, other.kv_tokens), default=None),
         concurrency=min(_given(one.concurrency, other.concurrency), default=None),

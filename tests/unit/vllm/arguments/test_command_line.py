@@ -12,7 +12,7 @@ from vllmjobs.vllm.arguments.command_line import Reading, read
 from vllmjobs.vllm.arguments.parser import Mistake
 from vllmjobs.vllm.arguments.tables import table
 
-NEWEST = "0.33.0"
+RELEASE = "0.33.0"
 STRANGE = [
     "", "-", "--", "---", "--=", "-.", "--.", "--.x", "-.5", "-1", "-O", "-O=", "-O.", "-cc", "--model",
     "--port", "--port=", "--port.", "--hf-overrides", "--hf-overrides.", "--hf-overrides..a",
@@ -22,18 +22,18 @@ STRANGE = [
 ]  # fmt: skip
 
 
-def reading(line: str, version: str = NEWEST) -> Reading:
+def reading(line: str, version: str = RELEASE) -> Reading:
     return read(table(version).table, ["m", *line.split()])
 
 
-def values(line: str, version: str = NEWEST) -> dict[str, Any]:
+def values(line: str, version: str = RELEASE) -> dict[str, Any]:
     found = reading(line, version)
     assert not found.mistakes
     assert found.values.pop("model_tag") == "m"
     return found.values
 
 
-def mistake(line: str, version: str = NEWEST) -> Mistake:
+def mistake(line: str, version: str = RELEASE) -> Mistake:
     [only] = reading(line, version).mistakes
     return only
 
@@ -138,7 +138,7 @@ def test_an_optimization_level_was_a_compilation_mode_in_0_11() -> None:
 
 
 def test_the_model_can_be_given_as_an_option() -> None:
-    assert read(table(NEWEST).table, ["--model", "m", "--port=80"]) == Reading(
+    assert read(table(RELEASE).table, ["--model", "m", "--port=80"]) == Reading(
         {"model_tag": "m", "port": 80}, []
     )
 
@@ -413,12 +413,12 @@ def test_two_ways_of_balancing_exclude_each_other() -> None:
 
 @given(st.lists(st.one_of(st.text(), st.sampled_from(STRANGE)), max_size=6))
 def test_no_command_line_is_too_strange_to_be_read(words: list[str]) -> None:
-    for mistake_ in read(table(NEWEST).table, words).mistakes:
+    for mistake_ in read(table(RELEASE).table, words).mistakes:
         assert mistake_.message
 
 
 def test_an_ordinary_command_line_takes_no_time() -> None:
-    known = table(NEWEST).table
+    known = table(RELEASE).table
     line = [
         "m",
         "--port=80",

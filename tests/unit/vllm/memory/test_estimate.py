@@ -8,14 +8,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from unit.vllm.memory import truth
-from vllmjobs.vllm.memory.estimate import Estimate, Request, Use, batch_defaults, estimate, smallest
+from vllmjobs.vllm.memory.estimate import Estimate, Request, batch_defaults, estimate, smallest
 from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
 from vllmjobs.vllm.memory.kv_cache import Pool, pools
 from vllmjobs.vllm.memory.limits import blocks, dividing
 from vllmjobs.vllm.memory.models import config, known, names
-from vllmjobs.vllm.memory.obstacles import context, misfits
+from vllmjobs.vllm.memory.obstacles import context, obstacles
 from vllmjobs.vllm.memory.overhead import capture_sizes
 from vllmjobs.vllm.memory.parts import Attention
+from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
 from vllmjobs.vllm.memory.weights import Split
 
@@ -42,8 +43,8 @@ def pool(name: str, tensor: int = 1, width: float = 2) -> Pool:
     return found
 
 
-def guess(name: str, on: str, **use: Any) -> Estimate:
-    return estimate(model(name), card(on), Use(**use))
+def guess(name: str, on: str, **serving: Any) -> Estimate:
+    return estimate(model(name), card(on), Serving(**serving))
 
 
 # What vLLM itself said
@@ -69,7 +70,7 @@ def test_what_fits_is_said_to_fit_and_what_does_not_is_not(index: int) -> None:
 def test_the_truth_is_of_every_kind() -> None:
     rows = truth.table()
     assert len(rows) >= 40
-    assert sum(row.use.tensor_parallel > 1 for row in rows) >= 8
+    assert sum(row.serving.tensor_parallel > 1 for row in rows) >= 8
     assert len({row.gpu for row in rows}) >= 8
     assert sum(bool(row.misses) for row in rows) <= 3
 
@@ -176,11 +177,11 @@ def test_a_page_of_a_hybrid_holds_a_whole_state() -> None:
 
 
 def test_defaults_of_the_batch_follow_the_gpu() -> None:
-    assert batch_defaults(card("L40S"), Use()) == (256, 2048)
-    assert batch_defaults(card("A100"), Use()) == (256, 2048)
-    assert batch_defaults(card("H100"), Use()) == (1024, 8192)
-    assert batch_defaults(card("B200"), Use()) == (1024, 16384)
-    assert batch_defaults(card("B200"), Use(max_num_seqs=32, max_num_batched_tokens=4096)) == (32, 4096)
+    assert batch_defaults(card("L40S"), Serving()) == (256, 2048)
+    assert batch_defaults(card("A100"), Serving()) == (256, 2048)
+    assert batch_defaults(card("H100"), Serving()) == (1024, 8192)
+    assert batch_defaults(card("B200"), Serving()) == (1024, 16384)
+    assert batch_defaults(card("B200"), Serving(max_num_seqs=32, max_num_batched_tokens=4096)) == (32, 4096)
 
 
 def test_graphs_are_captured_for_the_sizes_that_vllm_logs() -> None:
@@ -221,13 +222,13 @@ def test_an_embedding_model_needs_no_cache() -> None:
 
 def test_the_smallest_request_is_the_least_memory_that_does() -> None:
     small, large = model("Qwen/Qwen2.5-0.5B-Instruct"), model("meta-llama/Llama-3.3-70B-Instruct")
-    assert smallest(small, Use()) == Request("Tesla T4", 1)
-    found = smallest(large, Use())
+    assert smallest(small, Serving()) == Request("Tesla T4", 1)
+    found = smallest(large, Serving())
     assert found is not None
-    assert estimate(large, card(found.gpu), Use(tensor_parallel=found.count)).fits
+    assert estimate(large, card(found.gpu), Serving(tensor_parallel=found.count)).fits
     servers = [each for each in gpus() if not each.integrated and "GeForce" not in each.name]
     less = [each for each in servers if each.memory_mib < card(found.gpu).memory_mib]
-    assert not any(estimate(large, each, Use(tensor_parallel=found.count)).fits for each in less)
+    assert not any(estimate(large, each, Serving(tensor_parallel=found.count)).fits for each in less)
 
 
 def test_more_of_the_same_gpu_comes_first_where_that_does() -> None:
@@ -236,36 +237,36 @@ def test_more_of_the_same_gpu_comes_first_where_that_does() -> None:
     assert guess(small, "RTX 4090", max_model_len=131072).smallest == Request("NVIDIA GeForce RTX 4090", 2)
 
 
-# Misfits
+# Obstacles
 
 BLOCKS = [name for name in names() if (how := model(name).quantization) and how.block]
 
 
-def said(name: str, on: str, **use: Any) -> dict[str, str]:
-    return {each.kind: each.message for each in misfits(model(name), card(on), Use(**use))}
+def messages(name: str, on: str, **serving: Any) -> dict[str, str]:
+    return {each.kind: each.message for each in obstacles(model(name), Serving(**serving), card(on))}
 
 
-def test_what_fits_has_no_misfits() -> None:
-    assert said(LLAMA, "H100") == {}
-    assert said("Qwen/Qwen3-30B-A3B-FP8", "L40S", max_model_len=16384) == {}
+def test_what_fits_has_no_obstacles() -> None:
+    assert messages(LLAMA, "H100") == {}
+    assert messages("Qwen/Qwen3-30B-A3B-FP8", "L40S", max_model_len=16384) == {}
 
 
 def test_heads_and_vocabulary_that_do_not_divide_name_the_sizes_that_do() -> None:
     # One cause, one message: three GPUs divide neither Llama's 8 key and value heads nor its vocabulary.
-    assert said(LLAMA, "H100", tensor_parallel=3) == {
+    assert messages(LLAMA, "H100", tensor_parallel=3) == {
         "heads": "3 does not divide 32 heads; use 1, 2, 4, 8 or 16"
     }
-    assert said("Qwen/Qwen2.5-1.5B-Instruct", "H100", tensor_parallel=3) == {
+    assert messages("Qwen/Qwen2.5-1.5B-Instruct", "H100", tensor_parallel=3) == {
         "vocabulary": "3 does not divide the padded vocabulary of 151936; use 1, 2 or 4"
     }
-    assert said(LLAMA, "H100", tensor_parallel=-1) == {
+    assert messages(LLAMA, "H100", tensor_parallel=-1) == {
         "heads": "-1 is no number of GPUs; use 1, 2, 4, 8 or 16"
     }
 
 
 @pytest.mark.parametrize("stages", [-1, 0, 33, 1_000_000, 2**63 - 1])
 def test_a_pipeline_has_a_layer_for_every_stage(stages: int) -> None:
-    assert said(LLAMA, "H100", pipeline_parallel=stages) == {
+    assert messages(LLAMA, "H100", pipeline_parallel=stages) == {
         "layers": f"32 layers cannot be cut into {stages} pipeline stages; use 1 to 32"
     }
     with pytest.raises(UnknownShapeError, match=f"pipeline_parallel is {stages}, "):
@@ -273,32 +274,34 @@ def test_a_pipeline_has_a_layer_for_every_stage(stages: int) -> None:
 
 
 def test_phi_4_with_its_ten_key_heads_dies_at_four_gpus() -> None:
-    found = said("microsoft/phi-4", "H100", tensor_parallel=4)
+    found = messages("microsoft/phi-4", "H100", tensor_parallel=4)
     assert found == {
         "kv_heads": "4 neither divides 10 key and value heads nor is divided by them; use 1 or 2"
     }
 
 
 def test_scales_of_fp8_blocks_must_not_be_cut() -> None:
-    found = said("Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=8)
+    found = messages("Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=8)
     assert found["block"] == (
         "8 cuts feed-forward layers of 1536 into parts that are no multiple of 128, the block of their fp8 "
         "scales; use 1, 2 or 4, or expert parallel"
     )
-    assert "block" not in said("Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=8, expert_parallel=True)
-    assert "block" not in said("Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=4)
+    assert "block" not in messages(
+        "Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=8, expert_parallel=True
+    )
+    assert "block" not in messages("Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=4)
 
 
 @pytest.mark.parametrize("name", BLOCKS)
 def test_the_sizes_that_are_named_are_refused_for_nothing_else(name: str) -> None:
     for tensor in (3, 8, 16, 32, 64):
         for data in (1, 2):
-            use = Use(tensor_parallel=tensor, data_parallel=data)
-            for found in [*dividing(model(name), use), *blocks(model(name), use)]:
+            serving = Serving(tensor_parallel=tensor, data_parallel=data)
+            for found in [*dividing(model(name), serving), *blocks(model(name), serving)]:
                 sizes = [int(size) for size in re.findall(r"\d+", found.message.partition("; use ")[2])]
                 spread = "expert parallel and" in found.message
                 for size in sizes:
-                    other = Use(tensor_parallel=size, data_parallel=data, expert_parallel=spread)
+                    other = Serving(tensor_parallel=size, data_parallel=data, expert_parallel=spread)
                     assert [*dividing(model(name), other), *blocks(model(name), other)] == []
 
 
@@ -316,60 +319,62 @@ def test_the_sizes_that_are_named_are_refused_for_nothing_else(name: str) -> Non
     ],
 )  # fmt: skip
 def test_quantizations_need_a_compute_capability(name: str, on: str, severity: str, message: str) -> None:
-    found = [each for each in misfits(model(name), card(on), Use()) if each.kind == "capability"]
+    found = [each for each in obstacles(model(name), Serving(), card(on)) if each.kind == "capability"]
     assert [(each.severity, each.message) for each in found] == [(severity, message)]
 
 
 def test_bfloat16_is_refused_on_a_gpu_that_lacks_it_unless_vllm_may_choose() -> None:
     small = "Qwen/Qwen2.5-0.5B-Instruct"
-    assert said(small, "T4", dtype="bfloat16", max_model_len=4096) == {
+    assert messages(small, "T4", dtype="bfloat16", max_model_len=4096) == {
         "capability": "bfloat16 needs 8.0 or more, and Tesla T4 has compute capability 7.5; set dtype to "
         "float16"
     }
     for dtype in ("auto", "float16", None):
-        assert said(small, "T4", dtype=dtype, max_model_len=4096) == {}
-    least = smallest(model(small), Use(dtype="bfloat16"))
+        assert messages(small, "T4", dtype=dtype, max_model_len=4096) == {}
+    least = smallest(model(small), Serving(dtype="bfloat16"))
     assert least is not None
     assert card(least.gpu).compute_capability >= 80
 
 
 def test_a_context_beyond_the_models_is_refused_unless_its_rotary_scaling_reaches_it() -> None:
-    assert said("Qwen/Qwen3-8B", "H100", max_model_len=131072)["context"] == (
+    assert messages("Qwen/Qwen3-8B", "H100", max_model_len=131072)["context"] == (
         "131072 is longer than the model's 40960 (max_position_embeddings in its config.json); take less, or "
         "set rope_scaling and that key with hf-overrides"
     )
     v2 = "deepseek-ai/DeepSeek-V2-Lite-Chat"
-    assert "context" not in said(v2, "H100", max_model_len=163840)
+    assert "context" not in messages(v2, "H100", max_model_len=163840)
 
 
 def test_a_yarn_factor_lengthens_the_context_up_to_0_24_and_no_more_in_0_32() -> None:
     scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32768}
     stretched = shape((config("Qwen/Qwen3-8B") or {}) | {"rope_scaling": scaling})
-    assert context(stretched, Use(max_model_len=131072, vllm_version="0.24.0")) == []
-    (found,) = context(stretched, Use(max_model_len=131072, vllm_version="0.33.0"))
+    assert context(stretched, Serving(max_model_len=131072, vllm_version="0.24.0")) == []
+    (found,) = context(stretched, Serving(max_model_len=131072, vllm_version="0.33.0"))
     assert found.message.endswith("or set VLLM_ALLOW_LONG_MAX_MODEL_LEN under env")
 
 
 def test_weights_that_do_not_fit_name_a_request_that_would() -> None:
     name = "meta-llama/Llama-3.3-70B-Instruct"
-    found = said(name, "H100", max_model_len=8192)
+    found = messages(name, "H100", max_model_len=8192)
     assert found["weights"].startswith("131.4 GiB of weights and ")
     assert found["weights"].endswith(
         " of NVIDIA H100 80GB HBM3; raise gpu_memory_utilization, give it more GPUs (strategy: "
         "tensor_parallel), or take 4 x NVIDIA H100 80GB HBM3"
     )
-    several = said(name, "L4", tensor_parallel=2, max_model_len=8192)["weights"]
+    several = messages(name, "L4", tensor_parallel=2, max_model_len=8192)["weights"]
     assert " of 2 x NVIDIA L4; raise gpu_memory_utilization or gpus.count, or take " in several
 
 
 def test_a_gpu_that_is_used_up_is_not_to_be_used_more() -> None:
-    found = said("meta-llama/Llama-3.3-70B-Instruct", "H100", max_model_len=8192, gpu_memory_utilization=0.95)
+    found = messages(
+        "meta-llama/Llama-3.3-70B-Instruct", "H100", max_model_len=8192, gpu_memory_utilization=0.95
+    )
     assert "gpu_memory_utilization" not in found["weights"]
     assert "; give it more GPUs (strategy: tensor_parallel), or take " in found["weights"]
 
 
 def test_a_cache_too_small_names_the_context_that_would_fit() -> None:
-    found = misfits(model("Qwen/Qwen3-32B"), card("H100"), Use(max_model_len=32768))
+    found = obstacles(model("Qwen/Qwen3-32B"), Serving(max_model_len=32768), card("H100"))
     assert [(each.kind, each.severity) for each in found] == [("kv_cache", "error")]
     longest = guess("Qwen/Qwen3-32B", "H100", max_model_len=32768).longest_context
     assert found[0].message.startswith(
@@ -379,7 +384,7 @@ def test_a_cache_too_small_names_the_context_that_would_fit() -> None:
 
 
 def test_what_only_just_fits_is_a_warning() -> None:
-    found = misfits(model("Qwen/Qwen3-32B"), card("H100"), Use(max_model_len=24576))
+    found = obstacles(model("Qwen/Qwen3-32B"), Serving(max_model_len=24576), card("H100"))
     assert [(each.kind, each.severity) for each in found] == [("margin", "warning")]
 
 
@@ -443,8 +448,8 @@ def configs(draw: st.DrawFn) -> dict[str, Any]:
 WHOLE = st.integers(1, 64) | st.sampled_from([0, -1, 2**31, 2**63 - 1, 10**400]) | st.integers()
 REAL = st.floats(0.1, 1.0) | st.floats()
 WORD = st.text(max_size=8)
-USES = st.builds(
-    Use,
+SERVINGS = st.builds(
+    Serving,
     tensor_parallel=WHOLE,
     pipeline_parallel=WHOLE,
     data_parallel=WHOLE,
@@ -463,17 +468,19 @@ USES = st.builds(
     prefix_caching=st.none() | st.booleans(),
     vllm_version=st.sampled_from(["0.33.0", "0.33rc1", "0.33+cu129", "nightly", "1"]) | WORD,
 )
-PLAIN = st.builds(Use, tensor_parallel=st.sampled_from([1, 2, 8]), pipeline_parallel=st.sampled_from([1, 4]))
+PLAIN = st.builds(
+    Serving, tensor_parallel=st.sampled_from([1, 2, 8]), pipeline_parallel=st.sampled_from([1, 4])
+)
 CARDS = st.sampled_from(gpus())
 
 
 @settings(deadline=None, max_examples=300)
-@given(configs(), CARDS, PLAIN | USES)
-def test_any_config_and_any_use_give_an_estimate_or_say_why_not(
-    changed: dict[str, Any], on: Gpu, use: Use
+@given(configs(), CARDS, PLAIN | SERVINGS)
+def test_any_config_and_any_serving_give_an_estimate_or_say_why_not(
+    changed: dict[str, Any], on: Gpu, serving: Serving
 ) -> None:
     try:
-        found = estimate(shape(changed), on, use)
+        found = estimate(shape(changed), on, serving)
     except UnknownShapeError as error:
         assert 0 < len(str(error)) < 300
     else:
@@ -481,23 +488,24 @@ def test_any_config_and_any_use_give_an_estimate_or_say_why_not(
 
 
 @settings(deadline=None, max_examples=300)
-@given(configs(), CARDS, PLAIN | USES)
-def test_any_config_and_any_use_give_misfits_or_say_why_not(
-    changed: dict[str, Any], on: Gpu, use: Use
+@given(configs(), CARDS, PLAIN | SERVINGS)
+def test_any_config_and_any_serving_give_obstacles(
+    changed: dict[str, Any], on: Gpu, serving: Serving
 ) -> None:
     try:
         model = shape(changed)
     except UnknownShapeError as error:
         assert str(error)
         return
-    for one in (*dividing(model, use), *blocks(model, use), *context(model, use)):  # never refused
+    for one in (
+        *dividing(model, serving),
+        *blocks(model, serving),
+        *context(model, serving),
+    ):  # never refused
         assert one.message
-    try:
-        found = misfits(model, on, use)
-    except UnknownShapeError as error:
-        assert str(error)
-    else:
-        assert all(each.message and each.severity in ("error", "warning") for each in found)
+    for one in obstacles(model, serving, on):
+        assert one.message
+        assert one.severity in ("error", "warning")
 
 
 @pytest.mark.parametrize(
@@ -512,22 +520,22 @@ def test_any_config_and_any_use_give_misfits_or_say_why_not(
 )  # fmt: skip
 def test_a_number_that_no_server_could_start_with_is_named(setting: str, value: Any) -> None:
     for ask in (
-        lambda use: estimate(model(LLAMA), card("H100"), use),
-        lambda use: smallest(model(LLAMA), use),
+        lambda serving: estimate(model(LLAMA), card("H100"), serving),
+        lambda serving: smallest(model(LLAMA), serving),
     ):
         with pytest.raises(UnknownShapeError, match=f"{setting} is .*, not from"):
-            ask(Use(**{setting: value}))
+            ask(Serving(**{setting: value}))
 
 
 @pytest.mark.parametrize(
-    ("said", "version"),
+    ("text", "version"),
     [
         ("0.33.0", (0, 33)), ("0.33rc1", (0, 33)), ("0.33+cu129", (0, 33)), ("v0.9.2", (0, 9)),
         ("1.0", (1, 0)), ("nightly", (0, 33)), ("", (0, 33)), ("9" * 5000, (0, 33)),
     ],
 )  # fmt: skip
-def test_what_is_no_version_counts_as_the_newest(said: str, version: tuple[int, int]) -> None:
-    assert Use(vllm_version=said).version == version
+def test_what_is_no_version_counts_as_the_newest(text: str, version: tuple[int, int]) -> None:
+    assert Serving(vllm_version=text).version == version
 
 
 def test_a_stage_of_a_pipeline_without_attention_is_not_short_of_cache() -> None:
@@ -538,9 +546,9 @@ def test_a_stage_of_a_pipeline_without_attention_is_not_short_of_cache() -> None
 
 
 def test_bytes_that_are_given_to_the_cache_are_taken_whatever_the_utilization() -> None:
-    given = Use(gpu_memory_utilization=0.1, max_model_len=4096, kv_cache_memory_bytes=10 * GIB)
-    assert misfits(model("Qwen/Qwen3-8B"), card("H100"), given) == []
-    (found,) = misfits(model("Qwen/Qwen3-8B"), card("L4"), given)
+    given = Serving(gpu_memory_utilization=0.1, max_model_len=4096, kv_cache_memory_bytes=10 * GIB)
+    assert obstacles(model("Qwen/Qwen3-8B"), given, card("H100")) == []
+    (found,) = obstacles(model("Qwen/Qwen3-8B"), given, card("L4"))
     assert found.kind == "weights"
     assert "with 10.0 GiB of KV cache, do not fit into" in found.message
 

@@ -57,9 +57,9 @@ def test_a_name_or_short_form_means_one_gpu_only() -> None:
 def test_what_was_read_from_a_machine_is_told_from_what_was_inferred() -> None:
     h100, gh200 = gpu("H100"), gpu("GH200 144GB")
     assert h100 is not None
-    assert h100.verified
+    assert not h100.estimated
     assert gh200 is not None
-    assert not gh200.verified
+    assert gh200.estimated
 
 
 def test_a_constraint_of_80_gib_would_leave_every_h100_out() -> None:

@@ -10,7 +10,7 @@ import pytest
 from vllmjobs.box.overview import log_line
 from vllmjobs.cluster.logs import Source
 from vllmjobs.supervisor.log.lines import Lines
-from vllmjobs.vllm.memory.startup_log import Said, said
+from vllmjobs.vllm.memory.startup_log import StartupLog, startup_log
 
 GIB = 2**30
 
@@ -25,7 +25,7 @@ LOGS = {
 INFO 08-09 13:56:03 model_runner.py:732] Loading model weights took 14.9888 GB
 INFO 08-09 13:56:04 gpu_executor.py:102] # GPU blocks: 9930, # CPU blocks: 2048
 """,
-        Said("GPU", 9930 * 16, weights=gib(14.9888)),
+        StartupLog("GPU", 9930 * 16, weights=gib(14.9888)),
     ),
     # vllm-project/vllm#13882
     "0.7, V0": (
@@ -38,7 +38,7 @@ activation peak memory takes 1.42GiB; the rest of the memory reserved for KV Cac
 INFO 02-26 09:54:05 executor_base.py:111] # cuda blocks: 0, # CPU blocks: 4681
 INFO 02-26 09:54:05 executor_base.py:116] Maximum concurrency for 4096 tokens per request: 0.00x
 """,
-        Said("GPU", 0, 0.0, 4096, gib(-1.05), gib(5.2032)),
+        StartupLog("GPU", 0, 0.0, 4096, gib(-1.05), gib(5.2032)),
     ),
     # vllm-project/vllm#12569
     "0.7, V1": (
@@ -47,7 +47,7 @@ INFO 01-30 03:18:12 gpu_model_runner.py:848] Loading model weights took 67.7229 
 INFO 01-30 03:19:14 kv_cache_utils.py:395] # GPU blocks: 1381
 INFO 01-30 03:19:14 kv_cache_utils.py:398] Maximum concurrency for 2048 tokens per request: 10.79x
 """,
-        Said("GPU", 1381 * 16, 10.79, 2048, weights=gib(67.7229)),
+        StartupLog("GPU", 1381 * 16, 10.79, 2048, weights=gib(67.7229)),
     ),
     "0.9": (
         """\
@@ -58,7 +58,7 @@ INFO 06-10 10:58:14 [kv_cache_utils.py:716] GPU KV cache size: 136,080 tokens
 INFO 06-10 10:58:14 [kv_cache_utils.py:720] Maximum concurrency for 40,960 tokens per request: 3.32x
 INFO 06-10 10:58:38 [loggers.py:137] Engine 000: Running: 1 reqs, GPU KV cache usage: 0.1%
 """,
-        Said("GPU", 136_080, 3.32, 40_960, gib(18.69), gib(15.2683)),
+        StartupLog("GPU", 136_080, 3.32, 40_960, gib(18.69), gib(15.2683)),
     ),
     "0.21, through compose": (
         """\
@@ -69,7 +69,7 @@ qwen  | (EngineCore pid=310) INFO 06-01 21:42:18 [kv_cache_utils.py:1733] GPU KV
 qwen  | (EngineCore pid=310) INFO 06-01 21:42:18 [kv_cache_utils.py:1734] Maximum concurrency for 262,144 \
 tokens per request: 24.08x
 """,
-        Said("GPU", 6_312_658, 24.08, 262_144, gib(73.13), gib(21.93)),
+        StartupLog("GPU", 6_312_658, 24.08, 262_144, gib(73.13), gib(21.93)),
     ),
     "0.30, on the CPU": (
         """\
@@ -78,12 +78,12 @@ tokens per request: 24.08x
 (EngineCore pid=56) INFO 09-23 06:35:12 [kv_cache_utils.py:2395] CPU KV cache size: 87,296 tokens, Maximum \
 concurrency for 4,096 tokens per request: 21.31x
 """,
-        Said("CPU", 87_296, 21.31, 4096, gib(1.0)),
+        StartupLog("CPU", 87_296, 21.31, 4096, gib(1.0)),
     ),
     # As update_kv_cache_capacity of vLLM 0.32 formats it for attention_config.hisparse_config.
     "0.32, with a pool on the host": (
         "GPU + host KV cache size: 512 tokens, Maximum concurrency for 256 tokens per request: 2.00x\n",
-        Said("GPU", 512, 2.0, 256),
+        StartupLog("GPU", 512, 2.0, 256),
     ),
 }  # fmt: skip
 
@@ -91,16 +91,19 @@ concurrency for 4,096 tokens per request: 21.31x
 @pytest.mark.parametrize("version", LOGS)
 def test_a_start_is_read_in_the_words_of_its_version(version: str) -> None:
     log, expected = LOGS[version]
-    assert said(log.splitlines()) == expected
+    assert startup_log(log.splitlines()) == expected
 
 
 def test_a_log_that_says_none_of_it_says_nothing() -> None:
-    assert said(["INFO:     Started server process [123]", "Loading weights took 2.22 seconds", ""]) is None
+    assert (
+        startup_log(["INFO:     Started server process [123]", "Loading weights took 2.22 seconds", ""])
+        is None
+    )
 
 
 def test_blocks_are_as_large_as_the_environment_says() -> None:
     log = ["INFO 01-30 03:19:14 kv_cache_utils.py:395] # GPU blocks: 1381"]
-    assert said(log, block_size=32) == Said("GPU", 1381 * 32)
+    assert startup_log(log, block_size=32) == StartupLog("GPU", 1381 * 32)
 
 
 # vllm-project/vllm#17242: 16 GPUs, of which vLLM 0.8.4 said this one after the other.
@@ -116,7 +119,7 @@ def test_of_several_workers_the_least_counts_and_of_weights_the_most() -> None:
     weights = [
         f"(Worker_PP{rank}) Model loading took {size} GiB memory" for rank, size in enumerate((7.5, 7.64))
     ]
-    assert said(weights + WORKERS) == Said("GPU", 335_168, 2430.14, 138, weights=gib(7.64))
+    assert startup_log(weights + WORKERS) == StartupLog("GPU", 335_168, 2430.14, 138, weights=gib(7.64))
 
 
 def start(tokens: str, version: str = "0.32.0") -> list[str]:
@@ -127,13 +130,13 @@ def start(tokens: str, version: str = "0.32.0") -> list[str]:
 
 
 def test_of_several_starts_the_last_counts() -> None:
-    assert said([*start("1,000"), *start("5,000")]) == Said("GPU", 5000)
+    assert startup_log([*start("1,000"), *start("5,000")]) == StartupLog("GPU", 5000)
     older = [line.replace("a V1 LLM", "an LLM") for line in start("5,000", "0.6.4")]
-    assert said([*start("1,000"), *older]) == Said("GPU", 5000)
+    assert startup_log([*start("1,000"), *older]) == StartupLog("GPU", 5000)
 
 
 def test_a_start_that_has_said_nothing_yet_leaves_the_one_before() -> None:
-    assert said([*start("1,000"), start("5,000")[0]]) == Said("GPU", 1000)
+    assert startup_log([*start("1,000"), start("5,000")[0]]) == StartupLog("GPU", 1000)
 
 
 def of_the_supervisor(group: str, line: str) -> str:
@@ -161,16 +164,16 @@ def test_lines_of_other_models_are_left_out(shown: Callable[[str, str], str]) ->
     log = [shown("chat", line) for line in start("5,000")] + [
         shown("code-2", line) for line in start("1,000")
     ]
-    assert said(log, ["code-2"]) == Said("GPU", 5000)
-    assert said(log, ["chat"]) == Said("GPU", 1000)
+    assert startup_log(log, ["code-2"]) == StartupLog("GPU", 5000)
+    assert startup_log(log, ["chat"]) == StartupLog("GPU", 1000)
 
 
 def test_instances_whose_lines_alternate_are_told_apart() -> None:
     one = [f"chat 11111111 | {line}" for line in start("1,000")]
     other = [f"chat 22222222 | {line}" for line in start("5,000")]
-    assert said([one[0], other[0], one[1], other[1]]) == Said("GPU", 5000)
+    assert startup_log([one[0], other[0], one[1], other[1]]) == StartupLog("GPU", 5000)
 
 
 @pytest.mark.parametrize("line", ["GPU KV cache size: {} tokens", "Available KV cache memory: {} GiB"])
 def test_a_number_beyond_any_machine_is_no_number(line: str) -> None:
-    assert said([line.format("9" * 5000)]) is None
+    assert startup_log([line.format("9" * 5000)]) is None

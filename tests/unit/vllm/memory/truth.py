@@ -7,9 +7,10 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from vllmjobs.vllm.memory.estimate import Estimate, Use, estimate
+from vllmjobs.vllm.memory.estimate import Estimate, estimate
 from vllmjobs.vllm.memory.gpus import gpu
 from vllmjobs.vllm.memory.models import known
+from vllmjobs.vllm.memory.serving import Serving
 
 GIB = 2**30
 TABLE = Path(__file__).parent / "truth.yaml"
@@ -19,7 +20,7 @@ ALLOWED = {"weights": 0.02, "kv_tokens": 0.05, "needed": 0.01, "longest": 0.05}
 class Truth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     model: str
     gpu: str
-    use: Use
+    serving: Serving
     source: str
     weights: float | None = None
     kv_cache: float | None = None
@@ -33,8 +34,8 @@ class Truth(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def settings(self) -> str:
-        said = msgspec.structs.asdict(self.use)
-        default = msgspec.structs.asdict(Use())
+        said = msgspec.structs.asdict(self.serving)
+        default = msgspec.structs.asdict(Serving())
         parts = [f"{key} {value}" for key, value in said.items() if value != default[key]]
         if self.given is not None:
             parts.append(f"a KV cache of {self.given} GiB")
@@ -69,10 +70,10 @@ def estimated(index: int) -> Estimate:
     shape, on = known(truth.model), gpu(truth.gpu)
     assert shape is not None, truth.model
     assert on is not None, truth.gpu
-    use = truth.use
+    serving = truth.serving
     if truth.given is not None:
-        use = msgspec.structs.replace(use, kv_cache_memory_bytes=int(truth.given * GIB))
-    return estimate(shape, on, use)
+        serving = msgspec.structs.replace(serving, kv_cache_memory_bytes=int(truth.given * GIB))
+    return estimate(shape, on, serving)
 
 
 def figures(index: int) -> Iterator[Figure]:

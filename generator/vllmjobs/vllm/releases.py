@@ -1,0 +1,58 @@
+"""The releases of vLLM that have a table, which of them is the newest, and how versions are ordered.
+
+A release is known as soon as its table lies in `arguments/tables/`, and nothing else names the newest one:
+`scripts/vllm-tables VERSION` adds a release.
+"""
+
+import re
+from glob import glob  # importlib.resources would take three milliseconds of every command
+
+from vllmjobs.vllm import arguments
+
+# A release, and what may follow: rc1, .post1, .dev12, +cu129. PEP 440: dev < rc < release < post.
+_VERSION = re.compile(
+    r"v?(\d+(?:\.\d+)*)(?:\.?(a|b|rc)\.?(\d+))?(?:\.?(post)(\d+))?(?:\.?(dev)(\d+))?(?:\+[\w.]+)?"
+)
+_TABLE = re.compile(r".*[/\\](.+)\.json\.gz")
+
+
+def is_version(text: str) -> bool:
+    """Tell whether a text is a version number, such as 0.24.0, 0.24.0rc1 or 0.24.0+cu129."""
+    return bool(_VERSION.fullmatch(text.strip()))
+
+
+def precedes(version: str, other: str) -> bool:
+    """Tell whether a version is older than another one."""
+    return order(version) < order(other)
+
+
+def order(version: str) -> tuple[object, ...]:
+    """Return the key by which versions are sorted; what is no version number is newer than every release."""
+    match = _VERSION.fullmatch(version.strip())
+    if not match:
+        return ((1 << 30,), 0, 0, 0, 0)
+    release, pre, pre_number, post, post_number, dev, dev_number = match.groups()
+    numbers = tuple(int(part) for part in release.split("."))
+    while numbers and numbers[-1] == 0:
+        numbers = numbers[:-1]
+    without_pre = -1 if dev and not post else 3
+    stage = ("a", "b", "rc").index(pre) if pre else without_pre
+    return (
+        numbers,
+        stage,
+        int(pre_number or 0),
+        int(post_number) + 1 if post else 0,
+        int(dev_number) if dev else 1 << 30,
+    )
+
+
+def _with_a_table() -> tuple[str, ...]:
+    folder = arguments.__path__[0]
+    files = map(_TABLE.fullmatch, glob(f"{folder}/tables/*"))  # noqa: PTH207 (pathlib is for edges)
+    return tuple(sorted((file[1] for file in files if file), key=order))
+
+
+VERSIONS = _with_a_table()
+"""Every release that has a table, oldest first."""
+NEWEST = VERSIONS[-1]
+"""The newest release that has a table."""
