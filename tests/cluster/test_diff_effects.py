@@ -21,7 +21,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 
-from vllmjobs.changes.model import Group, Job
+from vllmjobs.changes.model import GroupChange, JobChange
 from vllmjobs.check.rollout import canaries_try_a_change
 from vllmjobs.check.rule import in_models
 from vllmjobs.check.subject import Before, Facts, Whole
@@ -189,7 +189,7 @@ def runs(sandbox: Sandbox, job: str) -> bool:
     return is_done and bool(found) and all(each["ClientStatus"] == "running" for each in found)
 
 
-def agree(plan: Json, before: str, after: str, nodes: int = NODES) -> Job:
+def agree(plan: Json, before: str, after: str, nodes: int = NODES) -> JobChange:
     """Hold what `diff` says to a plan; returns what it says."""
     (said,) = differences({"vllm": before}, {"vllm": after})
     edited = {group["Name"] for group in plan["Diff"]["TaskGroups"] or () if is_edited(group)}
@@ -227,7 +227,7 @@ def of_job(diff: Json) -> bool:
     return bool(comes_or_goes or diff["Fields"] or diff["Objects"])
 
 
-def of_others(group: Group, is_stamped: bool) -> dict[str, int]:
+def of_others(group: GroupChange, is_stamped: bool) -> dict[str, int]:
     was, now = group.count_before or 0, group.count_after or 0
     counts = {"Place": max(0, now - was), "Stop": max(0, was - now)}
     if group.canaries:
@@ -237,7 +237,7 @@ def of_others(group: Group, is_stamped: bool) -> dict[str, int]:
     return {**counts, "InPlaceUpdate": min(was, now)} if is_stamped else counts
 
 
-def of_system(group: Group, job: Job, nodes: int) -> dict[str, int]:
+def of_system(group: GroupChange, job: JobChange, nodes: int) -> dict[str, int]:
     if "gone" in group.actions:
         return {"Stop": nodes}
     if "new" in group.actions or job.action == "none":

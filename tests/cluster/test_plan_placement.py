@@ -10,7 +10,7 @@ import pytest
 
 from vllmjobs.changes import compare
 from vllmjobs.changes.jobs import jobspec
-from vllmjobs.changes.model import Job, Unplaced, has_changed, is_unplaceable
+from vllmjobs.changes.model import JobChange, Unplaced, has_changed, is_unplaceable
 from vllmjobs.changes.planned import planned
 from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs_sandbox.cluster.process import wait_until
@@ -77,7 +77,7 @@ def nodes(sandbox: Sandbox) -> list[Node]:
     )
 
 
-def plan(sandbox: Sandbox, hcl: str, name: str = "vllm", may_see_nodes: bool = True) -> Job:
+def plan(sandbox: Sandbox, hcl: str, name: str = "vllm", may_see_nodes: bool = True) -> JobChange:
     """Plan a job, and say what the plan says."""
     api = sandbox.nomad
     job = api.jobs.request("parse", json={"JobHCL": hcl, "Canonicalize": True}, method="post").json()
@@ -94,14 +94,14 @@ def plan(sandbox: Sandbox, hcl: str, name: str = "vllm", may_see_nodes: bool = T
     )
 
 
-def unplaced(job: Job) -> Unplaced:
+def unplaced(job: JobChange) -> Unplaced:
     (found,) = [group.unplaced for group in job.groups if group.unplaced]
     assert is_unplaceable(job)
     assert has_changed(job)
     return found
 
 
-def sentence(job: Job) -> str:
+def sentence(job: JobChange) -> str:
     found = unplaced(job)
     what = "canaries" if found.canaries else "instances"
     said = f"{found.failed} of {found.wanted} {what}: {', '.join(found.why)}"

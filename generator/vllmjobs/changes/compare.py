@@ -12,14 +12,16 @@ from vllmjobs.changes.effects import below, number
 from vllmjobs.changes.hiding import named, shown
 from vllmjobs.changes.jobs.canonical import filled, is_nothing
 from vllmjobs.changes.jobs.jobspec import NAMED_BY, Item, Jobspec, Tree
-from vllmjobs.changes.model import Action, Field, Group, Job
+from vllmjobs.changes.model import Field, GroupAction, GroupChange, JobChange
 
 Path = tuple[str, ...]
 # Nomad compares these one by one, in their order; of all others the order means nothing.
 _ORDERED = {"template", "artifact", "volume_mount", "identity", "mount", "secret", "port"}
 
 
-def compare(name: str, before: Jobspec | None, after: Jobspec | None, as_one: bool = False) -> list[Job]:
+def compare(
+    name: str, before: Jobspec | None, after: Jobspec | None, as_one: bool = False
+) -> list[JobChange]:
     """What is different in a job, and what Nomad does when the newer one is run.
 
     `name` is the job's name for `render --job`; None stands for no job. Under another id, namespace or region
@@ -49,7 +51,7 @@ def _identity(job: Jobspec, tree: Tree) -> tuple[Item, ...]:
     return job.id, tree["namespace"], tree["region"]
 
 
-def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> Job:
+def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> JobChange:
     """A job that only one side has."""
     is_new = action == "new"
     found = tuple(
@@ -58,7 +60,7 @@ def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> Job:
     )
     where = "" if tree["namespace"] == "default" else f"-namespace {tree['namespace']} "
     note = f"nothing renders {job.id} any more, and it runs on: nomad job stop {where}{job.id}"
-    return Job(
+    return JobChange(
         job=name,
         id=job.id,
         namespace=str(tree["namespace"]),
@@ -69,7 +71,7 @@ def _whole(name: str, job: Jobspec, tree: Tree, action: str) -> Job:
     )
 
 
-def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -> Job:
+def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -> JobChange:
     identity: Tree = {"id": before.id} if before.id != after.id else {}
     renamed: Tree = {"id": after.id} if identity else {}
     own = fields({**identity, **without_groups(old)}, {**renamed, **without_groups(new)}, of_job=True)
@@ -80,7 +82,7 @@ def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -
         _group(group, was.get(group), now.get(group), old, new, own)
         for group in (*now, *(group for group in was if group not in now))
     )
-    return Job(
+    return JobChange(
         job=name,
         id=after.id,
         namespace=str(new["namespace"]),
@@ -94,20 +96,20 @@ def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -
 
 def _group(
     name: str, before: Tree | None, after: Tree | None, old: Tree, new: Tree, own: tuple[Field, ...]
-) -> Group:
+) -> GroupChange:
     """What becomes of a group; `old` and `new` are the jobs, and `own` what differs in them as a whole."""
     was = number(before["count"]) if before is not None else None
     now = number(after["count"]) if after is not None else None
     differing: tuple[Field, ...] = ()
     if before is None or after is None:
-        done: tuple[Action, ...] = ("new",) if before is None else ("gone",)
+        done: tuple[GroupAction, ...] = ("new",) if before is None else ("gone",)
     else:
         differing = fields(before, after)
         if _metas(old, before) == _metas(new, after):
             differing, own = _less_meta(differing), _less_meta(own)
         done = effects.actions(was, now, differing, own)
         differing = effects.blamed(differing, done)
-    return Group(
+    return GroupChange(
         name=name,
         actions=done,
         count_before=was,
@@ -133,7 +135,7 @@ def _less_meta(differing: tuple[Field, ...]) -> tuple[Field, ...]:
     )
 
 
-def _notes(own: tuple[Field, ...], groups: tuple[Group, ...]) -> Iterator[str]:
+def _notes(own: tuple[Field, ...], groups: tuple[GroupChange, ...]) -> Iterator[str]:
     if types := [field for field in own if field.path == ("type",)]:
         yield f"Nomad refuses to make a {types[0].before} job a {types[0].after} one: give it another name"
     moved = {

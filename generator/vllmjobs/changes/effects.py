@@ -8,7 +8,7 @@ it changes the allocation where it is, if its node still fits. The scheduler its
 from msgspec.structs import replace
 
 from vllmjobs.changes.jobs.jobspec import Item, Tree
-from vllmjobs.changes.model import Action, Field
+from vllmjobs.changes.model import Field, GroupAction
 
 _GROUP = {"ephemeral_disk", "volume", "meta", "vault"}
 _NETWORK = {"mode", "mbits", "hostname", "dns", "cni", "port"}
@@ -97,12 +97,12 @@ def moves(path: tuple[str, ...]) -> bool:
 
 def actions(
     count_before: int | None, count_after: int | None, fields: tuple[Field, ...], job: tuple[Field, ...]
-) -> tuple[Action, ...]:
+) -> tuple[GroupAction, ...]:
     """What Nomad does with the allocations of a group that both jobs have; counts None are not known.
 
     `job` are the differences of the job as a whole: they reach every group.
     """
-    done: list[Action] = []
+    done: list[GroupAction] = []
     if any(field.replaces for field in (*fields, *job)):
         if count_before != 0:
             done.append("destructive")
@@ -111,21 +111,21 @@ def actions(
     return (*done, *scaled(count_before, count_after))
 
 
-def scaled(before: int | None, after: int | None) -> tuple[Action, ...]:
+def scaled(before: int | None, after: int | None) -> tuple[GroupAction, ...]:
     """What a changed count does; counts None are not known."""
     if before is None or after is None or before == after:
         return ()
     return ("scale-up",) if after > before else ("scale-down",)
 
 
-def blamed(fields: tuple[Field, ...], done: tuple[Action, ...]) -> tuple[Field, ...]:
+def blamed(fields: tuple[Field, ...], done: tuple[GroupAction, ...]) -> tuple[Field, ...]:
     """The fields; where nothing is replaced, none of them is why."""
     if "destructive" in done:
         return fields
     return tuple(replace(field, replaces=False) if field.replaces else field for field in fields)
 
 
-def canaries(job_type: Item, group: Tree, done: tuple[Action, ...]) -> int:
+def canaries(job_type: Item, group: Tree, done: tuple[GroupAction, ...]) -> int:
     """How many are started beside the old ones before any of these is stopped."""
     update = group.get("update")
     if "destructive" not in done or job_type not in (None, "service") or not isinstance(update, dict):

@@ -10,7 +10,7 @@ from msgspec import Meta
 
 VERSION = 1  # of the JSON: raised when a name goes, or means another thing; a new name does not raise it
 
-Action = Literal["new", "gone", "destructive", "in-place", "scale-up", "scale-down"]
+GroupAction = Literal["new", "gone", "destructive", "in-place", "scale-up", "scale-down"]
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -76,12 +76,12 @@ class Unplaced(Value, frozen=True):
     ]
 
 
-class Group(Value, frozen=True):
+class GroupChange(Value, frozen=True):
     """A task group, changed or not."""
 
     name: str
     actions: Annotated[
-        tuple[Action, ...],
+        tuple[GroupAction, ...],
         Meta(description="What Nomad does to its allocations; empty where it leaves them as they are."),
     ]
     count_before: Annotated[int | None, Meta(description="Instances; None where the group was not there.")]
@@ -123,7 +123,7 @@ class Deployment(Value, frozen=True):
     ]
 
 
-class Plan(Value, frozen=True):
+class JobPlan(Value, frozen=True):
     """What only the cluster knows of a job."""
 
     modify_index: Annotated[
@@ -136,7 +136,7 @@ class Plan(Value, frozen=True):
     preempted: tuple[Preempted, ...] = ()
 
 
-class Job(Value, frozen=True):
+class JobChange(Value, frozen=True):
     """One job, changed or not."""
 
     job: Annotated[str, Meta(description="Its name for `render --job`: vllm, fabio, nginx.")]
@@ -149,14 +149,14 @@ class Job(Value, frozen=True):
     ]
     fields: Annotated[tuple[Field, ...], Meta(description="Changes of the job as a whole.")] = ()
     groups: Annotated[
-        tuple[Group, ...],
+        tuple[GroupChange, ...],
         Meta(description="Every group of both sides, in the order of the newer one."),
     ] = ()
     notes: Annotated[
         tuple[str, ...],
         Meta(description="What a person should know beside, one sentence each."),
     ] = ()
-    plan: Plan | None = None
+    plan: JobPlan | None = None
 
 
 class Finding(Value, frozen=True):
@@ -171,7 +171,7 @@ class Finding(Value, frozen=True):
     message: str
 
 
-class Environment(Value, frozen=True):
+class EnvironmentChange(Value, frozen=True):
     """All jobs of an environment."""
 
     name: str
@@ -181,7 +181,7 @@ class Environment(Value, frozen=True):
             description="What they are compared with: a commit, a file, an environment, a cluster's address."
         ),
     ]
-    jobs: tuple[Job, ...]
+    jobs: tuple[JobChange, ...]
     findings: tuple[Finding, ...] = ()
 
 
@@ -189,20 +189,20 @@ class Report(Value, frozen=True):
     """What `diff` or `plan` says, whole."""
 
     command: Literal["diff", "plan"]
-    environments: tuple[Environment, ...]
+    environments: tuple[EnvironmentChange, ...]
     version: int = VERSION
 
 
-def has_changed(job: Job) -> bool:
+def has_changed(job: JobChange) -> bool:
     """Whether a run of the job would do anything: a change, or placements that wait."""
     return job.action != "none" or any(map(is_waiting, job.groups))
 
 
-def is_waiting(group: Group) -> bool:
+def is_waiting(group: GroupChange) -> bool:
     """Whether instances are missing that a plan would place, if it could."""
     return bool(group.unplaced or (group.updates and group.updates.place))
 
 
-def is_unplaceable(job: Job) -> bool:
+def is_unplaceable(job: JobChange) -> bool:
     """Whether some of its allocations have no room."""
     return any(group.unplaced for group in job.groups)

@@ -10,7 +10,16 @@ from msgspec.structs import replace
 from vllmjobs.changes import compare, effects
 from vllmjobs.changes.jobs import registered
 from vllmjobs.changes.jobs.jobspec import Tree
-from vllmjobs.changes.model import Action, Deployment, Field, Group, Job, Plan, Preempted, Updates
+from vllmjobs.changes.model import (
+    Deployment,
+    Field,
+    GroupAction,
+    GroupChange,
+    JobChange,
+    JobPlan,
+    Preempted,
+    Updates,
+)
 from vllmjobs.changes.room.fleet import Node
 from vllmjobs.changes.room.shortage import joined
 from vllmjobs.changes.room.unplaced import unplaced
@@ -28,7 +37,7 @@ def planned(
     deployment: Json | None,
     run: str,
     nodes: Sequence[Node] | None,
-) -> Job:
+) -> JobChange:
     """What a run of `job` does.
 
     `job` is the answer of `/v1/jobs/parse`, canonicalized; `running` that of `/v1/job/ID`, None where there
@@ -44,7 +53,7 @@ def planned(
     changed = diff["Type"] != "None" or own or any(group.actions or group.fields for group in groups)
     action: Literal["none", "new", "changed"] = "new" if running is None else "changed" if changed else "none"
     active = _deployment(deployment)
-    return Job(
+    return JobChange(
         job=name,
         id=job["ID"],
         namespace=(running or job).get("Namespace") or "default",
@@ -53,7 +62,7 @@ def planned(
         fields=own,
         groups=groups,
         notes=tuple(_notes(running, action, active, own, groups)),
-        plan=Plan(
+        plan=JobPlan(
             modify_index=plan["JobModifyIndex"] if running else 0,
             run=run,
             warnings=warnings(plan.get("Warnings") or ""),
@@ -80,7 +89,7 @@ def _groups(
     own: tuple[Field, ...],
     nodes: Sequence[Node] | None,
     is_stopped: bool,
-) -> Iterator[Group]:
+) -> Iterator[GroupChange]:
     """In the order of the newer job; those that go, last."""
     desired = (plan.get("Annotations") or {}).get("DesiredTGUpdates") or {}
     failed = plan.get("FailedTGAllocs") or {}
@@ -98,7 +107,7 @@ def _groups(
         count_before = _count(was)
         if is_stopped and was and now:
             actions, count_before = ("scale-up",), 0
-        yield Group(
+        yield GroupChange(
             name=group,
             actions=actions,
             count_before=count_before,
@@ -114,7 +123,7 @@ def _groups(
         )
 
 
-def _sharing(groups: tuple[Group, ...]) -> tuple[Group, ...]:
+def _sharing(groups: tuple[GroupChange, ...]) -> tuple[GroupChange, ...]:
     """The groups; of one without room, also which GPUs the same plan gives to others of the job."""
     given = {group.name: _placed(group) * (group.gpus_after or 0) for group in groups}
     told = []
@@ -127,7 +136,7 @@ def _sharing(groups: tuple[Group, ...]) -> tuple[Group, ...]:
     return tuple(told)
 
 
-def _placed(group: Group) -> int:
+def _placed(group: GroupChange) -> int:
     updates = group.updates
     wanted = updates.place + updates.canary + updates.destructive_update if updates else 0
     return max(0, wanted - (group.unplaced.failed if group.unplaced else 0))
@@ -139,10 +148,10 @@ def _actions(
     updates: Updates,
     fields: tuple[Field, ...],
     own: tuple[Field, ...],
-) -> tuple[Action, ...]:
+) -> tuple[GroupAction, ...]:
     if before is None or after is None:
         return ("new",) if before is None else ("gone",)
-    done: list[Action] = []
+    done: list[GroupAction] = []
     if updates.canary or updates.destructive_update:
         done.append("destructive")
     elif updates.in_place_update and (own or any(field.path != ("count",) for field in fields)):
@@ -181,7 +190,7 @@ def _notes(
     action: str,
     deployment: Deployment | None,
     own: tuple[Field, ...],
-    groups: tuple[Group, ...],
+    groups: tuple[GroupChange, ...],
 ) -> Iterator[str]:
     if running and running.get("Stop"):
         yield "the job is stopped, and a run starts it again"

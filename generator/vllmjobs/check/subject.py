@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
-from vllmjobs.changes.model import Group
+from vllmjobs.changes.model import GroupChange
 from vllmjobs.environment.derive import Deadlines, argument_name, deadlines, vllm_version
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
@@ -26,7 +26,7 @@ class Before(NamedTuple):
     """The environment that a change is compared with, and what becomes of the groups, by their names."""
 
     environment: Environment
-    groups: dict[str, Group]
+    groups: dict[str, GroupChange]
 
 
 class Facts(NamedTuple):

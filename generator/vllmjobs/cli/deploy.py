@@ -5,8 +5,7 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.changes.model import Environment as Changes
-from vllmjobs.changes.model import Report, is_unplaceable
+from vllmjobs.changes.model import EnvironmentChange, Report, is_unplaceable
 from vllmjobs.cli.common import environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following
 from vllmjobs.cli.reporting import NO_ROOM
@@ -78,7 +77,9 @@ def deploy(
     if any(job.action != "none" and is_unplaceable(job) for job in planned):
         from vllmjobs.changes.report.text import as_text  # noqa: PLC0415
 
-        changes = Changes(name=path.stem, against=releases.address, jobs=planned, findings=findings(found))
+        changes = EnvironmentChange(
+            name=path.stem, against=releases.address, jobs=planned, findings=findings(found)
+        )
         click.echo(as_text(Report(command="plan", environments=(changes,)), color=False), err=True, nl=False)
         raise click.exceptions.Exit(NO_ROOM)
 

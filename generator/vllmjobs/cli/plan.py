@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.changes.model import Environment as Changes
-from vllmjobs.changes.model import Report
+from vllmjobs.changes.model import EnvironmentChange, Report
 from vllmjobs.cli.common import environment_options
 from vllmjobs.cli.reporting import report_options, say
 from vllmjobs.project.environments import checked, find, findings, sound
@@ -49,7 +48,7 @@ def plan(
     command = ["vllmjobs", "render", env, *(word for setting in settings for word in ("--set", setting))]
     if project != Path():
         command += ["--project", str(project)]
-    planned = Changes(
+    planned = EnvironmentChange(
         name=path.stem,
         against=cluster.address,
         jobs=plans(jobs, cluster, environment.nomad.namespace, command),

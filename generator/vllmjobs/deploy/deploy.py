@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
-from vllmjobs.changes.model import Job
+from vllmjobs.changes.model import JobChange
 from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.report.words import does, is_changed
 from vllmjobs.cluster.consul import Consul, ConsulError
@@ -44,7 +44,7 @@ class Deploy(NamedTuple):
     detach: bool = False
 
 
-def deploy(asked: Deploy, planned: tuple[Job, ...]) -> Outcome:
+def deploy(asked: Deploy, planned: tuple[JobChange, ...]) -> Outcome:
     """Deploy what a plan says: the balancer first, which has to know the models' routes. Exits at the first
     job that is not deployed, with how that ended.
 
@@ -81,7 +81,7 @@ def _gate(asked: Deploy, models: _Work | None) -> Entry:
 class _Work:
     """One job, as it is to be and as it runs."""
 
-    def __init__(self, asked: Deploy, job: Job) -> None:
+    def __init__(self, asked: Deploy, job: JobChange) -> None:
         self._asked, self.job = asked, job
         self._hcl = asked.jobs[job.job]
         self._spec: Json = asked.releases.cluster.parse(self._hcl, asked.environment.nomad.namespace)

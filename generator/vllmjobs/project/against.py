@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from vllmjobs.changes.jobs.jobspec import read
-from vllmjobs.changes.model import Environment as Changes
+from vllmjobs.changes.model import EnvironmentChange
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
@@ -62,7 +62,9 @@ def either(project: Path, other: Against) -> list[Path]:
     return sorted({*here, *there})
 
 
-def changes(paths: Sequence[Path], settings: Sequence[str], project: Path, other: Against) -> list[Changes]:
+def changes(
+    paths: Sequence[Path], settings: Sequence[str], project: Path, other: Against
+) -> list[EnvironmentChange]:
     """What differs in the jobs of each environment. `settings` are of this side only.
 
     Raises `InvalidEnvironmentError` with all errors of this side, and `AgainstError` for another side that
@@ -80,14 +82,16 @@ def changes(paths: Sequence[Path], settings: Sequence[str], project: Path, other
     return [_changes(path, found.get(path), ours, other, renamed.get(path, path)) for path in paths]
 
 
-def _changes(path: Path, found: Checked | None, ours: Templates, other: Against, there: Path) -> Changes:
+def _changes(
+    path: Path, found: Checked | None, ours: Templates, other: Against, there: Path
+) -> EnvironmentChange:
     """`there` is what the other commit calls the environment."""
     after = rendered(sound(found), ours) if found else {}
     before = _before(there, other)
     if other.file and other.file.suffix in JOBS:
         name = _counterpart(before[""], after, other.name)
         before, after = {name: before[""]}, {name: after[name]}
-    return Changes(
+    return EnvironmentChange(
         name=path.stem,
         against=other.name,
         jobs=differences(before, after, other.file is not None, f"{other.name}:"),

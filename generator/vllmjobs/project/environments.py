@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vllmjobs.changes.model import Finding, Group
+from vllmjobs.changes.model import Finding, GroupChange
 from vllmjobs.check.check import RULES, check
 from vllmjobs.check.ignoring import without_ignored
 from vllmjobs.check.subject import Before, Facts, Subject, Whole
@@ -121,7 +121,7 @@ def _checked(
     return Checked(environment, problems, texts, before is not None)
 
 
-def _groups(before: Environment, after: Environment, sides: Sides) -> dict[str, Group]:
+def _groups(before: Environment, after: Environment, sides: Sides) -> dict[str, GroupChange]:
     """What becomes of the group of each model."""
     from vllmjobs.project.jobs import differences, rendered  # noqa: PLC0415 (Jinja takes 30 ms)
 

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vllmjobs.changes.compare import compare
 from vllmjobs.changes.jobs.jobspec import read
-from vllmjobs.changes.model import Job
+from vllmjobs.changes.model import JobChange
 from vllmjobs.environment.model import Environment
 from vllmjobs.render.job import RenderError, Templates, jobs, jobs_on_demand, render
 
@@ -18,12 +18,12 @@ def rendered(environment: Environment, templates: Templates, only: str | None = 
 
 def differences(
     before: Mapping[str, str], after: Mapping[str, str], as_one: bool = False, other: str = ""
-) -> tuple[Job, ...]:
+) -> tuple[JobChange, ...]:
     """What differs between two sets of jobs, each HCL by its name; `other` is the older's in errors.
 
     See `compare` for `as_one`. Raises `JobspecError` for a template whose output is not one job.
     """
-    found: list[Job] = []
+    found: list[JobChange] = []
     for name in (*after, *(name for name in before if name not in after)):
         old, new = before.get(name), after.get(name)
         was = None if old is None else read(old, f"{other}job {name}, rendered")

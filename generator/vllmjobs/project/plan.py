@@ -4,7 +4,7 @@ import shlex
 from collections.abc import Mapping, Sequence
 from functools import cache
 
-from vllmjobs.changes.model import Job
+from vllmjobs.changes.model import JobChange
 from vllmjobs.changes.planned import planned
 from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs.cluster.cluster import Cluster
@@ -20,11 +20,11 @@ class Planner:
         self._cluster, self._namespace, self._render = cluster, namespace, render
         self._nodes = cache(self._read_nodes)
 
-    def plan(self, name: str, hcl: str) -> Job:
+    def plan(self, name: str, hcl: str) -> JobChange:
         """The scheduler's dry run of a job, by its name for `render --job`. Raises `NomadError`."""
         return self.planned(name, self._cluster.parse(hcl, self._namespace))
 
-    def planned(self, name: str, job: Json) -> Job:
+    def planned(self, name: str, job: Json) -> JobChange:
         """As `plan`, of a job as Nomad's API has it."""
         where = (job["ID"], job["Namespace"], job["Region"])
         running = self._cluster.job(*where)
@@ -60,7 +60,7 @@ class Planner:
 
 def plans(
     jobs: Mapping[str, str], cluster: Cluster, namespace: str | None, render: Sequence[str]
-) -> tuple[Job, ...]:
+) -> tuple[JobChange, ...]:
     """The plan of each job, which is HCL by its name for `render --job`; see `Planner`."""
     planner = Planner(cluster, namespace, render)
     return tuple(planner.plan(name, hcl) for name, hcl in jobs.items())

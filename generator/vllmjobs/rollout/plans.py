@@ -2,7 +2,7 @@
 
 import math
 
-from vllmjobs.changes.model import Job
+from vllmjobs.changes.model import JobChange
 from vllmjobs.environment.derive import canaries, deadlines
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import seconds
@@ -59,7 +59,7 @@ def balancer_plan(job: str, version: int, now: float, timeout: float | None = No
     return Plan(job=job, version=version, groups=(), place_within=0, promote_by=until, until=until)
 
 
-def held(job: Job) -> dict[str, int]:
+def held(job: JobChange) -> dict[str, int]:
     """The groups that shrink while instances are replaced, and the counts to keep until that is done.
 
     A verdict is of the whole job, so it comes before any instance is given up. And beside canaries, Nomad
@@ -75,7 +75,7 @@ def held(job: Job) -> dict[str, int]:
     }
 
 
-def only_shrinks(job: Job) -> bool:
+def only_shrinks(job: JobChange) -> bool:
     """Whether all that is left of a change is smaller counts, as after the first part of a `held` one."""
     fields = [field for group in job.groups for field in group.fields]
     less = [(group.count_before or 0) >= (group.count_after or 0) for group in job.groups]

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from vllmjobs.changes.compare import compare
 from vllmjobs.changes.jobs.jobspec import read
-from vllmjobs.changes.model import Field, Group, Job
+from vllmjobs.changes.model import Field, GroupChange, JobChange
 from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.jobs import differences, rendered
@@ -60,19 +60,19 @@ EVERY_KEY = Path(__file__).parents[2] / "cases/every_key.yaml"
 TEMPLATES = templates(Path("nowhere"))
 
 
-def compared(before: str | None, after: str | None, as_one: bool = False) -> list[Job]:
+def compared(before: str | None, after: str | None, as_one: bool = False) -> list[JobChange]:
     old, new = (None if hcl is None else read(hcl, "job") for hcl in (before, after))
     return compare("vllm", old, new, as_one)
 
 
-def changed(old: str, new: str) -> Job:
+def changed(old: str, new: str) -> JobChange:
     """What becomes of JOB when some of its words are replaced by others."""
     assert JOB.count(old) == 1
     (job,) = compared(JOB, JOB.replace(old, new))
     return job
 
 
-def web(old: str, new: str) -> Group:
+def web(old: str, new: str) -> GroupChange:
     return next(group for group in changed(old, new).groups if group.name == "web")
 
 

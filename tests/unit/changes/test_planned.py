@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from vllmjobs.changes.model import Action, Job, has_changed, is_unplaceable
+from vllmjobs.changes.model import GroupAction, JobChange, has_changed, is_unplaceable
 from vllmjobs.changes.planned import planned, warnings
 
 Json = dict[str, Any]
@@ -42,7 +42,7 @@ def plan(
     updates: dict[str, Json] | None = None,
     deployment: Json | None = None,
     **more: Any,
-) -> Job:
+) -> JobChange:
     kind = "Added" if old is None else "Edited" if diffs else "None"
     diff = {"Type": kind, "Fields": None, "Objects": None, "TaskGroups": list(diffs), **more.pop("diff", {})}
     annotations = {"DesiredTGUpdates": updates or {}, "PreemptedAllocs": more.pop("preempted", None)}
@@ -137,7 +137,9 @@ def test_a_spread_is_told_though_nomads_diff_leaves_it_out() -> None:
         (2, {"Place": 2}, ()),
     ],
 )
-def test_what_the_scheduler_does_to_a_group(count: int, updates: Json, actions: tuple[Action, ...]) -> None:
+def test_what_the_scheduler_does_to_a_group(
+    count: int, updates: Json, actions: tuple[GroupAction, ...]
+) -> None:
     found = plan(
         job(group(count=count, KillSignal="SIGTERM")),
         job(group(KillSignal="SIGINT")),

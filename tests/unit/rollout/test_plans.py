@@ -6,7 +6,7 @@ import pytest
 from click.testing import CliRunner
 from msgspec.structs import replace
 
-from vllmjobs.changes.model import Field, Group, Job
+from vllmjobs.changes.model import Field, GroupChange, JobChange
 from vllmjobs.cli import main
 from vllmjobs.cli.following import DURATION
 from vllmjobs.environment.model import Balancer, Environment, Model
@@ -19,15 +19,15 @@ def environment(balancer: str = "fabio", **rollout: Any) -> Environment:
     return Environment(job="vllm-prod", balancer=Balancer(kind=balancer), models={"chat": model})  # type: ignore[arg-type]
 
 
-def changed(*groups: Group, fields: tuple[Field, ...] = ()) -> Job:
-    return Job(
+def changed(*groups: GroupChange, fields: tuple[Field, ...] = ()) -> JobChange:
+    return JobChange(
         job="vllm", id="vllm-prod", namespace="default", region="global", action="changed",
         fields=fields, groups=groups,
     )  # fmt: skip
 
 
-def group(*actions: Any, before: int = 4, after: int = 4, fields: tuple[Field, ...] = ()) -> Group:
-    return Group(
+def group(*actions: Any, before: int = 4, after: int = 4, fields: tuple[Field, ...] = ()) -> GroupChange:
+    return GroupChange(
         name="chat", actions=actions, count_before=before, count_after=after, gpus_before=1, gpus_after=1,
         fields=fields,
     )  # fmt: skip

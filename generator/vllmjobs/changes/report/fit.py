@@ -19,7 +19,7 @@ class Piece(NamedTuple):
     """For each entry how bad it is, 0 for the worst; in their order where there are none."""
 
 
-class Part(NamedTuple):
+class PathLines(NamedTuple):
     """Lines about one path, and how many values they are about."""
 
     lines: list[str]
@@ -30,7 +30,7 @@ class Detail(NamedTuple):
     """The values of a group; `wrap` puts lines into a fence."""
 
     rank: int
-    parts: list[Part]
+    parts: list[PathLines]
     wrap: Callable[[list[str]], str]
 
 

@@ -20,21 +20,21 @@ UNSHOWN = "not shown: it may be a secret"
 _Step = tuple[str, int, int, int, int]  # as difflib's opcodes: kind, lines from and to before, and after
 
 
-class Line(NamedTuple):
+class DiffLine(NamedTuple):
     """One line of a diff, visible, without a newline."""
 
     sign: Sign
     text: str
 
 
-class Block(NamedTuple):
+class PathDiff(NamedTuple):
     """What is said of one path."""
 
-    lines: tuple[Line, ...]
+    lines: tuple[DiffLine, ...]
     fields: int
 
 
-def blocks(fields: Sequence[Field]) -> list[Block]:
+def path_diffs(fields: Sequence[Field]) -> list[PathDiff]:
     """What differs, a block for each path, in the order of the fields.
 
     Items of a list are fields of one path: they stand beneath it.
@@ -42,7 +42,7 @@ def blocks(fields: Sequence[Field]) -> list[Block]:
     paths: dict[tuple[str, ...], list[Field]] = {}
     for field in fields:
         paths.setdefault(field.path, []).append(field)
-    return [Block(tuple(_block(path, found)), len(found)) for path, found in paths.items()]
+    return [PathDiff(tuple(_block(path, found)), len(found)) for path, found in paths.items()]
 
 
 def dotted(path: tuple[str, ...]) -> str:
@@ -54,34 +54,34 @@ def _is_word(part: str) -> bool:
     return part != "" and not set(part) & set(' ."')
 
 
-def _block(path: tuple[str, ...], fields: list[Field]) -> Iterator[Line]:
+def _block(path: tuple[str, ...], fields: list[Field]) -> Iterator[DiffLine]:
     where = dotted(path)
     mark = REPLACES if any(field.replaces for field in fields) else ""
     if len(fields) == 1:
         yield from _one(where, mark, fields[0])
         return
-    yield Line("~", f"{where}:{mark}")
+    yield DiffLine("~", f"{where}:{mark}")
     for field in fields:
         for line in _one("", "", field):
-            yield Line(line.sign, f"  {line.text}")
+            yield DiffLine(line.sign, f"  {line.text}")
 
 
-def _one(where: str, mark: str, field: Field) -> Iterator[Line]:
+def _one(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
     """One field on a line; or below its path, if it has several lines itself."""
     before, after = field.before, field.after
     sign: Sign = "+" if before is None else "-" if after is None else "~"
     colon = f"{where}: " if where else ""
     if field.hidden and _tells_nothing(before, after):
         does = {"+": "set", "-": "removed"}.get(sign, "changed")
-        yield Line(sign, f"{colon}{does}, {UNSHOWN}{mark}")
+        yield DiffLine(sign, f"{colon}{does}, {UNSHOWN}{mark}")
     elif "\n" in (before or "") or "\n" in (after or ""):
         if where:
-            yield Line(sign, f"{where}:{mark}")
+            yield DiffLine(sign, f"{where}:{mark}")
         yield from _lines(_split(before), _split(after))
     elif before is not None and after is not None:
-        yield Line(sign, f"{colon}{' → '.join(visible.values(before, after))}{mark}")
+        yield DiffLine(sign, f"{colon}{' → '.join(visible.values(before, after))}{mark}")
     else:
-        yield Line(sign, f"{colon}{visible.value(before or after or '')}{mark}")
+        yield DiffLine(sign, f"{colon}{visible.value(before or after or '')}{mark}")
 
 
 def _tells_nothing(before: str | None, after: str | None) -> bool:
@@ -93,7 +93,7 @@ def _split(text: str | None) -> list[str]:
     return [] if text is None else text.split("\n")
 
 
-def _lines(before: list[str], after: list[str]) -> Iterator[Line]:
+def _lines(before: list[str], after: list[str]) -> Iterator[DiffLine]:
     """A unified diff, whose hunks are headed by where they begin in what comes after; its first `LINES`."""
     skipped = max(0, _equal(before, after) - CONTEXT)
     before, after = before[skipped:], after[skipped:]
@@ -110,16 +110,16 @@ def _lines(before: list[str], after: list[str]) -> Iterator[Line]:
         high - low + (end - start) * (kind != "equal") for kind, low, high, start, end in steps
     )
     if total > len(shown):
-        yield Line(" ", f"  … {total - len(shown):,} lines more")
+        yield DiffLine(" ", f"  … {total - len(shown):,} lines more")
 
 
-def _hunks(hunks: list[list[_Step]], skipped: int, before: list[str], after: list[str]) -> Iterator[Line]:
+def _hunks(hunks: list[list[_Step]], skipped: int, before: list[str], after: list[str]) -> Iterator[DiffLine]:
     for hunk in hunks:
         if _begins_later(hunk, skipped):
-            yield Line(" ", f"  … from line {skipped + hunk[0][3] + 1}")
+            yield DiffLine(" ", f"  … from line {skipped + hunk[0][3] + 1}")
         for kind, low, high, start, end in hunk:
             if kind == "equal":
-                yield from (Line(" ", f"  {_plain(line)}") for line in before[low:high])
+                yield from (DiffLine(" ", f"  {_plain(line)}") for line in before[low:high])
             else:
                 # More of either is not shown.
                 yield from _replaced(
@@ -131,10 +131,10 @@ def _begins_later(hunk: list[_Step], skipped: int) -> bool:
     return bool(skipped or hunk[0][3])
 
 
-def _replaced(before: list[str], after: list[str]) -> Iterator[Line]:
+def _replaced(before: list[str], after: list[str]) -> Iterator[DiffLine]:
     pairs = [_pair(one, other) for one, other in zip_longest(before, after)]
-    yield from (Line("-", f"  {one}") for one, _ in pairs if one is not None)
-    yield from (Line("+", f"  {other}") for _, other in pairs if other is not None)
+    yield from (DiffLine("-", f"  {one}") for one, _ in pairs if one is not None)
+    yield from (DiffLine("+", f"  {other}") for _, other in pairs if other is not None)
 
 
 def _pair(before: str | None, after: str | None) -> tuple[str | None, str | None]:

@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from vllmjobs.changes.model import Environment, Group, Job, Report, has_changed
+from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report, has_changed
 from vllmjobs.changes.report import escape, visible, words
-from vllmjobs.changes.report.fit import Cut, Detail, Part, Piece, cut, fit, size
-from vllmjobs.changes.report.lines import blocks
+from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
+from vllmjobs.changes.report.lines import path_diffs
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.values import without_secrets
 
@@ -22,9 +22,9 @@ _SIGNS = {"+": "+", "-": "-", "~": "!", " ": " "}  # `!` is what highlighters of
 
 
 class _Row(NamedTuple):
-    environment: Environment
-    job: Job
-    group: Group | None  # None for the job as a whole
+    environment: EnvironmentChange
+    job: JobChange
+    group: GroupChange | None  # None for the job as a whole
 
 
 def as_markdown(report: Report, limit: int = LIMIT) -> str:
@@ -231,8 +231,8 @@ def _findings(report: Report) -> Piece:
 def _detail(row: _Row, several: bool) -> Detail:
     group = row.group
     parts = [
-        Part([f"{_SIGNS[line.sign]} {line.text}".rstrip() for line in block.lines], block.fields)
-        for block in blocks(group.fields if group else row.job.fields)
+        PathLines([f"{_SIGNS[line.sign]} {line.text}".rstrip() for line in diff.lines], diff.fields)
+        for diff in path_diffs(group.fields if group else row.job.fields)
     ]
     where = [row.environment.name, row.job.id] if several else [row.job.id]
     title = " / ".join(map(escape.in_html, [*where, *([group.name] if group else [])]))

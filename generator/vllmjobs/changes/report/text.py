@@ -2,9 +2,9 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from vllmjobs.changes.model import Environment, Field, Group, Job, Report, has_changed
+from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report, has_changed
 from vllmjobs.changes.report import visible, words
-from vllmjobs.changes.report.lines import blocks
+from vllmjobs.changes.report.lines import path_diffs
 from vllmjobs.environment.values import without_secrets
 
 WIDEST = 24  # a longer name does not push what is said of the other groups away
@@ -40,7 +40,7 @@ def _as_it_is(kind: str, text: str) -> str:
     return text
 
 
-def _parts(environment: Environment, paint: _Paint) -> Iterator[list[str]]:
+def _parts(environment: EnvironmentChange, paint: _Paint) -> Iterator[list[str]]:
     """A part for each job, and one for what `check` finds."""
     for job in environment.jobs:
         yield list(_job(job, environment, paint))
@@ -53,7 +53,7 @@ def _parts(environment: Environment, paint: _Paint) -> Iterator[list[str]]:
         yield [paint("headline", head), *found]
 
 
-def _job(job: Job, environment: Environment, paint: _Paint) -> Iterator[str]:
+def _job(job: JobChange, environment: EnvironmentChange, paint: _Paint) -> Iterator[str]:
     where = words.place(job)
     head = f"{visible.name(environment.name)}: {visible.name(job.id)}{where and f' ({where})'}"
     head += words.what_becomes(job)
@@ -72,7 +72,7 @@ def _job(job: Job, environment: Environment, paint: _Paint) -> Iterator[str]:
         yield f"  to make this change: {visible.visible(job.plan.run)}"
 
 
-def _group(group: Group, width: int, paint: _Paint) -> Iterator[str]:
+def _group(group: GroupChange, width: int, paint: _Paint) -> Iterator[str]:
     yield f"  {visible.name(group.name):<{width}}  {words.does(group)}"
     if group.unplaced:
         said = words.unplaced(group.unplaced, group.name, words.TEXT)
@@ -88,6 +88,6 @@ def _group(group: Group, width: int, paint: _Paint) -> Iterator[str]:
 
 
 def _fields(fields: Iterable[Field], indent: str, paint: _Paint) -> Iterator[str]:
-    for block in blocks(tuple(fields)):
-        for line in block.lines:
+    for diff in path_diffs(tuple(fields)):
+        for line in diff.lines:
             yield indent + paint(line.sign, f"{line.sign} {line.text}".rstrip())

@@ -9,11 +9,11 @@ import msgspec
 
 from vllmjobs.changes.model import (
     Deployment,
-    Environment,
+    EnvironmentChange,
     Field,
     Finding,
-    Group,
-    Job,
+    GroupChange,
+    JobChange,
     Preempted,
     Report,
     Unplaced,
@@ -76,19 +76,19 @@ def listed(names: Iterable[str]) -> str:
     return ", ".join(found[:LISTED]) + rest
 
 
-def is_changed(group: Group) -> bool:
+def is_changed(group: GroupChange) -> bool:
     """Whether there is anything to say of a group."""
     return bool(group.actions or group.fields or is_waiting(group))
 
 
-def is_untried(group: Group) -> bool:
+def is_untried(group: GroupChange) -> bool:
     """Whether running instances change, or go, without a canary before them."""
     is_less = "scale-down" in group.actions and ("destructive" in group.actions or not group.count_after)
     is_replaced = "destructive" in group.actions and not group.canaries
     return "in-place" in group.actions or is_replaced or is_less
 
 
-def does(group: Group) -> str:
+def does(group: GroupChange) -> str:
     """What Nomad does with the instances: `destructive: 2 canaries first, then ...`."""
     said = [_SAID[action](group) for action in group.actions]
     if not said and group.updates and group.updates.place:
@@ -96,7 +96,7 @@ def does(group: Group) -> str:
     return "; ".join(said) or "leaves the instances as they are"
 
 
-def _destructive(group: Group) -> str:
+def _destructive(group: GroupChange) -> str:
     before, after = group.count_before or 0, group.count_after or 0
     if not group.canaries:
         return f"destructive: {_all(after)}, no canary tries it first"
@@ -108,7 +108,7 @@ def _destructive(group: Group) -> str:
     )
 
 
-def _gone(group: Group) -> str:
+def _gone(group: GroupChange) -> str:
     verb = "run on" if group.count_after else "stop"
     if group.count_before == 1:
         verb = "runs on" if group.count_after else "stops"
@@ -119,7 +119,7 @@ def _all(count: int) -> str:
     return "the one instance" if count == 1 else f"all {count:,} instances"
 
 
-_SAID: dict[str, Callable[[Group], str]] = {
+_SAID: dict[str, Callable[[GroupChange], str]] = {
     "new": lambda group: f"new: {counted(group.count_after or 0, 'instance')}",
     "gone": _gone,
     "destructive": _destructive,
@@ -158,7 +158,7 @@ class Gpus(NamedTuple):
         return change + extra
 
 
-def gpus(groups: Iterable[Group]) -> Gpus:
+def gpus(groups: Iterable[GroupChange]) -> Gpus:
     """What the groups hold together; canaries run beside the instances that they are to replace."""
     found = list(groups)
     return Gpus(
@@ -168,7 +168,7 @@ def gpus(groups: Iterable[Group]) -> Gpus:
     )
 
 
-def group_gpus(group: Group) -> str:
+def group_gpus(group: GroupChange) -> str:
     """`8 (4 × 2), 4 extra while it rolls out`; empty where a group has none."""
     held = gpus([group])
     products = [
@@ -179,7 +179,7 @@ def group_gpus(group: Group) -> str:
     return f"{moved(held.before, held.after)} ({product}){held.balance}" if any(held) else ""
 
 
-def summary(jobs: Iterable[Job]) -> str:
+def summary(jobs: Iterable[JobChange]) -> str:
     """`1 group replaced (canaries first), 1 scaled up, 2 unchanged`."""
     found = list(jobs)
     counts = Counter(_label(group) for job in found for group in job.groups)
@@ -198,7 +198,7 @@ def _gravity(label: str) -> int:
     return next(rank for rank, beginning in enumerate(_WORST_FIRST) if label.startswith(beginning))
 
 
-def _label(group: Group) -> str:
+def _label(group: GroupChange) -> str:
     replaced = f"replaced ({'canaries first' if group.canaries else 'no canary first'})"
     labels = [replaced if action == "destructive" else _LABELS[action] for action in group.actions]
     if not labels and is_changed(group):
@@ -208,7 +208,7 @@ def _label(group: Group) -> str:
     return " and ".join(labels) or _SAME
 
 
-def what_becomes(job: Job) -> str:
+def what_becomes(job: JobChange) -> str:
     """What happens to a job: the second half of its headline."""
     if job.action == "new":
         return f" is new, with {counted(len(job.groups), 'group')}"
@@ -219,7 +219,7 @@ def what_becomes(job: Job) -> str:
     return f" is unchanged: {summary([job])}" if any(map(is_changed, job.groups)) else ": no changes"
 
 
-def place(job: Job) -> str:
+def place(job: JobChange) -> str:
     """Where a job is, if that is not where all are."""
     said = [f"namespace {visible.name(job.namespace)}"] if job.namespace not in ("", "default") else []
     said += [f"region {visible.name(job.region)}"] if job.region not in ("", "global") else []
@@ -244,7 +244,7 @@ def way_out(found: Unplaced, script: Script) -> str:
     return ", or ".join(map(script.prose, found.way_out))
 
 
-def remarks(job: Job, script: Script) -> Iterator[Remark]:
+def remarks(job: JobChange, script: Script) -> Iterator[Remark]:
     """What else a person should know of a job, the gravest first."""
     if job.plan:
         if job.plan.deployment:
@@ -274,7 +274,7 @@ def updates(found: Updates) -> str:
     return ", ".join(said) or "nothing"
 
 
-def findings(environment: Environment) -> list[Finding]:
+def findings(environment: EnvironmentChange) -> list[Finding]:
     """What `check` says, errors first."""
     grave = ("error", "warning", "note")
     return sorted(environment.findings, key=lambda finding: grave.index(finding.severity))
@@ -313,7 +313,7 @@ def told(report: Report) -> Report:
     return msgspec.structs.replace(report, environments=tuple(environments))
 
 
-def _running_on(job: Job) -> Job:
+def _running_on(job: JobChange) -> JobChange:
     groups = (
         msgspec.structs.replace(group, count_after=group.count_before, gpus_after=group.gpus_before)
         for group in job.groups

@@ -26,7 +26,7 @@ MOST_NAMED = 3
 
 
 @dataclass(frozen=True, slots=True)
-class Request:
+class GpuRequest:
     """A `device` block of a task that asks for GPUs."""
 
     name: str
@@ -48,7 +48,7 @@ class Request:
         return f"{self.name} with {said}" if said else self.name
 
 
-def requested(group: Json) -> Request | None:
+def requested(group: Json) -> GpuRequest | None:
     """The GPUs of a task group as `/v1/jobs/parse` gives it; of several requests the largest."""
     devices = [
         device
@@ -57,7 +57,7 @@ def requested(group: Json) -> Request | None:
         if "gpu" in device["Name"].split("/")
     ]
     requests = [
-        Request(
+        GpuRequest(
             device["Name"],
             1 if device.get("Count") is None else device["Count"],
             tuple(
@@ -74,7 +74,7 @@ def requested(group: Json) -> Request | None:
 class Shortage:
     """What is asked of the nodes that serve a job, some of which may take no allocations now."""
 
-    request: Request
+    request: GpuRequest
     serving: Sequence[Node]
     others: Sequence[Node]
     """Nodes of other node pools and datacenters."""

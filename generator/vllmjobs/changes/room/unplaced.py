@@ -12,7 +12,7 @@ from typing import Any
 from vllmjobs.changes.model import Unplaced, Updates
 from vllmjobs.changes.room.fleet import FENCE, Node, fenced, fitting, in_datacenter, in_pool, serving
 from vllmjobs.changes.room.shortage import (
-    Request,
+    GpuRequest,
     Shortage,
     eligible_again,
     is_fenced,
@@ -201,7 +201,7 @@ class _Case:
             return why + ([f"{_nodes(busy)} {_have(busy)} too few free for {asked}"] if busy else []), []
         return self._shortage(request, ruled_out).told()
 
-    def _shortage(self, request: Request, ruled_out: int = 0) -> Shortage:
+    def _shortage(self, request: GpuRequest, ruled_out: int = 0) -> Shortage:
         return Shortage(
             request,
             self.usable,

@@ -11,7 +11,7 @@ from vllmjobs.changes.hiding import HIDDEN, shown
 from vllmjobs.changes.jobs import registered
 from vllmjobs.changes.jobs.canonical import filled
 from vllmjobs.changes.jobs.jobspec import JobspecError, Tree, read
-from vllmjobs.changes.model import Field, Job
+from vllmjobs.changes.model import Field, JobChange
 
 DATA = ("task", "web", "template", "local/x", "data")
 ENV = ("task", "web", "env")
@@ -25,12 +25,12 @@ def task(body: str, name: str = "web") -> str:
     return f'group "front" {{\ntask "{name}" {{\n{body}\n}}\n}}'
 
 
-def changed(before: str, after: str) -> Job:
+def changed(before: str, after: str) -> JobChange:
     (found,) = compare("vllm", read(before, "before"), read(after, "after"))
     return found
 
 
-def fields(found: Job) -> list[Field]:
+def fields(found: JobChange) -> list[Field]:
     return [*found.fields, *(field for group in found.groups for field in group.fields)]
 
 

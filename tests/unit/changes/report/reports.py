@@ -6,12 +6,12 @@ from hypothesis import strategies as st
 
 from vllmjobs.changes.model import (
     Deployment,
-    Environment,
+    EnvironmentChange,
     Field,
     Finding,
-    Group,
-    Job,
-    Plan,
+    GroupChange,
+    JobChange,
+    JobPlan,
     Preempted,
     Report,
     Unplaced,
@@ -27,21 +27,21 @@ IMAGE = Field(
 NGINX = "events {}\nhttp {\n  upstream chat {\n    keepalive %d;\n  }\n  server {\n    listen 80;\n  }\n}\n"
 
 
-def group(name: str = "chat", *actions: Any, count: int = 4, gpus: int = 1, **given: Any) -> Group:
+def group(name: str = "chat", *actions: Any, count: int = 4, gpus: int = 1, **given: Any) -> GroupChange:
     """A group of four instances, one GPU each."""
     counts = {"count_before": count, "count_after": count, "gpus_before": gpus, "gpus_after": gpus}
-    return Group(name=name, actions=actions, **(counts | given))
+    return GroupChange(name=name, actions=actions, **(counts | given))
 
 
-def job(*groups: Group, action: Any = "changed", **given: Any) -> Job:
+def job(*groups: GroupChange, action: Any = "changed", **given: Any) -> JobChange:
     """The job vllm-prod."""
     names = {"job": "vllm", "id": "vllm-prod", "namespace": "default", "region": "global"}
-    return Job(action=action, groups=groups, **(names | given))
+    return JobChange(action=action, groups=groups, **(names | given))
 
 
-def report(*jobs: Job, command: Any = "diff", against: str = "main", findings: Any = ()) -> Report:
+def report(*jobs: JobChange, command: Any = "diff", against: str = "main", findings: Any = ()) -> Report:
     """A report on prod."""
-    prod = Environment(name="prod", against=against, jobs=jobs, findings=findings)
+    prod = EnvironmentChange(name="prod", against=against, jobs=jobs, findings=findings)
     return Report(command=command, environments=(prod,))
 
 
@@ -77,7 +77,7 @@ LARGE = group(
     fields=(Field(path=("count",), before="4", after="6"),),
     updates=Updates(place=2, ignore=4),
 )
-PLAN = Plan(
+PLAN = JobPlan(
     modify_index=12,
     run="vllmjobs render prod | nomad job run -check-index 12 -",
     warnings=("kill_timeout is above max_kill_timeout",),
@@ -134,7 +134,7 @@ fields = st.builds(
 )
 sentences = st.lists(texts, max_size=3).map(tuple)
 groups = st.builds(
-    Group,
+    GroupChange,
     name=texts,
     actions=st.lists(
         st.sampled_from(["new", "gone", "destructive", "in-place", "scale-up", "scale-down"]),
@@ -154,7 +154,7 @@ groups = st.builds(
     ),
 )
 plans = st.builds(
-    Plan,
+    JobPlan,
     modify_index=counts,
     run=texts,
     warnings=sentences,
@@ -165,7 +165,7 @@ plans = st.builds(
     ).map(tuple),
 )
 jobs = st.builds(
-    Job,
+    JobChange,
     job=texts,
     id=texts,
     namespace=texts,
@@ -187,7 +187,7 @@ findings = st.builds(
     message=texts,
 )
 environments = st.builds(
-    Environment,
+    EnvironmentChange,
     name=texts,
     against=texts,
     jobs=st.lists(jobs, max_size=2).map(tuple),

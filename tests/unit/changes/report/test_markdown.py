@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.changes.report.reports import CHAT, IMAGE, LARGE, PLANNED, group, job, report, reports
-from vllmjobs.changes.model import Environment, Field, Finding, Group, Report, Unplaced
+from vllmjobs.changes.model import EnvironmentChange, Field, Finding, GroupChange, Report, Unplaced
 from vllmjobs.changes.report.markdown import LEAST, LIMIT, as_markdown
 from vllmjobs.environment.problems import UserError
 
@@ -124,7 +124,7 @@ def test_several_environments_are_told_apart() -> None:
     found = Report(
         command="diff",
         environments=tuple(
-            Environment(name=name, against="main", jobs=(job(TRIED),)) for name in ("dev", "prod")
+            EnvironmentChange(name=name, against="main", jobs=(job(TRIED),)) for name in ("dev", "prod")
         ),
     )
     text = as_markdown(found)
@@ -167,7 +167,7 @@ def test_the_marker_of_another_comment_is_not_repeated() -> None:
     assert text.count("<!-- vllmjobs diff -->") == 1
 
 
-def big(number: int) -> Group:
+def big(number: int) -> GroupChange:
     """A group with values of 100 KB, and an image."""
     lines = [f"{number} {line}" for line in range(10_000)]
     fields = (

@@ -6,11 +6,11 @@ import pytest
 from hypothesis import given
 
 from unit.changes.report.reports import IMAGE, PLANNED, group, job, report, reports
-from vllmjobs.changes.model import Field, Group, Report, Unplaced, Updates
+from vllmjobs.changes.model import Field, GroupChange, Report, Unplaced, Updates
 from vllmjobs.changes.report.text import as_text
 
 
-def said(*groups: Group) -> str:
+def said(*groups: GroupChange) -> str:
     """What is said of groups, less the headline."""
     return as_text(report(job(*groups)), color=False).partition("\n")[2]
 
@@ -91,7 +91,7 @@ prod: check finds 1 warning
         (group("chat", updates=Updates(place=1)), "chat  places 1 instance, missing so far"),
     ],
 )
-def test_what_nomad_does_is_said_in_plain_words(given: Group, words: str) -> None:
+def test_what_nomad_does_is_said_in_plain_words(given: GroupChange, words: str) -> None:
     assert said(given).startswith(f"  {words}\n")
 
 
@@ -107,7 +107,7 @@ def test_what_nomad_does_is_said_in_plain_words(given: Group, words: str) -> Non
         ),
     ],
 )
-def test_gpus_that_move_are_counted(given: Group, words: str) -> None:
+def test_gpus_that_move_are_counted(given: GroupChange, words: str) -> None:
     assert f"    GPUs: {words}\n" in said(given)
 
 
