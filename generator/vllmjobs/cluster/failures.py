@@ -12,7 +12,7 @@ import requests
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 Version = tuple[int, int, int]
 Failure = requests.Response | Exception

@@ -19,7 +19,7 @@ from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewC
 
 from vllmjobs import __version__
 from vllmjobs.cluster.failures import NomadError
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 DEFAULT_ADDRESS = "http://127.0.0.1:4646"
 _TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go's strconv.ParseBool
