@@ -2,7 +2,7 @@
 
 import re
 
-from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret, without_secrets
+from vllmjobs.environment.secrets import SECRET_VARIABLES, looks_secret, without_secrets
 
 HIDDEN = "(hidden)"
 # Where a person names the keys. Elsewhere the words are Nomad's own, such as error_on_missing_key.

@@ -22,8 +22,8 @@ from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import INVALID, Mark, Path, Problem, UserError
+from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.environment.tree import Node, locate
-from vllmjobs.environment.values import without_secrets
 
 SHARED = "VJ003"
 # Each of these modules registers its rules when it is imported.

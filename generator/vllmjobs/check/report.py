@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from vllmjobs.check.check import NAMES, SEVERITIES
 from vllmjobs.environment.problems import Problem, dotted
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 JSON_VERSION = 1
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"

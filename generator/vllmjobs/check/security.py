@@ -11,7 +11,7 @@ from vllmjobs.environment.derive import image, is_root
 from vllmjobs.environment.model import Balancer, Model
 from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.problems import Mark, Path
-from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
+from vllmjobs.environment.secrets import SECRET_VARIABLES, looks_secret
 from vllmjobs.vllm.releases import NEWEST
 
 EXAMPLE_IMAGE = f"registry.example.com/vllm-openai:v{NEWEST}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 if TYPE_CHECKING:
     from vllmjobs.cluster.nomad import Where

@@ -10,7 +10,7 @@ import requests
 
 from vllmjobs.cluster.reasons import NO_LEADER, Failure, is_lost, is_unreachable, status_line, url_of
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 Version = tuple[int, int, int]
 # command/agent: job_endpoint.go, deployment_endpoint.go, variable_endpoint.go.

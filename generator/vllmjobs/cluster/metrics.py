@@ -13,7 +13,7 @@ from requests.utils import get_environ_proxies
 
 from vllmjobs import __version__
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.samples import SERIES, Sample, SampleError, from_query, read
 
 T = TypeVar("T")

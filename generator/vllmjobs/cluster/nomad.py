@@ -20,7 +20,7 @@ from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadErro
 from vllmjobs.cluster.reasons import FailedError, Failure, is_unreachable, reason
 from vllmjobs.cluster.retry import retry
 from vllmjobs.cluster.session import TRUE, Names, connect
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 Json = dict[str, Any]
 TIMEOUT = (5.0, 30.0)  # seconds until connected, and between two pieces of an answer

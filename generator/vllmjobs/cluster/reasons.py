@@ -10,7 +10,7 @@ import requests
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
 from vllmjobs.cluster.session import Names
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 Failure = requests.Response | Exception
 """An answer that is a refusal, or the exception in place of an answer."""

@@ -20,7 +20,7 @@ from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewC
 
 from vllmjobs import __version__
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go's strconv.ParseBool
 FALSE = ("0", "f", "F", "FALSE", "false", "False")

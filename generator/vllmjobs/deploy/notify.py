@@ -20,7 +20,7 @@ import msgspec
 import requests
 
 from vllmjobs import __version__
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.model import Event
 
 HTTP_S = 10.0  # seconds until connected, and until the answer begins

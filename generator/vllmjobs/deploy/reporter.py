@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vllmjobs.deploy.notify import Notifier
 from vllmjobs.deploy.record_keeper import now
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.events import Happening, Seen
 from vllmjobs.rollout.model import Event, Group
 

@@ -9,8 +9,8 @@ from jsonschema import Draft202012Validator, validators
 
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import Path, Problem
+from vllmjobs.environment.secrets import looks_secret
 from vllmjobs.environment.tree import Node, locate, plain
-from vllmjobs.environment.values import looks_secret
 from vllmjobs.vllm.releases import NEWEST
 
 _TYPES = {

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.values import SECRET_VARIABLES, looks_secret
+from vllmjobs.environment.secrets import SECRET_VARIABLES, looks_secret
 
 MAX_SHOWN_NAME = 40
 MAX_VALUE = 32_768  # characters: variables that refer to each other twice double with every line

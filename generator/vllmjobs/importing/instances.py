@@ -8,7 +8,7 @@ import unicodedata
 from typing import NamedTuple
 
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.values import looks_secret
+from vllmjobs.environment.secrets import looks_secret
 from vllmjobs.importing.dotenv import Note
 from vllmjobs.importing.settings import MAX_GPUS, MAX_TOKENS, TENSOR_PARALLEL, length, model_name, whole
 from vllmjobs.importing.text import Block, Commented, balancer, group_name

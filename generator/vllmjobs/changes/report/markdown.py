@@ -9,7 +9,7 @@ from vllmjobs.changes.report import escape, visible, words
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
 from vllmjobs.changes.report.lines import path_diffs
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 # GitHub refuses a comment "(maximum is 65536 characters)". Measured, it takes 262,144 bytes of UTF-8
 # (dead-claudia/github-limits#13, objectstack-ai/objectstack#18826), and 65,536 characters as the text of a

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator
 from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report, has_changed
 from vllmjobs.changes.report import visible, words
 from vllmjobs.changes.report.lines import path_diffs
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 WIDEST = 24  # a longer name does not push what is said of the other groups away
 # Parameters of "select graphic rendition", ECMA-48 8.3.117: bold, faint, red, green, yellow, cyan.

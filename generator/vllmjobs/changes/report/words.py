@@ -22,7 +22,7 @@ from vllmjobs.changes.model import (
 )
 from vllmjobs.changes.report import visible
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.values import without_secrets
+from vllmjobs.environment.secrets import without_secrets
 
 PROSE = 600  # characters of a sentence that somebody else wrote
 LISTED = 12  # names in a row
