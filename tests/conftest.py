@@ -1,5 +1,6 @@
-"""What all tests share: one sandbox, started by the first test that asks for it."""
+"""Options, signals, and the one sandbox that tests share; the first test that asks for it starts it."""
 
+import signal
 from collections.abc import Iterator
 
 import pytest
@@ -9,11 +10,55 @@ from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 # A busy machine is slow, and nothing is wrong with the test: no property test measures time.
 settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.load_profile("house")
+settings.register_profile("long", settings.get_profile("house"), max_examples=1000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--rewrite", action="store_true", help="write the golden cases and outputs anew")
+    parser.addoption(
+        "--long", action="store_true", help="run in full what is shorter by default; print its figures"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Load hypothesis' profile, and make signals what they usually are."""
+    settings.load_profile("long" if config.getoption("--long") else "house")
+    _hear_signals()
+
+
+def _hear_signals() -> None:
+    """Give children the default of each signal, also where the run itself has to ignore it.
+
+    A shell's background job ignores SIGINT, `nohup` SIGHUP; children inherit that, and would never hear a
+    Ctrl-C. A handler is no inheritance: it becomes the default when another program is executed.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, lambda *_: None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let nothing run beside a load that is measured in full."""
+    for item in items:
+        if config.getoption("--long") and item.get_closest_marker("long"):
+            item.add_marker("alone")
+
+
+@pytest.fixture(scope="session")
+def long(request: pytest.FixtureRequest) -> bool:
+    """Tell whether `--long` was given."""
+    return bool(request.config.getoption("--long"))
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Print what tests have recorded with `record_property`: the figures of a load, of a soak."""
+    reports = [report for report in terminalreporter.stats.get("passed", []) if report.user_properties]
+    if reports:
+        terminalreporter.section("figures")
+    for report in reports:
+        for name, value in report.user_properties:
+            terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {name}: {value}")
 
 
 @pytest.fixture(scope="session")

@@ -89,12 +89,12 @@ def test_vllm_takes_the_command_line_of_every_rendered_job(parsed: Parse) -> Non
     assert not refused
 
 
-def test_vllm_takes_what_check_takes_and_check_refuses_what_vllm_refuses(parsed: Parse) -> None:
-    choose = random.Random(VERSION)
-    right, wrong = (choose.sample(lines, 500) for lines in command_lines(TABLE))
+def test_vllm_takes_what_check_takes_and_check_refuses_what_vllm_refuses(parsed: Parse, long: bool) -> None:
+    choose, count = random.Random(VERSION), 500 if long else 100
+    right, wrong = (choose.sample(lines, count) for lines in command_lines(TABLE))
     ours, answers = [read(TABLE, line) for line in right + wrong], list(map(parsed, right + wrong))
-    assert sum(not our.mistakes for our in ours[:500]) > 400
-    assert sum("refused" in answer for answer in answers[500:]) > 200
+    assert sum(not our.mistakes for our in ours[:count]) > 0.8 * count
+    assert sum("refused" in answer for answer in answers[count:]) > 0.4 * count
     otherwise = [
         f"{' '.join(line)}: {problem}"
         for line, our, answer in zip(right + wrong, ours, answers, strict=True)

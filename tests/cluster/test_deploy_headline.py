@@ -13,10 +13,11 @@ from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.traffic.cuts import cut_by_go, not_cut_by_go
 from vllmjobs_sandbox.traffic.load import Counts, Load
 
-pytestmark = pytest.mark.alone
+pytestmark = pytest.mark.long
 OLD, NEW = 1024, 2048
-REQUESTS = 10_000
-RATE, WORKERS = 50, 40  # begun a second, 40 are to be answered; at the same time
+REQUESTS = 1_000  # of each balancer
+REQUESTS_LONG, RATE_LONG = 10_000, 40  # in full, and so many are to be answered a second
+RATE, WORKERS = 50, 40  # begun a second; at the same time
 FEW, FEW_WORKERS = 10, 10  # the same of the job written by hand: enough for it to fail
 SHIFTED, PROMOTED = {"shifted"}, {"promoting", "promoted", "stopping", "stopped"}
 ENGINE = QUICK | {
@@ -93,10 +94,10 @@ def plain(sandbox: Sandbox) -> Iterator[str]:
     sandbox.purge("plain")
 
 
-def deploy_and_roll_back(release: Release, load: Load) -> int:
-    """To the new version and back, until the load is done; how many times something was released."""
+def deploy_and_roll_back(release: Release, load: Load, requests: int) -> int:
+    """Release the new version and go back, until so many are answered; return how many releases it took."""
     releases = 0
-    while load.seen().answered < REQUESTS:
+    while load.seen().answered < requests:
         deployed = succeeded(deploying(release, max_model_len=NEW))
         assert {*deployed.kinds()} >= SHIFTED | PROMOTED, deployed.evidence()
         back = succeeded(Command(release.sandbox, ["rollback", *release.words()]))
@@ -127,9 +128,11 @@ def test_no_request_fails(
     behind_nginx: Release,
     plain: str,
     tmp_path: Path,
+    long: bool,
     record_property: Callable[[str, object], None],
 ) -> None:
     """Through Fabio and through nginx; beside them, what becomes of requests to a job written by hand."""
+    requests = REQUESTS_LONG if long else REQUESTS
     behind_fabio = release(**ENGINE)
     for ours in (behind_fabio, behind_nginx):
         succeeded(deploying(ours))
@@ -142,8 +145,8 @@ def test_no_request_fails(
         ThreadPoolExecutor() as lanes,
     ):
         releases = {
-            "fabio": lanes.submit(deploy_and_roll_back, behind_fabio, fabio),
-            "nginx": lanes.submit(deploy_and_roll_back, behind_nginx, nginx),
+            "fabio": lanes.submit(deploy_and_roll_back, behind_fabio, fabio, requests),
+            "nginx": lanes.submit(deploy_and_roll_back, behind_nginx, nginx, requests),
         }
         releases["by hand"] = lanes.submit(run_and_run_back, sandbox, [*releases.values()])
     cuts = cut_by_go(sandbox, behind_fabio.job)
@@ -156,11 +159,11 @@ def test_no_request_fails(
     record_property("cut by Go's proxy", len(cuts))
     assert counts["nginx"].failures == []
     assert not_cut_by_go(counts["fabio"].failures, cuts) == []
-    assert len(counts["fabio"].failures) <= REQUESTS / 1000
+    assert len(counts["fabio"].failures) <= max(requests / 1000, 3)
     for seen in (counts["fabio"], counts["nginx"]):
         assert seen.truncated == []
-        assert seen.answered >= REQUESTS
-        assert seen.rate >= 40
+        assert seen.answered >= requests
+        assert not long or seen.rate >= RATE_LONG
         assert {"stand-in max_model_len=1024", "stand-in max_model_len=2048"} == {*seen.by_version}
     assert counts["by hand"].failures or counts["by hand"].truncated, "the contrast"
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmjobs.supervisor.changes import settled
@@ -627,7 +627,6 @@ class World:
         return Tick()
 
 
-@settings(max_examples=1000, deadline=None)
 @given(
     st.integers(0, 2**32),
     st.integers(1, 3),
