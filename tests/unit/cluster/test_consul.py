@@ -47,7 +47,7 @@ class Script:
     def consul(self, *answers: Answer, **environ: str) -> Consul:
         self.answers = list(answers)
         return Consul(
-            {"CONSUL_HTTP_ADDR": self.address, **environ}, timeout=(2, 0.2), sleep=self.pauses.append
+            {"CONSUL_HTTP_ADDR": self.address, **environ}, timeout=(2, 20), sleep=self.pauses.append
         )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from unit.cluster.test_nomad import Script, hangs_up, hangs_up_in_the_middle, says_nothing, server
+from unit.cluster.test_nomad import Script, hangs_up, hangs_up_in_the_middle, says_nothing, server, timeout
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import (
     ConflictError,
@@ -50,7 +50,7 @@ def releases(script: Script, *answers: Any, patience: float = 0) -> Deployments:
     return Deployments(
         Nomad(
             {"NOMAD_ADDR": script.address},
-            timeout=(2, 0.2),
+            timeout=timeout(answers),
             sleep=script.pauses.append,
             patience=patience,
             clock=lambda: float(next(clock)),  # a second at each look

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from base64 import b64encode
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler
 from typing import Any
@@ -24,6 +24,11 @@ CUT = "the connection was cut before the answer was complete; is NOMAD_ADDR righ
 NO_LEADER = (500, "No cluster leader")
 
 
+def timeout(answers: Iterable[Any]) -> tuple[float, float]:
+    """Wait briefly where nothing will come, and long where a busy machine may be slow to answer."""
+    return 2, 0.2 if says_nothing in answers else 20
+
+
 @dataclass
 class Script:
     """A server's answers in their order, of which the last is repeated; and what it was asked."""
@@ -40,7 +45,7 @@ class Script:
     def cluster(self, *answers: Any, **environ: str) -> Cluster:
         self.answers = list(answers)
         environ = {"NOMAD_ADDR": self.address, **environ}
-        return Cluster(Nomad(environ, timeout=(2, 0.2), sleep=self.pauses.append))
+        return Cluster(Nomad(environ, timeout=timeout(answers), sleep=self.pauses.append))
 
 
 @pytest.fixture
