@@ -9,8 +9,9 @@ from hypothesis import HealthCheck, settings
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 # A busy machine is slow, and nothing is wrong with the test: no property test measures time.
-settings.register_profile("house", deadline=None, suppress_health_check=[HealthCheck.too_slow])
-settings.register_profile("long", settings.get_profile("house"), max_examples=1000)
+PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("short", PATIENT, max_examples=40)
+settings.register_profile("long", PATIENT, max_examples=1000)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -21,8 +22,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Load hypothesis' profile, and make signals what they usually are."""
-    settings.load_profile("long" if config.getoption("--long") else "house")
+    """Choose how many examples a property test takes, and make signals what they usually are."""
+    settings.load_profile("long" if config.getoption("--long") else "short")
     _hear_signals()
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllmjobs.environment.load import load as load_file
@@ -102,7 +102,6 @@ hostile = (
 )
 
 
-@settings(max_examples=60, deadline=None)
 @given(hostile)
 @example('"\\${%{\n' * (64 * 1024 // 8))
 @example("${")

@@ -5,7 +5,7 @@ from typing import Any
 from unicodedata import category
 
 import msgspec
-from hypothesis import example, given, settings
+from hypothesis import example, given
 
 from cases.test_hostile_values import (
     EVERY_KEY,
@@ -29,7 +29,6 @@ def strings(tree: Any) -> set[str]:
     return {value for _, value in leaves(tree) if isinstance(value, str)}
 
 
-@settings(max_examples=40, deadline=None)
 @given(hostile)
 @example(WRITTEN)
 @example("$${x}")
@@ -45,7 +44,6 @@ def test_a_rendered_string_is_read_as_nomad_reads_it(text: str) -> None:
         assert {value for value in ours - durations if text in value} <= strings(parsed_by_nomad(hcl))
 
 
-@settings(max_examples=40, deadline=None)
 @given(hostile)
 @example("$${x}")
 @example("%%{if true}")

@@ -21,7 +21,7 @@ from vllmjobs_sandbox.traffic.requests import Load, versions
 OLD, NEW = 1024, 2048
 QUICK: dict[str, Any] = {
     "rollout.analysis.interval": "1s",
-    "rollout.analysis.window": "4s",
+    "rollout.analysis.window": "2s",
     "rollout.analysis.min_requests": 5,
 }
 
@@ -94,8 +94,7 @@ def weights(release: Release) -> list[str]:
 def served(release: NewRelease) -> Release:
     """Two instances of the old version, which answer through Fabio."""
     released = release(replicas=2, **QUICK)
-    first = deploy(released)
-    assert first.code == 0, first.stderr
+    released.run()
     released.wait_until_routed(OLD)
     return released
 

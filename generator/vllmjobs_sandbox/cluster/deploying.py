@@ -24,7 +24,7 @@ QUICK: dict[str, Any] = {
     "rollout.progress_deadline": "20s",
     "rollout.steps": "[0.5]",
     "rollout.analysis.interval": "1s",
-    "rollout.analysis.window": "3s",
+    "rollout.analysis.window": "2s",
     "rollout.analysis.min_requests": 5,
     "drain.longest_stream": "3s",
     "rollout.placement_deadline": "5s",

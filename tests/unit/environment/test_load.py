@@ -5,7 +5,7 @@ from tempfile import TemporaryDirectory
 
 import pytest
 from click.testing import CliRunner
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
@@ -161,7 +161,6 @@ def test_a_number_too_long_for_a_machine_stays_a_word(file: Path) -> None:
     assert load(file).models["chat"].env["A"] == "9" * 5000
 
 
-@settings(max_examples=300, deadline=None)
 @given(st.binary(max_size=60) | st.text("{}[]:&*!|>-?,'\"#%@`<~ \n\tabc01\\", max_size=60).map(str.encode))
 def test_no_file_whatever_it_holds_ends_in_a_traceback(content: bytes) -> None:
     with TemporaryDirectory() as folder:

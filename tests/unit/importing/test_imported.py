@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner
 from dotenv.parser import parse_stream
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
@@ -626,7 +626,6 @@ INSTANCE_FILES = st.lists(
 )
 
 
-@settings(max_examples=300, deadline=None)
 @given((ENV_FILES | INSTANCE_FILES).map("\n".join))
 def test_any_file_becomes_a_valid_environment_or_is_refused_with_its_lines(
     tmp_path_factory: pytest.TempPathFactory, text: str

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.vllm.memory import truth
@@ -100,7 +100,6 @@ def test_every_model_of_the_table_has_a_sane_estimate(name: str) -> None:
     assert found.kv_tokens > 10_000 or model(name).pooling
 
 
-@settings(deadline=None)
 @given(st.sampled_from(names()), st.integers(1, 5000), st.integers(1, 5000))
 def test_a_longer_context_never_needs_less(name: str, length: int, more: int) -> None:
     short = guess(name, "H200", max_model_len=length)
@@ -109,7 +108,6 @@ def test_a_longer_context_never_needs_less(name: str, length: int, more: int) ->
     assert short.fits or not long.fits
 
 
-@settings(deadline=None)
 @given(
     st.sampled_from([name for name in names() if not model(name).pooling]),
     st.sampled_from([1, 2, 4]),
@@ -125,7 +123,6 @@ def test_an_fp8_cache_takes_half(name: str, tensor: int, length: int) -> None:
     assert half.needed <= whole.needed
 
 
-@settings(deadline=None)
 @given(st.sampled_from(names()), st.sampled_from([each.name for each in gpus()]), st.sampled_from([1, 2, 4]))
 def test_the_longest_context_fits_and_one_token_more_does_not(name: str, on: str, tensor: int) -> None:
     found = guess(name, on, tensor_parallel=tensor)
@@ -138,7 +135,6 @@ def test_the_longest_context_fits_and_one_token_more_does_not(name: str, on: str
         assert not guess(name, on, tensor_parallel=tensor, max_model_len=found.longest_context + 1).fits
 
 
-@settings(deadline=None)
 @given(st.sampled_from(names()), st.sampled_from(["A100", "H100", "L40S"]))
 def test_auto_takes_the_longest_context_that_fits(name: str, on: str) -> None:
     found = guess(name, on, max_model_len="auto")
@@ -474,7 +470,6 @@ PLAIN = st.builds(
 CARDS = st.sampled_from(gpus())
 
 
-@settings(deadline=None, max_examples=300)
 @given(configs(), CARDS, PLAIN | SERVINGS)
 def test_any_config_and_any_serving_give_an_estimate_or_say_why_not(
     changed: dict[str, Any], on: Gpu, serving: Serving
@@ -487,7 +482,6 @@ def test_any_config_and_any_serving_give_an_estimate_or_say_why_not(
         assert isinstance(found, Estimate)
 
 
-@settings(deadline=None, max_examples=300)
 @given(configs(), CARDS, PLAIN | SERVINGS)
 def test_any_config_and_any_serving_give_obstacles(
     changed: dict[str, Any], on: Gpu, serving: Serving
