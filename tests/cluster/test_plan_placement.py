@@ -13,6 +13,7 @@ from vllmjobs.changes.jobs import jobspec
 from vllmjobs.changes.model import JobChange, Unplaced, has_changed, is_unplaceable
 from vllmjobs.changes.planned import planned
 from vllmjobs.changes.room.fleet import Node, in_cluster
+from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -104,8 +105,8 @@ def unplaced(job: JobChange) -> Unplaced:
 def sentence(job: JobChange) -> str:
     found = unplaced(job)
     what = "canaries" if found.canaries else "instances"
-    said = f"{found.failed} of {found.wanted} {what}: {', '.join(found.why)}"
-    return f"{said}; {', or '.join(found.way_out)}" if found.way_out else said
+    said = f"{found.failed} of {found.wanted} {what}: {', '.join(reasons(found))}"
+    return f"{said}; {', or '.join(ways_out(found))}" if found.remedies else said
 
 
 SECOND = "{model: facebook/opt-125m, route: {path: /second/v1/}, drain: {longest_stream: 10s}}"
@@ -504,8 +505,8 @@ def test_what_is_wrong_with_all_groups_is_told_of_each(sandbox: Sandbox, release
     chat.settings["nomad.constraints"] = WINDOWS
     for group in plan(sandbox, chat.render()).groups:
         assert group.unplaced
-        assert group.unplaced.why == ("2 nodes do not meet ${attr.kernel.name} = windows",)
-        assert group.unplaced.way_out == ("change that constraint in nomad.constraints",)
+        assert reasons(group.unplaced) == ("2 nodes do not meet ${attr.kernel.name} = windows",)
+        assert ways_out(group.unplaced) == ("change that constraint in nomad.constraints",)
 
 
 def test_a_stopped_job_is_started_again(sandbox: Sandbox, release: NewRelease) -> None:

@@ -57,23 +57,115 @@ class Updates(Value, frozen=True):
     preemptions: int = 0
 
 
+ReasonKind = Literal[
+    # the nodes that there are
+    "node-pool", "datacenter", "no-nodes", "node-state", "node-fenced", "nodes-unknown",
+    # nodes that are ruled out
+    "ruled-out", "nodes-fenced", "constraint", "distinct-hosts", "distinct-property", "driver", "host-volume",
+    "network-mode", "secrets-provider", "consul", "vault", "signals", "service-discovery", "nomad-version",
+    "cni-plugin", "device", "unusable",
+    # nodes that are full
+    "quota", "resource", "cores", "port", "full",
+    # GPUs
+    "no-gpus", "gpus-elsewhere", "gpus-missing", "gpu-model", "gpu-memory", "gpu-constraints", "gpus",
+    "gpus-taken", "gpus-unhealthy", "gpus-given",
+]  # fmt: skip
+RemedyKind = Literal[
+    "set", "lower", "change", "change-constraint", "move", "raise-quota", "free-gpus", "free-gpus-on-any",
+    "mend-gpus", "check-device-plugin", "make-eligible", "lift-fence", "read-runbook", "run-consul",
+    "set-up-vault", "upgrade-nomad", "install-cni-plugins",
+]  # fmt: skip
+
+
+class Amount(Value, frozen=True):
+    """A name and how many there are of it."""
+
+    name: str
+    count: int
+
+
+class Holder(Value, frozen=True):
+    """A job that holds what is missing."""
+
+    job: str
+    count: int
+    own: Annotated[bool, Meta(description="Whether it is the job that is planned.")] = False
+
+
+class Setting(Value, frozen=True):
+    """A key of the environment and its new value."""
+
+    key: str
+    value: Annotated[
+        str | None, Meta(description="null where it is for a person to choose, such as a free port.")
+    ] = None
+
+
+class Reason(Value, frozen=True):
+    """One thing that stands in the way of an allocation; what a kind has no use for is null or empty."""
+
+    kind: ReasonKind
+    nodes: Annotated[int | None, Meta(description="How many nodes it is about.")] = None
+    node: Annotated[str | None, Meta(description="The one node that it is about.")] = None
+    resource: Annotated[
+        str | None,
+        Meta(
+            description="What is missing: memory, cpu, disk; a driver; a port's label; nvidia/gpu with what "
+            "is asked of it; a GPU's model."
+        ),
+    ] = None
+    unit: Annotated[str | None, Meta(description="MiB or MHz.")] = None
+    needed: Annotated[int | None, Meta(description="How much each allocation needs.")] = None
+    free: Annotated[int | None, Meta(description="How much is free on all nodes together.")] = None
+    most_free: Annotated[int | None, Meta(description="How much is free on one node at most.")] = None
+    largest: Annotated[
+        int | None,
+        Meta(description="How much one node has at most, free or not; for gpu-memory, one GPU in MiB."),
+    ] = None
+    port: int | None = None
+    node_pool: str | None = None
+    datacenters: tuple[str, ...] = ()
+    holders: tuple[Holder, ...] = ()
+    counts: Annotated[
+        tuple[Amount, ...],
+        Meta(
+            description="What there is instead: node pools, datacenters and drivers with their nodes, models "
+            "with their GPUs. Of gpus-unhealthy, the faults; of gpus-given, groups and the GPUs they get."
+        ),
+    ] = ()
+    text: Annotated[
+        str | None,
+        Meta(description="What Nomad says of it: a constraint, a node's state, why a node is fenced."),
+    ] = None
+
+
+class Remedy(Value, frozen=True):
+    """One thing that a person may do; what a kind has no use for is null or empty."""
+
+    kind: RemedyKind
+    settings: Annotated[
+        tuple[Setting, ...], Meta(description="Keys of the environment that are to be changed together.")
+    ] = ()
+    node: str | None = None
+    node_pool: str | None = None
+    datacenter: str | None = None
+    gpus: Annotated[
+        tuple[Amount, ...],
+        Meta(description="How many GPUs, on which nodes; on one of them for free-gpus-on-any."),
+    ] = ()
+    command: Annotated[str | None, Meta(description="What to type.")] = None
+
+
 class Unplaced(Value, frozen=True):
     """Allocations for which there is no room: FailedTGAllocs of a plan."""
 
     wanted: Annotated[int, Meta(description="How many would be placed, canaries or others.")]
     failed: Annotated[int, Meta(description="How many of them cannot be.")]
     canaries: Annotated[bool, Meta(description="Whether it is canaries that cannot be placed.")]
-    why: Annotated[
-        tuple[str, ...],
-        Meta(
-            description="What stands in the way, one clause each: 4 nodes have nvidia/gpu, 3 GPUs are free, "
-            "each canary needs 4 on one node."
-        ),
-    ]
-    way_out: Annotated[
-        tuple[str, ...],
-        Meta(description="What a person may do, one clause each: set rollout.canaries: 1."),
-    ]
+    reasons: Annotated[tuple[Reason, ...], Meta(description="What stands in the way.")] = ()
+    remedies: Annotated[
+        tuple[Remedy, ...], Meta(description="What a person may do; each of them may be enough.")
+    ] = ()
 
 
 class GroupChange(Value, frozen=True):

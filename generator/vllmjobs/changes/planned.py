@@ -11,6 +11,7 @@ from vllmjobs.changes import compare, effects
 from vllmjobs.changes.jobs import registered
 from vllmjobs.changes.jobs.jobspec import Tree
 from vllmjobs.changes.model import (
+    Amount,
     Deployment,
     Field,
     GroupAction,
@@ -18,10 +19,11 @@ from vllmjobs.changes.model import (
     JobChange,
     JobPlan,
     Preempted,
+    Reason,
     Updates,
 )
 from vllmjobs.changes.room.fleet import Node
-from vllmjobs.changes.room.shortage import joined
+from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.unplaced import unplaced
 
 Json = Mapping[str, Any]
@@ -49,7 +51,8 @@ def planned(
     before = registered.tree(running) if running else None
     own = registered.job_fields(diff, before, after) if before is not None else ()
     is_stopped = bool(running and running.get("Stop"))
-    groups = _sharing(tuple(_groups(name, job, plan, before, after, own, nodes, is_stopped)))
+    groups = tuple(_groups(name, job, plan, before, after, own, nodes, is_stopped))
+    groups = tuple(_with_what_others_get(groups))
     changed = diff["Type"] != "None" or own or any(group.actions or group.fields for group in groups)
     action: Literal["none", "new", "changed"] = "new" if running is None else "changed" if changed else "none"
     active = _deployment(deployment)
@@ -117,23 +120,23 @@ def _groups(
             canaries=updates.canary,
             fields=effects.blamed(fields, actions),
             updates=updates,
-            unplaced=unplaced(name, job, specs[group], updates, failed, count_before, nodes)
+            unplaced=unplaced(FailedPlacement(name, job, specs[group], updates, failed, count_before, nodes))
             if group in failed and group in specs
             else None,
         )
 
 
-def _sharing(groups: tuple[GroupChange, ...]) -> tuple[GroupChange, ...]:
-    """The groups; of one without room, also which GPUs the same plan gives to others of the job."""
+def _with_what_others_get(groups: tuple[GroupChange, ...]) -> Iterator[GroupChange]:
+    """Yield the groups; one without room also says how many GPUs the same plan gives to the others."""
     given = {group.name: _placed(group) * (group.gpus_after or 0) for group in groups}
-    told = []
     for group in groups:
-        others = [f"{number} to {name}" for name, number in given.items() if number and name != group.name]
+        others = tuple(
+            Amount(name=name, count=gpus) for name, gpus in given.items() if gpus and name != group.name
+        )
         if group.unplaced and group.gpus_after and others:
-            why = (*group.unplaced.why, f"this plan gives {joined(others)}")
-            group = replace(group, unplaced=replace(group.unplaced, why=why))
-        told.append(group)
-    return tuple(told)
+            reasons = (*group.unplaced.reasons, Reason(kind="gpus-given", counts=others))
+            group = replace(group, unplaced=replace(group.unplaced, reasons=reasons))
+        yield group
 
 
 def _placed(group: GroupChange) -> int:

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from vllmjobs.changes.model import is_unplaceable
 from vllmjobs.changes.planned import ACTIVE
+from vllmjobs.changes.room.sentences import reasons
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import DeploymentEndedError
 from vllmjobs.cluster.nomad import Json, Where
@@ -177,7 +178,9 @@ class Back:
         plan = planner.planned("vllm", {**job, "Stop": False})
         if is_unplaceable(plan):
             why = [
-                f"{group.name}: {', '.join(group.unplaced.why)}" for group in plan.groups if group.unplaced
+                f"{group.name}: {', '.join(reasons(group.unplaced))}"
+                for group in plan.groups
+                if group.unplaced
             ]
             raise NoRoomError(f"{self._where.id}: version {job['Version']} has no room\n" + "\n".join(why))
 

@@ -6,14 +6,22 @@ import msgspec
 
 from vllmjobs.changes.model import VERSION, EnvironmentChange, GroupChange, JobChange, JobPlan, Report
 from vllmjobs.changes.report.words import without_tokens
+from vllmjobs.changes.room.sentences import reasons, ways_out
 
 # Names in the schema that version 1 promised, of types that have another name in the code.
 _PROMISED = {EnvironmentChange: "Environment", JobChange: "Job", GroupChange: "Group", JobPlan: "Plan"}
 
+_SENTENCES = {
+    "why": "The reasons in words: 4 nodes have nvidia/gpu, 3 GPUs are free, each canary needs 4.",
+    "way_out": "The remedies in words: set rollout.canaries: 1.",
+}
+
 
 def as_json(report: Report) -> str:
     """Return the report as JSON: every name always there, in the order of the types, and a newline last."""
-    return msgspec.json.format(msgspec.json.encode(without_tokens(report)), indent=2).decode() + "\n"
+    return (
+        msgspec.json.format(msgspec.json.encode(_printed(without_tokens(report))), indent=2).decode() + "\n"
+    )
 
 
 def schema() -> dict[str, Any]:
@@ -25,6 +33,10 @@ def schema() -> dict[str, Any]:
     for type_, name in _PROMISED.items():
         text = text.replace(f'{type_.__name__}"', f'{name}"')
     found = msgspec.json.decode(text)
+    found["$defs"]["Unplaced"]["properties"] |= {
+        name: {"description": description, "type": "array", "items": {"type": "string"}}
+        for name, description in _SENTENCES.items()
+    }
     for block in found["$defs"].values():
         block["required"] = list(block["properties"])
         for described in block["properties"].values():
@@ -35,3 +47,14 @@ def schema() -> dict[str, Any]:
         "title": f"vllmjobs diff and plan, version {VERSION}",
         **found,
     }
+
+
+def _printed(report: Report) -> Any:
+    """Return the report as maps and lists, with sentences beside the reasons and remedies."""
+    printed = msgspec.to_builtins(report)
+    groups = (group for side in report.environments for job in side.jobs for group in job.groups)
+    maps = (group for side in printed["environments"] for job in side["jobs"] for group in job["groups"])
+    for group, values in zip(groups, maps, strict=True):
+        if group.unplaced:
+            values["unplaced"] |= {"why": reasons(group.unplaced), "way_out": ways_out(group.unplaced)}
+    return printed

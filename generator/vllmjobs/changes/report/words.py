@@ -21,6 +21,7 @@ from vllmjobs.changes.model import (
     is_waiting,
 )
 from vllmjobs.changes.report import visible
+from vllmjobs.changes.room import sentences
 from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.environment.secrets import without_secrets
 
@@ -236,12 +237,12 @@ def unplaced(found: Unplaced, group: str, script: Script) -> str:
 
 def reasons(found: Unplaced, script: Script) -> str:
     """Why, as clauses; empty where Nomad gave none."""
-    return ", ".join(map(script.prose, found.why))
+    return ", ".join(map(script.prose, sentences.reasons(found)))
 
 
 def way_out(found: Unplaced, script: Script) -> str:
     """What a person may do, as clauses."""
-    return ", or ".join(map(script.prose, found.way_out))
+    return ", or ".join(map(script.prose, sentences.ways_out(found)))
 
 
 def remarks(job: JobChange, script: Script) -> Iterator[Remark]:

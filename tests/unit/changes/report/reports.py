@@ -1,19 +1,26 @@
 """Reports to write: one as people meet them, and many as nobody would wish them."""
 
-from typing import Any
+from typing import Any, get_args
 
 from hypothesis import strategies as st
 
 from vllmjobs.changes.model import (
+    Amount,
     Deployment,
     EnvironmentChange,
     Field,
     Finding,
     GroupChange,
+    Holder,
     JobChange,
     JobPlan,
     Preempted,
+    Reason,
+    ReasonKind,
+    Remedy,
+    RemedyKind,
     Report,
+    Setting,
     Unplaced,
     Updates,
 )
@@ -65,8 +72,22 @@ CHAT = group(
         wanted=2,
         failed=2,
         canaries=True,
-        why=("4 nodes have nvidia/gpu", "1 GPU is free", "each canary needs 1"),
-        way_out=("free one", "set rollout.canaries: 1"),
+        reasons=(
+            Reason(
+                kind="gpus",
+                nodes=4,
+                resource="nvidia/gpu",
+                needed=1,
+                free=1,
+                most_free=1,
+                largest=4,
+                holders=(Holder(job="train", count=15),),
+            ),
+        ),
+        remedies=(
+            Remedy(kind="free-gpus-on-any", gpus=(Amount(name="gpu-3", count=1),)),
+            Remedy(kind="set", settings=(Setting(key="rollout.canaries", value="1"),)),
+        ),
     ),
 )
 LARGE = group(
@@ -132,6 +153,35 @@ fields = st.builds(
     replaces=st.booleans(),
     hidden=st.booleans(),
 )
+amounts = st.lists(st.builds(Amount, name=texts, count=counts), max_size=4).map(tuple)
+reasons = st.builds(
+    Reason,
+    kind=st.sampled_from(get_args(ReasonKind)),
+    nodes=st.none() | counts,
+    node=st.none() | texts,
+    resource=st.none() | texts,
+    unit=st.none() | texts,
+    needed=st.none() | counts,
+    free=st.none() | counts,
+    most_free=st.none() | counts,
+    largest=st.none() | counts,
+    port=st.none() | counts,
+    node_pool=st.none() | texts,
+    datacenters=st.lists(texts, max_size=3).map(tuple),
+    holders=st.lists(st.builds(Holder, job=texts, count=counts, own=st.booleans()), max_size=5).map(tuple),
+    counts=amounts,
+    text=st.none() | texts,
+)
+remedies = st.builds(
+    Remedy,
+    kind=st.sampled_from(get_args(RemedyKind)),
+    settings=st.lists(st.builds(Setting, key=texts, value=st.none() | texts), max_size=2).map(tuple),
+    node=st.none() | texts,
+    node_pool=st.none() | texts,
+    datacenter=st.none() | texts,
+    gpus=amounts,
+    command=st.none() | texts,
+)
 sentences = st.lists(texts, max_size=3).map(tuple)
 groups = st.builds(
     GroupChange,
@@ -150,7 +200,12 @@ groups = st.builds(
     updates=st.none() | st.builds(Updates, place=counts, canary=counts, ignore=counts),
     unplaced=st.none()
     | st.builds(
-        Unplaced, wanted=counts, failed=counts, canaries=st.booleans(), why=sentences, way_out=sentences
+        Unplaced,
+        wanted=counts,
+        failed=counts,
+        canaries=st.booleans(),
+        reasons=st.lists(reasons, max_size=3).map(tuple),
+        remedies=st.lists(remedies, max_size=3).map(tuple),
     ),
 )
 plans = st.builds(

@@ -90,6 +90,29 @@ def test_it_is_the_same_each_time_and_ends_with_a_line() -> None:
     assert '  "command": "plan",\n' in as_json(PLANNED)
 
 
+def test_why_there_is_no_room_is_values_and_words() -> None:
+    chat = json.loads(as_json(PLANNED))["environments"][0]["jobs"][0]["groups"][0]
+    assert chat["unplaced"]["why"] == [
+        "4 nodes have nvidia/gpu, 1 GPU is free, each canary needs 1",
+        "train (15) holds the others",
+    ]
+    assert chat["unplaced"]["way_out"] == ["free 1 GPU on gpu-3", "set rollout.canaries: 1"]
+    (reason,) = chat["unplaced"]["reasons"]
+    assert {key: value for key, value in reason.items() if value not in (None, [])} == {
+        "kind": "gpus",
+        "nodes": 4,
+        "resource": "nvidia/gpu",
+        "needed": 1,
+        "free": 1,
+        "most_free": 1,
+        "largest": 4,
+        "holders": [{"job": "train", "count": 15, "own": False}],
+    }
+    free, fewer = chat["unplaced"]["remedies"]
+    assert (free["kind"], free["gpus"]) == ("free-gpus-on-any", [{"name": "gpu-3", "count": 1}])
+    assert (fewer["kind"], fewer["settings"]) == ("set", [{"key": "rollout.canaries", "value": "1"}])
+
+
 def test_a_token_is_not_in_it_even_after_a_newline() -> None:
     token = "hf_" + "a" * 30
     found = Field(path=("data",), before=f"\n{token}", after=f"\n{token}b")

@@ -27,8 +27,8 @@ def test_a_plan_as_a_person_reads_it() -> None:
         == """\
 prod: vllm-prod changes: 1 group replaced (canaries first), 1 scaled up, 1 unchanged (against http://nomad.example.com:4646)
   chat   destructive: 2 canaries first, then the other 2 after the promotion
-    2 of 2 canaries of chat cannot be placed: 4 nodes have nvidia/gpu, 1 GPU is free, each canary needs 1
-    way out: free one, or set rollout.canaries: 1
+    2 of 2 canaries of chat cannot be placed: 4 nodes have nvidia/gpu, 1 GPU is free, each canary needs 1, train (15) holds the others
+    way out: free 1 GPU on gpu-3, or set rollout.canaries: 1
     GPUs: 4 (4 × 1), 2 extra while it rolls out
     Nomad plans: 2 canary, 4 ignore
     ~ task.vllm.config.image: vllm/vllm-openai:v0.32.0 → vllm/vllm-openai:v0.33.0  # forces replacement
@@ -159,7 +159,7 @@ def test_a_new_template_does_not_flood_the_terminal() -> None:
 
 
 def test_what_cannot_be_placed_is_said_of_instances_too() -> None:
-    found = Unplaced(wanted=1, failed=1, canaries=False, why=(), way_out=())
+    found = Unplaced(wanted=1, failed=1, canaries=False)
     assert "    1 of 1 instance of chat cannot be placed\n" in said(group("chat", unplaced=found))
 
 

@@ -1,0 +1,245 @@
+"""Why there is no room, and what may be done, in the words of a person: from the values to clauses."""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from vllmjobs.changes.model import Amount, Holder, Reason, ReasonKind, Remedy, RemedyKind, Unplaced
+from vllmjobs.changes.phrases import joined
+
+_MOST_NAMED = 3
+# What follows `4 nodes`; of one node, the verb is inflected.
+_NODES: dict[ReasonKind, str] = {
+    "ruled-out": "are ruled out by a constraint, a driver or a device",
+    "nodes-fenced": "are fenced, since a GPU is broken",
+    "constraint": "do not meet {text}",
+    "distinct-hosts": "run an instance already, and distinct_hosts allows one per node",
+    "distinct-property": "would break {text}",
+    "host-volume": "lack its host volume",
+    "network-mode": "lack the network mode that it asks for",
+    "secrets-provider": "lack its secrets provider",
+    "consul": "run no Consul agent of 1.8 or newer ({text})",
+    "vault": "reach no Vault ({text})",
+    "signals": "cannot send the signals that the job names ({text})",
+    "service-discovery": "offer no service discovery of Nomad's own ({text})",
+    "nomad-version": "run too old a Nomad ({text})",
+    "cni-plugin": "lack a CNI plugin of the job's network ({text})",
+    "driver": "have no healthy driver {resource}",
+    "device": "lack a device that it asks for",
+    "unusable": "cannot be used: {text}",
+    "resource": "have too little {resource} free, each {each} needs {needed} {unit}",
+    "cores": "have too few cores free",
+    "full": "have no room: {text}",
+    "gpus-missing": "lack {gpus}",
+    "gpus-taken": "have too few free for {gpus}",
+}
+_OF_ONE = {"are": "is", "cannot": "cannot", "do": "does", "have": "has", "reach": "reaches", "would": "would"}
+_SENTENCES: dict[ReasonKind, str] = {
+    "node-pool": "no node is in node pool {node_pool}",
+    "datacenter": "no node is in datacenter {datacenters}",
+    "no-nodes": "no node takes allocations in node pool {node_pool}, datacenter {datacenters}",
+    "node-fenced": "{node} is fenced: {text}",
+    "nodes-unknown": "the ACL capability node:read would tell more",
+    "quota": "the namespace's quota is used up: {text}",
+    "no-gpus": "no node that it may run on has {resource}",
+    "gpus-elsewhere": "{node} in node pool {node_pool}, datacenter {datacenters} has {largest}",
+    "gpu-constraints": "no GPU is {resource}",
+}
+_REMEDIES: dict[RemedyKind, str] = {
+    "change": "change {key}",
+    "move": "run it in node pool {node_pool}, datacenter {datacenter}",
+    "raise-quota": "raise the quota",
+    "check-device-plugin": "look whether the device plugin runs on the nodes: {command}",
+    "make-eligible": "make {node} eligible again: {command}",
+    "lift-fence": "mend the GPU of {node}, and then lift the fence (docs/runbooks/gpu-fenced.md): {command}",
+    "read-runbook": "see docs/runbooks/gpu-fenced.md",
+    "run-consul": "let a Consul agent run beside Nomad on each node",
+    "set-up-vault": "set up Vault in the configuration of the nodes",
+    "upgrade-nomad": "upgrade Nomad on the nodes",
+    "install-cni-plugins": "install the CNI plugins on the nodes",
+}
+# What is said beside a new value, or in its place where a person has to choose one.
+_BESIDE = {
+    "gpus.model": ", or leave it out",
+    "gpus.memory": ", or less",
+    "rollout.strategy": ", which stops an old instance before it starts a new one",
+}
+_TO_CHOOSE = {
+    "cache.volume": " to one that they have",
+    "balancer.port": " to a free one",
+    "ports.static": " to a free port, or leave it out",
+}
+
+
+def reasons(unplaced: Unplaced) -> tuple[str, ...]:
+    """Return what stands in the way, one clause each."""
+    each = "canary" if unplaced.canaries else "instance"
+    return _distinct(clause for reason in unplaced.reasons for clause in _clauses(reason, each))
+
+
+def ways_out(unplaced: Unplaced) -> tuple[str, ...]:
+    """Return what a person may do, one clause each."""
+    return _distinct(map(_way_out, unplaced.remedies))
+
+
+def _distinct(clauses: Iterable[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(clauses))
+
+
+def _clauses(reason: Reason, each: str) -> Iterator[str]:
+    """Yield the clauses of a reason; `each` is what an allocation is called: canary or instance."""
+    if reason.kind == "gpus":
+        yield from _gpus(reason, each)
+    elif own := _OWN.get(reason.kind):
+        yield own(reason)
+    else:
+        yield _of_template(reason, each) + _alternatives(reason)
+
+
+def _of_template(reason: Reason, each: str) -> str:
+    phrase, subject = _SENTENCES.get(reason.kind, ""), ""
+    if not phrase:
+        phrase, nodes = _NODES[reason.kind], reason.nodes or 0
+        subject = f"{_nodes(nodes)} "
+        if nodes == 1:
+            verb, _, rest = phrase.partition(" ")
+            phrase = f"{_OF_ONE.get(verb, f'{verb}s')} {rest}"
+    asked = reason.resource if reason.needed == 1 else f"{reason.needed} of {reason.resource}"
+    return subject + phrase.format(
+        node=reason.node,
+        node_pool=reason.node_pool,
+        datacenters=_joined(reason.datacenters, "or"),
+        resource=reason.resource,
+        needed=reason.needed,
+        unit=reason.unit,
+        largest=reason.largest,
+        text=reason.text,
+        each=each,
+        gpus=asked,
+    )
+
+
+def _alternatives(reason: Reason) -> str:
+    """Write what there is in place of what is missing."""
+    if reason.kind == "resource" and reason.most_free is not None:
+        return f", and {reason.most_free} {reason.unit} are free at most on one node"
+    if not reason.counts:
+        return ""
+    if reason.kind == "driver":
+        return f", they have {_joined([driver.name for driver in reason.counts])}"
+    there = [f"{place.name} ({_nodes(place.count)})" for place in reason.counts]
+    return f", there is {_joined(there)}"
+
+
+def _gpus(reason: Reason, each: str) -> Iterator[str]:
+    """Write that such GPUs are there, but too few free on one node; and who has the others."""
+    need, free, most, largest = (
+        number or 0 for number in (reason.needed, reason.free, reason.most_free, reason.largest)
+    )
+    there = f"{_nodes(reason.nodes or 0)} {'has' if reason.nodes == 1 else 'have'} {reason.resource}"
+    ask = f"each {each} needs {need}" + (" on one node" if need > 1 else "")
+    if reason.free is None:
+        unknown = "who holds them is not known without the ACL capability namespace:read-job"
+        yield f"{there}, {ask}; {unknown}"
+        return
+    are = "GPU is" if free in (0, 1) else "GPUs are"
+    spread = f", {most} at most on one node" if most < need <= free else ""
+    yield f"{there}, {free or 'no'} {are} free{spread}, {ask}"
+    if largest < need:
+        yield f"no node has more than {largest}" if largest else "none of them is known to be well"
+    elif holders := _holders(reason.holders):
+        yield f"{_joined(holders)} hold{'s' if len(holders) == 1 else ''} the others"
+
+
+def _holders(holders: Sequence[Holder]) -> list[str]:
+    texts = [f"{'this job' if each.own else each.job} ({each.count})" for each in holders[:_MOST_NAMED]]
+    rest = sum(each.count for each in holders[_MOST_NAMED:])
+    return [*texts, f"others ({rest})"] if rest else texts
+
+
+def _node_state(reason: Reason) -> str:
+    where = f", where {_gpu_count(reason.free)} are free," if reason.free else ""
+    return f"{reason.node}{where} is {reason.text}"
+
+
+def _port(reason: Reason) -> str:
+    by = _joined([holder.job for holder in reason.holders])
+    taken = f"port {reason.port} ({reason.resource}) is taken on {_nodes(reason.nodes or 0)}"
+    return f"{taken}, by {by}" if by else taken
+
+
+def _gpu_model(reason: Reason) -> str:
+    there = _joined([f"{model.name} ({model.count})" for model in reason.counts[:_MOST_NAMED]])
+    return f"no GPU is {reason.resource}: there are {there}"
+
+
+def _gpu_memory(reason: Reason) -> str:
+    largest = f"{(reason.largest or 0) / 1024:.1f} GiB"
+    return f"no GPU has so much memory: {reason.resource} is asked for, and the largest has {largest}"
+
+
+def _unhealthy(reason: Reason) -> str:
+    count = sum(fault.count for fault in reason.counts)
+    faults = ", ".join(fault.name for fault in reason.counts)
+    return f"{_gpu_count(count)} on {reason.node} {'is' if count == 1 else 'are'} unhealthy ({faults})"
+
+
+def _given(reason: Reason) -> str:
+    return f"this plan gives {_joined([f'{group.count} to {group.name}' for group in reason.counts])}"
+
+
+_OWN: dict[ReasonKind, Callable[[Reason], str]] = {
+    "node-state": _node_state,
+    "port": _port,
+    "gpu-model": _gpu_model,
+    "gpu-memory": _gpu_memory,
+    "gpus-unhealthy": _unhealthy,
+    "gpus-given": _given,
+}
+
+
+def _way_out(remedy: Remedy) -> str:
+    settings = [(setting.key, setting.value) for setting in remedy.settings]
+    key, value = settings[0] if settings else ("", None)
+    match remedy.kind:
+        case "set":
+            also = "".join(f", with {key}: {value}" for key, value in settings[1:])
+            return f"set {key}" + (_TO_CHOOSE.get(key, "") if value is None else _new(key, value) + also)
+        case "lower":
+            least = " or less" if key == "gpus.count" else ""
+            return f"lower {key}" + (f" to {value}{least}" if value else "")
+        case "change-constraint":
+            return "change that constraint" + (f" in {key}" if key else "")
+        case "free-gpus":
+            return "free " + _joined([f"{_gpu_count(node.count)} on {node.name}" for node in remedy.gpus])
+        case "free-gpus-on-any":
+            names = [node.name for node in remedy.gpus[:_MOST_NAMED]]
+            return f"free {_gpu_count(_first(remedy.gpus).count)} on {_joined(names, 'or')}"
+        case "mend-gpus":
+            node = _first(remedy.gpus)
+            return f"mend the unhealthy {'GPU' if node.count == 1 else 'GPUs'} on {node.name}"
+    return _REMEDIES[remedy.kind].format(
+        key=key,
+        node=remedy.node,
+        node_pool=remedy.node_pool,
+        datacenter=remedy.datacenter,
+        command=remedy.command,
+    )
+
+
+def _new(key: str, value: str) -> str:
+    return f": {value}{_BESIDE.get(key, '')}"
+
+
+def _first(amounts: Sequence[Amount]) -> Amount:
+    return amounts[0] if amounts else Amount(name="", count=0)
+
+
+def _joined(words: Sequence[str], conjunction: str = "and") -> str:
+    return joined(words, conjunction) if words else ""
+
+
+def _nodes(count: int) -> str:
+    return "1 node" if count == 1 else f"{count} nodes"
+
+
+def _gpu_count(count: int | None) -> str:
+    return "1 GPU" if count == 1 else f"{count or 0} GPUs"
