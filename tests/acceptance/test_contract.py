@@ -29,9 +29,10 @@ from vllmjobs_sandbox.engine import real
 from vllmjobs_sandbox.engine.knobs import PREFIX
 from vllmjobs_sandbox.engine.real import model
 
-pytestmark = pytest.mark.alone  # real vLLM takes all of two cores
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
 START, ANSWER, END = 600.0, 60.0, 300.0  # seconds; beside other tests, a start of vLLM was seen to take 300
-LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": 4000, "ignore_eos": True}
+TOKENS = 4000  # more than anybody waits for
+LONG: dict[str, Any] = {"prompt": [5, 6, 7], "max_tokens": TOKENS, "ignore_eos": True}
 DRAIN = ("--shutdown-timeout", "120")
 KINDS = ["stand-in", "vllm"]
 LAUNCHER = ROOM / "engine" / "bin" / "stand-in-engine"
@@ -68,9 +69,9 @@ class Server:
         return httpx.post(f"{self.url}/v1/completions", json={"prompt": [5], **body}, timeout=patience)
 
     @contextmanager
-    def stream(self, silence: float = ANSWER) -> Iterator[Iterator[Any]]:
+    def stream(self, silence: float = ANSWER, tokens: int = TOKENS) -> Iterator[Iterator[Any]]:
         """A long stream whose first chunk has come; the chunks after it, None for [DONE]."""
-        asked = LONG | {"stream": True, "stream_options": {"include_usage": True}}
+        asked = LONG | {"max_tokens": tokens, "stream": True, "stream_options": {"include_usage": True}}
         url = f"{self.url}/v1/completions"
         with httpx.stream("POST", url, json=asked, timeout=httpx.Timeout(ANSWER, read=silence)) as response:
             assert response.status_code == 200
@@ -170,7 +171,7 @@ def test_a_drain_ends_what_runs_refuses_what_is_new_and_shows_nothing_of_it(
     both: list[Server], index: int
 ) -> None:
     server = both[index]
-    with server.stream() as chunks:
+    with server.stream(tokens=real.LONG) as chunks:
         # The first chunk is there before the gauge.
         wait_until(lambda: server.running() == 1, ANSWER, "the request counts as running")
         server.process.popen.terminate()
@@ -186,7 +187,7 @@ def test_a_drain_ends_what_runs_refuses_what_is_new_and_shows_nothing_of_it(
         server.process.popen.terminate()  # a second signal changes nothing
         assert {server.status(path) for path in ("/health", "/v1/models", "/metrics")} == {200}
         *_, usage, done = chunks
-    assert (usage["usage"]["completion_tokens"], done) == (LONG["max_tokens"], None)
+    assert (usage["usage"]["completion_tokens"], done) == (real.LONG, None)
     assert server.exit_code() == 0
 
 

@@ -22,7 +22,7 @@ from vllmjobs_sandbox.traffic.cuts import cut_by_go, not_cut_by_go
 from vllmjobs_sandbox.traffic.load import TIME, Load
 from vllmjobs_sandbox.traffic.requests import versions
 
-pytestmark = pytest.mark.alone
+pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
 START = 400.0  # seconds; two at a time, and under load
 OLD, NEW = 4096, 2048
 FAILED = 1
@@ -41,9 +41,6 @@ SETTINGS: dict[str, Any] = {
     "args.enforce-eager": "true",
     "args.dtype": "bfloat16",
     **{f"env.{name}": f'"{value}"' for name, value in real.VARIABLES.items()},
-    # Two of them share two cores: each computes with one thread, on whichever core is free.
-    "env.VLLM_CPU_OMP_THREADS_BIND": "nobind",
-    "env.OMP_NUM_THREADS": '"1"',
     "load_time": "5m",
     "drain.longest_stream": "90s",
     "rollout.healthy_deadline": "8m",
@@ -69,7 +66,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(scope="module", params=["fabio", "nginx"])
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Live the whole life behind Fabio, and behind nginx what streams through it; with --long all of it."""
+    if "release" in metafunc.fixturenames:
+        long = metafunc.config.getoption("--long") or metafunc.function in BEHIND_BOTH
+        metafunc.parametrize("release", ["fabio", "nginx"] if long else ["fabio"], indirect=True)
+
+
+@pytest.fixture(scope="module")
 def release(request: pytest.FixtureRequest, sandbox: Sandbox, models: Path) -> Iterator[Release]:
     """One instance that serves; the tests of this module live through its life in their order."""
     engine = ["vllmjobs-supervise", "--", str(real.folder() / "bin/vllm"), "serve"]
@@ -155,6 +159,12 @@ def test_a_stop_lets_a_long_stream_end_whole(release: Release, client: openai.Op
     assert last.usage
     assert last.usage.completion_tokens == real.LONG
     wait_until(lambda: not release.allocations(), START, "it has ended")
+
+
+BEHIND_BOTH = (
+    test_chats_and_completions_are_answered_plain_and_streamed,
+    test_a_stop_lets_a_long_stream_end_whole,
+)
 
 
 def none_failed(release: Release, asking: Load, but: Sequence[str] = ()) -> None:
