@@ -18,6 +18,7 @@ PACKAGE = Path(vllmjobs.__file__).parent
 SANDBOX = Path(vllmjobs_sandbox.__file__).parent
 CORE = {
     "environment",
+    "text",
     "importing",
     "vllm",
     "balancers",

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from vllmjobs.box.servers import LOOPBACK, BoxError
-from vllmjobs.box.supervised import NGINX, SOCKET, UPSTREAMS, Json
+from vllmjobs.box.supervised import NGINX, SOCKET, UPSTREAMS
 from vllmjobs.supervisor.upstreams import Block, Line, written
+from vllmjobs.text.json import Json
 
 TIMEOUT = 10.0  # seconds for an answer
 LOOK_S = 0.2  # between two looks

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from typing import Any
 
-Json = Mapping[str, Any]
+from vllmjobs.text.english import counted
+from vllmjobs.text.json import Json
 
 
 def overview(job: str, health: Json) -> str:
@@ -40,8 +41,8 @@ def log_line(line: str, names: Collection[str]) -> str | None:
 
 def _row(name: str, one: Json) -> list[str]:
     ready = f" for {_span(one['ready_seconds'])}" if one["ready_seconds"] is not None else ""
-    asked = "" if one["unanswered"] is None else _count(one["unanswered"], "request")
-    restarts = _count(one["restarts"], "restart") if one["restarts"] else ""
+    asked = "" if one["unanswered"] is None else counted(one["unanswered"], "request")
+    restarts = counted(one["restarts"], "restart") if one["restarts"] else ""
     pid = "" if one["pid"] is None else f"pid {one['pid']}"
     return [f"  {name}", f"{one['phase']}{ready}", pid, asked, ", ".join(one["gpus"]), restarts]
 
@@ -53,10 +54,6 @@ def _notes(health: Json) -> Iterator[str]:
             yield f"  {name}: {one['why']}"
         if text := health["progress"].get(name) if one["phase"] == "starting" else None:
             yield f"  {name}: {text}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _span(seconds: float) -> str:

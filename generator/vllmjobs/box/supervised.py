@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 from vllmjobs.box.servers import LOOPBACK, BoxError, Place, Server, secrets_of
 from vllmjobs.environment.derive import balancer_port, deadlines
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.supervision import load_timeout, term_timeout
 from vllmjobs.render.arguments import KEEP_ALIVE_S
+from vllmjobs.text.json import Json
 
 NGINX = "nginx"  # its name among the servers
 UPSTREAMS = "upstreams.conf"
 SOCKET = "admin.sock"
 LEAVE_S = 1.0  # nginx has new workers by then; the old ones take no more requests
-
-Json = dict[str, Any]
 
 
 def configuration(environment: Environment, servers: Sequence[Server], folder: str, nginx: str) -> Json:

@@ -2,8 +2,8 @@
 
 import re
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
+from typing import Literal
 
 from msgspec.structs import replace
 
@@ -25,10 +25,8 @@ from vllmjobs.changes.model import (
 from vllmjobs.changes.room.fleet import Node
 from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.unplaced import unplaced
-
-Json = Mapping[str, Any]
-# Of a deployment that has not ended: nomad/structs/deployment.go Active
-ACTIVE = ("running", "paused", "blocked", "unblocking", "initializing", "pending")
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ACTIVE
 
 
 def planned(

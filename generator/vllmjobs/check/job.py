@@ -3,6 +3,7 @@
 from vllmjobs.check.rule import Findings, environment_rule, in_models, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import (
+    MAX_SERVICE_NAME,
     balancer_name,
     canaries,
     is_bridged,
@@ -18,7 +19,6 @@ from vllmjobs.environment.server import Container
 MIN_MEMORY_MIB = 10  # nomad/structs/structs.go, MinResources
 MIN_DISK_MIB = 10  # nomad/structs/structs.go, EphemeralDisk.Validate
 DENIED = "the exec driver refuses root (user.denylist of the clients); name another user"
-MAX_SERVICE_NAME = 63  # RFC 1123, as Consul's DNS needs it
 
 
 @environment_rule("VJ311", "error")

@@ -9,6 +9,7 @@ from urllib.parse import quote
 from vllmjobs.check.check import NAMES, SEVERITIES
 from vllmjobs.environment.problems import Problem, dotted
 from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.text.english import counted
 
 JSON_VERSION = 1
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -32,8 +33,8 @@ def summary(problems: list[Problem], files: int) -> str:
         severity: sum(problem.severity == severity for problem in problems)
         for severity in ("error", "warning", "note")
     }
-    parts = [_counted(count, severity) for severity, count in counts.items() if count]
-    return f"{', '.join(parts) or 'nothing found'} in {_counted(files, 'environment')}"
+    parts = [counted(count, severity) for severity, count in counts.items() if count]
+    return f"{', '.join(parts) or 'nothing found'} in {counted(files, 'environment')}"
 
 
 def rules() -> str:
@@ -144,10 +145,6 @@ def _escaped(text: str, also: str = "") -> str:
     for character in f"%\r\n{also}":
         text = text.replace(character, f"%{ord(character):02X}")
     return text
-
-
-def _counted(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _json(value: object) -> str:

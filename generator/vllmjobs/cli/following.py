@@ -1,7 +1,6 @@
 """What the commands that follow a release share: how it is told, how it ends, what Ctrl-C says."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from vllmjobs.environment.quantity import seconds
+from vllmjobs.environment.quantity import is_duration, seconds
 from vllmjobs.rollout.model import EXIT_CODES, Outcome
 
 if TYPE_CHECKING:
@@ -24,7 +23,7 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """See `click.ParamType.convert`."""
-        if not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", str(value)):
+        if not is_duration(str(value)):
             self.fail(f"{value!r} is no duration such as 90s, 45m or 1h30m", param, ctx)
         return seconds(value)
 

@@ -14,6 +14,7 @@ import msgspec
 from vllmjobs.cli.common import environment_options, models_job, show
 from vllmjobs.cli.up import find_box
 from vllmjobs.environment.problems import UserError
+from vllmjobs.text.json import Json
 
 if TYPE_CHECKING:
     from vllmjobs.box.machine import Box
@@ -175,7 +176,7 @@ def logs(
     """
     from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
     from vllmjobs.cluster.logs import Kind, follow_logs, last_lines, select  # noqa: PLC0415 (200 ms)
-    from vllmjobs.cluster.nomad import Json, Nomad  # noqa: PLC0415
+    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
     from vllmjobs.cluster.task_logs import TaskLogs  # noqa: PLC0415
 
     box = find_box(env, None, project)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from vllmjobs.cluster.failures import ForbiddenError
-from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, DEFAULT_REGION, Json, Nomad, in_namespace
+from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, DEFAULT_REGION, Nomad, in_namespace
 from vllmjobs.gpus import cards
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ENDED
 
 # The scheduler frees devices by this status alone: nomad/structs/devices.go AddAllocs.
-_NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in cards.ENDED)
+_NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in ENDED)
 
 
 class Cluster:

@@ -9,7 +9,8 @@ from typing import Any, NamedTuple
 
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import ConflictError, ForbiddenError, NomadError, UnsureError
-from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, Json, Nomad, Where, in_namespace
+from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, Nomad, Where, in_namespace
+from vllmjobs.text.json import Json
 
 UPDATE_ATTEMPTS = 10  # each that fails is somebody else's success
 _SLACK = 15.0  # seconds that an answer may take above what a blocking query waits: it adds wait / 16

@@ -10,9 +10,10 @@ from threading import Event, Thread
 from typing import Literal, NamedTuple
 
 from vllmjobs.cluster.failures import NomadError
-from vllmjobs.cluster.nomad import Json, Where
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.cluster.task_logs import TaskLogs
-from vllmjobs.gpus.cards import ENDED
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ENDED
 
 Kind = Literal["stdout", "stderr"]
 Side = Literal["canary", "stable"]

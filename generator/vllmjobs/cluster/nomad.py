@@ -21,8 +21,8 @@ from vllmjobs.cluster.reasons import FailedError, Failure, is_unreachable, reaso
 from vllmjobs.cluster.retry import retry
 from vllmjobs.cluster.session import TRUE, Names, connect
 from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.text.json import Json
 
-Json = dict[str, Any]
 TIMEOUT = (5.0, 30.0)  # seconds until connected, and between two pieces of an answer
 PAUSES = (1.0, 4.0, 10.0)  # seconds at most between two attempts; an election takes a few
 PATIENT_PAUSES = (0.5, 1.0, 2.0, 4.0)  # the same with `patience`; the last is repeated

@@ -7,12 +7,11 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from vllmjobs.changes.model import JobChange
-from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.report.words import does, is_changed
 from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments, where, where_of
 from vllmjobs.cluster.failures import ConflictError
-from vllmjobs.cluster.nomad import Json, Where
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy.release import Cluster, Release, kept
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
@@ -22,6 +21,8 @@ from vllmjobs.rollout.events import Happening
 from vllmjobs.rollout.gates import RefusedError, version_to_be
 from vllmjobs.rollout.model import Entry, Outcome
 from vllmjobs.rollout.plans import held, only_shrinks, shares
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ACTIVE
 
 PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
 

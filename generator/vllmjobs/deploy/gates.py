@@ -18,7 +18,7 @@ from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Maintenance, Window
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, count, current, refusal
-from vllmjobs.vllm.arguments.values import nearest
+from vllmjobs.text.english import did_you_mean
 
 # More than a clock was ever set back, so that a start in the hour that comes twice is not passed over.
 _SET_BACK = timedelta(hours=3)
@@ -178,8 +178,7 @@ def _zone(name: str) -> tzinfo:
                 f"maintenance.time_zone: this machine has no time zones, so {name} is not known; install "
                 "tzdata (`pip install tzdata`, or the system's package of that name)"
             ) from error
-        near = nearest(name, sorted(known))
         raise UserError(
             f"maintenance.time_zone: {name} is no time zone that this machine knows"
-            f"{near and f'; did you mean {near}?'}"
+            f"{did_you_mean(name, sorted(known))}"
         ) from error

@@ -6,11 +6,10 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 from vllmjobs.changes.model import is_unplaceable
-from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.room.sentences import reasons
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import DeploymentEndedError
-from vllmjobs.cluster.nomad import Json, Where
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy.record_keeper import now, who
 from vllmjobs.deploy.release import Cluster, Release, kept
 from vllmjobs.environment.model import Environment
@@ -19,6 +18,8 @@ from vllmjobs.project.plan import Planner
 from vllmjobs.rollout.deployments import groups, instances, is_way_back, spec, stable
 from vllmjobs.rollout.events import Happening
 from vllmjobs.rollout.model import Entry, Fail, Outcome
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ACTIVE
 
 
 class NoRoomError(UserError):

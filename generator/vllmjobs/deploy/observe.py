@@ -11,12 +11,13 @@ from msgspec.structs import replace
 from vllmjobs.cluster.consul import ConsulError
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import NomadError
-from vllmjobs.cluster.nomad import Json, Where
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy.evidence import Evidence, Sides
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.rollout.deployments import Instance, groups, instances, is_old, is_ready, stable
 from vllmjobs.rollout.events import Seen
 from vllmjobs.rollout.model import Fail, Group, GroupPlan, Observation, Plan
+from vllmjobs.text.json import Json
 
 LONGEST_S = 10.0  # between two looks: what changes in allocations alone wakes nobody
 ROUTING_S = 1.0  # while a balancer has yet to take a share

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from vllmjobs.cluster.consul import ConsulError
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import ConflictError, NomadError, UnsureError
-from vllmjobs.cluster.nomad import Json, Where
+from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy import records
 from vllmjobs.deploy.evidence import Evidence
 from vllmjobs.deploy.follow import Follower
@@ -24,6 +24,7 @@ from vllmjobs.rollout.deployments import spec
 from vllmjobs.rollout.events import Happening
 from vllmjobs.rollout.model import End, Entry, Fail, Plan
 from vllmjobs.rollout.plans import balancer_plan, plan
+from vllmjobs.text.json import Json
 
 _FAILED = ("failed", "refused", "no-room")
 

@@ -26,6 +26,7 @@ _VERSION_TAG = re.compile(r"vllm[^:@]*:v?(\d+\.\d+\.\d+(?:\.post\d+|rc\d+)?)(?![
 # (before, it has no limit), and nginx's keepalive_timeout of an upstream.
 BALANCER_KEEP_ALIVE_S = {"fabio": 15.0, "nginx": 60.0, "none": 0.0}
 KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
+MAX_SERVICE_NAME = 63  # RFC 1123, as Consul's DNS needs it
 MIN_PULL_S = 300.0  # the docker driver's own default
 MIN_ENGINE_READY_S = 600.0  # vLLM's own default
 

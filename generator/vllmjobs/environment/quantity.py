@@ -3,8 +3,14 @@
 import math
 import re
 
+_DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h))+", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 BYTES = {"MiB": 2**20, "GiB": 2**30, "TiB": 2**40, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+
+
+def is_duration(text: str) -> bool:
+    """Tell whether a text is a duration: `90s`, `1h30m`."""
+    return _DURATION.fullmatch(text) is not None
 
 
 def seconds(duration: str) -> float:

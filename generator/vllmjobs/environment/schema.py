@@ -1,6 +1,5 @@
 """The JSON Schema of an environment, from the types; and what its errors mean to a person."""
 
-import difflib
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +10,7 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import Path, Problem
 from vllmjobs.environment.secrets import looks_secret
 from vllmjobs.environment.tree import Node, locate, plain
+from vllmjobs.text.english import nearest
 from vllmjobs.vllm.releases import NEWEST
 
 _TYPES = {
@@ -137,5 +137,5 @@ def _shown(value: object) -> str:
 
 
 def _nearest(word: object, known: list[str]) -> str:
-    close = difflib.get_close_matches(str(word), known, 1)
-    return f"did you mean {close[0]!r}?" if close else ""
+    close = nearest(str(word), known, 0.6)
+    return f"did you mean {close!r}?" if close else ""

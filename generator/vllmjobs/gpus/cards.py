@@ -28,14 +28,15 @@ A holder has `name` (the process's command, or `JOB/GROUP[INDEX]`), and either `
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 from vllmjobs.environment.quantity import BYTES
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ENDED
 
 Health = Literal["ok", "degraded", "failed", "unknown"]
-Json = Mapping[str, Any]
 
 # nvmlDeviceGpuRecoveryAction_t, from nvml.h; 0 is "none".
 RECOVERY_ACTIONS = {
@@ -48,8 +49,6 @@ RECOVERY_ACTIONS = {
     7: "reboot the system",
 }
 FENCE = "vllmjobs_gpu_fenced"  # a node's metadata: supervisor/fence.py, which cannot import this
-# From nomad/structs Allocation.ClientTerminalStatus: until one of these, the scheduler counts its devices.
-ENDED = ("complete", "failed", "lost")
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,12 +6,12 @@ Names, defaults and ranges: that project's docker-compose.yml, README.md and scr
 import re
 import unicodedata
 from collections.abc import Callable
-from difflib import get_close_matches
 
 from vllmjobs.check.arguments import OWN_VARIABLES
 from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.importing.dotenv import DotEnv, Note, shown
 from vllmjobs.importing.text import Block, Commented, balancer, group_name
+from vllmjobs.text.english import nearest
 from vllmjobs.vllm.memory.models import known
 from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
 
@@ -251,8 +251,8 @@ class Settings:
             elif name.startswith(("COMPOSE_", "DOCKER_", "BUILDKIT_")):
                 self._note(name, "is not carried over: it is for Docker, and Nomad runs the containers")
             else:
-                near = get_close_matches(name, VARIABLES, 1, 0.8)
-                meant = f" ({near[0]} is)" if near and shown(name) == name else ""
+                near = nearest(name, VARIABLES, 0.8)
+                meant = f" ({near} is)" if near and shown(name) == name else ""
                 self._note(
                     name,
                     f"is no variable of balanced-vllm-docker{meant}; if the server reads it, write it under "

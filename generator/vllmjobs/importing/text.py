@@ -7,7 +7,7 @@ from typing import NamedTuple, Union
 
 import yaml
 
-from vllmjobs.check.job import MAX_SERVICE_NAME
+from vllmjobs.environment.derive import MAX_SERVICE_NAME
 from vllmjobs.environment.model import Balancer
 from vllmjobs.environment.problems import Mark
 from vllmjobs.environment.tree import Scalar, parse

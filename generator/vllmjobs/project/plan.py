@@ -9,7 +9,7 @@ from vllmjobs.changes.planned import planned
 from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError
-from vllmjobs.cluster.nomad import Json
+from vllmjobs.text.json import Json
 
 
 class Planner:

@@ -1,13 +1,11 @@
 """What a deployment and its job's allocations say, as Nomad's API gives them, in a release's words."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from typing import Any
 
-from vllmjobs.gpus.cards import ENDED
 from vllmjobs.rollout.model import Entry, Group, Value
-
-Json = Mapping[str, Any]
-
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ENDED
 
 # What Nomad counts, or changes by itself, in a job: api/jobs.go.
 _COUNTED = (

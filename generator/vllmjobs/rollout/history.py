@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
 
 from vllmjobs.rollout.model import Entry, Outcome, Value, Verdict
-
-Json = Mapping[str, Any]
+from vllmjobs.text.json import Json
 
 
 class Release(Value, frozen=True):

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
-from vllmjobs.changes.planned import ACTIVE
-from vllmjobs.gpus.cards import ENDED
 from vllmjobs.rollout import deployments
-from vllmjobs.rollout.history import Json, groups, image, model
+from vllmjobs.rollout.history import groups, image, model
 from vllmjobs.rollout.model import Entry, Value, Verdict
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ACTIVE, ENDED
 
 Phase = Literal["stopped", "releasing", "failed", "settled"]
 Role = Literal["canary", "new", "current", "old"]

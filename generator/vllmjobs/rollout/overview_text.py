@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from vllmjobs.rollout.history import Release
 from vllmjobs.rollout.model import Number, Verdict
 from vllmjobs.rollout.overview import GroupView, Overview, Part, Weight
+from vllmjobs.text.english import counted
 
 
 def status_text(seen: Overview) -> str:
@@ -66,8 +67,8 @@ def _group(group: GroupView) -> Iterator[str]:
             f"  version {part.version}",
             part.role,
             f"{part.healthy}/{part.desired} healthy",
-            f"{part.gpus} GPU{'' if part.gpus == 1 else 's'}",
-            f"{part.restarts} restart{'' if part.restarts == 1 else 's'}",
+            counted(part.gpus, "GPU"),
+            counted(part.restarts, "restart"),
             part.image or "-",
             part.model or "-",
         )

@@ -8,7 +8,7 @@ import re
 
 from vllmjobs.changes.jobs.jobspec import NAMED_BY, Item, Jobspec, Tree
 from vllmjobs.changes.jobs.shortcuts import spelt_out
-from vllmjobs.environment.quantity import duration, seconds
+from vllmjobs.environment.quantity import duration, is_duration, seconds
 
 Path = tuple[str, ...]
 
@@ -240,7 +240,7 @@ def _text(item: Item) -> str:
 
 
 def _duration(text: str) -> str:
-    if not re.fullmatch(r"(\d+(\.\d+)?(ms|s|m|h))+", text):
+    if not is_duration(text):
         return text
     value = seconds(text)
     return duration(value) if value == int(value) else f"{value:g}s"

@@ -6,7 +6,7 @@ arguments of a check. It is asked only where something differs; what does, the t
 """
 
 import re
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 from functools import cache
 from typing import Any
 
@@ -16,8 +16,8 @@ from vllmjobs.changes.jobs.canonical import filled
 from vllmjobs.changes.jobs.jobspec import NAMED_BY, Item, Jobspec, Tree, put
 from vllmjobs.changes.model import Field
 from vllmjobs.environment.quantity import duration
+from vllmjobs.text.json import Json
 
-Json = Mapping[str, Any]
 Path = tuple[str, ...]
 
 # Where the jobspec's word is not the Go name in small letters: the `hcl:` tags of Nomad's api package, and
@@ -249,15 +249,15 @@ def _block(said: Json, kind: str) -> Tree:
             or word == _LABELS.get(kind)
         ):
             continue
-        if word in _OWN_WORDS and isinstance(value, Mapping):
+        if word in _OWN_WORDS and isinstance(value, dict):
             tree[word] = _own(value)
-        elif word == "volume" and isinstance(value, Mapping):
+        elif word == "volume" and isinstance(value, dict):
             tree[word] = {name: _block(volume, word) for name, volume in value.items()}
-        elif word == "identity" and isinstance(value, Mapping):
+        elif word == "identity" and isinstance(value, dict):
             put(tree, [word, "default"], _identity(value))
-        elif isinstance(value, Mapping):
+        elif isinstance(value, dict):
             tree[word] = _block(value, word)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
             for item in value:
                 inner = _block(item, word)
                 put(tree, [word, *_name(word, item, inner)], inner)
@@ -286,9 +286,9 @@ def _own(said: Json) -> Tree:
     """What a person or a driver names: `env`, `meta`, `config`, whose blocks are lists of maps."""
     tree: Tree = {}
     for word, value in said.items():
-        if isinstance(value, Mapping):
+        if isinstance(value, dict):
             tree[word] = _own(value)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        elif isinstance(value, list) and value and isinstance(value[0], dict):
             for item in value:
                 inner = _own(item)
                 put(tree, [word, *_name(word, item, inner)], inner)

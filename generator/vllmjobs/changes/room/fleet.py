@@ -1,12 +1,13 @@
 """The nodes of a cluster: what each has, what of it is free, and who holds the rest."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from vllmjobs.gpus import cards
+from vllmjobs.text.json import Json
+from vllmjobs.text.states import ENDED
 
-Json = Mapping[str, Any]
 FENCE = (f"${{meta.{cards.FENCE}}}", "is_not_set")  # the constraint of jobs that heed it: attribute, operator
 
 
@@ -40,7 +41,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
     """
     running: dict[str, list[Json]] = {}
     for allocation in allocations or ():
-        if allocation["ClientStatus"] not in cards.ENDED:
+        if allocation["ClientStatus"] not in ENDED:
             running.setdefault(allocation["NodeID"], []).append(allocation)
     known = allocations is not None
     found = (_node(node, running.get(node["ID"], []) if known else None) for node in nodes)

@@ -1,14 +1,14 @@
 """The GPUs that an allocation asks for, and the cards that meet it."""
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.gpus.cards import Card
+from vllmjobs.text.json import Json
 
-Json = Mapping[str, Any]
 Constraint = tuple[str, str, str]  # attribute, operator, value
 _MEMORY = "${device.attr.memory}"
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {

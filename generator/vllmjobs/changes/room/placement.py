@@ -3,12 +3,11 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from vllmjobs.changes.model import Updates
 from vllmjobs.changes.room.fleet import Node, fenced, fitting, serving
+from vllmjobs.text.json import Json
 
-Json = Mapping[str, Any]
 _ON_EVERY_NODE = ("system", "sysbatch")
 
 

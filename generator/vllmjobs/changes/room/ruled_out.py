@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from vllmjobs.changes.model import Amount, Reason, ReasonKind, Remedy, RemedyKind, Setting
-from vllmjobs.changes.phrases import joined
 from vllmjobs.changes.room.fleet import FENCE, in_datacenter, in_pool
 from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.remedies import lift_fence, make_eligible
+from vllmjobs.text.english import joined
 
 _CLASS = "computed class ineligible"
 # Constraints that Nomad adds by itself, by the beginning of their attribute: nomad/job_endpoint_hooks.go.

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
 from vllmjobs.changes.model import Amount, Holder, Reason, ReasonKind, Remedy, RemedyKind, Unplaced
-from vllmjobs.changes.phrases import joined
+from vllmjobs.text.english import counted, joined
 
 _MOST_NAMED = 3
 # What follows `4 nodes`; of one node, the verb is inflected.
@@ -98,7 +98,7 @@ def _of_template(reason: Reason, each: str) -> str:
     phrase, subject = _SENTENCES.get(reason.kind, ""), ""
     if not phrase:
         phrase, nodes = _NODES[reason.kind], reason.nodes or 0
-        subject = f"{_nodes(nodes)} "
+        subject = f"{counted(nodes, 'node')} "
         if nodes == 1:
             verb, _, rest = phrase.partition(" ")
             phrase = f"{_OF_ONE.get(verb, f'{verb}s')} {rest}"
@@ -106,7 +106,7 @@ def _of_template(reason: Reason, each: str) -> str:
     return subject + phrase.format(
         node=reason.node,
         node_pool=reason.node_pool,
-        datacenters=_joined(reason.datacenters, "or"),
+        datacenters=joined(reason.datacenters, "or"),
         resource=reason.resource,
         needed=reason.needed,
         unit=reason.unit,
@@ -124,9 +124,9 @@ def _alternatives(reason: Reason) -> str:
     if not reason.counts:
         return ""
     if reason.kind == "driver":
-        return f", they have {_joined([driver.name for driver in reason.counts])}"
-    there = [f"{place.name} ({_nodes(place.count)})" for place in reason.counts]
-    return f", there is {_joined(there)}"
+        return f", they have {joined([driver.name for driver in reason.counts])}"
+    there = [f"{place.name} ({counted(place.count, 'node')})" for place in reason.counts]
+    return f", there is {joined(there)}"
 
 
 def _gpus(reason: Reason, each: str) -> Iterator[str]:
@@ -134,7 +134,7 @@ def _gpus(reason: Reason, each: str) -> Iterator[str]:
     need, free, most, largest = (
         number or 0 for number in (reason.needed, reason.free, reason.most_free, reason.largest)
     )
-    there = f"{_nodes(reason.nodes or 0)} {'has' if reason.nodes == 1 else 'have'} {reason.resource}"
+    there = f"{counted(reason.nodes or 0, 'node')} {'has' if reason.nodes == 1 else 'have'} {reason.resource}"
     ask = f"each {each} needs {need}" + (" on one node" if need > 1 else "")
     if reason.free is None:
         unknown = "who holds them is not known without the ACL capability namespace:read-job"
@@ -146,7 +146,7 @@ def _gpus(reason: Reason, each: str) -> Iterator[str]:
     if largest < need:
         yield f"no node has more than {largest}" if largest else "none of them is known to be well"
     elif holders := _holders(reason.holders):
-        yield f"{_joined(holders)} hold{'s' if len(holders) == 1 else ''} the others"
+        yield f"{joined(holders)} hold{'s' if len(holders) == 1 else ''} the others"
 
 
 def _holders(holders: Sequence[Holder]) -> list[str]:
@@ -156,18 +156,18 @@ def _holders(holders: Sequence[Holder]) -> list[str]:
 
 
 def _node_state(reason: Reason) -> str:
-    where = f", where {_gpu_count(reason.free)} are free," if reason.free else ""
+    where = f", where {counted(reason.free or 0, 'GPU')} are free," if reason.free else ""
     return f"{reason.node}{where} is {reason.text}"
 
 
 def _port(reason: Reason) -> str:
-    by = _joined([holder.job for holder in reason.holders])
-    taken = f"port {reason.port} ({reason.resource}) is taken on {_nodes(reason.nodes or 0)}"
+    by = joined([holder.job for holder in reason.holders])
+    taken = f"port {reason.port} ({reason.resource}) is taken on {counted(reason.nodes or 0, 'node')}"
     return f"{taken}, by {by}" if by else taken
 
 
 def _gpu_model(reason: Reason) -> str:
-    there = _joined([f"{model.name} ({model.count})" for model in reason.counts[:_MOST_NAMED]])
+    there = joined([f"{model.name} ({model.count})" for model in reason.counts[:_MOST_NAMED]])
     return f"no GPU is {reason.resource}: there are {there}"
 
 
@@ -179,11 +179,11 @@ def _gpu_memory(reason: Reason) -> str:
 def _unhealthy(reason: Reason) -> str:
     count = sum(fault.count for fault in reason.counts)
     faults = ", ".join(fault.name for fault in reason.counts)
-    return f"{_gpu_count(count)} on {reason.node} {'is' if count == 1 else 'are'} unhealthy ({faults})"
+    return f"{counted(count, 'GPU')} on {reason.node} {'is' if count == 1 else 'are'} unhealthy ({faults})"
 
 
 def _given(reason: Reason) -> str:
-    return f"this plan gives {_joined([f'{group.count} to {group.name}' for group in reason.counts])}"
+    return f"this plan gives {joined([f'{group.count} to {group.name}' for group in reason.counts])}"
 
 
 _OWN: dict[ReasonKind, Callable[[Reason], str]] = {
@@ -209,10 +209,10 @@ def _way_out(remedy: Remedy) -> str:
         case "change-constraint":
             return "change that constraint" + (f" in {key}" if key else "")
         case "free-gpus":
-            return "free " + _joined([f"{_gpu_count(node.count)} on {node.name}" for node in remedy.gpus])
+            return "free " + joined([f"{counted(node.count, 'GPU')} on {node.name}" for node in remedy.gpus])
         case "free-gpus-on-any":
             names = [node.name for node in remedy.gpus[:_MOST_NAMED]]
-            return f"free {_gpu_count(_first(remedy.gpus).count)} on {_joined(names, 'or')}"
+            return f"free {counted(_first(remedy.gpus).count, 'GPU')} on {joined(names, 'or')}"
         case "mend-gpus":
             node = _first(remedy.gpus)
             return f"mend the unhealthy {'GPU' if node.count == 1 else 'GPUs'} on {node.name}"
@@ -231,15 +231,3 @@ def _new(key: str, value: str) -> str:
 
 def _first(amounts: Sequence[Amount]) -> Amount:
     return amounts[0] if amounts else Amount(name="", count=0)
-
-
-def _joined(words: Sequence[str], conjunction: str = "and") -> str:
-    return joined(words, conjunction) if words else ""
-
-
-def _nodes(count: int) -> str:
-    return "1 node" if count == 1 else f"{count} nodes"
-
-
-def _gpu_count(count: int | None) -> str:
-    return "1 GPU" if count == 1 else f"{count or 0} GPUs"

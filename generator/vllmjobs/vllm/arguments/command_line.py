@@ -5,10 +5,11 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+from vllmjobs.text.english import did_you_mean
 from vllmjobs.vllm.arguments.conflicts import conflicts
 from vllmjobs.vllm.arguments.parser import Mistake, MistakeKind, Option, expanded_sizes, size, split
 from vllmjobs.vllm.arguments.tables import Flag, Table, history
-from vllmjobs.vllm.arguments.values import check, folded, nearest, not_among, shown
+from vllmjobs.vllm.arguments.values import check, folded, not_among, shown
 from vllmjobs.vllm.releases import VERSIONS
 
 # Where there is a plugin, it can bring a name of its own.
@@ -182,8 +183,7 @@ def _explained(table: Table, mistake: Mistake) -> Mistake:
     """An unknown flag, with where it went and what was probably meant."""
     if mistake.kind != "unknown" or mistake.message:
         return mistake
-    close = nearest(mistake.flag, [name.lstrip("-") for name in table.by_name])
-    meant = f"; did you mean {close}?" if close else ""
+    meant = did_you_mean(mistake.flag, [name.lstrip("-") for name in table.by_name])
     past = _past(mistake.flag, table.version)
     return mistake._replace(message=f"is no option of vLLM {table.version}{past or meant}")
 

@@ -3,6 +3,7 @@
 import json
 from typing import Any, NamedTuple
 
+from vllmjobs.text.english import did_you_mean
 from vllmjobs.vllm.arguments.parser import Mistake, MistakeKind
 from vllmjobs.vllm.arguments.tables import Object, Table, Type
 
@@ -41,14 +42,6 @@ def check(table: Table, kind: Type, value: Any, flag: str) -> Checked:
     return Checked(taken, mistakes)
 
 
-def nearest(name: str, known: list[str]) -> str:
-    """The known name that was probably meant; empty without one."""
-    import difflib  # noqa: PLC0415  # only a mistake is worth its 2 ms
-
-    found = difflib.get_close_matches(name, known, n=1, cutoff=0.65)
-    return found[0] if found else ""
-
-
 def shown(value: Any) -> str:
     """A value as a person wrote it, shortened."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
@@ -58,8 +51,7 @@ def shown(value: Any) -> str:
 
 def not_among(value: Any, choices: list[str], compared: str = "") -> str:
     """Says that a value is none of the choices: all of them, or the nearest of many."""
-    close = nearest(compared or str(value), choices)
-    meant = f"; did you mean {close}?" if close else ""
+    meant = did_you_mean(compared or str(value), choices)
     if len(choices) <= LONG:
         return f"must be one of {', '.join(choices)}, not {shown(value)}{meant}"
     known = f"the {len(choices)} values that vLLM knows"
@@ -144,11 +136,12 @@ class _Check:
         return taken
 
     def _unknown(self, name: str, known: Object, key: str, path: tuple[str, ...]) -> Mistake:
-        close = nearest(key.replace("-", "_"), list(known.keys))
         ignored = "" if known.closed else ", and is ignored without a word"
         message = f"is no key of {name} in vLLM {self.table.version}{ignored}"
         return Mistake(
-            ".".join([self.flag, *path, key]), "key", message + (f"; did you mean {close}?" if close else "")
+            ".".join([self.flag, *path, key]),
+            "key",
+            message + did_you_mean(key.replace("-", "_"), known.keys),
         )
 
     def _union(self, kind: Type, value: Any) -> Any:

@@ -5,6 +5,7 @@ from functools import cache
 
 import msgspec
 
+from vllmjobs.text.english import near
 from vllmjobs.vllm.memory.data import data
 
 
@@ -53,9 +54,7 @@ def gpu(name: str) -> Gpu | None:
 
 def nearest_names(name: str) -> list[str]:
     """Up to three NVML names that are spelt much like this one, the nearest first."""
-    import difflib  # noqa: PLC0415 (of no use to a name that is known)
-
-    close = difflib.get_close_matches(_key(name), list(_by_name()), n=6, cutoff=0.5)
+    close = near(_key(name), _by_name(), 6, cutoff=0.5)
     return list(dict.fromkeys(_by_name()[key].name for key in close))[:3]
 
 

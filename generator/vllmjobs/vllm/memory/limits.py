@@ -4,6 +4,7 @@ from typing import Literal
 
 import msgspec
 
+from vllmjobs.text.english import joined
 from vllmjobs.vllm.memory.gpus import Gpu
 from vllmjobs.vllm.memory.parts import Attention, Dense, Experts, shown
 from vllmjobs.vllm.memory.quantization import online
@@ -119,8 +120,7 @@ def _sizes(shape: Shape, serving: Serving, cut: bool = False) -> list[int]:
 
 
 def _one_of(sizes: list[int]) -> str:
-    *most, last = map(str, sizes)
-    return f"{', '.join(most)} or {last}" if most else last
+    return joined([*map(str, sizes)], "or")
 
 
 def capability(shape: Shape, gpu: Gpu, serving: Serving) -> list[Obstacle]:

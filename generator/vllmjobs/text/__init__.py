@@ -1,0 +1,1 @@
+"""Plain text and words that every room may use: English, the shape of JSON, Nomad's states."""

@@ -1,0 +1,6 @@
+"""The shape of JSON."""
+
+from typing import Any
+
+Json = dict[str, Any]
+"""An object of JSON, such as Nomad's API returns, by the names of its fields."""
