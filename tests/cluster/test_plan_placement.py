@@ -10,8 +10,9 @@ import pytest
 
 from vllmjobs.changes import compare
 from vllmjobs.changes.jobs import jobspec
-from vllmjobs.changes.model import JobChange, Unplaced, has_changed, is_unplaceable
+from vllmjobs.changes.model import JobChange, Unplaced
 from vllmjobs.changes.planned import planned
+from vllmjobs.changes.predicates import has_changed, is_unplaceable
 from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs_sandbox.cluster.process import wait_until

@@ -283,18 +283,3 @@ class Report(Value, frozen=True):
     command: Literal["diff", "plan"]
     environments: tuple[EnvironmentChange, ...]
     version: int = VERSION
-
-
-def has_changed(job: JobChange) -> bool:
-    """Whether a run of the job would do anything: a change, or placements that wait."""
-    return job.action != "none" or any(map(is_waiting, job.groups))
-
-
-def is_waiting(group: GroupChange) -> bool:
-    """Whether instances are missing that a plan would place, if it could."""
-    return bool(group.unplaced or (group.updates and group.updates.place))
-
-
-def is_unplaceable(job: JobChange) -> bool:
-    """Whether some of its allocations have no room."""
-    return any(group.unplaced for group in job.groups)

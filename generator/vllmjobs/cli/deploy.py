@@ -5,7 +5,8 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.changes.model import EnvironmentChange, Report, is_unplaceable
+from vllmjobs.changes.model import EnvironmentChange, Report
+from vllmjobs.changes.predicates import is_unplaceable
 from vllmjobs.cli.common import environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following
 from vllmjobs.cli.reporting import NO_ROOM

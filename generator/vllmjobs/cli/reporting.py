@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import click
 
-from vllmjobs.changes.model import Report, has_changed, is_unplaceable
+from vllmjobs.changes.model import Report
+from vllmjobs.changes.predicates import has_changed, is_unplaceable
 from vllmjobs.cli.common import show
 
 CHANGES, NO_ROOM = 2, 3

@@ -8,6 +8,9 @@ from typing import NamedTuple
 
 from vllmjobs.changes.model import JobChange
 from vllmjobs.changes.report.words import does, is_changed
+from vllmjobs.changes.planned import ACTIVE
+from vllmjobs.changes.predicates import is_changed
+from vllmjobs.changes.report.sentences import describe
 from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments, where, where_of
 from vllmjobs.cluster.failures import ConflictError
@@ -133,7 +136,7 @@ class _Work:
                 return outcome
             return self._register(self._spec, entry)
         for group in filter(is_changed, self.job.groups):
-            self.tell("planned", does(group), group.name)
+            self.tell("planned", describe(group), group.name)
         kept = held(self.job)
         if kept:
             self.tell("held", f"{', '.join(kept)}: the count shrinks after the release")

@@ -4,8 +4,9 @@ from typing import Any
 
 import pytest
 
-from vllmjobs.changes.model import GroupAction, JobChange, has_changed, is_unplaceable
+from vllmjobs.changes.model import GroupAction, JobChange
 from vllmjobs.changes.planned import planned, warnings
+from vllmjobs.changes.predicates import has_changed, is_unplaceable
 
 Json = dict[str, Any]
 RUN = "nomad job run -check-index 7 job.nomad.hcl"

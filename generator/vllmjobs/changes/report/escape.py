@@ -6,7 +6,7 @@ people. Not in code, so names stand in code; in sentences something that is not 
 
 import re
 
-from vllmjobs.changes.report import visible, words
+from vllmjobs.changes.report import visible
 
 # https://github.github.com/gfm/: what opens emphasis, code, links, HTML, a cell, mathematics; and what makes
 # a link of an address, in which entities would be shown as such.
@@ -32,7 +32,7 @@ def in_html(text: str) -> str:
 
 def prose(text: str) -> str:
     """A sentence, on one line; at the beginning of an item it begins no list, heading or quotation."""
-    shown = words.prose(text)
+    shown = visible.prose(text)
     return (_NOTHING if _BLOCK.match(shown) else "") + _SPECIAL.sub(_entity, shown)
 
 
@@ -48,4 +48,4 @@ def _entity(found: re.Match[str]) -> str:
     return entities + (_NOTHING if found.groupdict().get("reference") else "")
 
 
-SCRIPT = words.Script(name, prose)
+FOR_MARKDOWN = visible.Escaping(name, prose)

@@ -2,12 +2,32 @@
 
 import re
 from collections.abc import Iterator
+from enum import IntEnum, auto
 from typing import NamedTuple
 
-from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report, has_changed
-from vllmjobs.changes.report import escape, visible, words
+from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report
+from vllmjobs.changes.phrases import counted
+from vllmjobs.changes.predicates import has_changed, is_changed, is_untried
+from vllmjobs.changes.report import escape, visible
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
+from vllmjobs.changes.report.gpu_totals import from_to, gpu_totals
 from vllmjobs.changes.report.lines import path_diffs
+from vllmjobs.changes.report.redaction import for_people
+from vllmjobs.changes.report.rerun import rerun_command
+from vllmjobs.changes.report.sentences import (
+    describe,
+    describe_finding,
+    joined_reasons,
+    joined_ways_out,
+    place,
+    remarks,
+    scheduler_numbers,
+    sorted_findings,
+    tally,
+    unplaced_count,
+    what_becomes,
+)
+from vllmjobs.changes.report.summary import summary
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 
@@ -22,13 +42,26 @@ _SIGNS = {"+": "+", "-": "-", "~": "!", " ": " "}  # `!` is what highlighters of
 
 
 class _Row(NamedTuple):
+    """A row of the table."""
+
     environment: EnvironmentChange
     job: JobChange
-    group: GroupChange | None  # None for the job as a whole
+    group: GroupChange | None
+    """The group; None for the job as a whole."""
+
+
+class _Rank(IntEnum):
+    """How bad the row is; the worst is kept longest."""
+
+    UNPLACED = auto()
+    WHOLE_JOB = auto()
+    UNTRIED = auto()
+    REPLACED = auto()
+    OTHER = auto()
 
 
 def as_markdown(report: Report, limit: int = LIMIT) -> str:
-    """The report as a comment of at most `limit` bytes of UTF-8.
+    """Return the report as a comment of at most `limit` bytes of UTF-8.
 
     Its first line, `<!-- vllmjobs diff -->` or `<!-- vllmjobs plan prod -->`, tells it from other comments.
     What does not fit is left out with a note that says how much, the longest details first; what cannot be
@@ -36,7 +69,7 @@ def as_markdown(report: Report, limit: int = LIMIT) -> str:
     """
     if limit < LEAST:
         raise UserError(f"a comment of {limit} bytes holds no report; allow {LEAST}")
-    report = words.told(report)
+    report = for_people(report)
     marker = _marker(report)
     head = f"{marker}\n{_head(report)}\n"
     left = limit - size(head) - _NOTE
@@ -54,10 +87,10 @@ def as_markdown(report: Report, limit: int = LIMIT) -> str:
 
 
 def _marker(report: Report) -> str:
-    """For each report of its own comment: a plan is of an environment, a diff of the project."""
+    """Return the line that tells the comment from others: one for each plan, and one for all diffs."""
     names = [environment.name for environment in report.environments] if report.command == "plan" else []
-    said = " ".join(re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:100] for name in names[:3])
-    return f"<!-- vllmjobs {report.command}{said and f' {said}'} -->"
+    words = [re.sub(r"[^\w.-]", "_", name, flags=re.ASCII)[:100] for name in names[:3]]
+    return f"<!-- {' '.join(['vllmjobs', report.command, *words])} -->"
 
 
 def _rows(report: Report) -> Iterator[_Row]:
@@ -69,79 +102,89 @@ def _rows(report: Report) -> Iterator[_Row]:
 
 def _is_row(row: _Row) -> bool:
     if row.group:
-        return words.is_changed(row.group)
-    return bool(row.job.fields) or (
-        row.job.action != "none" and not any(map(words.is_changed, row.job.groups))
-    )
+        return is_changed(row.group)
+    return bool(row.job.fields) or (row.job.action != "none" and not any(map(is_changed, row.job.groups)))
 
 
 def _head(report: Report) -> str:
-    """The worst thing first, with a sign for it; then all of it in numbers."""
-    environments = report.environments
-    jobs = [job for environment in environments for job in environment.jobs]
-    whole = _subject([environment.name for environment in environments], "environment")
-    failing = [row for row in _rows(report) if row.group and row.group.unplaced]
-    findings = [finding for environment in environments for finding in environment.findings]
-    errors = [finding for finding in findings if finding.severity == "error"]
-    numbers = words.summary(jobs)
-    if failing and failing[0].group and failing[0].group.unplaced:
-        first = failing[0].group
-        said = words.unplaced(failing[0].group.unplaced, first.name, escape.SCRIPT)
-        more = f"; no room either for {words.counted(len(failing) - 1, 'more group')}" if failing[1:] else ""
-        title = f"⛔ {escape.name(failing[0].environment.name)}: {said}{more}"
-    elif errors:
-        title = f"⛔ {whole}: check finds {words.tally(errors)}"
-    elif any(map(has_changed, jobs)):
-        title = f"{'⚠️' if _is_risky(report) else '🔵'} {whole}: {numbers}"
-    elif _is_risky(report):
-        title = f"⚠️ {whole}: no changes, but warnings"
-    else:
-        title = f"✅ {whole}: no changes"
-    held = words.gpus([group for job in jobs for group in job.groups])
-    against = _subject(sorted({environment.against for environment in environments}), "state")
-    beside = [numbers] if "⛔" in title and any(map(has_changed, jobs)) else []
-    beside += [f"GPUs {held}"] if any(held) else []
+    """Write the worst thing, with a sign for it; then all of it in numbers."""
+    jobs = [job for environment in report.environments for job in environment.jobs]
+    numbers, is_change = summary(jobs), any(map(has_changed, jobs))
+    obstacle = _obstacle(report)
+    totals = gpu_totals([group for job in jobs for group in job.groups])
+    against = _subject(sorted({environment.against for environment in report.environments}), "state")
+    beside = [numbers] if obstacle and is_change else []
+    beside += [f"GPUs {totals}"] if any(totals) else []
+    title = obstacle or _title(report, numbers if is_change else "")
     return f"### {title}\n\n" + " · ".join([*beside, f"against {against}"]) + "\n"
 
 
-def _subject(names: list[str], what: str) -> str:
-    return escape.name(names[0]) if len(names) == 1 else words.counted(len(names), what)
+def _title(report: Report, numbers: str) -> str:
+    """Write the headline where nothing stands in the way; `numbers` is empty where nothing changes."""
+    environments, is_risky = _names(report), _is_risky(report)
+    if numbers:
+        return f"{'⚠️' if is_risky else '🔵'} {environments}: {numbers}"
+    return f"⚠️ {environments}: no changes, but warnings" if is_risky else f"✅ {environments}: no changes"
+
+
+def _obstacle(report: Report) -> str:
+    """Write what keeps the change from being made: no room, or errors; empty where nothing does."""
+    failing = [
+        (row, row.group, row.group.unplaced) for row in _rows(report) if row.group and row.group.unplaced
+    ]
+    if failing:
+        row, group, unplaced = failing[0]
+        count = unplaced_count(unplaced, group.name, escape.FOR_MARKDOWN)
+        more = f"; no room either for {counted(len(failing) - 1, 'more group')}" if failing[1:] else ""
+        return f"⛔ {escape.name(row.environment.name)}: {count}{more}"
+    findings = [finding for environment in report.environments for finding in environment.findings]
+    if errors := [finding for finding in findings if finding.severity == "error"]:
+        return f"⛔ {_names(report)}: check finds {tally(errors)}"
+    return ""
+
+
+def _names(report: Report) -> str:
+    return _subject([environment.name for environment in report.environments], "environment")
+
+
+def _subject(names: list[str], noun: str) -> str:
+    return escape.name(names[0]) if len(names) == 1 else counted(len(names), noun)
 
 
 def _is_risky(report: Report) -> bool:
-    """Whether something asks for a second look: warnings of the cluster, what no canary tries, what goes.
+    """Tell whether something asks for a second look: a warning of the cluster, or what no canary tries.
 
-    What `check` warns of is there before and after a change, so that it would be a sign of nothing.
+    Warnings of `check` do not count: they are there before and after a change.
     """
     jobs = [job for environment in report.environments for job in environment.jobs]
     groups = [group for job in jobs for group in job.groups]
     return (
         any(job.action == "gone" for job in jobs)
-        or any(remark.severity == "warning" for job in jobs for remark in words.remarks(job, escape.SCRIPT))
-        or any("gone" in group.actions or words.is_untried(group) for group in groups)
+        or any(remark.severity == "warning" for job in jobs for remark in remarks(job, escape.FOR_MARKDOWN))
+        or any("gone" in group.actions or is_untried(group) for group in groups)
     )
 
 
-def _rank(row: _Row) -> int:
-    """How bad it is: 0 for the worst."""
+def _rank(row: _Row) -> _Rank:
     group = row.group
     if group is None:
-        return 1
+        return _Rank.WHOLE_JOB
     if group.unplaced:
-        return 0
-    if "gone" in group.actions or words.is_untried(group):
-        return 2
-    return 3 if "destructive" in group.actions else 4
+        return _Rank.UNPLACED
+    if "gone" in group.actions or is_untried(group):
+        return _Rank.UNTRIED
+    return _Rank.REPLACED if "destructive" in group.actions else _Rank.OTHER
 
 
 def _unplaced(rows: list[_Row]) -> Piece:
     entries = []
     for row in rows:
-        if row.group and (found := row.group.unplaced):
-            said = words.unplaced(found, row.group.name, escape.SCRIPT)
-            why, way_out = words.reasons(found, escape.SCRIPT), words.way_out(found, escape.SCRIPT)
+        if row.group and (unplaced := row.group.unplaced):
+            count = unplaced_count(unplaced, row.group.name, escape.FOR_MARKDOWN)
+            why = joined_reasons(unplaced, escape.FOR_MARKDOWN)
+            way_out = joined_ways_out(unplaced, escape.FOR_MARKDOWN)
             end = f"**Way out:** {way_out}." if way_out else ""
-            entries.append(f"- **{said}**{why and f': {why}'}. {end}".rstrip() + "\n")
+            entries.append(f"- **{count}**{why and f': {why}'}. {end}".rstrip() + "\n")
     return Piece(entries, _list, "groups that cannot be placed")
 
 
@@ -172,23 +215,18 @@ def _table(report: Report, rows: list[_Row]) -> Piece:
 
 
 def _row(row: _Row) -> list[str]:
-    where = words.place(row.job)
+    where = place(row.job)
     job = escape.name(row.job.id) + (f" ({escape.prose(where)})" if where else "")
     group = row.group
     if group is None:
-        is_changed = row.job.action == "changed"
-        does = (
-            f"{len(row.job.fields):,} of its values"
-            if is_changed
-            else words.what_becomes(row.job).strip(": ")
-        )
-        return [job, "the whole job", does, "", "", ""]
-    held = words.gpus([group])
-    name = escape.name(group.name)
-    does = f"⛔ {words.does(group)}" if group.unplaced else words.does(group)
-    instances = words.moved(group.count_before or 0, group.count_after or 0)
-    counts = [words.moved(held.before, held.after), f"{held.extra:,}"] if any(held) else ["", ""]
-    return [job, name, does, instances, *counts]
+        values = f"{len(row.job.fields):,} of its values"
+        text = values if row.job.action == "changed" else what_becomes(row.job).strip(": ")
+        return [job, "the whole job", text, "", "", ""]
+    totals = gpu_totals([group])
+    text = f"⛔ {describe(group)}" if group.unplaced else describe(group)
+    instances = from_to(group.count_before or 0, group.count_after or 0)
+    gpus = [from_to(totals.before, totals.after), f"{totals.extra:,}"] if any(totals) else ["", ""]
+    return [job, escape.name(group.name), text, instances, *gpus]
 
 
 def _cells(cells: list[str]) -> str:
@@ -201,7 +239,7 @@ def _remarks(report: Report) -> Piece:
         f"- {signs[remark.severity]} {escape.name(job.id)}: {remark.text}\n"
         for environment in report.environments
         for job in environment.jobs
-        for remark in words.remarks(job, escape.SCRIPT)
+        for remark in remarks(job, escape.FOR_MARKDOWN)
     ]
     return Piece(entries, _list, "remarks")
 
@@ -218,14 +256,14 @@ def _runs(report: Report) -> Piece:
 
 
 def _findings(report: Report) -> Piece:
-    found = [each for environment in report.environments for each in words.findings(environment)]
-    has_errors = any(finding.severity == "error" for finding in found)
+    findings = [each for environment in report.environments for each in sorted_findings(environment)]
+    has_errors = any(finding.severity == "error" for finding in findings)
 
     def details(entries: list[str]) -> str:
-        head = f"<details{' open' if has_errors else ''}><summary>check: {words.tally(found)}</summary>"
+        head = f"<details{' open' if has_errors else ''}><summary>check: {tally(findings)}</summary>"
         return f"{head}\n\n{''.join(entries)}\n</details>\n\n"
 
-    return Piece([f"- {escape.prose(words.finding(each))}\n" for each in found], details, "findings")
+    return Piece([f"- {escape.prose(describe_finding(each))}\n" for each in findings], details, "findings")
 
 
 def _detail(row: _Row, several: bool) -> Detail:
@@ -236,11 +274,11 @@ def _detail(row: _Row, several: bool) -> Detail:
     ]
     where = [row.environment.name, row.job.id] if several else [row.job.id]
     title = " / ".join(map(escape.in_html, [*where, *([group.name] if group else [])]))
-    said = words.does(group) if group else words.counted(sum(part.values for part in parts), "value")
-    numbers = f"Nomad plans: {words.updates(group.updates)}\n\n" if group and group.updates else ""
+    text = describe(group) if group else counted(sum(part.values for part in parts), "value")
+    numbers = f"Nomad plans: {scheduler_numbers(group.updates)}\n\n" if group and group.updates else ""
 
     def wrap(lines: list[str]) -> str:
-        head = f"<details><summary>{title}: {said}</summary>\n\n{numbers}"
+        head = f"<details><summary>{title}: {text}</summary>\n\n{numbers}"
         return f"{head}{escape.fenced(lines, 'diff')}\n</details>\n\n"
 
     return Detail(_rank(row), parts, wrap)
@@ -249,9 +287,9 @@ def _detail(row: _Row, several: bool) -> Detail:
 def _note(report: Report, shown: Cut) -> str:
     if not shown.left_out and not shown.shortened:
         return ""
-    values = words.counted(shown.left_out, "value")
-    said = [f"{values} left out"] if shown.left_out else []
-    said += [f"{words.counted(shown.shortened, 'value')} shortened"] if shown.shortened else []
-    command = words.again(report)
+    values = counted(shown.left_out, "value")
+    texts = [f"{values} left out"] if shown.left_out else []
+    texts += [f"{counted(shown.shortened, 'value')} shortened"] if shown.shortened else []
+    command = rerun_command(report)
     command = command if len(command) <= visible.NAME else f"vllmjobs {report.command}"
-    return f"✂️ To fit into a comment, {' and '.join(said)}; all of it: {escape.name(command)}\n"
+    return f"✂️ To fit into a comment, {' and '.join(texts)}; all of it: {escape.name(command)}\n"

@@ -2,12 +2,29 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
-from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report, has_changed
-from vllmjobs.changes.report import visible, words
+from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report
+from vllmjobs.changes.phrases import listed
+from vllmjobs.changes.predicates import has_changed, is_changed
+from vllmjobs.changes.report import visible
+from vllmjobs.changes.report.gpu_totals import describe_gpus
 from vllmjobs.changes.report.lines import path_diffs
+from vllmjobs.changes.report.redaction import for_people
+from vllmjobs.changes.report.sentences import (
+    describe,
+    describe_finding,
+    joined_reasons,
+    joined_ways_out,
+    place,
+    remarks,
+    scheduler_numbers,
+    sorted_findings,
+    tally,
+    unplaced_count,
+    what_becomes,
+)
 from vllmjobs.environment.secrets import without_secrets
 
-WIDEST = 24  # a longer name does not push what is said of the other groups away
+WIDEST = 24  # a longer name does not push the texts of the other groups away
 # Parameters of "select graphic rendition", ECMA-48 8.3.117: bold, faint, red, green, yellow, cyan.
 _COLORS = {
     "headline": "1", " ": "2", "-": "31", "error": "31", "+": "32", "~": "33", "warning": "33", "note": "36",
@@ -18,11 +35,14 @@ _Paint = Callable[[str, str], str]  # what it is, and the text
 
 
 def as_text(report: Report, color: bool, encoding: str = "utf-8") -> str:
-    """The report for a terminal, in ANSI colours if asked; `->` for `→` where its encoding lacks the sign."""
+    """Return the report for a terminal, in ANSI colours if asked.
+
+    A sign that the terminal's encoding lacks is written in ASCII: `->` for `→`.
+    """
     paint = _colored if color else _as_it_is
     parts = [
         "".join(f"{line}\n" for line in part)
-        for environment in words.told(report).environments
+        for environment in for_people(report).environments
         for part in _parts(environment, paint)
     ]
     text = without_secrets("\n".join(parts))
@@ -41,49 +61,49 @@ def _as_it_is(kind: str, text: str) -> str:
 
 
 def _parts(environment: EnvironmentChange, paint: _Paint) -> Iterator[list[str]]:
-    """A part for each job, and one for what `check` finds."""
+    """Yield a part for each job, and one for what `check` finds."""
     for job in environment.jobs:
         yield list(_job(job, environment, paint))
     if environment.findings:
-        head = f"{visible.name(environment.name)}: check finds {words.tally(environment.findings)}"
-        found = [
-            "  " + paint(each.severity, words.prose(words.finding(each)))
-            for each in words.findings(environment)
+        head = f"{visible.name(environment.name)}: check finds {tally(environment.findings)}"
+        findings = [
+            "  " + paint(each.severity, visible.prose(describe_finding(each)))
+            for each in sorted_findings(environment)
         ]
-        yield [paint("headline", head), *found]
+        yield [paint("headline", head), *findings]
 
 
 def _job(job: JobChange, environment: EnvironmentChange, paint: _Paint) -> Iterator[str]:
-    where = words.place(job)
+    where = place(job)
     head = f"{visible.name(environment.name)}: {visible.name(job.id)}{where and f' ({where})'}"
-    head += words.what_becomes(job)
+    head += what_becomes(job)
     yield paint("headline", head) + f" (against {visible.name(environment.against)})"
     yield from _fields(job.fields, "  ", paint)
-    changed = [group for group in job.groups if words.is_changed(group)]
+    changed = [group for group in job.groups if is_changed(group)]
     width = min(WIDEST, max((len(visible.name(group.name)) for group in changed), default=0))
     for group in changed:
         yield from _group(group, width, paint)
-    same = [visible.name(group.name) for group in job.groups if not words.is_changed(group)]
-    if same and job.action != "none":
-        yield f"  unchanged: {words.listed(same)}"
-    for remark in words.remarks(job, words.TEXT):
+    unchanged = [visible.name(group.name) for group in job.groups if not is_changed(group)]
+    if unchanged and job.action != "none":
+        yield f"  unchanged: {listed(unchanged)}"
+    for remark in remarks(job, visible.FOR_TERMINALS):
         yield "  " + paint(remark.severity, f"{remark.severity}: {remark.text}")
     if job.plan and job.plan.run and has_changed(job):
         yield f"  to make this change: {visible.visible(job.plan.run)}"
 
 
 def _group(group: GroupChange, width: int, paint: _Paint) -> Iterator[str]:
-    yield f"  {visible.name(group.name):<{width}}  {words.does(group)}"
+    yield f"  {visible.name(group.name):<{width}}  {describe(group)}"
     if group.unplaced:
-        said = words.unplaced(group.unplaced, group.name, words.TEXT)
-        why = words.reasons(group.unplaced, words.TEXT)
-        yield "    " + paint("error", f"{said}{why and f': {why}'}")
-        if way_out := words.way_out(group.unplaced, words.TEXT):
+        count = unplaced_count(group.unplaced, group.name, visible.FOR_TERMINALS)
+        why = joined_reasons(group.unplaced, visible.FOR_TERMINALS)
+        yield "    " + paint("error", f"{count}{why and f': {why}'}")
+        if way_out := joined_ways_out(group.unplaced, visible.FOR_TERMINALS):
             yield f"    way out: {way_out}"
-    if held := words.group_gpus(group):
-        yield f"    GPUs: {held}"
+    if gpus := describe_gpus(group):
+        yield f"    GPUs: {gpus}"
     if group.updates:
-        yield f"    Nomad plans: {words.updates(group.updates)}"
+        yield f"    Nomad plans: {scheduler_numbers(group.updates)}"
     yield from _fields(group.fields, "    ", paint)
 
 

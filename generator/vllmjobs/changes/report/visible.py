@@ -1,9 +1,12 @@
 """Text that cannot deceive: what is invisible is spelt out, and of a long value the difference is kept."""
 
 import unicodedata
+from collections.abc import Callable
+from typing import NamedTuple
 
 VALUE = 120  # characters of a value that are shown
 NAME = 80
+PROSE = 600  # characters of a sentence that somebody else wrote
 BESIDE = 20  # characters that are kept on each side of a difference
 # Blank, though Unicode counts them among the letters and symbols: fillers of Hangul, and empty braille.
 _BLANK = "ᅟᅠㅤﾠ⠀"
@@ -24,6 +27,22 @@ def name(text: str) -> str:
     """A name, visible; of one that is longer than any of Nomad's, both ends."""
     shown = visible(text)
     return shown if len(shown) <= NAME else f"{shown[: NAME // 2]}…{shown[-NAME // 2 :]}"
+
+
+def prose(text: str) -> str:
+    """Return somebody else's sentence on one line; of an essay, the beginning."""
+    shown = visible(" ".join(text.split()))
+    return shown if len(shown) <= PROSE else f"{shown[:PROSE]}…"
+
+
+class Escaping(NamedTuple):
+    """The way in which a medium writes what others wrote: names, and sentences."""
+
+    name: Callable[[str], str]
+    prose: Callable[[str], str]
+
+
+FOR_TERMINALS = Escaping(name, prose)
 
 
 def value(text: str) -> str:

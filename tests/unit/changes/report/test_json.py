@@ -11,7 +11,7 @@ from jsonschema import Draft202012Validator
 from unit.changes.report.reports import PLANNED, group, job, report, reports
 from vllmjobs.changes.model import Field, Report
 from vllmjobs.changes.report.json import as_json, schema
-from vllmjobs.changes.report.words import without_tokens
+from vllmjobs.changes.report.redaction import without_tokens
 
 PAGE = Path(__file__).parents[4] / "docs/changes.schema.json"
 # What version 1 promised. It is not edited: what it holds stays, until VERSION is raised.

@@ -1,0 +1,167 @@
+"""Sentences of a report, which the text and the markdown share."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
+
+import msgspec
+
+from vllmjobs.changes.model import (
+    Deployment,
+    EnvironmentChange,
+    Finding,
+    GroupAction,
+    GroupChange,
+    JobChange,
+    Preempted,
+    Unplaced,
+    Updates,
+)
+from vllmjobs.changes.phrases import counted
+from vllmjobs.changes.predicates import is_changed
+from vllmjobs.changes.report import visible
+from vllmjobs.changes.report.summary import summary
+from vllmjobs.changes.report.visible import Escaping
+from vllmjobs.changes.room.sentences import reasons, ways_out
+from vllmjobs.environment.problems import Mark, Problem, Severity
+
+_GRAVEST_FIRST: tuple[Severity, ...] = ("error", "warning", "note")
+
+
+class Remark(NamedTuple):
+    """A sentence beside the changes."""
+
+    severity: Severity
+    text: str
+
+
+def describe(group: GroupChange) -> str:
+    """Write what Nomad does with a group's instances: `destructive: 2 canaries first, then …`."""
+    texts = [_DESCRIBED[action](group) for action in group.actions]
+    if not texts and group.updates and group.updates.place:
+        texts = [f"places {counted(group.updates.place, 'instance')}, missing so far"]
+    return "; ".join(texts) or "leaves the instances as they are"
+
+
+def _destructive(group: GroupChange) -> str:
+    before, after = group.count_before or 0, group.count_after or 0
+    if not group.canaries:
+        return f"destructive: {_all(after)}, no canary tries it first"
+    rest = after - group.canaries
+    then = f"the other {rest:,}" if rest > 0 else "all old ones stop" if before != 1 else "the old one stops"
+    return (
+        f"destructive: {group.canaries:,} {'canary' if group.canaries == 1 else 'canaries'} first, "
+        f"then {then} after the promotion"
+    )
+
+
+def _gone(group: GroupChange) -> str:
+    verb = "run on" if group.count_after else "stop"
+    if group.count_before == 1:
+        verb = "runs on" if group.count_after else "stops"
+    return f"gone: {counted(group.count_before or 0, 'instance')} {verb}"
+
+
+def _all(count: int) -> str:
+    return "the one instance" if count == 1 else f"all {count:,} instances"
+
+
+_DESCRIBED: dict[GroupAction, Callable[[GroupChange], str]] = {
+    "new": lambda group: f"new: {counted(group.count_after or 0, 'instance')}",
+    "gone": _gone,
+    "destructive": _destructive,
+    "in-place": lambda group: (
+        f"in place: {_all(group.count_after or 0)}{' at once' * (group.count_after != 1)}, no canary tries it"
+    ),
+    "scale-up": lambda group: f"scale up {group.count_before or 0:,} → {group.count_after or 0:,}",
+    "scale-down": lambda group: (  # hashicorp/nomad#19643
+        f"scale down {group.count_before or 0:,} → {group.count_after or 0:,}"
+        f"{' at once, before any canary is tried' * bool(group.canaries)}"
+    ),
+}
+
+
+def what_becomes(job: JobChange) -> str:
+    """Write what happens to a job: the second half of its headline."""
+    if job.action == "new":
+        return f" is new, with {counted(len(job.groups), 'group')}"
+    if job.action == "gone":
+        return f" is gone from here, with {counted(len(job.groups), 'group')}"
+    if job.action == "changed":
+        return f" changes: {summary([job])}"
+    return f" is unchanged: {summary([job])}" if any(map(is_changed, job.groups)) else ": no changes"
+
+
+def place(job: JobChange) -> str:
+    """Write a job's namespace and region, where they are not the usual ones."""
+    texts = [f"namespace {visible.name(job.namespace)}"] if job.namespace not in ("", "default") else []
+    texts += [f"region {visible.name(job.region)}"] if job.region not in ("", "global") else []
+    return ", ".join(texts)
+
+
+def unplaced_count(unplaced: Unplaced, group: str, escaping: Escaping) -> str:
+    """Write `2 of 2 canaries of chat cannot be placed`."""
+    noun = "canaries" if unplaced.canaries else "instances"
+    if unplaced.wanted == 1:
+        noun = "canary" if unplaced.canaries else "instance"
+    return f"{unplaced.failed:,} of {unplaced.wanted:,} {noun} of {escaping.name(group)} cannot be placed"
+
+
+def joined_reasons(unplaced: Unplaced, escaping: Escaping) -> str:
+    """Write what stands in the way, as one sentence; empty where Nomad gave no reason."""
+    return ", ".join(map(escaping.prose, reasons(unplaced)))
+
+
+def joined_ways_out(unplaced: Unplaced, escaping: Escaping) -> str:
+    """Write what a person may do, as one sentence."""
+    return ", or ".join(map(escaping.prose, ways_out(unplaced)))
+
+
+def remarks(job: JobChange, escaping: Escaping) -> Iterator[Remark]:
+    """Yield what else a person should know about a job, the gravest first."""
+    if job.plan:
+        if job.plan.deployment:
+            yield Remark("warning", _deployment(job.plan.deployment, escaping))
+        yield from (Remark("warning", _preempted(each, escaping)) for each in job.plan.preempted)
+        yield from (Remark("warning", f"Nomad warns: {escaping.prose(each)}") for each in job.plan.warnings)
+    yield from (Remark("note", escaping.prose(note)) for note in job.notes)
+
+
+def _deployment(deployment: Deployment, escaping: Escaping) -> str:
+    details = [deployment.status, deployment.description, *deployment.groups]
+    text = "; ".join(escaping.prose(each) for each in details if each)
+    name = f"deployment {escaping.name(deployment.id[:8])} of version {deployment.job_version}"
+    return f"a run cancels {name} ({text})"
+
+
+def _preempted(preempted: Preempted, escaping: Escaping) -> str:
+    is_elsewhere = preempted.namespace not in ("", "default")
+    where = f" in namespace {escaping.name(preempted.namespace)}" if is_elsewhere else ""
+    group = f"group {escaping.name(preempted.group)} of {escaping.name(preempted.job)}{where}"
+    count = counted(preempted.count, "allocation")
+    return f"to make room, Nomad stops {count} of {group} on {escaping.name(preempted.node)}"
+
+
+def scheduler_numbers(updates: Updates) -> str:
+    """Write the scheduler's numbers, in its own words: `2 canary, 4 ignore`."""
+    numbers = msgspec.structs.asdict(updates)
+    texts = [f"{count:,} {name.replace('_', ' ')}" for name, count in numbers.items() if count]
+    return ", ".join(texts) or "nothing"
+
+
+def sorted_findings(environment: EnvironmentChange) -> list[Finding]:
+    """Return what `check` finds, errors first."""
+    return sorted(environment.findings, key=lambda finding: _GRAVEST_FIRST.index(finding.severity))
+
+
+def describe_finding(finding: Finding) -> str:
+    """Write a finding as `check` does: place, severity, path, message, rule."""
+    mark = Mark(finding.file, finding.line, finding.column)
+    path = (finding.path,) if finding.path else ()
+    return str(Problem(mark, path, finding.message, finding.rule, finding.severity))
+
+
+def tally(findings: Iterable[Finding]) -> str:
+    """Write `1 error, 2 warnings`."""
+    counts = Counter(finding.severity for finding in findings)
+    return ", ".join(counted(counts[kind], kind) for kind in _GRAVEST_FIRST if counts[kind])
