@@ -44,7 +44,9 @@ def main() -> None:
         one, many = Path(temporary, "one"), Path(temporary, "many")
         for project, count in ((one, 1), (many, MANY)):
             shutil.copytree(
-                ROOT / "envs", project / "envs", ignore=shutil.ignore_patterns("dev*", "stag*", "prod*")
+                ROOT / "envs",
+                project / "envs",
+                ignore=shutil.ignore_patterns("dev*", "stag*", "prod*", "every*"),
             )
             for index in range(count):
                 shutil.copy(ROOT / "envs/prod.yaml", project / f"envs/prod{index}.yaml")

@@ -1,1 +1,1 @@
-"""Makes generator/vllmjobs/vllm/tables from vLLM's own code, and asks that code about command lines."""
+"""Makers of the tables of what vLLM accepts, from vLLM's own code; they also ask it about command lines."""

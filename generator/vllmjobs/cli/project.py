@@ -18,6 +18,7 @@ def init(directory: Path, with_templates: bool) -> None:
     """Write a project to start from."""
     folders = ("envs", "jobs") if with_templates else ("envs",)
     sources = [source for folder in folders for source in sorted(shipped(folder).iterdir())]
+    sources = [source for source in sources if source.name != "every-key.yaml"]  # to read, not to run
     targets = [directory / source.parent.name / source.name for source in sources]
     if there := [str(target) for target in targets if target.exists()]:
         raise click.ClickException(f"{', '.join(there)} would be overwritten; name an empty folder")

@@ -8,6 +8,7 @@ _INTRO = """\
 One file per environment, `envs/NAME.yaml`. This page is made from the types
 (`vllmjobs schema --format markdown`); `vllmjobs schema` prints the same as a JSON Schema for editors.
 
+- `envs/every-key.yaml` of the project's repository has every key in one file, each below its description.
 - `extends: base.yaml` lays this file over another: maps merge deeply, lists and values replace.
 - `defaults:` holds what every model starts from; a model merges over it in the same way.
 - `--set models.chat.replicas=3` lays one value over all of that.

@@ -60,14 +60,6 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
     return align(_filled(f"{job}.nomad.hcl.j2", _context(environment, job, model), templates))
 
 
-def alert_rules(environment: Environment, templates: Templates) -> str:
-    """The alert rules that the Prometheus of an environment gets: YAML, as its job ships it.
-
-    Raises `RenderError` as `render` does.
-    """
-    return _filled("prometheus.rules.yml.j2", prometheus_context(environment), templates)
-
-
 def nginx_conf(
     environment: Environment, templates: Templates, instances: Sequence[Mapping[str, str]], *, metrics: bool
 ) -> str:

@@ -7,7 +7,7 @@ A release is known as soon as its table lies in `arguments/tables/`, and nothing
 import re
 from glob import glob  # importlib.resources would take three milliseconds of every command
 
-from vllmjobs.vllm import arguments
+from vllmjobs import vllm
 
 # A release, and what may follow: rc1, .post1, .dev12, +cu129. PEP 440: dev < rc < release < post.
 _VERSION = re.compile(
@@ -47,8 +47,8 @@ def order(version: str) -> tuple[object, ...]:
 
 
 def _with_a_table() -> tuple[str, ...]:
-    folder = arguments.__path__[0]
-    files = map(_TABLE.fullmatch, glob(f"{folder}/tables/*"))  # noqa: PTH207 (pathlib is for edges)
+    folder = f"{vllm.__path__[0]}/arguments/tables"
+    files = map(_TABLE.fullmatch, glob(f"{folder}/*"))  # noqa: PTH207 (pathlib is for edges)
     return tuple(sorted((file[1] for file in files if file), key=order))
 
 

@@ -11,6 +11,7 @@ from click.testing import CliRunner, Result
 
 from vllmjobs.check.check import RULES
 from vllmjobs.cli import main
+from vllmjobs.vllm.releases import NEWEST
 
 Check = Callable[..., Result]
 LATEST = (
@@ -49,7 +50,7 @@ def test_a_finding_shows_its_line_and_a_caret(check: Check) -> None:
     done = check(LATEST, "--select", "VJ503")
     assert done.stdout == (
         "envs/prod.yaml:6:5: models.chat.image: vllm/vllm:latest: tag 'latest' moves; name a version, such "
-        "as :v0.33.0, or a digest (@sha256:…) [VJ503]\n"
+        f"as :v{NEWEST}, or a digest (@sha256:…) [VJ503]\n"
         "     6 |     image: vllm/vllm:latest\n"
         "       |     ^\n"
     )
@@ -233,7 +234,7 @@ def test_any_version_of_vllm_is_checked(check: Check, version: str) -> None:
 @pytest.mark.parametrize("version", ["0.33.0+abcdef0123456789abcdef0123 ", "nightly", "v0.33.0", "0.33.0-x_"])
 def test_what_is_no_version_is_refused_at_once(check: Check, version: str) -> None:
     done = check(LATEST, "--set", f"models.chat.vllm='{version}'")
-    assert 'must be a version in quotes, such as "0.33.0"' in done.stdout
+    assert f'must be a version in quotes, such as "{NEWEST}"' in done.stdout
 
 
 def test_a_project_without_environments_is_told_so(check: Check) -> None:

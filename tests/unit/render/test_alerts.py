@@ -12,7 +12,7 @@ import yaml
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.environments import load
 from vllmjobs.project.templates import templates
-from vllmjobs.render.job import alert_rules
+from vllmjobs.render.job import render
 from vllmjobs.render.monitoring import Alert, alerts
 from vllmjobs_sandbox.cluster.programs import CHECKOUT
 
@@ -161,7 +161,9 @@ def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
 def rules(environment: Environment, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The file of alert rules, as the job of Prometheus ships it."""
     path = tmp_path_factory.mktemp("rules") / "alerts.yml"
-    path.write_text(alert_rules(environment, templates(path.parent)))
+    job = render(environment, "prometheus", templates(path.parent))
+    (shipped,) = re.findall(r'"local/rules/alerts.yml".*?data\s*= <<EOF\n(.*?)\nEOF\n', job, re.DOTALL)
+    path.write_text(shipped)
     return path
 
 

@@ -1,0 +1,1 @@
+"""Makers of the files that follow from the code, one module for each kind; scripts/generate runs them all."""
