@@ -7,10 +7,8 @@ from contextlib import suppress
 from typing import NamedTuple
 
 from vllmjobs.changes.model import JobChange
-from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report.sentences import describe
-from vllmjobs.changes.report.words import is_changed
 from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments, where, where_of
 from vllmjobs.cluster.failures import ConflictError

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import NamedTuple
 
-from vllmjobs.changes.model import is_unplaceable
-from vllmjobs.changes.planned import ACTIVE
 from vllmjobs.changes.predicates import is_unplaceable
 from vllmjobs.changes.room.sentences import reasons
 from vllmjobs.cluster.deployments import Deployments

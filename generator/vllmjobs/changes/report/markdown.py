@@ -6,7 +6,6 @@ from enum import IntEnum, auto
 from typing import NamedTuple
 
 from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report
-from vllmjobs.changes.phrases import counted
 from vllmjobs.changes.predicates import has_changed, is_changed, is_untried
 from vllmjobs.changes.report import escape, visible
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
@@ -30,6 +29,7 @@ from vllmjobs.changes.report.sentences import (
 from vllmjobs.changes.report.summary import summary
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.text.english import counted
 
 # GitHub refuses a comment "(maximum is 65536 characters)". Measured, it takes 262,144 bytes of UTF-8
 # (dead-claudia/github-limits#13, objectstack-ai/objectstack#18826), and 65,536 characters as the text of a

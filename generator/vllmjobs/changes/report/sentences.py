@@ -17,13 +17,13 @@ from vllmjobs.changes.model import (
     Unplaced,
     Updates,
 )
-from vllmjobs.changes.phrases import counted
 from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report import visible
 from vllmjobs.changes.report.summary import summary
 from vllmjobs.changes.report.visible import Escaping
 from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs.environment.problems import Mark, Problem, Severity
+from vllmjobs.text.english import counted
 
 _GRAVEST_FIRST: tuple[Severity, ...] = ("error", "warning", "note")
 

@@ -5,8 +5,8 @@ from collections.abc import Iterable
 from enum import IntEnum, auto
 
 from vllmjobs.changes.model import GroupAction, GroupChange, JobChange
-from vllmjobs.changes.phrases import counted
 from vllmjobs.changes.predicates import is_changed, is_waiting
+from vllmjobs.text.english import counted
 
 
 class Outcome(IntEnum):

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report
-from vllmjobs.changes.phrases import listed
 from vllmjobs.changes.predicates import has_changed, is_changed
 from vllmjobs.changes.report import visible
 from vllmjobs.changes.report.gpu_totals import describe_gpus
@@ -23,6 +22,7 @@ from vllmjobs.changes.report.sentences import (
     what_becomes,
 )
 from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.text.english import listed
 
 WIDEST = 24  # a longer name does not push the texts of the other groups away
 # Parameters of "select graphic rendition", ECMA-48 8.3.117: bold, faint, red, green, yellow, cyan.
