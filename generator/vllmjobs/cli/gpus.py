@@ -2,6 +2,9 @@
 
 import click
 
+from vllmjobs.cluster.nomad import Cluster
+from vllmjobs.gpus import cards, nvml
+
 
 @click.command()
 @click.option("--nomad", "of_cluster", is_flag=True, help="The cluster's, asked of Nomad at NOMAD_ADDR.")
@@ -11,16 +14,12 @@ def gpus(of_cluster: bool, in_json: bool) -> None:
 
     With their memory, their health, MIG, and who holds them. Exits 0 also where there are none.
     """
-    from vllmjobs.cluster import nomad  # noqa: PLC0415 (160 ms, for this command only)
-    from vllmjobs.gpus import cards as rows  # noqa: PLC0415
-    from vllmjobs.gpus import nvml  # noqa: PLC0415 (160 ms, for this command only)
-
     if of_cluster:
-        cluster = nomad.Cluster()
-        cards, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
+        cluster = Cluster()
+        rows, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
     else:
-        cards, reason = nvml.cards()
+        rows, reason = nvml.cards()
         reason += "; vllmjobs gpus --nomad asks the cluster" if reason else ""
-    if not cards:
+    if not rows:
         click.echo(reason, err=True)
-    click.echo(rows.as_json(cards) if in_json else rows.table(cards), nl=False)
+    click.echo(cards.as_json(rows) if in_json else cards.table(rows), nl=False)
