@@ -45,7 +45,8 @@ def run(command: list[str], files: dict[str, str], project: Path) -> str:
         path.write_text(text)
     done = CliRunner().invoke(main, [command[0], "--project", str(project), *command[1:]])
     assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
-    return f"=== {done.exit_code}\n{done.stdout}{done.stderr}".replace(f"{project}/", "")
+    text = f"=== {done.exit_code}\n{done.stdout}{done.stderr}"
+    return text.replace(f"{project}/", "").replace(str(project), ".")
 
 
 @pytest.mark.parametrize("path", CASES, ids=lambda path: f"{path.parent.name}/{path.stem}")

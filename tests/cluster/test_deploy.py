@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import signal
 import subprocess
 from dataclasses import dataclass
@@ -344,8 +346,11 @@ def test_before_a_promotion_a_rollback_is_an_abort(served: Release) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(served: Release, number: int) -> None:
+    words = command(
+        served, "deploy", "--job", "vllm", max_model_len=NEW, **{"rollout.analysis.window": "10m"}
+    )
     process = subprocess.Popen(
-        command(served, "deploy", "--job", "vllm", max_model_len=NEW, **{"rollout.analysis.window": "10m"}),
+        words,
         env=served.sandbox.env,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
@@ -357,8 +362,13 @@ def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(served: Release, num
     process.send_signal(number)
     _, said = process.communicate(timeout=30)
     assert process.returncode == 1
-    assert "vllmjobs deploy dev` goes on" in said
+    goes_on, promotes, goes_back = re.findall(r"`(vllmjobs .*?)`", said)
+    assert goes_on == shlex.join(["vllmjobs", *map(str, words[1:])])
+    assert promotes == goes_back.replace(" abort ", " promote ")
     assert served.sandbox.deployment(served.job)["Status"] == "running"
+    ended = subprocess.run(goes_back, shell=True, env=served.sandbox.env, check=False)
+    assert ended.returncode == 0, "typed as printed, it is of the same job"
+    assert versions(served.address, 20) == {OLD: 20}
 
 
 def test_outside_of_a_maintenance_window_a_reason_is_needed(served: Release) -> None:

@@ -4,6 +4,7 @@ The old version is asked all the while; each test ends with which version serves
 """
 
 import json
+import shlex
 import signal
 import subprocess
 from collections.abc import Mapping
@@ -103,13 +104,14 @@ def test_a_way_back_that_was_interrupted_goes_on_when_it_is_run_again(served: Se
             assert killed.end() == -signal.SIGKILL
     with rollback(served, at={"resumed": signal.SIGINT}) as left:
         assert left.end() == FAILED
-        assert left.errors == ["left as it is: `vllmjobs rollback dev` goes on"]
+        goes_on = shlex.join(["vllmjobs", "rollback", *served.release.words()])
+        assert left.errors == [f"left as it is: `{goes_on}` goes on"]
     command = [str(served.sandbox.folder / "bin" / "vllmjobs"), "status", *served.release.words(), "--json"]
     status = subprocess.run(command, env=served.sandbox.env, check=True, capture_output=True, text=True)
-    assert json.loads(status.stdout)["next"][0][0] == "vllmjobs rollback dev"
+    assert json.loads(status.stdout)["next"][0][0] == goes_on
     with deploying(served.release, max_model_len=NEWER) as other:
         assert other.end() == REFUSED
-        assert "`vllmjobs rollback dev` goes on with it" in other.evidence()
+        assert "`vllmjobs rollback dev --set job=" in other.evidence()
     with rollback(served) as again:
         assert again.end() == DEPLOYED, again.evidence()
     served.serves_the_old_again()

@@ -28,7 +28,8 @@ from vllmjobs.check.subject import Before, Facts, Whole
 from vllmjobs.cli import main
 from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
-from vllmjobs.project.jobs import differences, rendered
+from vllmjobs.project.differences import differences
+from vllmjobs.project.jobs import rendered
 from vllmjobs.project.templates import templates
 from vllmjobs_sandbox.cluster.jobs import Json
 from vllmjobs_sandbox.cluster.process import wait_until

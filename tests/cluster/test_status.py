@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -13,7 +14,9 @@ from contextlib import contextmanager
 import click
 from click.testing import CliRunner, Result
 
-from vllmjobs.cli.status import history, logs, status
+from vllmjobs.cli.history import history
+from vllmjobs.cli.logs import logs
+from vllmjobs.cli.status import status
 from vllmjobs.cluster.deployments import Deployments, where
 from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.deploy import records
@@ -47,9 +50,11 @@ def invoke(command: click.Command, release: Release, *words: str) -> Result:
 
 def test_a_job_that_is_not_there_is_said_to_be_started_by_deploy(release: NewRelease) -> None:
     for command in (status, history):
-        error = invoke(command, release()).exception
+        absent = release()
+        error = invoke(command, absent).exception
         assert isinstance(error, UserError)
-        assert 'in namespace "default"; `vllmjobs deploy dev` starts it' in str(error)
+        deploy = shlex.join(["vllmjobs", "deploy", *absent.words()])
+        assert f'in namespace "default"; `{deploy}` starts it' in str(error)
 
 
 def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
@@ -74,13 +79,16 @@ def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
     assert re.search(r"weight +(9\.\d+|10|10\.\d+) % given, 10 % asked", text)
     assert "verdict   pass: all metrics are within their limits (step 1, 120 requests to canaries" in text
     assert re.search(r"error_rate +0.01 +no data +at most 0.05 +pass", text)
-    assert re.search(r"vllmjobs promote dev .*\n +vllmjobs abort dev ", text)
+    (promote,) = re.findall(r"^  (vllmjobs promote dev .*?)  ", text, re.MULTILINE)
+    (abort,) = re.findall(r"^  (vllmjobs abort dev .*?)  ", text, re.MULTILINE)
+    assert promote == abort.replace(" abort ", " promote ")
     seen = json.loads(run(status, new, "--json"))
     assert seen["is_well"]
     assert [part["role"] for part in seen["groups"][0]["parts"]] == ["canary", "current"]
     assert seen["groups"][0]["parts"][1]["nodes"]
 
-    releases.fail(releases.deployments(there)[0]["ID"], there)
+    typed = subprocess.run(abort, shell=True, env=sandbox.env, check=False, capture_output=True, text=True)
+    assert typed.returncode == 0, typed.stderr
     wait_until(lambda: len(new.allocations()) == 2, 30, "the canary has ended")
     text = run(status, new)
     assert "all is well: version 2, 2 of 2" in text or "is being deployed" in text  # auto_revert
@@ -134,7 +142,7 @@ def test_logs_of_several_instances_are_told_apart(release: NewRelease) -> None:
 
 @contextmanager
 def following(release: Release, *words: str) -> Iterator[subprocess.Popen[str]]:
-    code = "from vllmjobs.cli.status import logs; logs()"
+    code = "from vllmjobs.cli.logs import logs; logs()"
     command = [sys.executable, "-c", code, "dev", *options(release), "--follow", *words]
     with subprocess.Popen(
         command, env=release.sandbox.env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True

@@ -98,11 +98,11 @@ class Box:
         """Become its supervisor, which ends with this process."""
         os.execve(sys.executable, self._command, dict(environ))
 
-    def start(self, environ: Mapping[str, str], admin_port: int) -> Iterator[Json]:
+    def start(self, environ: Mapping[str, str], admin_port: int, down: str) -> Iterator[Json]:
         """Start its supervisor in the background; yield its instances again and again until all are ready.
 
         That is when nginx says so on its admin port, too: what it is told, it reads a moment later. Raises
-        `BoxError` with the end of its log when it ends before.
+        `BoxError` with the end of its log when it ends before. `down` is the command that stops it.
         """
         with self.log.open("ab") as log:
             since = log.tell()
@@ -126,7 +126,7 @@ class Box:
                 lost = [f"{name} was given up: {one['why']}" for name, one in found.items() if _is_lost(one)]
                 if lost and health[1]["status"] != "failed":  # else it ends by itself
                     raise BoxError(
-                        "\n".join([*lost, f"see {self.log}; the others run on: vllmjobs down stops them"])
+                        "\n".join([*lost, f"see {self.log}; the others run on: {down} stops them"])
                     )
                 if all(one["ready"] for one in found.values()) and _is_well(admin_port):
                     return

@@ -1,20 +1,9 @@
-"""The commands. Each joins a core room to the edge and holds no rule of its own."""
+"""The commands, each loaded when it is called. A command joins core rooms to edges and holds no rule."""
 
 import click
 
 from vllmjobs import __version__
-from vllmjobs.cli.approve import approve
-from vllmjobs.cli.check import check, explain, size
-from vllmjobs.cli.common import Commands
-from vllmjobs.cli.deploy import deploy
-from vllmjobs.cli.diff import diff
-from vllmjobs.cli.gpus import gpus
-from vllmjobs.cli.plan import plan
-from vllmjobs.cli.project import import_, init, schema
-from vllmjobs.cli.release import abort, promote, rollback
-from vllmjobs.cli.render import render
-from vllmjobs.cli.status import history, logs, status
-from vllmjobs.cli.up import down, reload, restart, up
+from vllmjobs.cli.group import Commands, Listed, LoadedWhenCalled
 
 EXIT_CODES = """\b
 Exit codes:
@@ -24,15 +13,38 @@ Exit codes:
   3  valid, but cannot be placed
   4  refused by a gate or a verdict"""
 
+COMMANDS = {
+    "abort": Listed("release", "Stop the canaries of ENV; the old version serves on."),
+    "approve": Listed("approve", "Approve a change of ENV that others deploy."),
+    "check": Listed("check", "Say what would fail, before it holds a GPU."),
+    "deploy": Listed("deploy", "Take a change of ENV to the cluster, on evidence, or back."),
+    "diff": Listed("diff", "Say what a change does to the jobs of ENV, by Nomad's rules."),
+    "down": Listed("up", "Stop ENV on this machine."),
+    "explain": Listed("check", "Say what a rule is for, with an example; or list all rules."),
+    "gpus": Listed("gpus", "List this machine's GPUs, or the cluster's."),
+    "history": Listed("history", "List the versions of ENV, and how each went."),
+    "import": Listed("project", "Write an environment from balanced-vllm-docker."),
+    "init": Listed("project", "Write a project to start from."),
+    "logs": Listed("logs", "Print the logs of the instances of ENV, side by side."),
+    "plan": Listed("plan", "Ask the cluster what it would do with the jobs of ENV."),
+    "promote": Listed("release", "Promote the canaries of ENV, whatever the verdict."),
+    "reload": Listed("up", "Apply what changed in ENV on this machine."),
+    "render": Listed("render", "Print one Nomad job of ENV, for `nomad job run -`."),
+    "restart": Listed("up", "Restart servers of ENV on this machine."),
+    "rollback": Listed("release", "Go back to an old version of ENV."),
+    "schema": Listed("schema", "Print the JSON Schema of an environment."),
+    "size": Listed("size", "Show what the models of ENV take of their GPUs, and what fits."),
+    "status": Listed("status", "Show what runs of ENV, and how its release stands."),
+    "up": Listed("up", "Run ENV on this machine: servers and nginx."),
+}
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]}, epilog=EXIT_CODES)
+
+@click.group(
+    cls=Commands,
+    commands=LoadedWhenCalled(COMMANDS),
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=EXIT_CODES,
+)
 @click.version_option(__version__, prog_name="vllmjobs")
 def main() -> None:
     """vLLM on HashiCorp Nomad, from one YAML file per environment."""
-
-
-for command in (
-    abort, approve, check, deploy, diff, down, explain, gpus, history, import_, init, logs, plan, promote,
-    reload, render, restart, rollback, schema, size, status, up,
-):  # fmt: skip
-    main.add_command(command)

@@ -1,25 +1,26 @@
 """`deploy`: a change, from the plan to the promotion on evidence, or back."""
 
-from datetime import UTC, datetime
-from pathlib import Path
-
 import click
 
-from vllmjobs.changes.model import EnvironmentChange, Report
+from vllmjobs.changes.model import Report
 from vllmjobs.changes.predicates import is_unplaceable
-from vllmjobs.cli.common import environment_options
-from vllmjobs.cli.following import DURATION, end, follow_options, following
+from vllmjobs.changes.report.text import as_text
+from vllmjobs.cli.cluster import planned
+from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
 from vllmjobs.cli.reporting import NO_ROOM
-from vllmjobs.project.environments import checked, find, findings, sound
+from vllmjobs.cli.selection import JOB, Selection, environment_options
+from vllmjobs.cluster.consul import Consul
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.deploy.deploy import PATIENCE_S, Deploy
+from vllmjobs.deploy.deploy import deploy as deploy_jobs
+from vllmjobs.deploy.gates import Gates
+from vllmjobs.rollout.gates import digest
 
 
 @click.command()
 @environment_options
-@click.option(
-    "--job",
-    metavar="NAME",
-    help="Only this job: vllm, fabio, nginx or prometheus; by default all of these that ENV has.",
-)
+@JOB
 @click.option(
     "--detach",
     is_flag=True,
@@ -36,10 +37,7 @@ from vllmjobs.project.environments import checked, find, findings, sound
 )
 @follow_options
 def deploy(
-    env: str,
-    settings: tuple[str, ...],
-    project: Path,
-    job: str | None,
+    selection: Selection,
     detach: bool,
     reason: str | None,
     timeout: float | None,
@@ -54,56 +52,34 @@ def deploy(
 
     Exits 0 when it is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, else 1.
     """
-    from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
-    from vllmjobs.cluster.nomad import Nomad, Where  # noqa: PLC0415
-    from vllmjobs.deploy import deploy as steps  # noqa: PLC0415
-    from vllmjobs.deploy.gates import approved, maintenance  # noqa: PLC0415
-    from vllmjobs.deploy.record_keeper import now, who  # noqa: PLC0415
-    from vllmjobs.project.jobs import rendered  # noqa: PLC0415
-    from vllmjobs.project.plan import plans  # noqa: PLC0415
-    from vllmjobs.project.templates import templates  # noqa: PLC0415
-    from vllmjobs.rollout.gates import RefusedError, digest  # noqa: PLC0415
-    from vllmjobs.rollout.model import Entry  # noqa: PLC0415
-
-    path = find(project, env)
-    (found,) = checked([path], settings, project)
-    environment = sound(found)
-    sources = templates(project)
-    whole = rendered(environment, sources)
-    jobs = rendered(environment, sources, job) if job else whole
     releases = Deployments(Nomad())
-    planned = plans(jobs, releases.cluster, environment.nomad.namespace, ["vllmjobs", "render", env])
-    # One that is registered already is followed, and given up in time.
-    if any(job.action != "none" and is_unplaceable(job) for job in planned):
-        from vllmjobs.changes.report.text import as_text  # noqa: PLC0415
-
-        changes = EnvironmentChange(
-            name=path.stem, against=releases.address, jobs=planned, findings=findings(found)
-        )
-        click.echo(as_text(Report(command="plan", environments=(changes,)), color=False), err=True, nl=False)
+    change = planned(selection, releases.cluster)
+    # A job that is registered already is followed, and given up in time.
+    if any(job.action != "none" and is_unplaceable(job) for job in change.jobs):
+        report = Report(command="plan", environments=(change,))
+        click.echo(as_text(report, color=False), err=True, nl=False)
         raise click.exceptions.Exit(NO_ROOM)
-
-    def gate(where: Where, version: int, is_resumed: bool) -> Entry:
-        """Approvals also of a release that is resumed: it may have been registered by somebody else."""
-        closed = None if is_resumed else maintenance(environment.maintenance, datetime.now(UTC))
-        if closed and not reason:
-            raise RefusedError(closed.refusal(str(path)))
-        said = digest(whole)
-        approved(releases, where, environment.approvals, version, said, f"vllmjobs approve {env}")
-        return Entry(version=0, at=now(), by=who(releases), now=reason or "", digest=said)
-
-    with following(f"deploy {env}", env, in_json, hooks, to_stderr=detach) as reporter:
-        asked = steps.Deploy(
-            name=env,
-            environment=environment,
-            jobs=jobs,
-            releases=Deployments(Nomad(patience=steps.PATIENCE_S)),
+    gates = Gates(
+        environment=selection.environment,
+        file=str(selection.path),
+        digest=digest(selection.jobs),
+        reason=reason or "",
+        approve=selection.command("approve"),
+        releases=releases,
+    )
+    typed = [*(["--detach"] if detach else []), *(["--now", reason] if reason else [])]
+    resume = selection.command("deploy", *typed, *timeout_words(timeout))
+    with following(selection, resume, in_json, hooks, is_release=True, to_stderr=detach) as reporter:
+        release = Deploy(
+            command=selection.command,
+            environment=selection.environment,
+            jobs=selection.selected_jobs,
+            releases=Deployments(Nomad(patience=PATIENCE_S)),
             reporter=reporter,
-            gate=gate,
+            gate=gates.admit,
             consul=Consul,
             timeout=timeout,
             detach=detach,
         )
-        outcome = steps.deploy(asked, planned)
+        outcome = deploy_jobs(release, change.jobs)
     end(outcome)

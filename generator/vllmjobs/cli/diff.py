@@ -5,8 +5,9 @@ from pathlib import Path
 import click
 
 from vllmjobs.changes.model import Report
-from vllmjobs.cli.common import PROJECT, SETTINGS
-from vllmjobs.cli.reporting import report_options, say
+from vllmjobs.cli.common import PROJECT, SETTINGS, no_environments
+from vllmjobs.cli.reporting import print_report, report_options
+from vllmjobs.project.against import against, changes, either
 from vllmjobs.project.environments import named
 
 
@@ -41,11 +42,9 @@ def diff(
 
     Exits 2 when there are changes, 0 when there are none.
     """
-    from vllmjobs.project.against import against, changes, either  # noqa: PLC0415 (Jinja and the parser take 40 ms)
-
     side = against(other, project)
     paths = named(project, envs) or either(project, side)
     if not paths:
-        raise click.ClickException(f"{project / 'envs'}/ has no environments; vllmjobs init writes some")
+        raise no_environments(project)
     report = Report(command="diff", environments=tuple(changes(paths, settings, project, side)))
-    say(report, form, color, detailed)
+    print_report(report, form, color, detailed)

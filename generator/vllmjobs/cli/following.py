@@ -1,29 +1,32 @@
-"""What the commands that follow a release share: how it is told, how it ends, what Ctrl-C says."""
+"""What the commands that follow a release share: their options, what they report, what Ctrl-C says."""
 
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
+from rich.console import Console
 
-from vllmjobs.environment.quantity import is_duration, seconds
+from vllmjobs.cli.selection import Selection
+from vllmjobs.deploy.reporter import Reporter
+from vllmjobs.environment.quantity import seconds
 from vllmjobs.rollout.model import EXIT_CODES, Outcome
 
-if TYPE_CHECKING:
-    from vllmjobs.deploy.reporter import Reporter  # rich takes 60 ms
+INTERRUPTS = (signal.SIGTERM, signal.SIGHUP)  # of a pipeline that is cancelled, of a terminal that is closed
 
 
 class Duration(click.ParamType[float]):
-    """`45m`, as Nomad writes it, in seconds."""
+    """A duration such as `45m`, as Nomad writes it, in seconds."""
 
     name = "duration"
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
-        """See `click.ParamType.convert`."""
-        if not is_duration(str(value)):
+        """Read a duration; see `click.ParamType.convert`."""
+        if not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", str(value)):
             self.fail(f"{value!r} is no duration such as 90s, 45m or 1h30m", param, ctx)
         return seconds(value)
 
@@ -32,7 +35,7 @@ DURATION = Duration()
 
 
 def follow_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--json and --notify."""
+    """Give a command --json and --notify."""
     for option in (
         click.option(
             "--notify",
@@ -48,29 +51,55 @@ def follow_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
+def timeout_words(timeout: float | None) -> list[str]:
+    """Return --timeout as a person types it."""
+    return [] if timeout is None else ["--timeout", f"{timeout:.10g}s"]
+
+
 @contextmanager
 def following(
-    command: str, env: str, in_json: bool, hooks: tuple[str, ...], to_stderr: bool = False
-) -> Iterator["Reporter"]:
-    """A reporter while something is followed; Ctrl-C leaves all as it is, and says how to go on. So does the
-    SIGTERM of a pipeline that is cancelled. `command` is what was typed, such as `rollback prod 5`; what is
-    told goes `to_stderr` where stdout is for its answer."""
-    from rich.console import Console  # noqa: PLC0415
+    selection: Selection,
+    resume: str,
+    in_json: bool,
+    hooks: tuple[str, ...],
+    *,
+    is_release: bool = False,
+    to_stderr: bool = False,
+) -> Iterator[Reporter]:
+    """Yield a reporter while something is followed; an interrupt leaves all as it is.
 
-    from vllmjobs.deploy.reporter import Reporter  # noqa: PLC0415
-
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
+    Ctrl-C, SIGTERM and SIGHUP then say how to go on: with `resume`, the command that does so. Where
+    `is_release`, also how else a release of the models can end. Events go `to_stderr` where stdout is for
+    the answer.
+    """
     console = Console() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
-    with Reporter(in_json, hooks, console, to_stderr) as reporter:
+    with _interrupted_by(INTERRUPTS), Reporter(in_json, hooks, console, to_stderr) as reporter:
         try:
             yield reporter
-        except KeyboardInterrupt:  # said before the hooks get what they have not yet, which takes its time
-            words = f"rollback {env}" if reporter.is_way_back else command
-            others = f", `vllmjobs promote {env}` promotes, `vllmjobs abort {env}` goes back"
-            is_release = words == f"deploy {env}"
-            click.echo(f"left as it is: `vllmjobs {words}` goes on{others if is_release else ''}", err=True)
+        except KeyboardInterrupt:  # printed before the hooks get the rest of the events, which takes its time
+            is_of_models = reporter.job == selection.environment.job
+            if reporter.is_way_back and is_of_models:
+                hint = f"`{selection.command('rollback')}` goes on"
+            elif reporter.is_way_back:
+                hint = f"Nomad goes on with the way back of {reporter.job}"
+            else:
+                hint = f"`{resume}` goes on"
+                if is_release and is_of_models:
+                    promote, abort = selection.command("promote"), selection.command("abort")
+                    hint += f", `{promote}` promotes, `{abort}` goes back"
+            click.echo(f"left as it is: {hint}", err=True)
             raise click.exceptions.Exit(1) from None
+
+
+@contextmanager
+def _interrupted_by(signals: tuple[signal.Signals, ...]) -> Iterator[None]:
+    """Let signals end what runs as Ctrl-C does, and restore their handlers afterwards."""
+    before = {number: signal.signal(number, signal.default_int_handler) for number in signals}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, signal.SIG_DFL if handler is None else handler)
 
 
 def end(outcome: Outcome) -> None:

@@ -2,6 +2,10 @@
 
 import click
 
+from vllmjobs.cluster.cluster import Cluster
+from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.gpus import cards, nvml
+
 
 @click.command()
 @click.option("--nomad", "of_cluster", is_flag=True, help="The cluster's, asked of Nomad at NOMAD_ADDR.")
@@ -11,17 +15,12 @@ def gpus(of_cluster: bool, in_json: bool) -> None:
 
     With their memory, their health, MIG, and who holds them. Exits 0 also where there are none.
     """
-    from vllmjobs.cluster.cluster import Cluster  # noqa: PLC0415 (160 ms, for this command only)
-    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
-    from vllmjobs.gpus import cards as rows  # noqa: PLC0415
-    from vllmjobs.gpus import nvml  # noqa: PLC0415
-
     if of_cluster:
         cluster = Cluster(Nomad())
-        cards, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
+        rows, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
     else:
-        cards, reason = nvml.cards()
+        rows, reason = nvml.cards()
         reason += "; vllmjobs gpus --nomad asks the cluster" if reason else ""
-    if not cards:
+    if not rows:
         click.echo(reason, err=True)
-    click.echo(rows.as_json(cards) if in_json else rows.table(cards), nl=False)
+    click.echo(cards.as_json(rows) if in_json else cards.table(rows), nl=False)

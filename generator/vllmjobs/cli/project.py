@@ -1,11 +1,12 @@
-"""`init`, `import` and `schema`: what a project is made of."""
+"""`init` and `import`: what a project is made of."""
 
-import json
 from pathlib import Path
 
 import click
 
 from vllmjobs.cli.common import PROJECT
+from vllmjobs.cli.selection import Selection
+from vllmjobs.importing.imported import imported
 from vllmjobs.project.shipped import shipped
 
 
@@ -27,7 +28,7 @@ def init(directory: Path, with_templates: bool) -> None:
     for source, target in zip(sources, targets, strict=True):
         target.write_bytes(source.read_bytes())
         click.echo(f"wrote {target}", err=True)
-    click.echo(f"next: vllmjobs render --project {directory} dev", err=True)
+    click.echo(f"next: {Selection('dev', project=directory).command('render')}", err=True)
 
 
 @click.command("import")
@@ -42,8 +43,6 @@ def import_(file: Path, name: str, force: bool, project: Path) -> None:
     What is not carried over, or not as it stood, is named on stderr. Secrets are never copied: the
     environment refers to where they are to be stored.
     """
-    from vllmjobs.importing.imported import imported  # noqa: PLC0415 (no other command has use for it)
-
     printed = name == "-"
     envs = project / "envs"
     base = "base.yaml" if (envs / "base.yaml").is_file() else None
@@ -64,22 +63,4 @@ def import_(file: Path, name: str, force: bool, project: Path) -> None:
     envs.mkdir(parents=True, exist_ok=True)
     path.write_text(found.text, encoding="utf-8")
     click.echo(f"wrote {path}", err=True)
-    where = "" if project == Path() else f"--project {project} "
-    click.echo(f"next: vllmjobs check {where}{name}", err=True)
-
-
-@click.command()
-@click.option("--format", "form", type=click.Choice(["json", "markdown"]), default="json", show_default=True,
-              help="JSON Schema, or the reference as a page.")  # fmt: skip
-def schema(form: str) -> None:
-    """Print the JSON Schema of an environment."""
-    # Not needed, and so not waited for, by any other command.
-    from vllmjobs.environment.reference import reference  # noqa: PLC0415
-    from vllmjobs.environment.schema import json_schema  # noqa: PLC0415
-
-    text = (
-        reference(json_schema(whole=True))
-        if form == "markdown"
-        else json.dumps(json_schema(), indent=2) + "\n"
-    )
-    click.echo(text, nl=False)
+    click.echo(f"next: {Selection(name, project=project).command('check')}", err=True)

@@ -2,65 +2,76 @@
 
 from collections.abc import Callable
 from functools import wraps
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import click
 
-from vllmjobs.cli.common import environment_options, models_job
-from vllmjobs.cli.following import DURATION, end, follow_options, following
+from vllmjobs.cli.cluster import models_job
+from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
+from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cluster.consul import Consul, ConsulError
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.deploy.deploy import PATIENCE_S
+from vllmjobs.deploy.manual import Back
+from vllmjobs.deploy.release import Cluster
+from vllmjobs.deploy.reporter import Reporter
+from vllmjobs.deploy.traffic import Traffic
+from vllmjobs.environment.model import Environment
+from vllmjobs.rollout.model import Outcome
 
-if TYPE_CHECKING:
-    from vllmjobs.deploy.manual import Back
-    from vllmjobs.rollout.model import Outcome
-
-_Does = Callable[..., "Outcome"]
+_Act = Callable[..., Outcome]
 
 
-def _on(command: _Does) -> Callable[..., None]:
-    """A command on the models' job of ENV, with the options of all that follow."""
+def _on_models_job(act: _Act) -> Callable[..., None]:
+    """Make a command of what a person decides about the models' job of ENV."""
 
-    @wraps(command)
+    @wraps(act)
     def run(
-        env: str,
-        settings: tuple[str, ...],
-        project: Path,
+        selection: Selection,
         timeout: float | None,
         in_json: bool,
         hooks: tuple[str, ...],
-        **others: Any,
+        **decision: Any,
     ) -> None:
-        from vllmjobs.cluster.consul import Consul, ConsulError  # noqa: PLC0415 (these take 200 ms)
-        from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
-        from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
-        from vllmjobs.deploy.deploy import PATIENCE_S  # noqa: PLC0415
-        from vllmjobs.deploy.manual import Back  # noqa: PLC0415
-        from vllmjobs.deploy.release import Cluster  # noqa: PLC0415
-        from vllmjobs.deploy.traffic import Traffic  # noqa: PLC0415
-
-        environment, job = models_job(project, env, settings)
-        version = "" if others.get("version") is None else f" {others['version']}"
-        words = f"{command.__name__} {env}{version}"
-        with following(words, env, in_json, hooks) as reporter:
-            traffic = None
-            if environment.balancer.kind != "none":
-                try:
-                    traffic = Traffic(environment, Consul(), 0)
-                    traffic.asked()
-                except ConsulError as error:  # at night, what can be done is done
-                    reporter.warn(f"shares of canaries stay in Consul: {error}")
-                    traffic = None
-            cluster = Cluster(Deployments(Nomad(patience=PATIENCE_S)), traffic, reporter)
-            outcome = command(Back(environment, job, cluster, timeout), **others)
+        environment, where = selection.environment, models_job(selection)
+        typed = [*_words(**decision), *timeout_words(timeout)]
+        resume = selection.command(act.__name__, *typed)
+        with following(selection, resume, in_json, hooks) as reporter:
+            cluster = Cluster(
+                Deployments(Nomad(patience=PATIENCE_S)), _traffic(environment, reporter), reporter
+            )
+            outcome = act(Back(environment, where, cluster, selection.command, timeout), **decision)
         end(outcome)
 
     timed = click.option("--timeout", type=DURATION, metavar="DURATION", help="For all of it, such as 45m.")
     return environment_options(timed(follow_options(run)))
 
 
+def _words(version: int | None = None, force: bool = False) -> list[str]:
+    """Return what was decided as a person types it."""
+    return [*([] if version is None else [str(version)]), *(["--force"] if force else [])]
+
+
+def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
+    """Return the shares of the canaries; None, with a warning, where Consul cannot be asked.
+
+    At night, what can be done is done.
+    """
+    if environment.balancer.kind == "none":
+        return None
+    try:
+        traffic = Traffic(environment, Consul(), 0)
+        traffic.asked()
+    except ConsulError as error:
+        reporter.warn(f"shares of canaries stay in Consul: {error}")
+        return None
+    return traffic
+
+
 @click.command()
-@_on
-def promote(back: "Back") -> "Outcome":
+@_on_models_job
+def promote(back: Back) -> Outcome:
     """Promote the canaries of ENV, whatever the verdict.
 
     Follows until the old instances have ended their streams.
@@ -69,9 +80,9 @@ def promote(back: "Back") -> "Outcome":
 
 
 @click.command()
-@_on
+@_on_models_job
 @click.option("--force", is_flag=True, help="Also where no other instance is healthy.")
-def abort(back: "Back", force: bool) -> "Outcome":
+def abort(back: Back, force: bool) -> Outcome:
     """Stop the canaries of ENV; the old version serves on.
 
     The deployment is failed, and the last version that was deployed with success is the job's again.
@@ -80,9 +91,9 @@ def abort(back: "Back", force: bool) -> "Outcome":
 
 
 @click.command()
-@_on
+@_on_models_job
 @click.argument("version", type=click.IntRange(0), required=False)
-def rollback(back: "Back", version: int | None) -> "Outcome":
+def rollback(back: Back, version: int | None) -> Outcome:
     """Go back to an old version of ENV.
 
     To VERSION, or to the last other one that was deployed with success. A new deployment of the old

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.cli.common import environment_options
-from vllmjobs.project.environments import checked, find, sound
+from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.render.job import jobs, jobs_on_demand
+from vllmjobs.render.job import render as render_job
 
 SUPERVISED = "VJ338"
 
@@ -26,31 +27,23 @@ SUPERVISED = "VJ338"
     metavar="DIR",
     help="Write every job of the environment there, one file each.",
 )
-def render(
-    env: str, settings: tuple[str, ...], project: Path, job: str | None, model: str | None, out: Path | None
-) -> None:
+def render(selection: Selection, model: str | None, out: Path | None) -> None:
     """Print one Nomad job of ENV, for `nomad job run -`.
 
     ENV is the name of a file in envs/, or a path. Stderr says what is lost
     where the supervisor does not start vLLM (VJ338).
     """
-    from vllmjobs.project.templates import templates  # noqa: PLC0415
-    from vllmjobs.render.job import jobs, jobs_on_demand  # noqa: PLC0415 (Jinja takes 30 ms)
-    from vllmjobs.render.job import render as render_job  # noqa: PLC0415
-
-    (known,) = checked([find(project, env)], settings, project)
-    environment = sound(known)
-    found = templates(project)
+    environment, templates, job = selection.environment, selection.templates, selection.job
     # The one note that whoever runs the job has to know: what nobody does for it.
-    notes = [str(problem) for problem in known.problems if problem.rule == SUPERVISED]
+    notes = [str(problem) for problem in selection.checked.problems if problem.rule == SUPERVISED]
     if out is None:
-        click.echo(render_job(environment, job or "vllm", found, model), nl=False)
+        click.echo(render_job(environment, job or "vllm", templates, model), nl=False)
         for note in notes if job in (None, "vllm") else ():
             click.echo(note, err=True)
         return
     chosen = [job] if job else [*jobs(environment), *jobs_on_demand(environment)]
     rendered = {
-        name: render_job(environment, name, found, model if name in ("vllm", job) else None)
+        name: render_job(environment, name, templates, model if name in ("vllm", job) else None)
         for name in chosen
     }
     out.mkdir(parents=True, exist_ok=True)

@@ -8,13 +8,16 @@ import click
 
 from vllmjobs.changes.model import Report
 from vllmjobs.changes.predicates import has_changed, is_unplaceable
+from vllmjobs.changes.report.json import as_json
+from vllmjobs.changes.report.markdown import as_markdown
+from vllmjobs.changes.report.text import as_text
 from vllmjobs.cli.common import show
 
 CHANGES, NO_ROOM = 2, 3
 
 
 def report_options(command: Callable[..., None]) -> Callable[..., None]:
-    """--detailed, --format and --color."""
+    """Give a command --detailed, --format and --color."""
     for option in (
         click.option(
             "--color/--no-color",
@@ -40,20 +43,14 @@ def report_options(command: Callable[..., None]) -> Callable[..., None]:
     return command
 
 
-def say(report: Report, form: str, color: bool | None, detailed: bool) -> None:
+def print_report(report: Report, form: str, color: bool | None, detailed: bool) -> None:
     """Print a report and end with its exit code."""
     match form:
         case "markdown":
-            from vllmjobs.changes.report.markdown import as_markdown  # noqa: PLC0415
-
             click.echo(as_markdown(report).encode(), nl=False)  # forges take UTF-8, whatever the terminal
         case "json":
-            from vllmjobs.changes.report.json import as_json  # noqa: PLC0415
-
             show(as_json(report))
         case _:
-            from vllmjobs.changes.report.text import as_text  # noqa: PLC0415
-
             # https://no-color.org: whatever its value, unless it is empty
             if color is None:
                 color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")

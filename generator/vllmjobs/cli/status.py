@@ -1,37 +1,30 @@
-"""`status`, `history` and `logs`: what runs, what was released, what it says."""
+"""`status`: what runs, and how its release stands."""
 
 import sys
-import time
-from collections import deque
 from collections.abc import Callable
-from datetime import UTC, datetime
-from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from functools import partial
+from typing import TypeVar
 
 import click
-import msgspec
 
-from vllmjobs.cli.common import environment_options, models_job, show
-from vllmjobs.cli.up import find_box
-from vllmjobs.environment.problems import UserError
-from vllmjobs.text.json import Json
+from vllmjobs.box.overview import overview
+from vllmjobs.cli.box import find_box
+from vllmjobs.cli.cluster import models_job, print_json, warn
+from vllmjobs.cli.common import show
+from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cluster.consul import Consul
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.deploy.status import look
+from vllmjobs.rollout.overview import Overview
+from vllmjobs.rollout.overview_text import status_text
 
-if TYPE_CHECKING:
-    from vllmjobs.box.machine import Box
-    from vllmjobs.rollout.overview import Overview
-
-
-def _warn(text: str) -> None:
-    click.echo(f"warning: {text}", err=True)
-
-
-def _json(value: object) -> None:
-    show(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+T = TypeVar("T")
 
 
 @click.command()
 @environment_options
-@click.option("--watch", is_flag=True, help="Keep it on the screen until Ctrl-C.")
+@click.option("--watch", "is_watched", is_flag=True, help="Keep it on the screen until Ctrl-C.")
 @click.option(
     "--interval",
     type=click.FloatRange(min=0.5),
@@ -41,9 +34,7 @@ def _json(value: object) -> None:
     help="With --watch, between two looks.",
 )
 @click.option("--json", "in_json", is_flag=True, help="For programs.")
-def status(
-    env: str, settings: tuple[str, ...], project: Path, watch: bool, interval: float, in_json: bool
-) -> None:
+def status(selection: Selection, is_watched: bool, interval: float, in_json: bool) -> None:
     """Show what runs of ENV, and how its release stands.
 
     Groups, versions, health, shares of the requests, GPUs, the deployment, the last verdict. The first line
@@ -52,180 +43,34 @@ def status(
 
     Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
     """
-    from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
-    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
-    from vllmjobs.deploy.status import look  # noqa: PLC0415
-    from vllmjobs.rollout.overview_text import status_text  # noqa: PLC0415
-
-    if watch and in_json:
+    if is_watched and in_json:
         raise click.UsageError("--watch is for a screen, --json for programs: give one of them")
-    if watch and not sys.stdout.isatty():
+    if is_watched and not sys.stdout.isatty():
         raise click.UsageError("--watch needs a terminal; --json tells a program what is on the screen")
-    box = find_box(env, None, project)
+    box = find_box(selection)
     if box.get("/live"):
-        from vllmjobs.box.overview import overview  # noqa: PLC0415
-
-        if watch:
-            _watch(lambda: overview(box.job, box.health()), interval)
-        elif in_json:
-            _json(box.health())
-        else:
-            show(overview(box.job, box.health()))
+        _show(box.health, lambda health: overview(box.job, health), interval if is_watched else None, in_json)
         return
-    environment, where = models_job(project, env, settings)
+    # A screen that is drawn again soon does not wait for answers that do not come.
+    releases = Deployments(Nomad(pauses=()) if is_watched else Nomad())
+    where = models_job(selection)
 
-    def seen(releases: Deployments) -> "Overview":
-        return look(env, environment, releases, where, lambda: Consul(timeout=(2.0, 5.0), pauses=()), _warn)
+    def observed() -> Overview:
+        consul = partial(Consul, timeout=(2.0, 5.0), pauses=())
+        return look(selection.command, selection.environment, releases, where, consul, warn)
 
-    if watch:
-        releases = Deployments(Nomad(pauses=()))
-        _watch(lambda: status_text(seen(releases)), interval)
-    elif in_json:
-        _json(seen(Deployments(Nomad())))
-    else:
-        show(status_text(seen(Deployments(Nomad()))))
+    _show(observed, status_text, interval if is_watched else None, in_json)
 
 
-def _watch(screen: Callable[[], str], interval: float) -> None:
-    """Show it again and again; while the cluster cannot be asked, why, above what was seen last."""
-    from rich.live import Live  # noqa: PLC0415 (60 ms)
-    from rich.text import Text  # noqa: PLC0415
-
-    last = ""
-    try:
-        with Live(screen=True, auto_refresh=False) as live:
-            while True:
-                try:
-                    text = last = screen()
-                except UserError as error:
-                    text = f"{error}\n\n{last}"
-                at = datetime.now(UTC).astimezone().strftime("%H:%M:%S")
-                live.update(Text(f"{text}\n{at}, every {interval:g} s; Ctrl-C ends"), refresh=True)
-                time.sleep(interval)
-    except KeyboardInterrupt:
-        return
-
-
-@click.command()
-@environment_options
-@click.option("--json", "in_json", is_flag=True, help="For programs: all that is known of each version.")
-def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -> None:
-    """List the versions of ENV, and how each went.
-
-    When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs
-    recorded of the last twenty releases is shown for longer.
-    """
-    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
-    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
-    from vllmjobs.deploy.record_keeper import iso  # noqa: PLC0415
-    from vllmjobs.deploy.status import absent, remembered  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.rollout import history as past  # noqa: PLC0415
-    from vllmjobs.rollout.overview_text import history_text  # noqa: PLC0415
-
-    _, where = models_job(project, env, settings)
-    releases = Deployments(Nomad())
-    versions = releases.versions(where)
-    if not versions:
-        raise absent(env, releases, where)
-    rows = past.history(
-        versions,
-        releases.deployments(where),
-        remembered(releases, where, _warn),
-        lambda nanoseconds: iso(datetime.fromtimestamp(nanoseconds / 1e9, UTC)),
-    )
-    if in_json:
-        _json(rows)
-    else:
-        show(history_text(rows))
-
-
-@click.command()
-@environment_options
-@click.argument("group", required=False)
-@click.option("--canary", "which", flag_value="canary", help="Only canaries.")
-@click.option("--stable", "which", flag_value="stable", help="Only what is no canary.")
-@click.option("--stdout", "kind", flag_value="stdout", help="Only what is written to stdout.")
-@click.option("--stderr", "kind", flag_value="stderr", help="Only what is written to stderr.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
-@click.option(
-    "-n",
-    "--tail",
-    "lines",
-    type=click.IntRange(min=0),
-    default=50,
-    show_default=True,
-    metavar="LINES",
-    help="Of each log, at most so many of its last lines.",
-)
-def logs(
-    env: str,
-    group: str | None,
-    settings: tuple[str, ...],
-    project: Path,
-    which: Literal["canary", "stable"] | None,
-    kind: Literal["stdout", "stderr"] | None,
-    follow: bool,
-    lines: int,
+def _show(
+    observe: Callable[[], T], as_text: Callable[[T], str], interval: float | None, in_json: bool
 ) -> None:
-    """Print the logs of the instances of ENV, side by side.
+    """Print what is observed once, or keep it on the screen where there is an `interval`."""
+    if interval is not None:
+        from vllmjobs.cli.watch import watch  # noqa: PLC0415 (rich takes 60 ms, and only --watch needs it)
 
-    Of all groups, or of one GROUP; each line with its instance. With --follow, instances that come are
-    followed, too. Where ENV is up on this machine (vllmjobs up --detach), its servers' instead; GROUP may
-    then be one of them (chat-0, nginx).
-    """
-    from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
-    from vllmjobs.cluster.logs import Kind, follow_logs, last_lines, select  # noqa: PLC0415 (200 ms)
-    from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
-    from vllmjobs.cluster.task_logs import TaskLogs  # noqa: PLC0415
-
-    box = find_box(env, None, project)
-    if box.get("/live"):
-        _box_logs(box, group, follow, lines)
-        return
-    environment, where = models_job(project, env, settings)
-    if group and group not in environment.models:
-        raise click.UsageError(f"{env} has no group {group}; it has {', '.join(environment.models)}")
-    kinds: tuple[Kind, ...] = (kind,) if kind else ("stdout", "stderr")
-    nomad = Nomad(pauses=()) if follow else Nomad()
-    task_logs, deployments = TaskLogs(nomad), Deployments(nomad)
-
-    def selected() -> list[Json]:
-        return select(deployments.allocations(where), group, which)
-
-    try:
-        if follow:
-            printed = follow_logs(task_logs, where, selected, kinds, lines, _warn)
-        else:
-            allocations = selected()
-            if not allocations:
-                raise UserError(f"{nomad.address}: {where.id} has no such instance")
-            printed = last_lines(task_logs, where, allocations, kinds, lines)
-        for line in printed:
-            show(f"{line}\n")
-    except KeyboardInterrupt:
-        return
-
-
-def _box_logs(box: "Box", group: str | None, follow: bool, lines: int) -> None:
-    """Those of a box, of which all stand in one file."""
-    from vllmjobs.box.overview import log_line  # noqa: PLC0415
-
-    there = list(box.health()["instances"])
-    names = [one for one in there if group in (None, one, one.rpartition("-")[0])]
-    if not names:
-        raise click.UsageError(f"{box.job} has no server {group}; it has {', '.join(there)}")
-    last: deque[str] | None = deque(maxlen=lines)
-    try:
-        for line in box.log_lines(follow):
-            text = None if line is None else log_line(line, names)
-            if last is None:
-                if text is not None:
-                    show(f"{text}\n")
-            elif line is None:
-                show("".join(f"{one}\n" for one in last))
-                last = None
-            elif text is not None:
-                last.append(text)
-    except KeyboardInterrupt:
-        return
+        watch(lambda: as_text(observe()), interval)
+    elif in_json:
+        print_json(observe())
+    else:
+        show(as_text(observe()))

@@ -5,18 +5,26 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import click
 
+from vllmjobs.box import supervised
+from vllmjobs.box.machine import Box, counts_connections
+from vllmjobs.box.servers import BoxError, Machine, Place, missing, secrets_of, servers, visible
+from vllmjobs.box.supervised import NGINX, places
+from vllmjobs.cli.box import find_box
 from vllmjobs.cli.common import PROJECT, SETTINGS
-
-if TYPE_CHECKING:
-    from vllmjobs.box.machine import Box
-    from vllmjobs.box.servers import Place
-    from vllmjobs.environment.model import Environment
-    from vllmjobs.importing.one_box import OfTheBox
+from vllmjobs.cli.selection import Selection, with_selection
+from vllmjobs.environment.load import load
+from vllmjobs.environment.model import Environment
+from vllmjobs.environment.problems import InvalidEnvironmentError
+from vllmjobs.gpus.nvml import cards
+from vllmjobs.importing.imported import imported
+from vllmjobs.importing.one_box import OfTheBox, of_the_box, without_caches
+from vllmjobs.render.job import Templates, nginx_conf
 
 UNNAMED = "box"  # what is made of an .env file
 ENV_FILE = click.option(
@@ -39,14 +47,8 @@ ENV = click.argument("env", default=UNNAMED)
 @STATE
 @SETTINGS
 @PROJECT
-def up(
-    env: str,
-    env_file: Path | None,
-    detach: bool,
-    state: Path | None,
-    settings: tuple[str, ...],
-    project: Path,
-) -> None:
+@with_selection
+def up(selection: Selection, env_file: Path | None, detach: bool, state: Path | None) -> None:
     """Run ENV on this machine: servers and nginx.
 
     Each server of ENV gets GPUs of its own, which NVML tells, and a port from ports.base upwards; nginx
@@ -54,20 +56,18 @@ def up(
     them up, and stops all of it on Ctrl-C: what is being answered first. Secrets are taken from variables of
     this shell, or from the .env file.
     """
-    from vllmjobs.box.servers import BoxError, missing  # noqa: PLC0415
-
-    asked = _read(env, env_file, settings, project)
-    box = _box(asked.environment, state)
+    asked = _read(selection, env_file)
+    box = Box(asked.environment.job or "", state)
+    stop = _down(selection, box, state)
     if box.get("/live"):
-        raise BoxError(
-            f"{box.job} is up already; vllmjobs down {env} stops it, vllmjobs reload {env} changes it"
-        )
-    _write(box, asked, project, {})
+        change = selection.command("reload", *_typed(env_file, state))
+        raise BoxError(f"{box.job} is up already; {stop} stops it, {change} changes it")
+    _write(box, asked, selection.templates, {})
     environ = {**os.environ, **asked.secrets}
     for variable in missing(asked.environment, environ):
         click.echo(f"warning: {variable} is not set, and a server is to have it", err=True)
     if detach:
-        _wait(box, environ, asked.environment.balancer.admin_port)
+        _wait(box, environ, asked.environment.balancer.admin_port, stop)
         click.echo(f"{box.job} is ready; its log is {box.log}", err=True)
     else:
         box.run(environ)
@@ -79,9 +79,8 @@ def up(
 @STATE
 @SETTINGS
 @PROJECT
-def reload(
-    env: str, env_file: Path | None, state: Path | None, settings: tuple[str, ...], project: Path
-) -> None:
+@with_selection
+def reload(selection: Selection, env_file: Path | None, state: Path | None) -> None:
     """Apply what changed in ENV on this machine.
 
     Routes at once, in nginx. Servers that differ one after the other, each when it has answered what it was
@@ -90,14 +89,12 @@ def reload(
     ports. It ends at the first that does not get ready: the others run on as they were. Give it the --set and
     --env-file that are to be, as for `up`.
     """
-    from vllmjobs.box.servers import BoxError  # noqa: PLC0415
-    from vllmjobs.box.supervised import places  # noqa: PLC0415
-
-    asked = _read(env, env_file, settings, project)
-    box = _box(asked.environment, state)
+    asked = _read(selection, env_file)
+    box = Box(asked.environment.job or "", state)
     if not box.get("/live"):
-        raise BoxError(f"{box.job} is not up on this machine; vllmjobs up {env} starts it")
-    _write(box, asked, project, places(box.written) if box.written else {})
+        start = selection.command("up", *_typed(env_file, state))
+        raise BoxError(f"{box.job} is not up on this machine; {start} starts it")
+    _write(box, asked, selection.templates, places(box.written) if box.written else {})
     rounds = box.reload(asked.secrets)
     for names in rounds:
         for name, serves in box.reload_round(names):
@@ -110,12 +107,13 @@ def reload(
 @ENV
 @STATE
 @PROJECT
-def down(env: str, state: Path | None, project: Path) -> None:
+@with_selection
+def down(selection: Selection, state: Path | None) -> None:
     """Stop ENV on this machine.
 
     What is being answered is waited for, as drain.longest_stream says.
     """
-    box = find_box(env, state, project)
+    box = find_box(selection, state)
     if box.stop():
         click.echo(f"{box.job} is stopped", err=True)
     else:
@@ -127,16 +125,15 @@ def down(env: str, state: Path | None, project: Path) -> None:
 @click.argument("name", required=False)
 @STATE
 @PROJECT
-def restart(env: str, name: str | None, state: Path | None, project: Path) -> None:
+@with_selection
+def restart(selection: Selection, name: str | None, state: Path | None) -> None:
     """Restart servers of ENV on this machine.
 
     NAME is a server (chat-0) or a model (chat); all of ENV without it. One after the other, each when it has
     answered what it was asked and once the one before is ready again: no request is dropped where there are
     two.
     """
-    from vllmjobs.box.supervised import NGINX  # noqa: PLC0415
-
-    box = find_box(env, state, project)
+    box = find_box(selection, state)
     there = [one for one in box.instances() or () if one != NGINX]
     if not there:
         raise click.ClickException(f"{box.job} is not up on this machine")
@@ -148,35 +145,47 @@ def restart(env: str, name: str | None, state: Path | None, project: Path) -> No
         click.echo(f"{one} is ready again", err=True)
 
 
-def _wait(box: Box, environ: dict[str, str], admin_port: int) -> None:
-    """Start it in the background, and say who is ready as they are."""
-    said: set[str] = set()
-    for instances in box.start(environ, admin_port):
-        for name in sorted(name for name, one in instances.items() if one["ready"] and name not in said):
-            said.add(name)
+def _typed(env_file: Path | None, state: Path | None) -> list[str]:
+    """Return --env-file and --state as a person types them."""
+    options = (("--env-file", env_file), ("--state", state))
+    return [word for option, path in options if path is not None for word in (option, str(path))]
+
+
+def _down(selection: Selection, box: Box, state: Path | None) -> str:
+    """Return the command that stops a box.
+
+    `down` has neither --set nor --env-file, so it is given the folder where these name another job.
+    """
+    plain = replace(selection, settings=())
+    folder = box.folder if state is None and find_box(plain).folder != box.folder else state
+    return plain.command("down", *_typed(None, folder))
+
+
+def _wait(box: Box, environ: dict[str, str], admin_port: int, down: str) -> None:
+    """Start a box in the background, and print which servers are ready as they are."""
+    printed: set[str] = set()
+    for instances in box.start(environ, admin_port, down):
+        for name in sorted(name for name, one in instances.items() if one["ready"] and name not in printed):
+            printed.add(name)
             click.echo(f"{name} is ready", err=True)
 
 
 class _Asked(NamedTuple):
-    """What is to run here."""
+    """An environment that is to run here, with what this shell or an .env file adds to it."""
 
     environment: Environment
     takes_all: bool
+    """True where a server takes every GPU."""
     secrets: dict[str, str]
-    """What is known of them."""
+    """The secrets that are known, by variable."""
     hf_home: str
+    """The folder of the models' cache."""
     gpus: str | None
-    """CUDA_VISIBLE_DEVICES."""
+    """The value of CUDA_VISIBLE_DEVICES."""
 
 
-def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) -> None:
-    """Write what the supervisor and nginx of the box are to read, and say which server runs where."""
-    from vllmjobs.box import supervised  # noqa: PLC0415 (Jinja takes 30 ms)
-    from vllmjobs.box.machine import counts_connections  # noqa: PLC0415
-    from vllmjobs.box.servers import BoxError, Machine, servers, visible  # noqa: PLC0415
-    from vllmjobs.gpus.nvml import cards  # noqa: PLC0415
-    from vllmjobs.project.templates import templates  # noqa: PLC0415
-    from vllmjobs.render.job import nginx_conf  # noqa: PLC0415
+def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, Place]) -> None:
+    """Write what the supervisor and nginx of the box are to read, and print which server runs where."""
 
     environment = asked.environment
     program = environment.balancer.command or supervised.NGINX
@@ -190,9 +199,7 @@ def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) 
     own = servers(environment, machine, before)
     conf = supervised.nginx_conf(
         environment,
-        nginx_conf(
-            environment, templates(project), supervised.instances(own), metrics=counts_connections(nginx)
-        ),
+        nginx_conf(environment, templates, supervised.instances(own), metrics=counts_connections(nginx)),
     )
     box.write(
         supervised.configuration(environment, own, str(box.folder), nginx), conf, [one.name for one in own]
@@ -205,53 +212,28 @@ def _write(box: Box, asked: _Asked, project: Path, before: Mapping[str, Place]) 
         click.echo(f"{one.name}: {one.served_name} on {gpus}, port {one.place.port}", err=True)
 
 
-def _read(env: str, env_file: Path | None, settings: tuple[str, ...], project: Path) -> _Asked:
-    from vllmjobs.box.servers import secrets_of  # noqa: PLC0415
-    from vllmjobs.importing.one_box import OfTheBox  # noqa: PLC0415
-    from vllmjobs.project.environments import find, load  # noqa: PLC0415
-
+def _read(selection: Selection, env_file: Path | None) -> _Asked:
+    """Return what is to run: the selected environment, or the .env file in its place."""
     cache = (
         os.environ.get("HF_HOME")
         or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
     )
     if env_file:
-        environment, said = _of_env_file(env_file, env, settings)
-        cache = str(env_file.absolute().parent / (said.cache or cache))
+        environment, of_box = _of_env_file(env_file, selection)
+        cache = str(env_file.absolute().parent / (of_box.cache or cache))
     else:
-        environment = load(find(project, env), settings, project)
+        environment = selection.environment
         secrets = {name: os.environ[name] for name in secrets_of(environment) & os.environ.keys()}
-        said = OfTheBox(False, secrets, None, None)
-    gpus = said.gpus or os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _Asked(environment, said.takes_all, said.secrets, cache, gpus)
+        of_box = OfTheBox(False, secrets, None, None)
+    gpus = of_box.gpus or os.environ.get("CUDA_VISIBLE_DEVICES")
+    return _Asked(environment, of_box.takes_all, of_box.secrets, cache, gpus)
 
 
-def _box(environment: Environment, state: Path | None) -> Box:
-    from vllmjobs.box.machine import Box  # noqa: PLC0415
-
-    assert environment.job
-    return Box(environment.job, state)
-
-
-def find_box(env: str, state: Path | None, project: Path) -> Box:
-    """That of an environment's job, or of an .env file's, of which there is no environment."""
-    from vllmjobs.box.machine import Box  # noqa: PLC0415
-    from vllmjobs.environment.load import load  # noqa: PLC0415
-    from vllmjobs.project.environments import find  # noqa: PLC0415
-
-    path = find(project, env)
-    found = load(path).environment if path.is_file() else None
-    return Box(found.job if found and found.job else f"vllm-{env}", state)
-
-
-def _of_env_file(file: Path, env: str, settings: tuple[str, ...]) -> tuple[Environment, OfTheBox]:
-    from vllmjobs.environment.load import load  # noqa: PLC0415
-    from vllmjobs.environment.problems import InvalidEnvironmentError  # noqa: PLC0415
-    from vllmjobs.importing.imported import imported  # noqa: PLC0415
-    from vllmjobs.importing.one_box import of_the_box, without_caches  # noqa: PLC0415
-
+def _of_env_file(file: Path, selection: Selection) -> tuple[Environment, OfTheBox]:
+    """Return the environment that an .env file is imported as, and what else it says; print the notes."""
     text = file.read_bytes().decode(errors="surrogateescape")
-    written = imported(text, str(file), env, None)
-    loaded = load(Path(f"{env}.yaml"), settings, lambda _: written.text.encode())
+    written = imported(text, str(file), selection.env, None)
+    loaded = load(Path(f"{selection.env}.yaml"), selection.settings, lambda _: written.text.encode())
     if loaded.environment is None or loaded.problems:
         raise InvalidEnvironmentError(loaded.problems)
     for note in written.notes:

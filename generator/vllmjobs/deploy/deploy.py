@@ -31,8 +31,8 @@ PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
 class Deploy(NamedTuple):
     """What is to be deployed, and how."""
 
-    name: str
-    """The environment's, as a person types it."""
+    command: Callable[[str], str]
+    """Returns what a person is to type for a command on this environment."""
     environment: Environment
     jobs: Mapping[str, str]
     """HCL by name for `render --job`."""
@@ -114,15 +114,15 @@ class _Work:
     def run(self, entry: Entry) -> Outcome:
         self._asked.reporter.begin(self.where.id, self.version)
         if self._is_active and not self.is_resumed:
-            name = self._asked.name
+            command = self._asked.command
             if self._is_way_back():
                 raise RefusedError(
                     f"{self.where.id}: version {self.version} is a way back that has not ended; "
-                    f"`vllmjobs rollback {name}` goes on with it, `vllmjobs abort {name}` ends it"
+                    f"`{command('rollback')}` goes on with it, `{command('abort')}` ends it"
                 )
             raise RefusedError(
                 f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
-                f"promote it with `vllmjobs promote {name}`, or end it with `vllmjobs abort {name}`"
+                f"promote it with `{command('promote')}`, or end it with `{command('abort')}`"
             )
         if self.is_resumed:
             assert self.version is not None

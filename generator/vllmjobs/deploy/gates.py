@@ -13,15 +13,47 @@ from cronsim import CronSim, CronSimError
 
 from vllmjobs.cluster.deployments import Deployments, Token
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.deploy.record_keeper import iso
+from vllmjobs.deploy.record_keeper import iso, who
+from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Maintenance, Window
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, count, current, refusal
+from vllmjobs.rollout.model import Entry
 from vllmjobs.text.english import did_you_mean
 
 # More than a clock was ever set back, so that a start in the hour that comes twice is not passed over.
 _SET_BACK = timedelta(hours=3)
+
+
+class Gates(NamedTuple):
+    """The gates that a change of an environment passes before it is registered."""
+
+    environment: Environment
+    file: str
+    """The environment's file, as a person knows it."""
+    digest: str
+    """The digest of all jobs of the environment, which is what others have approved."""
+    reason: str
+    """Why the change is deployed outside of the maintenance windows (`--now`); empty where it is not."""
+    approve: str
+    """The command with which others approve the change."""
+    releases: Deployments
+
+    def admit(self, where: Where, version: int, is_resumed: bool) -> Entry:
+        """Return what is kept of the release of this version; raise `RefusedError` where one is closed.
+
+        A release that is resumed needs no window: its canaries are not left alone because one has ended. It
+        needs approvals: it may have been registered by somebody else.
+        """
+        now = datetime.now(UTC)
+        closed = None if is_resumed else maintenance(self.environment.maintenance, now)
+        if closed and not self.reason:
+            raise RefusedError(closed.refusal(self.file))
+        required = self.environment.approvals
+        approved(self.releases, where, required, version, self.digest, self.approve)
+        by = who(self.releases)
+        return Entry(version=0, at=iso(now), by=by, now=self.reason, digest=self.digest)
 
 
 def approvals(releases: Deployments, where: Where) -> list[Approval]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from vllmjobs.changes.predicates import is_unplaceable
@@ -45,9 +45,15 @@ class Back:
     """Decides nothing: a person has."""
 
     def __init__(
-        self, environment: Environment, where: Where, cluster: Cluster, timeout: float | None = None
+        self,
+        environment: Environment,
+        where: Where,
+        cluster: Cluster,
+        command: Callable[[str], str],
+        timeout: float | None = None,
     ) -> None:
-        self._where, self._cluster = where, cluster
+        """Take `command`, which returns what a person is to type for a command on this environment."""
+        self._where, self._cluster, self._command = where, cluster, command
         self._environment, self._timeout = environment, timeout
         self._releases: Deployments = cluster.releases
 
@@ -142,7 +148,8 @@ class Back:
         running = self._running()
         if not _is_waiting(running):
             what = "has no canaries that wait for a promotion"
-            back = "; `vllmjobs rollback` goes back to the version before" if command == "abort" else ""
+            rollback = f"; `{self._command('rollback')}` goes back to the version before"
+            back = rollback if command == "abort" else ""
             raise UserError(f"{self._where.id}: version {running.version} {what}{back}")
         return running
 

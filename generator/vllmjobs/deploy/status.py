@@ -13,7 +13,7 @@ from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.model import Entry
-from vllmjobs.rollout.overview import Overview, Weight, overview
+from vllmjobs.rollout.overview import Command, Overview, Weight, overview
 
 Warn = Callable[[str], None]
 
@@ -23,28 +23,28 @@ class NoJobError(UserError):
 
 
 def look(
-    name: str,
+    command: Command,
     environment: Environment,
     releases: Deployments,
     where: Where,
     consul: Callable[[], Consul],
     warn: Warn,
 ) -> Overview:
-    """What runs of the environment that a person calls by this name.
+    """What runs of an environment; `command` returns what a person is to type for a command on it.
 
     Without a Consul to ask, the shares of canaries are unknown; without leave to read the records, the
     verdicts. Raises `NomadError`, and `NoJobError` where there is no such job.
     """
     job = releases.cluster.job(*where)
     if job is None:
-        raise absent(name, releases, where)
+        raise absent(command, releases, where)
     deployments = releases.deployments(where)
     versions, allocations = releases.versions(where), releases.allocations(where)
     entries = remembered(releases, where, warn)
 
     def seen(weights: dict[str, Weight] | None) -> Overview:
         newest = deployments[0] if deployments else None
-        return overview(name, job, versions, newest, allocations, entries, weights)
+        return overview(command, job, versions, newest, allocations, entries, weights)
 
     found = seen(None)
     return (
@@ -63,11 +63,11 @@ def remembered(releases: Deployments, where: Where, warn: Warn) -> list[Entry]:
         return []
 
 
-def absent(name: str, releases: Deployments, where: Where) -> NoJobError:
+def absent(command: Command, releases: Deployments, where: Where) -> NoJobError:
     """What to say where there is no such job."""
     return NoJobError(
         f'{releases.address}: there is no job {where.id} in namespace "{where.namespace}"; '
-        f"`vllmjobs deploy {name}` starts it"
+        f"`{command('deploy')}` starts it"
     )
 
 

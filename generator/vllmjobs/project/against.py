@@ -9,9 +9,10 @@ from vllmjobs.changes.model import EnvironmentChange
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
+from vllmjobs.project.differences import differences
 from vllmjobs.project.environments import Checked, checked, environments, find, findings, sound
 from vllmjobs.project.git import Commit, GitError
-from vllmjobs.project.jobs import differences, rendered
+from vllmjobs.project.jobs import rendered
 from vllmjobs.project.templates import templates
 from vllmjobs.render.job import RenderError, Templates
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vllmjobs.changes.model import Finding, GroupChange
+from vllmjobs.changes.model import Finding
 from vllmjobs.check.check import RULES, check
 from vllmjobs.check.ignoring import without_ignored
-from vllmjobs.check.subject import Before, Facts, Subject, Whole
+from vllmjobs.check.subject import Facts, Subject, Whole
 from vllmjobs.environment.load import Files
 from vllmjobs.environment.load import load as load_file
 from vllmjobs.environment.model import Environment
@@ -19,11 +19,9 @@ from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, dott
 from vllmjobs.environment.tree import Map, Node, Scalar, parse
 from vllmjobs.project.configs import configs
 
-if TYPE_CHECKING:
-    from vllmjobs.project.git import Commit  # 5 ms, which render does without
-    from vllmjobs.render.job import Templates
-
-    Sides = tuple[Templates, Templates]
+if TYPE_CHECKING:  # `render` does without them
+    from vllmjobs.project.earlier import Earlier
+    from vllmjobs.project.git import Commit
 
 # Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
 SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")
@@ -37,7 +35,7 @@ class Checked(NamedTuple):
     problems: list[Problem]
     texts: dict[str, str]
     compared: bool = False
-    """Whether there was an environment `against` which to compare it."""
+    """True where the earlier commit has the environment, to compare it with."""
 
 
 def find(project: Path, name: str) -> Path:
@@ -91,42 +89,24 @@ def _tree(file: Path, read: Files) -> Node | None:
 
 
 def checked(
-    paths: Sequence[Path], settings: Sequence[str], project: Path, against: Commit | None = None
+    paths: Sequence[Path], settings: Sequence[str], project: Path, earlier: Earlier | None = None
 ) -> list[Checked]:
-    """Read environments and run every rule over each; with `against`, also over what changes since then."""
+    """Read environments and run every rule over each; with `earlier`, also over what changes since then."""
     files = _secret_files(project)
-    sides = _sides(project, against) if against else None
-    return [_checked(path, settings, files, against, sides) for path in paths]
+    return [_checked(path, settings, files, earlier) for path in paths]
 
 
-def _sides(project: Path, commit: Commit) -> Sides:
-    """The templates before and after."""
-    from vllmjobs.project.templates import templates  # noqa: PLC0415 (Jinja takes 30 ms)
-
-    return templates(project, commit.read), templates(project)
-
-
-def _checked(
-    path: Path, settings: Sequence[str], files: dict[str, int], against: Commit | None, sides: Sides | None
-) -> Checked:
+def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier: Earlier | None) -> Checked:
     environment, tree, texts, problems = load_file(path, settings)
-    before = load_file(path, (), against.read).environment if against else None
+    before = earlier.environment(path) if earlier else None
     if environment is not None and tree is not None:
         facts = Facts(configs(environment, tree), files)
-        if before is not None and sides is not None and not problems:
-            facts = facts._replace(before=Before(before, _groups(before, environment, sides)))
+        if earlier and before is not None and not problems:
+            facts = facts._replace(before=earlier.before(before, environment))
         problems = problems + check(environment, tree, facts)
     ignorable = {rule.id for rule in RULES}
     problems = in_order(without_ignored(problems, texts, ignorable))
     return Checked(environment, problems, texts, before is not None)
-
-
-def _groups(before: Environment, after: Environment, sides: Sides) -> dict[str, GroupChange]:
-    """What becomes of the group of each model."""
-    from vllmjobs.project.jobs import differences, rendered  # noqa: PLC0415 (Jinja takes 30 ms)
-
-    jobs = differences(rendered(before, sides[0], "vllm"), rendered(after, sides[1], "vllm"))
-    return {group.name: group for job in jobs for group in job.groups}
 
 
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from vllmjobs.rollout import deployments
@@ -11,6 +11,8 @@ from vllmjobs.rollout.model import Entry, Value, Verdict
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ACTIVE, ENDED
 
+Command = Callable[..., str]
+"""Returns what a person is to type for a command and its arguments, such as `vllmjobs logs prod chat`."""
 Phase = Literal["stopped", "releasing", "failed", "settled"]
 Role = Literal["canary", "new", "current", "old"]
 
@@ -86,7 +88,7 @@ class Overview(Value, frozen=True):
 
 
 def overview(
-    env: str,
+    command: Command,
     job: Json,
     versions: Iterable[Json],
     deployment: Json | None,
@@ -96,7 +98,7 @@ def overview(
 ) -> Overview:
     """What runs, from what Nomad's API returned (all of `Deployments`), the records and the canaries' shares.
 
-    `env` is what a person calls the environment; without `weights`, those of canaries are not known.
+    `command` is for this environment; without `weights`, those of canaries are not known.
     """
     allocations = list(allocations)
     jobs = {one["Version"]: one for one in versions} | {job["Version"]: job}
@@ -127,7 +129,7 @@ def overview(
         version=job["Version"],
         is_well=phase in ("settled", "releasing") and all(view.is_well for view in views),
         summary=_summary(job, phase, deployment, views),
-        next=tuple(_next(env, phase, views, is_way_back)),
+        next=tuple(_next(command, phase, views, is_way_back)),
         deployment=DeploymentView(
             id=deployment["ID"],
             version=deployment["JobVersion"],
@@ -253,22 +255,25 @@ def _healthy(parts: Sequence[Part]) -> str:
     return f"{sum(part.healthy for part in parts)} of {sum(part.desired for part in parts)}"
 
 
-def _next(env: str, phase: Phase, views: Sequence[GroupView], is_way_back: bool) -> Iterator[tuple[str, str]]:
+def _next(
+    command: Command, phase: Phase, views: Sequence[GroupView], is_way_back: bool
+) -> Iterator[tuple[str, str]]:
+    """Yield what a person can type now, and what it does."""
     canaries = [part for view in views for part in view.parts if part.role == "canary"]
     if phase == "stopped":
-        yield f"vllmjobs deploy {env}", "start it again"
+        yield command("deploy"), "start it again"
         return
     if phase == "releasing":
         if is_way_back:
-            yield f"vllmjobs rollback {env}", "go on with the way back"
+            yield command("rollback"), "go on with the way back"
         else:
-            yield f"vllmjobs deploy {env}", "go on with the release"
+            yield command("deploy"), "go on with the release"
         if canaries and all(part.healthy >= part.desired for part in canaries):
-            yield f"vllmjobs promote {env}", "promote the canaries now, without a verdict"
-        yield f"vllmjobs abort {env}", "stop the new instances; the old version serves on"
+            yield command("promote"), "promote the canaries now, without a verdict"
+        yield command("abort"), "stop the new instances; the old version serves on"
     if phase == "failed":
-        yield f"vllmjobs rollback {env}", "make the version that serves the current one"
+        yield command("rollback"), "make the version that serves the current one"
     for view in views:
         if not view.is_well:
-            canary = " --canary" if any(part.role == "canary" for part in view.parts) else ""
-            yield f"vllmjobs logs {env} {view.name}{canary}", "see what its instances say"
+            only = ["--canary"] if any(part.role == "canary" for part in view.parts) else []
+            yield command("logs", view.name, *only), "see what its instances say"

@@ -13,7 +13,8 @@ from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import Field, GroupChange, JobChange
 from vllmjobs.environment.load import load
 from vllmjobs.environment.model import Environment
-from vllmjobs.project.jobs import differences, rendered
+from vllmjobs.project.differences import differences
+from vllmjobs.project.jobs import rendered
 from vllmjobs.project.templates import templates
 
 JOB = """

@@ -240,7 +240,7 @@ def test_what_is_no_version_is_refused_at_once(check: Check, version: str) -> No
 def test_a_project_without_environments_is_told_so(check: Check) -> None:
     done = check(None)
     assert done.exit_code == 1
-    assert "envs/ has no environments; vllmjobs init writes some" in done.stderr
+    assert "envs/ has no environments; vllmjobs init . writes some" in done.stderr
 
 
 def test_json_has_a_version_and_the_keys_that_it_documents(check: Check) -> None:

@@ -675,7 +675,7 @@ def test_import_writes_the_environment_and_says_what_comes_next(tmp_path: Path) 
     assert done.stderr.splitlines() == [
         *map(str, expected.notes),
         f"wrote {tmp_path}/envs/prod.yaml",
-        f"next: vllmjobs check --project {tmp_path} prod",
+        f"next: vllmjobs check prod --project {tmp_path}",
     ]
 
 

@@ -42,8 +42,12 @@ def allocation(version: int, id: str = "x", healthy: bool | None = True, **more:
     }  # fmt: skip
 
 
+def command(name: str, *arguments: str) -> str:
+    return " ".join(["vllmjobs", name, "prod", *arguments])
+
+
 def seen(current: Json, of: Json | None, *allocations: Json, **more: Any) -> Overview:
-    return overview("prod", current, [job(0), job(1)], of, allocations, **more)
+    return overview(command, current, [job(0), job(1)], of, allocations, **more)
 
 
 def first_line(found: Overview) -> str:

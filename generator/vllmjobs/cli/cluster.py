@@ -1,0 +1,46 @@
+"""What the commands that ask a cluster share: where the models' job is, and what Nomad would do."""
+
+import click
+import msgspec
+
+from vllmjobs.changes.model import EnvironmentChange
+from vllmjobs.cli.common import show
+from vllmjobs.cli.selection import Selection
+from vllmjobs.cluster.cluster import Cluster
+from vllmjobs.cluster.deployments import where
+from vllmjobs.cluster.nomad import Where
+from vllmjobs.project.environments import findings
+from vllmjobs.project.plan import plans
+
+
+def models_job(selection: Selection) -> Where:
+    """Return where the models' job of an environment is."""
+    environment = selection.environment
+    assert environment.job
+    return where(environment.job, environment.nomad.namespace, environment.nomad.region)
+
+
+def planned(selection: Selection, cluster: Cluster) -> EnvironmentChange:
+    """Return what the cluster would do with the selected jobs, and what `check` finds in the environment."""
+    jobs = selection.selected_jobs
+    return EnvironmentChange(
+        name=selection.path.stem,
+        against=cluster.address,
+        jobs=plans(
+            jobs,
+            cluster,
+            selection.environment.nomad.namespace,
+            selection.of_all_jobs().words("render"),
+        ),
+        findings=findings(selection.checked),
+    )
+
+
+def print_json(value: object) -> None:
+    """Print what was observed as JSON."""
+    show(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+
+
+def warn(text: str) -> None:
+    """Print a warning on stderr."""
+    click.echo(f"warning: {text}", err=True)

@@ -1,0 +1,97 @@
+"""The group of all commands: a command is loaded when it is called, and its errors end it here."""
+
+import errno
+from collections.abc import Iterator, MutableMapping
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, NamedTuple
+
+import click
+
+from vllmjobs.environment.problems import UserError
+from vllmjobs.environment.secrets import without_secrets
+
+
+class Listed(NamedTuple):
+    """A command as `vllmjobs --help` lists it, without its module."""
+
+    module: str
+    """The module of `vllmjobs.cli` that defines it."""
+    short_help: str
+    """The first sentence of its help."""
+
+
+class LoadedWhenCalled(MutableMapping[str, click.Command]):
+    """Commands by name; a command's module is imported when the command is first asked for."""
+
+    def __init__(self, listed: dict[str, Listed]) -> None:
+        self.listed = listed
+        self._loaded: dict[str, click.Command] = {}
+
+    def __getitem__(self, name: str) -> click.Command:
+        if name not in self._loaded:
+            module = import_module(f"vllmjobs.cli.{self.listed[name].module}")
+            # `import` is a word of Python, so its function is `import_`.
+            self._loaded[name] = getattr(module, name, None) or getattr(module, f"{name}_")
+        return self._loaded[name]
+
+    def __setitem__(self, name: str, command: click.Command) -> None:
+        self._loaded[name] = command
+
+    def __delitem__(self, name: str) -> None:
+        del self.listed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.listed)
+
+    def __len__(self) -> int:
+        return len(self.listed)
+
+    def __contains__(self, name: object) -> bool:
+        return name in self.listed
+
+
+class Commands(click.Group):
+    """A group that ends what cannot be done with lines on stderr and exit code 1; 2 means changes here."""
+
+    commands: LoadedWhenCalled
+
+    def make_context(self, *args: Any, **kwargs: Any) -> click.Context:
+        """Read the command line; see `click.Command.make_context`."""
+        with _errors():
+            return super().make_context(*args, **kwargs)
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; see `click.Command.invoke`."""
+        with _errors():
+            return super().invoke(ctx)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """List the commands without loading them; see `click.Group.format_commands`."""
+        listed = self.commands.listed
+        limit = formatter.width - 6 - max(map(len, listed))
+        with formatter.section("Commands"):
+            formatter.write_dl(
+                [
+                    (name, click.Command(name, help=listed[name].short_help).get_short_help_str(limit))
+                    for name in self.list_commands(ctx)
+                ]
+            )
+
+
+@contextmanager
+def _errors() -> Iterator[None]:
+    """End a command that cannot go on: its error on stderr, its exit code."""
+    try:
+        yield
+    except click.UsageError as error:
+        error.show()
+        raise click.exceptions.Exit(1) from error
+    except UserError as error:
+        click.echo(without_secrets(str(error)), err=True)
+        raise click.exceptions.Exit(error.exit_code) from error
+    except OSError as error:
+        if error.errno == errno.EPIPE:  # `| head` has read enough; Click ends quietly
+            raise
+        click.echo(f"{error.filename or 'standard output'}: {error.strerror}", err=True)
+        raise click.exceptions.Exit(1) from error

@@ -1,0 +1,101 @@
+"""`logs`: what the instances write."""
+
+from collections import deque
+from typing import Literal
+
+import click
+
+from vllmjobs.box.machine import Box
+from vllmjobs.box.overview import log_line
+from vllmjobs.cli.box import find_box
+from vllmjobs.cli.cluster import models_job, warn
+from vllmjobs.cli.common import show
+from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.logs import Kind, follow_logs, last_lines, select
+from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.task_logs import TaskLogs
+from vllmjobs.environment.problems import UserError
+from vllmjobs.text.json import Json
+
+
+@click.command()
+@environment_options
+@click.argument("group", required=False)
+@click.option("--canary", "which", flag_value="canary", help="Only canaries.")
+@click.option("--stable", "which", flag_value="stable", help="Only what is no canary.")
+@click.option("--stdout", "kind", flag_value="stdout", help="Only what is written to stdout.")
+@click.option("--stderr", "kind", flag_value="stderr", help="Only what is written to stderr.")
+@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option(
+    "-n",
+    "--tail",
+    "lines",
+    type=click.IntRange(min=0),
+    default=50,
+    show_default=True,
+    metavar="LINES",
+    help="Of each log, at most so many of its last lines.",
+)
+def logs(
+    selection: Selection,
+    group: str | None,
+    which: Literal["canary", "stable"] | None,
+    kind: Literal["stdout", "stderr"] | None,
+    follow: bool,
+    lines: int,
+) -> None:
+    """Print the logs of the instances of ENV, side by side.
+
+    Of all groups, or of one GROUP; each line with its instance. With --follow, instances that come are
+    followed, too. Where ENV is up on this machine (vllmjobs up --detach), its servers' instead; GROUP may
+    then be one of them (chat-0, nginx).
+    """
+    box = find_box(selection)
+    if box.get("/live"):
+        _box_logs(box, group, follow, lines)
+        return
+    models, where = selection.environment.models, models_job(selection)
+    if group and group not in models:
+        raise click.UsageError(f"{selection.env} has no group {group}; it has {', '.join(models)}")
+    kinds: tuple[Kind, ...] = (kind,) if kind else ("stdout", "stderr")
+    nomad = Nomad(pauses=()) if follow else Nomad()
+    task_logs, deployments = TaskLogs(nomad), Deployments(nomad)
+
+    def selected() -> list[Json]:
+        return select(deployments.allocations(where), group, which)
+
+    try:
+        if follow:
+            printed = follow_logs(task_logs, where, selected, kinds, lines, warn)
+        else:
+            allocations = selected()
+            if not allocations:
+                raise UserError(f"{nomad.address}: {where.id} has no such instance")
+            printed = last_lines(task_logs, where, allocations, kinds, lines)
+        for line in printed:
+            show(f"{line}\n")
+    except KeyboardInterrupt:
+        return
+
+
+def _box_logs(box: Box, group: str | None, follow: bool, lines: int) -> None:
+    """Print the logs of a box, which all stand in one file."""
+    there = list(box.health()["instances"])
+    names = [one for one in there if group in (None, one, one.rpartition("-")[0])]
+    if not names:
+        raise click.UsageError(f"{box.job} has no server {group}; it has {', '.join(there)}")
+    last: deque[str] | None = deque(maxlen=lines)
+    try:
+        for line in box.log_lines(follow):
+            text = None if line is None else log_line(line, names)
+            if last is None:
+                if text is not None:
+                    show(f"{text}\n")
+            elif line is None:
+                show("".join(f"{one}\n" for one in last))
+                last = None
+            elif text is not None:
+                last.append(text)
+    except KeyboardInterrupt:
+        return

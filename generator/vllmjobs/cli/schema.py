@@ -1,0 +1,21 @@
+"""`schema`: what an environment may say, for editors and for people."""
+
+import json
+
+import click
+
+from vllmjobs.environment.reference import reference
+from vllmjobs.environment.schema import json_schema
+
+
+@click.command()
+@click.option("--format", "form", type=click.Choice(["json", "markdown"]), default="json", show_default=True,
+              help="JSON Schema, or the reference as a page.")  # fmt: skip
+def schema(form: str) -> None:
+    """Print the JSON Schema of an environment."""
+    text = (
+        reference(json_schema(whole=True))
+        if form == "markdown"
+        else json.dumps(json_schema(), indent=2) + "\n"
+    )
+    click.echo(text, nl=False)
