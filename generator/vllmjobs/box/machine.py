@@ -17,7 +17,7 @@ from typing import Any
 
 from vllmjobs.box.servers import LOOPBACK, BoxError
 from vllmjobs.box.supervised import NGINX, SOCKET, UPSTREAMS, Json
-from vllmjobs.supervisor.upstreams import Block, Line, written
+from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine, upstreams_text
 
 TIMEOUT = 10.0  # seconds for an answer
 LOOK_S = 0.2  # between two looks
@@ -213,8 +213,8 @@ class Box:
 
     def _try_nginx(self, configuration: Json, nginx_conf: str) -> None:
         """Let nginx read it where nothing else does."""
-        lines = [Line(**one["line"]) for one in configuration["engines"] if "line" in one]
-        upstreams = written((Block(**one) for one in configuration["upstreams"]), lines)
+        lines = [ServerLine(**one["line"]) for one in configuration["engines"] if "line" in one]
+        upstreams = upstreams_text((PoolText(**one) for one in configuration["upstreams"]), lines)
         program = next(one["command"][0] for one in configuration["engines"] if one.get("is_front"))
         with tempfile.TemporaryDirectory(dir=self.folder) as folder:
             (Path(folder) / "nginx.conf").write_text(nginx_conf)

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vllmjobs.cluster.failures import ForbiddenError
 from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, DEFAULT_REGION, Json, Nomad, in_namespace
 from vllmjobs.gpus import cards
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 
 # The scheduler frees devices by this status alone: nomad/structs/devices.go AddAllocs.
 _NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in cards.ENDED)
@@ -40,7 +41,7 @@ class Cluster:
         )
         # The filter is asked of whole nodes: nomad/node_endpoint.go List.
         fenced: list[Json] = self.nomad.read(
-            "node:read", (list,), api.nodes, params={**scope, "filter": f'"{cards.FENCE}" in Meta'}
+            "node:read", (list,), api.nodes, params={**scope, "filter": f'"{FENCE_META}" in Meta'}
         )
         meta = {one["ID"]: self._meta(one["ID"], scope) for one in fenced}
         nodes = [{**node, "Meta": meta.get(node["ID"])} for node in nodes]

@@ -30,24 +30,14 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from vllmjobs.environment.quantity import BYTES
+from vllmjobs.supervisor.core.gpu_events import FENCE_META, GpuReading
 
 Health = Literal["ok", "degraded", "failed", "unknown"]
 Json = Mapping[str, Any]
 
-# nvmlDeviceGpuRecoveryAction_t, from nvml.h; 0 is "none".
-RECOVERY_ACTIONS = {
-    1: "reset the GPU",
-    2: "reboot the node",
-    3: "drain its peer-to-peer traffic",
-    4: "drain it and reset it",
-    5: "recover the IMEX domain",
-    6: "reset its PCIe bus",
-    7: "reboot the system",
-}
-FENCE = "vllmjobs_gpu_fenced"  # a node's metadata: supervisor/fence.py, which cannot import this
 # From nomad/structs Allocation.ClientTerminalStatus: until one of these, the scheduler counts its devices.
 ENDED = ("complete", "failed", "lost")
 
@@ -94,29 +84,20 @@ class Card:
     holders: tuple[Holder, ...] | None = None
 
 
-class Condition(NamedTuple):
-    """What NVML says of a GPU's health; None where it does not say."""
-
-    recovery_action: int | None = None  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
-    remap_pending: bool | None = None  # nvmlDeviceGetRemappedRows
-    remap_failed: bool | None = None
-    uncorrected_ecc: int | None = None  # volatile: since the driver was loaded
-
-
-def health_of(condition: Condition) -> tuple[Health, str]:
+def health_of(reading: GpuReading) -> tuple[Health, str]:
     """Say how well a GPU is, and every reason.
 
     Where there is a recovery action, NVIDIA's driver asks for it before the GPU is used again
     (docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt). A pending row remapping leaves the GPU usable.
     """
     failed, degraded = [], []
-    if action := condition.recovery_action:
-        failed.append(f"the driver asks to {RECOVERY_ACTIONS.get(action, f'take recovery action {action}')}")
-    if condition.remap_failed:
+    if reading.recovery:
+        failed.append(reading.recovery)
+    if reading.remap_failed:
         failed.append("a memory row could not be remapped")
-    if condition.remap_pending:
+    if reading.remap_pending:
         degraded.append("a memory row is remapped at the next GPU reset")
-    if errors := condition.uncorrected_ecc:
+    if errors := reading.uncorrected_ecc:
         degraded.append(f"{errors} uncorrected ECC error{'s' if errors > 1 else ''} since the driver loaded")
     return "failed" if failed else "degraded" if degraded else "ok", "; ".join(failed + degraded)
 
@@ -170,7 +151,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
 
 def fence(node: Json) -> str:
     """What a supervisor wrote when it fenced a node; empty where it is not fenced."""
-    return str((node.get("Meta") or {}).get(FENCE, ""))
+    return str((node.get("Meta") or {}).get(FENCE_META, ""))
 
 
 def as_json(cards: Sequence[Card]) -> str:

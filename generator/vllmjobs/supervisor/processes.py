@@ -39,9 +39,9 @@ class ProcessError(Exception):
 class StartError(ProcessError):
     """A child that could not be started."""
 
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"{name} cannot be started: {why}")
-        self.name, self.why = name, why
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} cannot be started: {reason}")
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,10 @@ from fnmatch import fnmatchcase
 from typing import Any, NamedTuple
 
 from vllmjobs.gpus import cards
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 
 Json = Mapping[str, Any]
-FENCE = (f"${{meta.{cards.FENCE}}}", "is_not_set")  # the constraint of jobs that heed it: attribute, operator
+FENCE = (f"${{meta.{FENCE_META}}}", "is_not_set")  # the constraint of jobs that heed it: attribute, operator
 
 
 class Node(NamedTuple):

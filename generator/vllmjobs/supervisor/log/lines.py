@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from vllmjobs.supervisor.log.records import MOST, NGINX_LEVELS, Form, Held, first_state, merged, text_of
+from vllmjobs.supervisor.core.log_records import MOST, NGINX_LEVELS, Form, Held, first_state, merged, text_of
 
 QUIET = 0.25  # seconds until what is unfinished is taken as it is
 STANDS = 5.0  # seconds until a progress bar that does not move is a record
