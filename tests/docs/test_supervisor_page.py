@@ -61,4 +61,4 @@ def test_its_metrics_are_those_of_the_code() -> None:
 def test_its_verdicts_on_gpus_are_those_of_the_code() -> None:
     said = {"fatal": "condemned"}
     wanted = sorted(f"gpu_{said.get(what, what)}" for what in verdicts())
-    assert sorted(named("| verdict | when | what is done |")) == wanted
+    assert sorted(named("| verdict | when | consequence |")) == wanted
