@@ -44,7 +44,7 @@ ENDED = ("complete", "failed", "lost")
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a card: a process, or an allocation."""
+    """The holder of a card: a process, or an allocation."""
 
     name: str
     pid: int | None = None
@@ -61,7 +61,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One GPU or MIG instance; the module's docstring says what each value means."""
+    """One GPU or MIG instance; the module's docstring explains each value."""
 
     node: str | None = None
     node_status: str | None = None
@@ -85,7 +85,7 @@ class Card:
 
 
 def health_of(reading: GpuReading) -> tuple[Health, str]:
-    """Say how well a GPU is, and every reason.
+    """Return the health of a GPU, and every reason for it.
 
     Where there is a recovery action, NVIDIA's driver asks for it before the GPU is used again
     (docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt). A pending row remapping leaves the GPU usable.
@@ -120,7 +120,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
         if allocation["ClientStatus"] not in ENDED:
             for device in _device_ids(allocation):
                 holders.setdefault((allocation["NodeID"], device), []).append(_holder(allocation))
-    found = []
+    cards = []
     for node in nodes:
         for group in (node["NodeResources"] or {}).get("Devices") or ():
             if group["Type"] != "gpu":
@@ -128,7 +128,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
             attributes = group["Attributes"] or {}
             for instance in group["Instances"] or ():
                 health, reason = _reported(node, instance)
-                found.append(
+                cards.append(
                     Card(
                         node=node["Name"],
                         node_status=node["Status"],
@@ -146,21 +146,21 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
                         else tuple(holders.get((node["ID"], instance["ID"]), ())),
                     )
                 )
-    return sorted(found, key=lambda card: (card.node, card.model, card.uuid))
+    return sorted(cards, key=lambda card: (card.node, card.model, card.uuid))
 
 
 def fence(node: Json) -> str:
-    """What a supervisor wrote when it fenced a node; empty where it is not fenced."""
+    """Return what a supervisor wrote when it fenced a node; empty where it is not fenced."""
     return str((node.get("Meta") or {}).get(FENCE_META, ""))
 
 
 def as_json(cards: Sequence[Card]) -> str:
-    """A JSON list, ending in a newline; the module's docstring names its keys."""
+    """Return a JSON list, ending in a newline; the module's docstring names its keys."""
     return json.dumps([asdict(card) for card in cards], indent=2) + "\n"
 
 
 def table(cards: Sequence[Card]) -> str:
-    """Aligned columns with a heading, for people; empty without cards.
+    """Return aligned columns with a heading, for people; empty without cards.
 
     A column that no card has a value for is left out. UUIDs are cut to their first block.
     """
@@ -206,7 +206,7 @@ def _reported(node: Json, instance: Json) -> tuple[Health, str]:
 
 
 def _mebibytes(memory: Json | None) -> int | None:
-    """Nomad's attribute is one of Int and Float, with a unit or without."""
+    """Return an attribute of Nomad in MiB: it is one of Int and Float, with a unit or without."""
     if not memory or memory.get("Unit") not in BYTES:  # the nvidia plugin itself always says MiB
         return None
     amount = memory.get("Int") or memory.get("Float") or 0
@@ -214,10 +214,10 @@ def _mebibytes(memory: Json | None) -> int | None:
 
 
 def _node(card: Card) -> str:
-    said = card.node_status if card.node_status != "ready" else "" if card.node_eligible else "ineligible"
+    status = card.node_status if card.node_status != "ready" else "" if card.node_eligible else "ineligible"
     if card.node_fenced:
-        said = f"{said}, fenced" if said else "fenced"
-    return f"{card.node} ({said})" if card.node and said else card.node or ""
+        status = f"{status}, fenced" if status else "fenced"
+    return f"{card.node} ({status})" if card.node and status else card.node or ""
 
 
 def _memory(card: Card) -> str:
@@ -239,7 +239,7 @@ def _text(value: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without control characters: a process chooses its own name, and a terminal would obey it."""
+    """Return a text without control characters: a process chooses its name, and a terminal would obey it."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -64,7 +64,7 @@ class _Request(NamedTuple):
     method: str
     path: str
     is_from_a_page: bool
-    """Whether a browser sent it for a web page, which may be anyone's."""
+    """True if a browser sent it for a web page, which may be anyone's."""
     body: str
 
 

@@ -40,7 +40,7 @@ class Front:
         self._upstreams = Upstreams(path)
         self._send, self._log = send, log
         self._is_current = True
-        """Whether the balancer has read its files since they were last written."""
+        """True if the balancer has read its files since they were last written."""
 
     def follow(self, pools: Iterable[PoolText], engines: Collection[Engine], ready: Collection[str]) -> None:
         """Write which engines are ready, and let a ready balancer read what is new."""

@@ -28,7 +28,7 @@ class Address:
     socket: str | None = None
     """The path of a unix socket, instead of the host and the port."""
     tls: bool = False
-    """Whether it has a certificate, which is not checked."""
+    """True if it has a certificate, which is not checked."""
     token: str | None = field(default=None, repr=False)
     """The bearer token to send."""
 

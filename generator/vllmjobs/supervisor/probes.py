@@ -38,7 +38,7 @@ class Target:
     """The model's name; the first of /v1/models when None."""
     api_key: str | None = field(default=None, repr=False)
     tls: bool = False
-    """Whether it was started with --ssl-certfile; the certificate is not checked."""
+    """True if it was started with --ssl-certfile; the certificate is not checked."""
 
     @property
     def address(self) -> Address:

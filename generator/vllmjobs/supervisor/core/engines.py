@@ -28,7 +28,7 @@ class Engine:
     tls: bool = False
     api_key: str | None = None
     is_front: bool = False
-    """Whether it is a balancer in front of the others, which any answer shows to be well."""
+    """True if it is a balancer in front of the others, which any answer shows to be well."""
     stop_signal: int = signal.SIGTERM
     line: ServerLine | None = None
     """The engine's line of the file which the balancer reads; None where there is no such file."""

@@ -41,7 +41,7 @@ class GpuReading:
     """
 
     gpu: str
-    """Its uuid; the name by which it was asked for, where it does not tell one."""
+    """The uuid; the name by which it was asked for, where it does not tell one."""
     at: float = 0.0
     """The time of the reading: seconds of the supervisor's monotonic clock."""
     index: int | None = None
@@ -54,9 +54,9 @@ class GpuReading:
     recovery_action: int | None = None
     """A key of `RECOVERY_ACTIONS`, or 0."""
     remap_pending: bool | None = None
-    """Whether faulty rows of memory are remapped at the next reset."""
+    """True if faulty rows of memory are remapped at the next reset."""
     remap_failed: bool | None = None
-    """Whether a faulty row of memory cannot be remapped."""
+    """True if a faulty row of memory cannot be remapped."""
     corrected_ecc: int | None = None
     """The count of errors since the driver was loaded, as `uncorrected_ecc`."""
     uncorrected_ecc: int | None = None

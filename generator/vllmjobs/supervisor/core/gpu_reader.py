@@ -22,7 +22,7 @@ class GpuReader:
         self.readings: dict[str, GpuReading] = {}
         """The last reading of each GPU; `at` is the clock of `feed`."""
         self.is_over = False
-        """Whether there is nothing to watch: no other process need be started."""
+        """True if there is nothing to watch: no other process need be started."""
         self._held = b""
         self._due = now + FIRST
 

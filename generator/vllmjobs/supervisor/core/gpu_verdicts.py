@@ -54,7 +54,7 @@ class Verdict:
     alone; see to it. `fatal`: nothing may run on it any more."""
     reason: str = ""
     is_new: bool = True
-    """Whether this is to be logged: it is neither nothing, nor what was logged before."""
+    """True if this is to be logged: it is neither nothing, nor what was logged before."""
 
 
 NOTHING = Verdict("log", is_new=False)

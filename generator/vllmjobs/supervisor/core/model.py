@@ -18,7 +18,7 @@ class Child:
     gpus: tuple[str, ...] = ()
     """The child's GPUs, which no other child has; empty for the CPU."""
     is_front: bool = False
-    """Whether it is the balancer in front of the others: the last to be stopped; without it all ends."""
+    """True if it is the balancer in front of the others: the last to be stopped; without it all ends."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +97,9 @@ class Probed:
 
     child: str
     serves: bool
-    """Whether /health answered 200 and a completion of one token came."""
+    """True if /health answered 200 and a completion of one token came."""
     progress: bool
-    """Whether it counted more tokens than at the last probe, answered a completion, or has nothing to do."""
+    """True if it counted more tokens than at the last probe, answered a completion, or has nothing to do."""
     unanswered: int | None = None
     """The requests on their way; None where the engine does not tell."""
 
@@ -222,13 +222,13 @@ class ChildState:
     why: str = ""
     """The reason for which it was ended or given up."""
     is_planned: bool = False
-    """Whether its end is one that was asked for, and no failure."""
+    """True if its end is one that was asked for, and no failure."""
     failures: tuple[float, ...] = ()
     """The times of its failures in the window."""
     in_a_row: int = 0
     """The number of failures since it was last steady."""
     was_ready: bool = False
-    """Whether it was ever ready."""
+    """True if it was ever ready."""
     ready_at: float | None = None
     """The time at which it got ready in its present life."""
     progress_at: float = 0.0
@@ -251,7 +251,7 @@ class State:
     code: int | None = None
     """The exit code, set once all of it ends."""
     is_over: bool = False
-    """Whether everything has ended."""
+    """True if everything has ended."""
     condemned: Mapping[str, str] = field(default_factory=dict)
     """The GPUs that nothing may run on any more, each with the reason."""
 

@@ -24,7 +24,7 @@ class Sample:
     reason: str = ""
     """The reason for which it does not serve, in a few words."""
     has_served: bool = False
-    """Whether it ever answered a completion in its present life."""
+    """True if it ever answered a completion in its present life."""
     proved_at: float = 0.0
     """The time at which it last made progress, on the loop's clock."""
     model: str | None = None
