@@ -21,8 +21,8 @@ from soak_load import Load
 from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
-from vllmjobs.supervisor.gpu.policy import XIDS
-from vllmjobs.supervisor.model import GAVE_UP, GPU_FATAL
+from vllmjobs.supervisor.core.gpu_verdicts import XIDS
+from vllmjobs.supervisor.core.model import GAVE_UP, GPU_FATAL
 from vllmjobs_sandbox.cluster.ports import take_block
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.engine.supervised import ENGINE, Supervised, marked

@@ -11,7 +11,8 @@ import pytest
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import NomadError
 from vllmjobs.cluster.nomad import Nomad
-from vllmjobs.gpus.cards import FENCE, Card
+from vllmjobs.gpus.cards import Card
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs_sandbox.cluster.jobs import HOLDS_GPUS
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -115,11 +116,11 @@ def test_a_node_that_is_fenced_is_shown_with_what_its_supervisor_wrote(
         return {card.node: card.node_fenced for card in cluster.devices()}
 
     assert fences() == {"gpu-1": None, "gpu-2": None}
-    sandbox.nomad_cli(*change, f"{FENCE}={said}")
+    sandbox.nomad_cli(*change, f"{FENCE_META}={said}")
     try:
         wait_until(lambda: fences() == {"gpu-1": None, "gpu-2": said}, SEEN, "it is shown")
     finally:
-        sandbox.nomad_cli(*change, "-unset", FENCE)
+        sandbox.nomad_cli(*change, "-unset", FENCE_META)
     wait_until(lambda: fences() == {"gpu-1": None, "gpu-2": None}, SEEN, "it is lifted")
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from vllmjobs.supervisor.gpu.fence import META
-from vllmjobs.supervisor.model import GPU_FATAL
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
+from vllmjobs.supervisor.core.model import GPU_FATAL
 from vllmjobs_sandbox.cluster.jobs import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease
@@ -28,14 +28,14 @@ def live(sandbox: Sandbox, tmp_path: Path) -> Iterator[Live]:
     yield live
     live.close()
     for node in fenced(sandbox):
-        lifted = sandbox.nomad_cli("node", "meta", "apply", "-node-id", node, "-unset", META)
+        lifted = sandbox.nomad_cli("node", "meta", "apply", "-node-id", node, "-unset", FENCE_META)
         assert lifted.returncode == 0, lifted.stderr
     wait_until(lambda: not fenced(sandbox), SOON, "the fence is lifted")
 
 
 def fenced(sandbox: Sandbox) -> list[str]:
     """The IDs of the nodes that are fenced, as far as Nomad's servers know."""
-    return [node["ID"] for name in sandbox.nodes if META in (node := sandbox.node(name))["Meta"]]
+    return [node["ID"] for name in sandbox.nodes if FENCE_META in (node := sandbox.node(name))["Meta"]]
 
 
 def test_a_broken_gpu_fences_its_node_and_the_job_goes_on_at_another(release: NewRelease, live: Live) -> None:
@@ -65,7 +65,7 @@ def test_a_broken_gpu_fences_its_node_and_the_job_goes_on_at_another(release: Ne
         job.allocations, SOON, "it is placed again", evidence=lambda: sandbox.evidence(job.job)
     )
     assert second["NodeName"] != first["NodeName"]
-    assert sandbox.node(first["NodeName"])["Meta"][META].startswith(f"{gpu} XID 79 ")
+    assert sandbox.node(first["NodeName"])["Meta"][FENCE_META].startswith(f"{gpu} XID 79 ")
     placed = sandbox.nomad.allocation.get_allocation(second["ID"])
     assert placed["PreviousAllocation"] == first["ID"]
     assert placed["Metrics"]["ConstraintFiltered"] == {"${meta.vllmjobs_gpu_fenced} is_not_set ": 1}

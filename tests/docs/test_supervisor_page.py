@@ -7,12 +7,11 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import vllmjobs.supervisor
-from vllmjobs.supervisor.gpu.policy import Verdict
+from vllmjobs.supervisor.core.gpu_verdicts import Verdict
 
 PAGE = Path(__file__).parents[2] / "docs/supervisor.md"
 MODULES = sorted(Path(vllmjobs.supervisor.__file__).parent.rglob("*.py"))
-SAYING = ("Say", "_say", "event")  # those whose first argument is an event's name
-WATCH = "watch.py"  # another process, whose words the supervisor alone hears
+LOGGING = ("LogEvent", "_log", "event")  # the calls whose first argument is an event's name
 
 
 def named(head: str) -> list[str]:
@@ -24,9 +23,9 @@ def named(head: str) -> list[str]:
 
 def events() -> Iterator[str]:
     """Every name that some module gives an event, but for a GPU's verdicts: theirs follow from the type."""
-    for module in (path for path in MODULES if path.name != WATCH):
+    for module in MODULES:
         for node in ast.walk(ast.parse(module.read_text())):
-            if isinstance(node, ast.Call) and node.args and _name(node.func) in SAYING:
+            if isinstance(node, ast.Call) and node.args and _name(node.func) in LOGGING:
                 match node.args[0]:
                     case ast.Constant(str(name)):
                         yield name
@@ -62,4 +61,4 @@ def test_its_metrics_are_those_of_the_code() -> None:
 def test_its_verdicts_on_gpus_are_those_of_the_code() -> None:
     said = {"fatal": "condemned"}
     wanted = sorted(f"gpu_{said.get(what, what)}" for what in verdicts())
-    assert sorted(named("| verdict | when | what is done |")) == wanted
+    assert sorted(named("| verdict | when | consequence |")) == wanted

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 import vllmjobs
-from vllmjobs.supervisor.gpu.fence import META, add, fence
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
+from vllmjobs.supervisor.gpu.fence import add, fence
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.cluster.secured import secured_server
@@ -85,16 +86,16 @@ def test_a_task_fences_its_node_until_a_person_lifts_it(sandbox: Sandbox) -> Non
             evidence=lambda: sandbox.evidence("fences"),
         )
         value = wait_until(
-            lambda: sandbox.node("gpu-2")["Meta"].get(META), 30, "Nomad's servers have heard of it"
+            lambda: sandbox.node("gpu-2")["Meta"].get(FENCE_META), 30, "Nomad's servers have heard of it"
         )
         assert [entry.rpartition(" ")[0] for entry in value.split("; ")] == ["GPU-1 XID 79", "GPU-2 XID 79"]
         refused = sandbox.plan(hcl("next"))["FailedTGAllocs"]["gpu"]
         assert refused["ConstraintFiltered"]["${meta.vllmjobs_gpu_fenced} is_not_set "] == 1
     finally:
-        lifted = sandbox.nomad_cli("node", "meta", "apply", "-node-id", node, "-unset", META)
+        lifted = sandbox.nomad_cli("node", "meta", "apply", "-node-id", node, "-unset", FENCE_META)
         sandbox.purge("fences")
     assert lifted.returncode == 0, lifted.stderr
-    wait_until(lambda: META not in sandbox.node("gpu-2")["Meta"], 30, "the fence is lifted")
+    wait_until(lambda: FENCE_META not in sandbox.node("gpu-2")["Meta"], 30, "the fence is lifted")
     assert not sandbox.plan(hcl("next"))["FailedTGAllocs"]
 
 
@@ -163,7 +164,7 @@ def answering(*said: bytes) -> tuple[Answer, list[bytes]]:
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
-        length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0])
+        length = int(head.partition(b"Content-Length: ")[2].partition(b"\r\n")[0] or 0)
         asked.append(head + await reader.readexactly(length))
         writer.write(next(answers))
         await writer.drain()
@@ -177,7 +178,7 @@ def test_it_asks_first_and_keeps_what_is_there(tmp_path: Path) -> None:
     there = b'{"Meta": {"vllmjobs_gpu_fenced": "GPU-0 lost 2026-01-31T12:00:00Z", "rack": "7"}}'
     answer, asked = answering(ok + there, ok + b"{}")
     assert asyncio.run(against(tmp_path, answer)) is None
-    assert asked[0].startswith(b"GET /v1/client/metadata HTTP/1.0\r\n")
+    assert asked[0].startswith(b"GET /v1/client/metadata HTTP/1.1\r\n")
     assert b"\r\nAuthorization: Bearer a token\r\n" in asked[0]
     assert asked[1].startswith(b"POST /v1/client/metadata ")
     assert b'{"Meta": {"vllmjobs_gpu_fenced": "GPU-0 lost 2026-01-31T12:00:00Z; GPU-1 lost 20' in asked[1]
@@ -188,7 +189,8 @@ def test_it_asks_first_and_keeps_what_is_there(tmp_path: Path) -> None:
     [
         (b"HTTP/1.0 403 Forbidden\r\n\r\nPermission denied", "refused it: 403 Permission denied"),
         (b"HTTP/1.0 500 Internal Server Error\r\n\r\n", "refused it: 500 Internal Server Error"),
-        (b"", "refused it: it is no HTTP that it speaks"),
+        (b"", "refused it: the connection ended before the answer did"),
+        (b"SSH-2.0\r\n\r\n", "refused it: the answer is not HTTP/1"),
         (b"HTTP/1.0 200 OK\r\n\r\n[]", "refused it"),
         (b"HTTP/1.0 200 OK\r\n\r\nnot json", "refused it"),
     ],

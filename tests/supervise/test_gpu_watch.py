@@ -8,13 +8,22 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
 
-from vllmjobs.supervisor.gpu.policy import Look, Lost, NoAccess, NoDriver, Observation, Unanswered, Xid
-from vllmjobs.supervisor.gpu.reader import FIRST, HANG, LONGEST, GpuReader
+from vllmjobs.supervisor.core.gpu_events import (
+    GpuEvent,
+    GpuReading,
+    Lost,
+    NoAccess,
+    NoDriver,
+    Unanswered,
+    Xid,
+)
+from vllmjobs.supervisor.core.gpu_reader import FIRST, HANG, LONGEST, GpuReader
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.gpus.nvml import build
 
@@ -22,7 +31,7 @@ WATCH = [sys.executable, "-m", "vllmjobs.supervisor.gpu.watch"]
 GIB = 2**30
 ALL_INSTANCES = 0xFFFFFFFF
 Start = Callable[..., "Watched"]
-T = TypeVar("T", Look, Xid, Lost, Unanswered, NoDriver, NoAccess)
+T = TypeVar("T", GpuReading, Xid, Lost, Unanswered, NoDriver, NoAccess)
 
 
 def uuid(number: int) -> str:
@@ -59,13 +68,13 @@ class Watched:
         self.stdin, self.stdout = self.process.stdin, self.process.stdout
         self.live = environ["NVML_LIVE"]
         self.reader = GpuReader(time.monotonic())
-        self.seen: list[Observation] = []
+        self.seen: list[GpuEvent] = []
 
     def happens(self, line: str) -> None:
         with open(self.live, "w") as live:  # noqa: PTH123 (a FIFO)
             live.write(f"{line}\n")
 
-    def look(self) -> None:
+    def read_now(self) -> None:
         self.stdin.write(b"\n")
 
     def wait_for(self, kind: type[T]) -> T:
@@ -105,10 +114,10 @@ def start(library: Path, tmp_path: Path) -> Iterator[Start]:
         one.stdout.close()
 
 
-def test_a_look_tells_what_the_driver_does(start: Start) -> None:
+def test_a_reading_tells_what_the_driver_does(start: Start) -> None:
     watch = start(NVML_GPUS=2, **h100(0), **h100(1, USED=GIB, COMPUTE=""))
-    first, second = watch.wait_for(Look), watch.wait_for(Look)
-    assert first == Look(
+    first, second = watch.wait_for(GpuReading), watch.wait_for(GpuReading)
+    assert first == GpuReading(
         gpu=uuid(0),
         at=first.at,
         index=0,
@@ -125,41 +134,41 @@ def test_a_look_tells_what_the_driver_does(start: Start) -> None:
         pids=(17, 18),
     )
     assert (second.index, second.memory_used, second.pids) == (1, GIB, ())
-    assert watch.reader.looks == {uuid(0): first, uuid(1): second}
+    assert watch.reader.readings == {uuid(0): first, uuid(1): second}
 
 
 def test_a_line_is_json_with_the_time_of_day(start: Start) -> None:
     watch = start(NVML_GPUS=1, **h100(0))
     line = json.loads(watch.stdout.readline())
     assert abs(line.pop("at") - time.time()) < 60
-    assert line["kind"] == "seen"
-    assert line["remapped"] == {"corrected": 2, "uncorrected": 1, "pending": True, "failed": False}
-    assert line["ecc"] == {"corrected": None, "uncorrected": 3}
+    assert line["kind"] == "reading"
+    assert line.keys() == {"kind", *asdict(GpuReading(uuid(0)))} - {"at"}
+    assert (line["remap_pending"], line["corrected_ecc"], line["pids"]) == (True, None, [17, 18])
 
 
 def test_an_older_driver_leaves_values_out(start: Start, tmp_path: Path) -> None:
     watch = start(driver=build(tmp_path / "old", "-DOLD"), NVML_GPUS=1, **h100(0, RESERVED=GIB))
-    look = watch.wait_for(Look)
-    assert (look.gpu, look.memory_used, look.temperature) == (uuid(0), 71 * GIB, 61)
-    assert (look.clocks_reasons, look.pids) == (None, None)
+    reading = watch.wait_for(GpuReading)
+    assert (reading.gpu, reading.memory_used, reading.temperature) == (uuid(0), 71 * GIB, 61)
+    assert (reading.clocks_reasons, reading.pids) == (None, None)
     assert watch.process.poll() is None
 
 
 def test_only_the_gpus_that_were_asked_for_are_watched(start: Start) -> None:
     three = {"NVML_GPUS": 3, **h100(0), **h100(1), **h100(2)}
     watch = start(uuid(2), "0", **three)
-    assert [watch.wait_for(Look).index for _ in range(2)] == [2, 0]
+    assert [watch.wait_for(GpuReading).index for _ in range(2)] == [2, 0]
 
 
 def test_a_gpu_that_is_not_there_is_no_lost_one(start: Start) -> None:
     watch = start("GPU-misspelt", "0", NVML_GPUS=1, **h100(0))
     assert watch.wait_for(Unanswered) == Unanswered("GPU-misspelt", 6, "Not Found")
-    assert watch.wait_for(Look)
+    assert watch.wait_for(GpuReading)
 
 
 def test_xids_come_at_once_and_in_order(start: Start) -> None:
     watch = start(NVML_GPUS=2, **h100(0), **h100(1))
-    watch.wait_for(Look)
+    watch.wait_for(GpuReading)
     watch.happens(f"xid 1 31 {ALL_INSTANCES}\nxid 0 79 {ALL_INSTANCES}")
     assert watch.wait_for(Xid) == Xid(uuid(1), 31)
     assert watch.wait_for(Xid) == Xid(uuid(0), 79)
@@ -175,12 +184,12 @@ def test_an_xid_reaches_the_mig_instances_that_it_is_of(start: Start) -> None:
         "GPU0_MIG3_INSTANCE": 9,
     }
     watch = start(NVML_GPUS=1, **h100(0, MIG=1), **mig)
-    small = watch.wait_for(Look)
+    small = watch.wait_for(GpuReading)
     # Its own memory; the temperature and the health of its GPU.
     assert (small.gpu, small.memory_total, small.temperature, small.remap_pending) == (
         "MIG-a", 10 * GIB, 61, True,
     )  # fmt: skip
-    watch.wait_for(Look)
+    watch.wait_for(GpuReading)
     watch.happens("xid 0 94 9")
     assert watch.wait_for(Xid) == Xid("MIG-b", 94)
     watch.happens(f"xid 0 48 {ALL_INSTANCES}")
@@ -190,18 +199,18 @@ def test_an_xid_reaches_the_mig_instances_that_it_is_of(start: Start) -> None:
 def test_a_mig_instance_is_watched_by_its_uuid(start: Start) -> None:
     mig = {"GPU0_MIG0_UUID": "MIG-a", "GPU0_MIG0_INSTANCE": 7, "GPU0_MIG0_MEMORY": GIB}
     watch = start("MIG-a", NVML_GPUS=1, **h100(0), **mig)
-    look = watch.wait_for(Look)
-    assert (look.gpu, look.index, look.memory_total, look.recovery_action) == ("MIG-a", 0, GIB, 0)
+    reading = watch.wait_for(GpuReading)
+    assert (reading.gpu, reading.index, reading.memory_total, reading.recovery_action) == ("MIG-a", 0, GIB, 0)
 
 
 @pytest.mark.parametrize(("code", "reason"), [(15, "GPU is lost"), (16, "GPU requires restart")])
 def test_a_gpu_that_is_lost_while_it_is_watched_is_said(start: Start, code: int, reason: str) -> None:
     watch = start(NVML_GPUS=2, **h100(0), **h100(1))
-    watch.wait_for(Look)
+    watch.wait_for(GpuReading)
     watch.happens(f"GPU0=!{code}")
-    watch.look()
+    watch.read_now()
     assert watch.wait_for(Lost) == Lost(uuid(0), reason)
-    assert watch.wait_for(Look).gpu == uuid(1)
+    assert watch.wait_for(GpuReading).gpu == uuid(1)
 
 
 def test_a_gpu_that_was_lost_before_is_said(start: Start) -> None:
@@ -212,12 +221,12 @@ def test_a_gpu_that_was_lost_before_is_said(start: Start) -> None:
 
 def test_an_unknown_error_is_not_a_lost_gpu(start: Start) -> None:
     watch = start(NVML_GPUS=1, **h100(0))
-    watch.wait_for(Look)
+    watch.wait_for(GpuReading)
     watch.happens("GPU0_CLOCKS=!999")  # of one call, which other calls outweigh
-    watch.look()
-    assert watch.wait_for(Look).clocks_reasons is None
+    watch.read_now()
+    assert watch.wait_for(GpuReading).clocks_reasons is None
     watch.happens("GPU0=!999")
-    watch.look()
+    watch.read_now()
     assert watch.wait_for(Unanswered) == Unanswered(uuid(0), 999, "Unknown Error")
 
 
@@ -249,7 +258,7 @@ def test_a_container_that_lost_its_access_says_so(start: Start) -> None:
 
 def test_it_leaves_when_its_stdin_ends(start: Start) -> None:
     watch = start(NVML_GPUS=1, **h100(0))
-    watch.wait_for(Look)
+    watch.wait_for(GpuReading)
     watch.stdin.close()
     assert watch.exit_code() == 0
 
@@ -266,7 +275,7 @@ def test_it_leaves_when_its_parent_is_another(library: Path, tmp_path: Path) -> 
     assert parent.stdout
     assert parent.stderr
     pid = int(parent.stderr.readline())
-    assert b"seen" in parent.stdout.readline()
+    assert b"reading" in parent.stdout.readline()
     parent.kill()
     parent.wait()
     wait_until(lambda: not Path(f"/proc/{pid}/cmdline").exists() or not cmdline(pid), 20, "it left")
@@ -284,9 +293,9 @@ def cmdline(pid: int) -> bytes:
 
 def test_sigterm_ends_it_while_nvml_hangs(start: Start) -> None:
     watch = start(NVML_GPUS=1, **h100(0))
-    watch.wait_for(Look)
+    watch.wait_for(GpuReading)
     watch.happens("GPU0_CLOCKS=hang:/")
-    watch.look()
+    watch.read_now()
     wait_until(lambda: "pause" in wchan(watch.process.pid), 20, "it hangs", ignoring=(OSError,))
     assert not watch.reader.is_hung(time.monotonic())
     assert watch.reader.is_hung(time.monotonic() + HANG)
@@ -304,7 +313,7 @@ def test_a_reader_takes_half_lines_and_leaves_out_what_is_none() -> None:
     reader = GpuReader(0.0)
     line = json.dumps({"kind": "xid", "gpu": "GPU-1", "code": 79}).encode()
     assert reader.feed(line[:9], 1.0) == []
-    assert reader.feed(line[9:] + b"\nnot json\n[]\n{}\n{\"kind\": \"seen\"}\nnull\n" + line, 2.0) == [
+    assert reader.feed(line[9:] + b"\nnot json\n[]\n{}\n{\"kind\": \"reading\"}\nnull\n" + line, 2.0) == [
         Xid("GPU-1", 79)
     ]  # fmt: skip
     assert reader.feed(b"\n", 3.0) == [Xid("GPU-1", 79)]
@@ -329,4 +338,4 @@ def test_a_process_hangs_that_owes_a_line() -> None:
     assert reader.due == 115.0
     reader.started(115.0)
     assert not reader.is_hung(115.0)
-    assert reader.is_hung(115.0 + FIRST)  # no GPU was ever looked at
+    assert reader.is_hung(115.0 + FIRST)  # no GPU was ever read

@@ -1,4 +1,4 @@
-"""A look at an engine: the stand-in for the ways of vLLM, raw sockets for what is no answer at all."""
+"""The probes of an engine: the stand-in for the ways of vLLM, raw sockets for what is no answer at all."""
 
 import asyncio
 import json
@@ -15,8 +15,10 @@ from typing import Any
 import pytest
 
 from vllmjobs.supervisor import probes
-from vllmjobs.supervisor.model import Seen
-from vllmjobs.supervisor.probes import Load, Sample, Target, Timeouts, look, progressed, read_metrics
+from vllmjobs.supervisor.core.model import Probed
+from vllmjobs.supervisor.core.progress import Load, Sample, progressed, read_metrics
+from vllmjobs.supervisor.http_client import LOOPBACK
+from vllmjobs.supervisor.probes import Target, Timeouts, probe
 from vllmjobs_sandbox.cluster import process
 from vllmjobs_sandbox.cluster.programs import ROOM
 from vllmjobs_sandbox.engine import knobs
@@ -38,23 +40,23 @@ class Engine:
         self.port = port
         self.target = Target("chat-0", "127.0.0.1", port)
 
-    def look(self, before: Sample | None = None, timeouts: Timeouts = PATIENT) -> tuple[Sample, Seen]:
-        return asyncio.run(look(self.target, before, timeouts))
+    def probe(self, before: Sample | None = None, timeouts: Timeouts = PATIENT) -> tuple[Sample, Probed]:
+        return asyncio.run(probe(self.target, before, timeouts))
 
     def until(
         self,
-        condition: Callable[[Sample, Seen], bool],
+        condition: Callable[[Sample, Probed], bool],
         timeouts: Timeouts = PATIENT,
         last: Sample | None = None,
     ) -> Sample:
-        """Look again and again until it shows this; the last sample."""
+        """Probe again and again until it shows this; the last sample."""
 
         def shown() -> Sample | None:
             nonlocal last
-            last, seen = self.look(last, timeouts)
+            last, seen = self.probe(last, timeouts)
             return last if condition(last, seen) else None
 
-        return self.process.wait_until(shown, 15, "a look shows it")
+        return self.process.wait_until(shown, 15, "a probe shows it")
 
     def until_it_serves(self) -> Sample:
         return self.until(lambda _, seen: seen.serves)
@@ -128,29 +130,29 @@ def open_files() -> int:
 
 
 def test_an_engine_serves_once_a_completion_has_come(plain: Engine) -> None:
-    sample, seen = plain.look()
-    assert seen == Seen("chat-0", serves=True, progress=True, unanswered=0)
+    sample, seen = plain.probe()
+    assert seen == Probed("chat-0", serves=True, progress=True, unanswered=0)
     assert (sample.completion, sample.model, sample.path) == ("answered", "chat", "/v1/completions")
 
 
-def test_an_idle_engine_is_not_asked_for_a_token_at_each_look(plain: Engine) -> None:
-    first, _ = plain.look()
-    second, _ = plain.look(first)  # the tokens of the look before show that it got on
-    third, seen = plain.look(second)
+def test_an_idle_engine_is_not_asked_for_a_token_at_each_probe(plain: Engine) -> None:
+    first, _ = plain.probe()
+    second, _ = plain.probe(first)  # the tokens of the probe before show that it got on
+    third, seen = plain.probe(second)
     assert (second.completion, third.completion) == (None, None)
     assert second.tokens == third.tokens
-    assert seen == Seen("chat-0", serves=True, progress=True, unanswered=0)
+    assert seen == Probed("chat-0", serves=True, progress=True, unanswered=0)
 
 
 def test_an_engine_that_is_idle_for_long_is_asked_again(plain: Engine) -> None:
-    first, _ = plain.look()
-    second, _ = plain.look(first)
-    third, _ = plain.look(second, Timeouts(10, 10, 10, idle=0))
+    first, _ = plain.probe()
+    second, _ = plain.probe(first)
+    third, _ = plain.probe(second, Timeouts(10, 10, 10, idle=0))
     assert (third.completion, third.proved_at > second.proved_at) == ("answered", True)
 
 
 def test_an_engine_under_load_shows_it_by_its_tokens(plain: Engine) -> None:
-    before, _ = plain.look()
+    before, _ = plain.probe()
     with plain.asked():
         busy = plain.until(lambda sample, _: sample.unanswered == 1, last=before)
         grown = plain.until(lambda sample, _: (sample.tokens or 0) > (busy.tokens or 0), last=busy)
@@ -160,20 +162,20 @@ def test_an_engine_under_load_shows_it_by_its_tokens(plain: Engine) -> None:
 
 def test_no_proxy_of_the_environment_is_used(plain: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:1")
-    assert plain.look()[1].serves
+    assert plain.probe()[1].serves
 
 
-def test_no_look_leaves_a_connection_open(plain: Engine) -> None:
-    async def looks() -> None:
-        await look(plain.target, None, PATIENT)
+def test_no_probe_leaves_a_connection_open(plain: Engine) -> None:
+    async def probes_twice() -> None:
+        await probe(plain.target, None, PATIENT)
         await asyncio.sleep(0)
         before = open_files()
-        sample, _ = await look(plain.target, None, PATIENT)
-        await look(plain.target, sample, Timeouts(0, 0, 0))
+        sample, _ = await probe(plain.target, None, PATIENT)
+        await probe(plain.target, sample, Timeouts(0, 0, 0))
         await asyncio.sleep(0)
         assert open_files() == before
 
-    asyncio.run(looks())
+    asyncio.run(probes_twice())
 
 
 def test_an_api_key_is_sent_and_a_wrong_one_never_serves(start: Start) -> None:
@@ -181,8 +183,12 @@ def test_an_api_key_is_sent_and_a_wrong_one_never_serves(start: Start) -> None:
     engine.target = Target("chat-0", "127.0.0.1", engine.port, api_key="sesame\n")
     engine.until_it_serves()
     wrong = Target("chat-0", "127.0.0.1", engine.port, served_name="tiny/llama", api_key="other")
-    sample, seen = asyncio.run(look(wrong, None, PATIENT))
-    assert (seen.serves, sample.completion, sample.why) == (False, "refused", "/v1/completions answered 401")
+    sample, seen = asyncio.run(probe(wrong, None, PATIENT))
+    assert (seen.serves, sample.completion, sample.reason) == (
+        False,
+        "refused",
+        "/v1/completions answered 401",
+    )
     assert "other" not in repr(wrong)
 
 
@@ -190,9 +196,9 @@ def test_an_api_key_is_sent_and_a_wrong_one_never_serves(start: Start) -> None:
 
 
 def test_an_engine_that_loads_refuses_connections(start: Start) -> None:
-    sample, seen = start(FAILURE="never-ready").look()
-    assert seen == Seen("chat-0", serves=False, progress=False, unanswered=None)
-    assert (sample.health, sample.why) == (None, "nothing listens there yet")
+    sample, seen = start(FAILURE="never-ready").probe()
+    assert seen == Probed("chat-0", serves=False, progress=False, unanswered=None)
+    assert (sample.health, sample.reason) == (None, "nothing listens there yet")
 
 
 def test_a_hung_engine_that_is_healthy_makes_no_progress(start: Start) -> None:
@@ -200,18 +206,18 @@ def test_a_hung_engine_that_is_healthy_makes_no_progress(start: Start) -> None:
     ready = engine.until_it_serves()
     with engine.asked():
         busy = engine.until(lambda sample, _: sample.unanswered == 1, TERSE, ready)
-        sample, seen = engine.look(busy, TERSE)
+        sample, seen = engine.probe(busy, TERSE)
     assert (sample.health, sample.tokens, sample.completion) == (200, busy.tokens, "silent")
     assert (seen.serves, seen.progress) == (True, False)
 
 
 def test_an_engine_that_hangs_while_it_looks_idle_is_found_out_by_a_completion(start: Start) -> None:
     engine = start(FAILURE="hang-after=1")
-    before, _ = engine.look(engine.until_it_serves())
-    idle, seen = engine.look(before, TERSE)
+    before, _ = engine.probe(engine.until_it_serves())
+    idle, seen = engine.probe(before, TERSE)
     assert (idle.completion, seen.progress, seen.unanswered) == (None, True, 0)
     for _ in range(2):  # nor do the requests that it gave up count as answered
-        idle, seen = engine.look(idle, Timeouts(10, 10, 0.3, idle=0))
+        idle, seen = engine.probe(idle, Timeouts(10, 10, 0.3, idle=0))
         assert (idle.completion, seen.progress) == ("silent", False)
 
 
@@ -219,15 +225,15 @@ def test_an_engine_that_hangs_at_once_never_serves(start: Start) -> None:
     engine = start(FAILURE="hang")
     sample = engine.until(lambda sample, _: sample.health == 200, TERSE)
     assert (sample.completion, sample.has_served) == ("silent", False)
-    assert sample.why == "/v1/completions: no answer within 0.3 s"
+    assert sample.reason == "/v1/completions: no answer within 0.3 s"
 
 
 def test_a_saturated_health_is_no_hang_while_tokens_are_counted(start: Start) -> None:
     engine = start(FAILURE="slow-health=1")
     ready = engine.until_it_serves()
     with engine.asked():
-        busy, _ = engine.look(ready)
-        grown, seen = engine.look(busy, Timeouts(health=0.3))
+        busy, _ = engine.probe(ready)
+        grown, seen = engine.probe(busy, Timeouts(health=0.3))
     assert (grown.health, grown.completion, seen.progress, seen.serves) == (None, None, True, False)
 
 
@@ -235,10 +241,10 @@ def test_a_stopped_process_makes_no_progress(start: Start) -> None:
     engine = start()
     ready = engine.until_it_serves()
     os.kill(engine.process.popen.pid, signal.SIGSTOP)
-    sample, seen = engine.look(ready, SHORT)
-    assert seen == Seen("chat-0", serves=False, progress=False, unanswered=None)
+    sample, seen = engine.probe(ready, SHORT)
+    assert seen == Probed("chat-0", serves=False, progress=False, unanswered=None)
     os.kill(engine.process.popen.pid, signal.SIGCONT)
-    assert engine.look(sample)[1].progress
+    assert engine.probe(sample)[1].progress
 
 
 def test_an_engine_that_drains_says_what_is_unanswered(start: Start) -> None:
@@ -258,8 +264,8 @@ def test_an_engine_that_drains_says_what_is_unanswered(start: Start) -> None:
 
 def served(
     answer: Callable[[bytes, bytes], bytes], timeouts: Timeouts = PATIENT, **options: Any
-) -> tuple[Sample, Seen]:
-    """A look at a server that sends these bytes for a path and a body, and then closes."""
+) -> tuple[Sample, Probed]:
+    """Probe a server that sends these bytes for a path and a body, and then closes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         head = await reader.readuntil(b"\r\n\r\n")
@@ -277,12 +283,12 @@ def with_server(
     served_name: str | None = "m",
     host: str = "127.0.0.1",
     tls: ssl.SSLContext | None = None,
-) -> tuple[Sample, Seen]:
-    async def run() -> tuple[Sample, Seen]:
-        async with await asyncio.start_server(serve, probes.HERE.get(host, host), 0, ssl=tls) as server:
+) -> tuple[Sample, Probed]:
+    async def run() -> tuple[Sample, Probed]:
+        async with await asyncio.start_server(serve, LOOPBACK.get(host, host), 0, ssl=tls) as server:
             port = server.sockets[0].getsockname()[1]
             target = Target("chat-0", host, port, served_name, tls=tls is not None)
-            return await look(target, None, timeouts)
+            return await probe(target, None, timeouts)
 
     return asyncio.run(run())
 
@@ -343,7 +349,7 @@ def test_an_answer_without_a_token_is_none(body: bytes) -> None:
 
 def test_an_engine_whose_completions_fail_never_serves() -> None:
     sample, seen = served(lambda path, _: whole(500 if path.startswith(b"/v1") else 200, PAGE))
-    assert (sample.why, seen.serves) == ("/v1/completions answered 500", False)
+    assert (sample.reason, seen.serves) == ("/v1/completions answered 500", False)
 
 
 def test_without_metrics_a_completion_is_the_only_sign() -> None:
@@ -410,9 +416,9 @@ def test_an_answer_has_a_length_or_chunks_or_lasts_until_the_close(sent: bytes) 
 )  # fmt: skip
 def test_half_an_answer_is_no_answer(sent: bytes) -> None:
     sample, seen = served(lambda *_: sent)
-    assert seen == Seen("chat-0", serves=False, progress=False, unanswered=None)
+    assert seen == Probed("chat-0", serves=False, progress=False, unanswered=None)
     assert sample.health is None
-    assert sample.why.startswith("no whole answer: ")
+    assert sample.reason.startswith("no whole answer: ")
 
 
 def test_an_answer_that_never_ends_is_given_up_in_time() -> None:
@@ -423,7 +429,7 @@ def test_an_answer_that_never_ends_is_given_up_in_time() -> None:
             await asyncio.sleep(0.01)
 
     sample, seen = with_server(serve, SHORT)
-    assert (sample.why, seen.progress) == ("no answer within 0.3 s", False)
+    assert (sample.reason, seen.progress) == ("no answer within 0.3 s", False)
 
 
 # What the metrics say

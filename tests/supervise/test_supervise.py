@@ -12,7 +12,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from vllmjobs.supervisor.model import GAVE_UP
+from vllmjobs.supervisor.core.model import GAVE_UP
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.engine.supervised import ENGINE, SECONDS, Supervise, Supervised, marked
 

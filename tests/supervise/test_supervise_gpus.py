@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from vllmjobs.supervisor.model import GAVE_UP, GPU_FATAL
+from vllmjobs.supervisor.core.model import GAVE_UP, GPU_FATAL
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.engine.supervised import Supervise, Supervised
 from vllmjobs_sandbox.gpus.live import GIB, Live, uuid

@@ -1,1 +1,1 @@
-"""One box: an environment on a single machine, without Nomad. Pure; `boxes.py` acts."""
+"""One box: an environment on a single machine, without Nomad. Pure, but for `machine.py`, which acts."""

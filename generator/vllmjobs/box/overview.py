@@ -1,4 +1,4 @@
-"""What `status` and `logs` show of one box, from what its supervisor says."""
+"""The views of one box, for `status` and `logs`, from the answers of its supervisor."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from vllmjobs.text.json import Json
 
 
 def overview(job: str, health: Json) -> str:
-    """The answer of /health (docs/supervisor.md) as lines: all of it, then each server."""
+    """Return the answer of /health (docs/supervisor.md) as lines: the box, then each server."""
     rows = [_row(name, one) for name, one in health["instances"].items()]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
@@ -20,22 +20,22 @@ def overview(job: str, health: Json) -> str:
 
 
 def log_line(line: str, names: Collection[str]) -> str | None:
-    """A line of the supervisor's log as a person reads it; None for what is of none of these servers.
+    """Return a line of the supervisor's log for people; None for a line of another server.
 
-    What is of no server at all, such as a GPU that is condemned, is of every one.
+    A line of no server at all, such as a GPU that is condemned, is shown for every one.
     """
     try:
-        said: dict[str, Any] = json.loads(line)
-    except ValueError:  # what Python itself said
+        record: dict[str, Any] = json.loads(line)
+    except ValueError:  # a line of Python itself
         return line
-    name = said.pop("instance", None)
+    name = record.pop("instance", None)
     if name is not None and name not in names:
         return None
-    time, level = said.pop("time", ""), said.pop("level", "")
+    time, level = record.pop("time", ""), record.pop("level", "")
     for key in ("stream", "source", "logger"):
-        said.pop(key, None)
-    text = str(said.pop("message", said.pop("event", "")))
-    more = " ".join(f"{key}={value}" for key, value in said.items())
+        record.pop(key, None)
+    text = str(record.pop("message", record.pop("event", "")))
+    more = " ".join(f"{key}={value}" for key, value in record.items())
     return f"{name or 'all'} | {time} {level} {text} {more}".rstrip()
 
 
@@ -48,7 +48,7 @@ def _row(name: str, one: Json) -> list[str]:
 
 
 def _notes(health: Json) -> Iterator[str]:
-    """What each server that is not ready is about, and why."""
+    """Yield for each server that is not ready what it does, and why."""
     for name, one in health["instances"].items():
         if not one["ready"] and one["why"]:
             yield f"  {name}: {one['why']}"
@@ -57,7 +57,7 @@ def _notes(health: Json) -> Iterator[str]:
 
 
 def _span(seconds: float) -> str:
-    """Two units of it: 3h12m, 4m10s, 8s."""
+    """Return a time in two units: 3h12m, 4m10s, 8s."""
     hours, rest = divmod(int(seconds), 3600)
     minutes, seconds = divmod(rest, 60)
     if hours:

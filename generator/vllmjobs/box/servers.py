@@ -1,4 +1,4 @@
-"""An environment and a machine's GPUs, to the servers that run on it."""
+"""The servers of an environment on one machine, from its GPUs."""
 
 from __future__ import annotations
 
@@ -21,49 +21,49 @@ ENGINE_PORTS = 100
 
 
 class BoxError(UserError):
-    """Why an environment does not run on this machine: one line, with the way out."""
+    """The reason for which an environment does not run on this machine: one line, with the way out."""
 
 
 class Machine(NamedTuple):
-    """What an environment is laid over."""
+    """The machine that an environment is laid over."""
 
     cards: Sequence[Card]
-    """Its GPUs, none without a driver."""
+    """The GPUs, none without a driver."""
     folder: str
-    """Where the servers may write."""
+    """The folder in which the servers may write."""
     hf_home: str
-    """HF_HOME where the environment names no cache: one for all servers, so that a model is there once."""
+    """The HF_HOME where the environment names no cache: one for all servers, so a model is there once."""
     takes_all: bool = False
-    """VLLM_GPU_COUNT=auto: as many servers, or a server as large, as there are GPUs."""
+    """True for VLLM_GPU_COUNT=auto: as many servers, or a server as large, as there are GPUs."""
 
 
 class Place(NamedTuple):
-    """Where a server runs on this machine; no other has any of it."""
+    """The ports and GPUs of a server on this machine; no other has any of them."""
 
     port: int
     engine_port: int
-    """From where on vLLM's own processes look for ports, `ENGINE_PORTS` of them."""
+    """The first port for vLLM's own processes, which try `ENGINE_PORTS` of them."""
     gpus: tuple[str, ...]
-    """By UUID; none without a driver."""
+    """The GPUs by UUID; none without a driver."""
 
 
 class Server(NamedTuple):
     """One vLLM server on this machine."""
 
     name: str
-    """Such as chat-0: the model's key and a number."""
+    """The model's key and a number, such as chat-0."""
     model: str
     command: tuple[str, ...]
     env: dict[str, str]
-    """What is laid over the environment of the supervisor."""
+    """The variables that are laid over the environment of the supervisor."""
     host: str
-    """On which it listens."""
+    """The address on which it listens."""
     served_name: str
     place: Place
 
     @property
     def address(self) -> str:
-        """Where nginx finds it."""
+        """Return the address at which nginx reaches it."""
         host = EVERYWHERE.get(self.host, self.host)
         return f"[{host}]:{self.place.port}" if ":" in host else f"{host}:{self.place.port}"
 
@@ -80,7 +80,7 @@ class _Wanted(NamedTuple):
 def servers(
     environment: Environment, machine: Machine, before: Mapping[str, Place] | None = None
 ) -> list[Server]:
-    """The servers of every model, each with GPUs and a port of its own.
+    """Return the servers of every model, each with GPUs and a port of its own.
 
     `before` are the places of servers that run; those of the same name keep theirs where they can. Secrets
     are not among what is returned: the servers have them from the supervisor's own environment. Raises
@@ -110,7 +110,7 @@ def servers(
 
 
 def visible(cards: Sequence[Card], listed: str | None) -> list[Card]:
-    """Those that CUDA_VISIBLE_DEVICES lists, by index or the beginning of a UUID; all where it is not set."""
+    """Return the cards that CUDA_VISIBLE_DEVICES lists, by index or start of a UUID; all without it."""
     if listed is None:
         return list(cards)
     words = [word.strip() for word in listed.split(",") if word.strip()]
@@ -122,7 +122,7 @@ def visible(cards: Sequence[Card], listed: str | None) -> list[Card]:
 
 
 def secrets_of(environment: Environment) -> set[str]:
-    """The variables of its secrets."""
+    """Return the variables of an environment's secrets."""
     return {
         name
         for model in environment.models.values()
@@ -132,7 +132,7 @@ def secrets_of(environment: Environment) -> set[str]:
 
 
 def missing(environment: Environment, environ: Mapping[str, str]) -> list[str]:
-    """The variables of secrets that have no value: there is nobody to ask for them on one box."""
+    """Return the variables of secrets that have no value: nobody can be asked for them on one box."""
     return sorted(secrets_of(environment) - environ.keys())
 
 
@@ -169,7 +169,7 @@ def _server(environment: Environment, wanted: _Wanted, place: Place, machine: Ma
 
 
 def _wanted(model: Model, fitting: int, takes_all: bool) -> tuple[int, int]:
-    """GPUs of each server, and servers."""
+    """Return the number of GPUs of each server, and of servers."""
     if not takes_all or not fitting:
         return model.gpus.count, model.replicas
     if model.strategy == "tensor_parallel":
@@ -180,17 +180,17 @@ def _wanted(model: Model, fitting: int, takes_all: bool) -> tuple[int, int]:
 def _gpus(
     wanted: Sequence[_Wanted], cards: Sequence[Card], before: Mapping[str, Place]
 ) -> dict[str, tuple[str, ...]]:
-    """By server; who keeps theirs goes first, then who has the least to choose from.
+    """Give each server its GPUs: first those that keep theirs, then those with the least to choose from.
 
     Raises `BoxError` when there are too few of them for all.
     """
     free = _usable(cards)
     wanted = sorted(wanted, key=lambda one: len(_fitting(one.model, _usable(cards))))
-    found: dict[str, tuple[str, ...]] = {}
+    placed: dict[str, tuple[str, ...]] = {}
 
     def take(one: _Wanted, own: Sequence[Card]) -> None:
         nonlocal free
-        found[one.name] = tuple(card.uuid for card in own if card.uuid)
+        placed[one.name] = tuple(card.uuid for card in own if card.uuid)
         free = [card for card in free if card not in own]
 
     for one in wanted:
@@ -199,7 +199,7 @@ def _gpus(
         if len(own) == len(held) == one.gpus:
             take(one, own)
     for one in wanted:
-        if one.name in found:
+        if one.name in placed:
             continue
         own = _fitting(one.model, free)[: one.gpus]
         if len(own) < one.gpus and before:  # who keeps theirs may have what others need
@@ -208,7 +208,7 @@ def _gpus(
             asked = sum(other.gpus for other in wanted if other.key == one.key)
             raise BoxError(_too_few(one.key, one.model, asked, cards))
         take(one, own)
-    return found
+    return placed
 
 
 def _usable(cards: Sequence[Card]) -> list[Card]:
@@ -236,12 +236,12 @@ def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:
 
 
 def _apart(wanted: Mapping[str, range], before: Mapping[str, int]) -> dict[str, int]:
-    """A number for each, no two the same: the one it had if that is in its range, else the first free one."""
-    found = {name: before[name] for name, numbers in wanted.items() if before.get(name) in numbers}
+    """Give each its own number: the one it had if that is in its range, else the first free one."""
+    numbered = {name: before[name] for name, numbers in wanted.items() if before.get(name) in numbers}
     for name, numbers in wanted.items():
-        if name not in found:
-            found[name] = next(number for number in numbers if number not in found.values())
-    return found
+        if name not in numbered:
+            numbered[name] = next(number for number in numbers if number not in numbered.values())
+    return numbered
 
 
 def _filled(text: str, fills: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What the supervisor of one box is told: its servers, and nginx in front of them as on the cluster."""
+"""The configuration of one box's supervisor: its servers, and nginx in front of them as on the cluster."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ LEAVE_S = 1.0  # nginx has new workers by then; the old ones take no more reques
 
 
 def configuration(environment: Environment, servers: Sequence[Server], folder: str, nginx: str) -> Json:
-    """What `vllmjobs-supervise --config` reads, with paths in `folder`; `nginx` is the program."""
+    """Return what `vllmjobs-supervise --config` reads, with paths in `folder`; `nginx` is the program."""
     models = environment.models.values()
     times = [deadlines(model, environment.balancer) for model in models]
     return {
@@ -64,7 +64,7 @@ def configuration(environment: Environment, servers: Sequence[Server], folder: s
 
 
 def nginx_conf(environment: Environment, rendered: str) -> str:
-    """The cluster's nginx.conf, with the addresses of this machine for what Nomad would fill in.
+    """Return the cluster's nginx.conf, with the addresses of this machine for what Nomad would fill in.
 
     Raises `BoxError` for a template of the project's own that asks Nomad for more.
     """
@@ -78,12 +78,12 @@ def nginx_conf(environment: Environment, rendered: str) -> str:
 
 
 def instances(servers: Iterable[Server]) -> list[dict[str, str]]:
-    """The routes to each server, as the template of nginx.conf has them."""
+    """Return the routes to each server, as the template of nginx.conf has them."""
     return [{"path": f"/v1/{one.name}/", "address": one.address} for one in servers]
 
 
 def places(configuration: Json) -> dict[str, Place]:
-    """Where the servers of a configuration run, from what `configuration` made."""
+    """Return the places of the servers, from what `configuration` made."""
     return {
         one["name"]: Place(one["port"], int(one["env"].get("VLLM_PORT", 0)), tuple(one["gpus"]))
         for one in configuration["engines"]
@@ -92,7 +92,7 @@ def places(configuration: Json) -> dict[str, Place]:
 
 
 def _block(model: str) -> Json:
-    """What nginx reads of one model: the upstream, whether there is one, and how many serve."""
+    """Return what nginx reads of one model: the upstream, whether there is one, and how many serve."""
     variable = model.replace("-", "_")
 
     def ending(pool: str) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from vllmjobs.cluster.failures import ForbiddenError
 from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, DEFAULT_REGION, Nomad, in_namespace
 from vllmjobs.gpus import cards
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
@@ -42,7 +43,7 @@ class Cluster:
         )
         # The filter is asked of whole nodes: nomad/node_endpoint.go List.
         fenced: list[Json] = self.nomad.read(
-            "node:read", (list,), api.nodes, params={**scope, "filter": f'"{cards.FENCE}" in Meta'}
+            "node:read", (list,), api.nodes, params={**scope, "filter": f'"{FENCE_META}" in Meta'}
         )
         meta = {one["ID"]: self._meta(one["ID"], scope) for one in fenced}
         nodes = [{**node, "Meta": meta.get(node["ID"])} for node in nodes]

@@ -1,1 +1,1 @@
-"""GPU cards as one kind of row, and NVML, which tells them of this machine."""
+"""GPU cards as one kind of row, and those of this machine, read through NVML."""

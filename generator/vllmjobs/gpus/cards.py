@@ -30,30 +30,19 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from vllmjobs.environment.quantity import BYTES
+from vllmjobs.supervisor.core.gpu_events import FENCE_META, GpuReading
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
 Health = Literal["ok", "degraded", "failed", "unknown"]
 
-# nvmlDeviceGpuRecoveryAction_t, from nvml.h; 0 is "none".
-RECOVERY_ACTIONS = {
-    1: "reset the GPU",
-    2: "reboot the node",
-    3: "drain its peer-to-peer traffic",
-    4: "drain it and reset it",
-    5: "recover the IMEX domain",
-    6: "reset its PCIe bus",
-    7: "reboot the system",
-}
-FENCE = "vllmjobs_gpu_fenced"  # a node's metadata: supervisor/fence.py, which cannot import this
-
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Who holds a card: a process, or an allocation."""
+    """The holder of a card: a process, or an allocation."""
 
     name: str
     pid: int | None = None
@@ -70,7 +59,7 @@ class Holder:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One GPU or MIG instance; the module's docstring says what each value means."""
+    """One GPU or MIG instance; the module's docstring explains each value."""
 
     node: str | None = None
     node_status: str | None = None
@@ -93,29 +82,20 @@ class Card:
     holders: tuple[Holder, ...] | None = None
 
 
-class Condition(NamedTuple):
-    """What NVML says of a GPU's health; None where it does not say."""
-
-    recovery_action: int | None = None  # NVML_FI_DEV_GET_GPU_RECOVERY_ACTION
-    remap_pending: bool | None = None  # nvmlDeviceGetRemappedRows
-    remap_failed: bool | None = None
-    uncorrected_ecc: int | None = None  # volatile: since the driver was loaded
-
-
-def health_of(condition: Condition) -> tuple[Health, str]:
-    """Say how well a GPU is, and every reason.
+def health_of(reading: GpuReading) -> tuple[Health, str]:
+    """Return the health of a GPU, and every reason for it.
 
     Where there is a recovery action, NVIDIA's driver asks for it before the GPU is used again
     (docs.nvidia.com/deploy/a100-gpu-mem-error-mgmt). A pending row remapping leaves the GPU usable.
     """
     failed, degraded = [], []
-    if action := condition.recovery_action:
-        failed.append(f"the driver asks to {RECOVERY_ACTIONS.get(action, f'take recovery action {action}')}")
-    if condition.remap_failed:
+    if reading.recovery:
+        failed.append(reading.recovery)
+    if reading.remap_failed:
         failed.append("a memory row could not be remapped")
-    if condition.remap_pending:
+    if reading.remap_pending:
         degraded.append("a memory row is remapped at the next GPU reset")
-    if errors := condition.uncorrected_ecc:
+    if errors := reading.uncorrected_ecc:
         degraded.append(f"{errors} uncorrected ECC error{'s' if errors > 1 else ''} since the driver loaded")
     return "failed" if failed else "degraded" if degraded else "ok", "; ".join(failed + degraded)
 
@@ -138,7 +118,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
         if allocation["ClientStatus"] not in ENDED:
             for device in _device_ids(allocation):
                 holders.setdefault((allocation["NodeID"], device), []).append(_holder(allocation))
-    found = []
+    cards = []
     for node in nodes:
         for group in (node["NodeResources"] or {}).get("Devices") or ():
             if group["Type"] != "gpu":
@@ -146,7 +126,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
             attributes = group["Attributes"] or {}
             for instance in group["Instances"] or ():
                 health, reason = _reported(node, instance)
-                found.append(
+                cards.append(
                     Card(
                         node=node["Name"],
                         node_status=node["Status"],
@@ -164,21 +144,21 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
                         else tuple(holders.get((node["ID"], instance["ID"]), ())),
                     )
                 )
-    return sorted(found, key=lambda card: (card.node, card.model, card.uuid))
+    return sorted(cards, key=lambda card: (card.node, card.model, card.uuid))
 
 
 def fence(node: Json) -> str:
-    """What a supervisor wrote when it fenced a node; empty where it is not fenced."""
-    return str((node.get("Meta") or {}).get(FENCE, ""))
+    """Return what a supervisor wrote when it fenced a node; empty where it is not fenced."""
+    return str((node.get("Meta") or {}).get(FENCE_META, ""))
 
 
 def as_json(cards: Sequence[Card]) -> str:
-    """A JSON list, ending in a newline; the module's docstring names its keys."""
+    """Return a JSON list, ending in a newline; the module's docstring names its keys."""
     return json.dumps([asdict(card) for card in cards], indent=2) + "\n"
 
 
 def table(cards: Sequence[Card]) -> str:
-    """Aligned columns with a heading, for people; empty without cards.
+    """Return aligned columns with a heading, for people; empty without cards.
 
     A column that no card has a value for is left out. UUIDs are cut to their first block.
     """
@@ -224,7 +204,7 @@ def _reported(node: Json, instance: Json) -> tuple[Health, str]:
 
 
 def _mebibytes(memory: Json | None) -> int | None:
-    """Nomad's attribute is one of Int and Float, with a unit or without."""
+    """Return an attribute of Nomad in MiB: it is one of Int and Float, with a unit or without."""
     if not memory or memory.get("Unit") not in BYTES:  # the nvidia plugin itself always says MiB
         return None
     amount = memory.get("Int") or memory.get("Float") or 0
@@ -232,10 +212,10 @@ def _mebibytes(memory: Json | None) -> int | None:
 
 
 def _node(card: Card) -> str:
-    said = card.node_status if card.node_status != "ready" else "" if card.node_eligible else "ineligible"
+    status = card.node_status if card.node_status != "ready" else "" if card.node_eligible else "ineligible"
     if card.node_fenced:
-        said = f"{said}, fenced" if said else "fenced"
-    return f"{card.node} ({said})" if card.node and said else card.node or ""
+        status = f"{status}, fenced" if status else "fenced"
+    return f"{card.node} ({status})" if card.node and status else card.node or ""
 
 
 def _memory(card: Card) -> str:
@@ -257,7 +237,7 @@ def _text(value: float | None) -> str:
 
 
 def _plain(text: str) -> str:
-    """Without control characters: a process chooses its own name, and a terminal would obey it."""
+    """Return a text without control characters: a process chooses its name, and a terminal would obey it."""
     return "".join(character if character.isprintable() else "?" for character in text)
 
 

@@ -1,4 +1,4 @@
-"""`vllmjobs-supervise`, and `python -m vllmjobs.supervisor`."""
+"""The command `vllmjobs-supervise`, which is also `python -m vllmjobs.supervisor`."""
 
 from __future__ import annotations
 
@@ -6,9 +6,10 @@ import asyncio
 import os
 import sys
 
-from vllmjobs.supervisor.admin import AdminError
+from vllmjobs.supervisor.admin import Admin, AdminError
 from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.processes import ProcessError, Processes
+from vllmjobs.supervisor.routes import routes
 from vllmjobs.supervisor.settings import USAGE, Settings, SettingsError, read
 from vllmjobs.supervisor.supervise import Supervisor
 
@@ -19,13 +20,19 @@ async def supervise(settings: Settings) -> int:
     """Supervise until all is over; return the exit code. Raises `AdminError`, `ProcessError`."""
     output = Output(1, asyncio.get_running_loop())
     try:
-        return await Supervisor(settings, Processes(settings.identity), output).run()
+        supervisor = Supervisor(settings, Processes(settings.identity), output)
+        admin = Admin(routes(supervisor), settings.admin_host, settings.admin_port, settings.admin_path)
+        await admin.start()
+        try:
+            return await supervisor.run()
+        finally:
+            await admin.close()  # last of all: /ready answers 503 while the children end
     finally:
         output.close(LAST_WORDS_S)
 
 
 def main() -> None:
-    """`vllmjobs-supervise`."""
+    """Run `vllmjobs-supervise`."""
     arguments = sys.argv[1:]
     options = arguments[: arguments.index("--")] if "--" in arguments else arguments
     if "--help" in options or "-h" in options:

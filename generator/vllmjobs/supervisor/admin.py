@@ -1,4 +1,4 @@
-"""The admin port: a strict HTTP/1.1 server of a few paths, which answers what it is told to.
+"""The admin port: a strict HTTP/1.1 server of a few paths, with one request on each connection.
 
 It decides nothing: `routes` maps "GET /health" to a function. A key that ends in a slash, "GET /ready/",
 takes one more word of the path, which the function is called with; the others are called with the body.
@@ -47,24 +47,24 @@ REASONS = {
 
 
 class AdminError(Exception):
-    """The admin port cannot be had: the address, why, and the way out, in one line."""
+    """The admin port cannot be opened: the address, the reason and the way out, in one line."""
 
 
 class _RefusedError(Exception):
-    """A request that is not answered; the connection ends."""
+    """A request that is not answered but refused, with the status and the reason."""
 
-    def __init__(self, status: int, why: str) -> None:
-        super().__init__(why)
+    def __init__(self, status: int, reason: str) -> None:
+        super().__init__(reason)
         self.status = status
 
 
 class _Request(NamedTuple):
+    """One request, read whole."""
+
     method: str
     path: str
-    is_last: bool
-    """Of its connection."""
     is_from_a_page: bool
-    """A browser sent it for a web page, which may be anyone's."""
+    """True if a browser sent it for a web page, which may be anyone's."""
     body: str
 
 
@@ -76,11 +76,11 @@ class Admin:
         self._routes = routes
         self._host, self._port, self._path = host, port, path
         self.connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
-        """With the one that was silent longest first."""
+        """The open connections, the oldest first."""
         self._server: asyncio.Server | None = None
 
     async def start(self) -> None:
-        """Listen; AdminError when the address cannot be had."""
+        """Listen; raises `AdminError`."""
         if self._path is None:
             listener = _listen(self._host, self._port)
             self._port = listener.getsockname()[1]
@@ -91,7 +91,7 @@ class Admin:
 
     @property
     def port(self) -> int:
-        """The one that it listens on, where 0 was asked for."""
+        """Return the port that it listens on, where 0 was asked for."""
         return self._port
 
     async def close(self) -> None:
@@ -109,14 +109,14 @@ class Admin:
                 os.unlink(self._path)  # noqa: PTH108
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection, from its first request to its last."""
+        """Serve one connection: a request and its answer."""
         if len(self.connections) >= MOST:
             oldest = next(iter(self.connections))
             del self.connections[oldest]
             oldest.transport.abort()
+        self.connections[writer] = asyncio.current_task()
         try:
-            while await self._answer_next(reader, writer):
-                pass
+            await self._answer(reader, writer)
             async with asyncio.timeout(SECONDS):
                 writer.close()
                 await writer.wait_closed()
@@ -126,22 +126,18 @@ class Admin:
             writer.transport.abort()
             self.connections.pop(writer, None)
 
-    async def _answer_next(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
-        """Whether another request may follow."""
-        self.connections.pop(writer, None)
-        self.connections[writer] = asyncio.current_task()
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
             request = await _read(reader)
         except _RefusedError as refused:
-            await _write(writer, refused.status, {"error": str(refused)}, is_last=True)
+            await _write(writer, refused.status, {"error": str(refused)})
             await _linger(reader, writer)
-            return False
+            return
         if request is None:
-            return False
+            return
         status, body = self._reply(request)
         allow = ", ".join(self._methods(request.path)) if status == 405 else None
-        await _write(writer, status, body, request.is_last, request.method == "HEAD", allow)
-        return not request.is_last
+        await _write(writer, status, body, request.method == "HEAD", allow)
 
     def _reply(self, request: _Request) -> Reply:
         path = request.path
@@ -166,7 +162,7 @@ class Admin:
 
 
 def _key(method: str, path: str, routes: Routes) -> tuple[str, str]:
-    """What a path is called in the routes, and the word that it has more."""
+    """Return the key of a path in the routes, and the word that the path has more."""
     if f"{method} {path}" in routes and not path.endswith("/"):
         return f"{method} {path}", ""
     start, _, name = path.rpartition("/")
@@ -174,7 +170,7 @@ def _key(method: str, path: str, routes: Routes) -> tuple[str, str]:
 
 
 async def _read(reader: asyncio.StreamReader) -> _Request | None:
-    """Read the next request whole; None when the client has left or is silent."""
+    """Read a request whole; None when the client is silent."""
     line = b""
     try:
         async with asyncio.timeout(SECONDS):
@@ -190,13 +186,13 @@ async def _read(reader: asyncio.StreamReader) -> _Request | None:
 
 
 async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
-    found = re.fullmatch(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/(\d)\.(\d)\r\n", line)
-    if not found:
+    first = re.fullmatch(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/(\d)\.(\d)\r\n", line)
+    if not first:
         raise _RefusedError(400, "a request line is METHOD /path HTTP/1.1")
-    if found[3] != b"1":
+    if first[3] != b"1":
         raise _RefusedError(505, "this is HTTP/1.1")
     headers = await _headers(reader, HEAD - len(line))
-    if found[4] != b"0" and b"host" not in headers:
+    if first[4] != b"0" and b"host" not in headers:
         raise _RefusedError(400, "a Host header is missing")
     if b"transfer-encoding" in headers:
         raise _RefusedError(400, "no path takes a chunked body")
@@ -206,14 +202,12 @@ async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
     if int(length) > HEAD:
         raise _RefusedError(413, f"a body has at most {HEAD} bytes")
     body = (await reader.readexactly(int(length))).decode(errors="replace")
-    wishes = headers.get(b"connection", b"")
-    is_last = b"close" in wishes or (found[4] == b"0" and b"keep-alive" not in wishes)
-    path = found[2].decode("ascii").partition("?")[0]
-    return _Request(found[1].decode("ascii"), path, is_last, b"origin" in headers, body)
+    path = first[2].decode("ascii").partition("?")[0]
+    return _Request(first[1].decode("ascii"), path, b"origin" in headers, body)
 
 
 async def _headers(reader: asyncio.StreamReader, room: int) -> dict[bytes, bytes]:
-    """Read them, in small letters."""
+    """Read the headers, in small letters."""
     headers: dict[bytes, bytes] = {}
     while True:
         try:
@@ -240,7 +234,6 @@ async def _write(
     writer: asyncio.StreamWriter,
     status: int,
     body: Mapping[str, Any] | str,
-    is_last: bool,
     is_head: bool = False,
     allow: str | None = None,
 ) -> None:
@@ -251,7 +244,7 @@ async def _write(
         f"Content-Type: {kind}",
         f"Content-Length: {len(content)}",
         "Cache-Control: no-store",
-        f"Connection: {'close' if is_last else 'keep-alive'}",
+        "Connection: close",
     ]
     if allow:
         lines.append(f"Allow: {allow}")
@@ -281,7 +274,7 @@ def _listen(host: str, port: int) -> socket.socket:
 
 
 def _listen_at(path: str) -> socket.socket:
-    """A unix socket that only this user may open; one that an earlier supervisor left is replaced."""
+    """Listen on a unix socket for this user only; one that an earlier supervisor left is replaced."""
     listener = socket.socket(socket.AF_UNIX)
     before = os.umask(0o177)
     try:
@@ -298,7 +291,7 @@ def _listen_at(path: str) -> socket.socket:
 
 
 def _is_left_over(path: str) -> bool:
-    """Whether it is a socket that nobody listens on."""
+    """Tell whether the path is a socket that nobody listens on."""
     try:
         if not stat.S_ISSOCK(os.lstat(path).st_mode):
             return False
@@ -310,10 +303,10 @@ def _is_left_over(path: str) -> bool:
 
 
 def _cannot(address: str, error: OSError) -> AdminError:
-    why, way_out = {
+    reason, way_out = {
         errno.EADDRINUSE: ("is taken by another program", "end that program, or choose another"),
         errno.EADDRNOTAVAIL: ("is no address of this machine", "choose one of `ip addr`, or 0.0.0.0 for all"),
         errno.EACCES: ("is not allowed to this user", "choose a port above 1023, or a path of this user"),
-    }.get(error.errno or 0, (f"cannot be had: {error.strerror or error}", "choose another"))
+    }.get(error.errno or 0, (f"cannot be opened: {error.strerror or error}", "choose another"))
     where = "" if address.startswith("/") else " with --admin-host and --admin-port"
-    return AdminError(f"the admin address {address} {why}; {way_out}{where}")
+    return AdminError(f"the admin address {address} {reason}; {way_out}{where}")

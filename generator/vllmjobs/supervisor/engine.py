@@ -1,4 +1,4 @@
-"""One child while it runs: its two pipes, and the looks at how it does."""
+"""One child while it runs: its two pipes, and the probes of it."""
 
 from __future__ import annotations
 
@@ -11,32 +11,34 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
+from vllmjobs.supervisor.core.engines import Engine
+from vllmjobs.supervisor.core.model import Phase, Probed
+from vllmjobs.supervisor.http_client import LOOPBACK
 from vllmjobs.supervisor.log.lines import Lines, Rate
 from vllmjobs.supervisor.log.output import Output
-from vllmjobs.supervisor.model import Phase, Seen
-from vllmjobs.supervisor.probes import HERE, Target, Timeouts, look, look_at_front, look_at_leaving
+from vllmjobs.supervisor.probes import Target, Timeouts, probe, probe_front, probe_leaving
 from vllmjobs.supervisor.processes import Program, Started, StartError
-from vllmjobs.supervisor.settings import Engine
 
 AT_ONCE = 1 << 18  # bytes of one read
-# Seconds between two looks: a load takes minutes, a drain ends with the last answer.
+# Seconds between two probes: a load takes minutes, a drain ends with the last answer.
 PAUSES: dict[Phase, float] = {"starting": 0.5, "ready": 5.0, "leaving": 0.1}
 USUAL = Timeouts()
 FIRST = Timeouts(completion=30.0)  # of a life: what was compiled late is compiled then
-LOOKS = 8  # at least, in the time without progress after which an engine hangs
+PROBES = 8  # at least, in the time without progress after which an engine hangs
 Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 
-class Running:
-    """An engine and what runs of it; `happen` gets what is seen."""
+class RunningEngine:
+    """An engine and what runs of it; `handle` gets the results of its probes."""
 
     def __init__(
-        self, engine: Engine, hang: float, log_rate: float, output: Output, happen: Callable[[Seen], None]
+        self, engine: Engine, hang: float, log_rate: float, output: Output, handle: Callable[[Probed], None]
     ) -> None:
+        """Probe it often enough for a `hang` of so many seconds; pass on `log_rate` lines a second."""
         self.engine = engine
         self.pid: int | None = None
-        self._output, self._happen = output, happen
+        self._output, self._handle = output, handle
         self._loop = asyncio.get_running_loop()
         rate = Rate(burst=int(5 * log_rate), per_second=log_rate)
         prefix = engine.env.get("VLLM_LOGGING_PREFIX", "")
@@ -44,74 +46,74 @@ class Running:
         self._lines = {stream: Lines(engine.name, stream, rate, offset, prefix) for stream in STREAMS}
         self._pipes: dict[Stream, int] = {}
         self._due: asyncio.TimerHandle | None = None
-        self._looking: asyncio.Task[None] | None = None
+        self._probing: asyncio.Task[None] | None = None
         self._phase: Phase = "clearing"
-        self._pauses = {**PAUSES, "ready": min(PAUSES["ready"], hang / LOOKS)}
+        self._pauses = {**PAUSES, "ready": min(PAUSES["ready"], hang / PROBES)}
         self._changed = asyncio.Event()
 
     @property
     def program(self) -> Program:
-        """What is started."""
+        """Return what is started."""
         return Program(self.engine.name, self.engine.command, self.engine.env)
 
     @property
     def progress(self) -> str | None:
-        """The last word about its load."""
+        """Return the last progress bar of its load."""
         return self._lines["stderr"].progress or self._lines["stdout"].progress
 
     @property
     def dropped(self) -> dict[tuple[str, str], int]:
-        """Lines that were too many, by stream."""
+        """Return the number of lines that were too many, by stream."""
         return {(self.engine.name, stream): lines.dropped for stream, lines in self._lines.items()}
 
     def check_port(self) -> None:
-        """See that nobody else answers where it is going to; raises `StartError`."""
+        """Check that nobody else answers at its port; raises `StartError`."""
         engine = self.engine
-        host = HERE.get(engine.host, engine.host)
-        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as asked:
-            asked.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
+        host = LOOPBACK.get(engine.host, engine.host)
+        with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as uvicorn does
             try:
-                asked.bind((host, engine.port))
+                trial.bind((host, engine.port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
                     raise StartError(
                         engine.name, f"port {engine.port} is taken by another program"
                     ) from error
 
-    def start(self, started: Started) -> None:
-        """Read its pipes, and look at it from now on."""
+    def started(self, started: Started) -> None:
+        """Read its pipes and probe it from now on."""
         self.pid = started.pid
         self._pipes = {"stdout": started.stdout, "stderr": started.stderr}
         for stream, pipe in self._pipes.items():
             self._loop.add_reader(pipe, self._read, stream)
-        self._looking = self._loop.create_task(self._look())
+        self._probing = self._loop.create_task(self._probe())
 
-    def is_in(self, phase: Phase) -> None:
-        """Take in what the policy calls it now; a change of it is looked at at once."""
+    def enter(self, phase: Phase) -> None:
+        """Take over the phase of its state; a change of it is probed at once."""
         if phase != self._phase:
             self._phase = phase
             self._changed.set()
 
-    def ended(self) -> None:
-        """Look no more: its process is gone, while others may still write."""
+    def stop_probing(self) -> None:
+        """End the probes: its process is gone, while others may still write."""
         self.pid = None
-        if self._looking:
-            self._looking.cancel()
-            self._looking = None
+        if self._probing:
+            self._probing.cancel()
+            self._probing = None
 
-    def hear(self) -> None:
-        """Take what it has said so far, so that its end is told of after it."""
+    def read_pipes(self) -> None:
+        """Read what it has written so far, so that its end is logged after it."""
         for stream in list(self._pipes):
             self._read(stream)
 
     def close(self) -> None:
-        """Take what is left in its pipes: nothing writes to them any more."""
+        """Read what is left in its pipes: nothing writes to them any more."""
         for stream in list(self._pipes):
             while stream in self._pipes and self._read(stream):
                 pass
             self._end(stream)
 
-    async def _look(self) -> None:
+    async def _probe(self) -> None:
         sample = None
         while True:
             engine = self.engine
@@ -121,21 +123,21 @@ class Running:
             self._changed.clear()
             phase = self._phase
             if engine.is_front:
-                seen = await look_at_front(target)
+                result = await probe_front(target)
             elif phase == "leaving":
-                seen = await look_at_leaving(target)
+                result = await probe_leaving(target)
             else:
-                sample, seen = await look(target, sample, FIRST if phase == "starting" else USUAL)
+                sample, result = await probe(target, sample, FIRST if phase == "starting" else USUAL)
             if self._phase != phase:  # what it had to answer before it leaves is not what it has then
                 continue
-            self._happen(seen)
+            self._handle(result)
             # Not wait_for, which until Python 3.12 may take a cancellation for the end of the wait.
             with suppress(TimeoutError):
                 async with asyncio.timeout(self._pauses.get(self._phase, 1.0)):
                     await self._changed.wait()
 
     def _read(self, stream: Stream) -> bool:
-        """Pass on what there is; whether there may be more."""
+        """Pass on what there is; tell whether there may be more."""
         try:
             data = os.read(self._pipes[stream], AT_ONCE)
         except BlockingIOError:

@@ -33,30 +33,30 @@ DEFAULTS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
 class ProcessError(Exception):
-    """What this system does not let a supervisor do."""
+    """A thing that this system does not let a supervisor do."""
 
 
 class StartError(ProcessError):
     """A child that could not be started."""
 
-    def __init__(self, name: str, why: str) -> None:
-        super().__init__(f"{name} cannot be started: {why}")
-        self.name, self.why = name, why
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} cannot be started: {reason}")
+        self.name, self.reason = name, reason
 
 
 @dataclass(frozen=True)
 class Program:
-    """What is started for a child."""
+    """The program that is started for a child."""
 
     name: str
-    """The instance, such as chat-0."""
+    """The child, such as chat-0."""
     command: tuple[str, ...]
     env: Mapping[str, str]
-    """All of its environment; a command without a slash is looked for on its PATH."""
+    """The whole environment; a command without a slash is searched on its PATH."""
     forks: bool = True
-    """Whether it starts processes of its own, so that an orphan of unknown origin may be one of them."""
+    """True if it starts processes of its own, so that an orphan of unknown origin may be one of them."""
     stdin: bool = False
-    """Whether its stdin is a pipe of ours; else it has none."""
+    """True if its stdin is a pipe of ours; else it has none."""
 
 
 @dataclass(frozen=True)
@@ -74,29 +74,29 @@ class Ended:
     """A process that was reaped."""
 
     name: str | None
-    """None for an orphan."""
+    """The name of the child; None for an orphan."""
     pid: int
     status: int
-    """Exit code, or the negative number of the signal."""
+    """The exit code, or the negative number of the signal."""
 
 
 class Processes:
     """The children of one supervisor."""
 
     def __init__(self, identity: str) -> None:
-        """`identity` marks all that is started; another life of this supervisor has the same, nobody else.
+        """Mark all that is started with `identity`: another life of this supervisor has it, nobody else.
 
-        ProcessError where the system has no child subreaper.
+        Raises `ProcessError` where the system has no child subreaper.
         """
         self.identity = identity
         self.reaped = 0
-        """Orphans."""
+        """The number of orphans that were reaped."""
         self._children: dict[str, int] = {}
-        """Only what was not yet reaped: until then nobody else can get its pid."""
+        """The pids of children that are not yet reaped: until then nobody else can get such a pid."""
         self._names: dict[int, str] = {}
         self._sessions: dict[int, str] = {}
         self._known: dict[int, tuple[int, str]] = {}
-        """By pid, what the scan before showed: when it started, and whose it is."""
+        """The processes of the last scan by pid: when each started, and whose it is."""
         self._forking: set[str] = set()
         try:
             libc = ctypes.CDLL(None, use_errno=True)
@@ -112,7 +112,7 @@ class Processes:
     def start(self, program: Program) -> Started:
         """Start a child in a session of its own, with every signal at its default and none blocked.
 
-        StartError where that is impossible; then nothing is left of it.
+        Raises `StartError` where that is impossible; then nothing is left of it.
         """
         if program.name in self._children:
             raise StartError(program.name, f"it runs already, as process {self._children[program.name]}")
@@ -144,11 +144,11 @@ class Processes:
         return Started(pid, *pipes[::2])
 
     def reap(self) -> list[Ended]:
-        """All that has ended, orphans included, which are counted. Nobody else in this process may reap."""
+        """Reap all that has ended; orphans are counted. Nobody else in this process may reap."""
         ended: list[Ended] = []
         with suppress(ChildProcessError):
-            while (found := os.waitpid(-1, os.WNOHANG))[0]:
-                pid, status = found
+            while (reaped := os.waitpid(-1, os.WNOHANG))[0]:
+                pid, status = reaped
                 name = self._names.pop(pid, None)
                 if name is None:
                     self.reaped += 1
@@ -158,13 +158,15 @@ class Processes:
         return ended
 
     def terminate(self, name: str, number: int = signal.SIGTERM) -> None:
-        """A signal to the child's own process, if it is not reaped yet."""
+        """Send a signal to the child's own process, if it is not reaped yet."""
         if pid := self._children.get(name):
             with suppress(PermissionError):  # it became another user
                 os.kill(pid, number)
 
     def tree(self, name: str) -> set[int]:
-        """All of the child that runs: its descent, and what that left behind. ProcessError without /proc.
+        """Return all of the child that runs: its descent, and what that left behind.
+
+        Raises `ProcessError` without /proc.
 
         An orphan is known by its session, by an earlier scan (so it pays to scan now and then), or by its
         mark; one that shows none of these counts to the last child that anything is left of.
@@ -172,59 +174,59 @@ class Processes:
         return self._tree(name)[1]
 
     def kill(self, name: str) -> set[int]:
-        """SIGKILL to all of the tree, until a scan shows nobody new.
+        """Send SIGKILL to all of the tree, until a scan shows nobody new.
 
-        What still runs then is returned: it is dying, which takes an engine its time, or hangs in the kernel.
+        Returns what still runs then: it is dying, which takes an engine its time, or hangs in the kernel.
         Ask `tree` until it is empty.
         """
         return self._kill(lambda: self._tree(name))
 
     def leftovers(self) -> dict[str, set[int]]:
-        """By instance, what an earlier life of this supervisor left. ProcessError without /proc.
+        """Return by child what an earlier life of this supervisor left. Raises `ProcessError` without /proc.
 
         There must be no other living supervisor of this identity: its children would be taken for leftovers.
         """
-        seen, owners = self._leftovers()
+        scan, owners = self._leftovers()
         left: dict[str, set[int]] = {}
         for pid, name in owners.items():
-            if seen[pid].is_alive:
+            if scan[pid].is_alive:
                 left.setdefault(name, set()).add(pid)
         return left
 
     def kill_leftovers(self) -> set[int]:
-        """SIGKILL to all of them; returned is what `kill` returns."""
+        """Send SIGKILL to all leftovers; return what `kill` returns."""
 
-        def found() -> tuple[dict[int, Process], set[int]]:
-            seen, owners = self._leftovers()
-            return seen, {pid for pid in owners if seen[pid].is_alive}
+        def left() -> tuple[dict[int, Process], set[int]]:
+            scan, owners = self._leftovers()
+            return scan, {pid for pid in owners if scan[pid].is_alive}
 
-        return self._kill(found)
+        return self._kill(left)
 
     def _tree(self, name: str) -> tuple[dict[int, Process], set[int]]:
-        """All processes, and those of the child."""
-        seen = _scan()
-        owners = self._owners(seen)
-        running = {pid: owner for pid, owner in owners.items() if seen[pid].is_alive}
+        """Return all processes, and those of the child."""
+        scan = _scan()
+        owners = self._owners(scan)
+        running = {pid: owner for pid, owner in owners.items() if scan[pid].is_alive}
         others = self._forking & {*self._children, *running.values()} - {name, None}
         mine = (name,) if others else (name, None)
-        return seen, {pid for pid, owner in running.items() if owner in mine}
+        return scan, {pid for pid, owner in running.items() if owner in mine}
 
-    def _owners(self, seen: dict[int, Process]) -> dict[int, str | None]:
-        """Whose each of our descendants is; remembered for the next scan."""
-        children = by_parent(seen)
+    def _owners(self, scan: dict[int, Process]) -> dict[int, str | None]:
+        """Return the owner of each of our descendants; remembered for the next scan."""
+        children = by_parent(scan)
         owners: dict[int, str | None] = {}
         for root in children.get(os.getpid(), ()):
-            if (root, seen[root].started) not in self._before:
-                name = self._owner(seen[root])
+            if (root, scan[root].started) not in self._before:
+                name = self._owner(scan[root])
                 owners |= dict.fromkeys(descent(children, root), name)
-        self._known = {pid: (seen[pid].started, name) for pid, name in owners.items() if name is not None}
+        self._known = {pid: (scan[pid].started, name) for pid, name in owners.items() if name is not None}
         # No pid is given out again while it names a session, so what is in use is still the same.
-        used = {seen[pid].session for pid in owners} | self._names.keys()
+        used = {scan[pid].session for pid in owners} | self._names.keys()
         self._sessions = {sid: name for sid, name in self._sessions.items() if sid in used}
         return owners
 
     def _owner(self, child: Process) -> str | None:
-        """Whose a child of ours is: one that we started, or an orphan."""
+        """Return the owner of a process whose parent we are: one that we started, or an orphan."""
         known = self._names.get(child.pid) or self._sessions.get(child.session)
         if known:
             return known
@@ -232,36 +234,36 @@ class Processes:
         return name if started == child.started else instance_of(child.pid, self.identity)
 
     def _leftovers(self) -> tuple[dict[int, Process], dict[int, str]]:
-        """All processes, and whose those are that carry our mark and are not of our own life."""
-        seen = _scan()
-        children = by_parent(seen)
-        ours = {*descent(children, os.getpid()), *ancestors(seen, os.getpid())}
-        others = seen.keys() - ours
+        """Return all processes, and the owners of those that carry our mark and are not of our own life."""
+        scan = _scan()
+        children = by_parent(scan)
+        ours = {*descent(children, os.getpid()), *ancestors(scan, os.getpid())}
+        others = scan.keys() - ours
         marked = {pid: name for pid in others if (name := instance_of(pid, self.identity)) is not None}
         sessions: dict[int, str] = {}
         for pid, name in marked.items():
-            leader = seen.get(session := seen[pid].session)
+            leader = scan.get(session := scan[pid].session)
             # One that is led by somebody without a mark is not theirs: it was there before.
             if session and (session in marked or leader is None or not leader.is_alive):
                 sessions[session] = name
-        roots = {pid: sessions[one.session] for pid, one in seen.items() if one.session in sessions} | marked
+        roots = {pid: sessions[one.session] for pid, one in scan.items() if one.session in sessions} | marked
         owners: dict[int, str] = {}
         for root, name in roots.items():
             owners |= dict.fromkeys(descent(children, root), name)
-        return seen, {pid: name for pid, name in (owners | marked).items() if pid in others}
+        return scan, {pid: name for pid, name in (owners | marked).items() if pid in others}
 
     def _kill(self, find: Callable[[], tuple[dict[int, Process], set[int]]]) -> set[int]:
         killed: set[tuple[int, int]] = set()
         victims: set[int] = set()
         for _ in range(ROUNDS):
-            seen, victims = find()
-            new = [seen[pid] for pid in victims if (pid, seen[pid].started) not in killed]
+            scan, victims = find()
+            new = [scan[pid] for pid in victims if (pid, scan[pid].started) not in killed]
             if not new:
                 break
             killed |= {(one.pid, one.started) for one in new}
             # A whole group at once: none of it can fork away meanwhile. Never 0 (in /proc, a group from
             # outside of this container; to kill(2), our own) nor 1 (to kill(2), everybody).
-            mixed = {0, 1, *(one.group for pid, one in seen.items() if one.is_alive and pid not in victims)}
+            mixed = {0, 1, *(one.group for pid, one in scan.items() if one.is_alive and pid not in victims)}
             for target in {one.pid if one.group in mixed else -one.group for one in new}:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(target, signal.SIGKILL)
@@ -276,7 +278,7 @@ def _scan() -> dict[int, Process]:
 
 
 def _spawn(command: tuple[str, ...], env: Mapping[str, str], ends: Sequence[int]) -> int:
-    """The pid of what was started, from the first folder of its PATH that holds the command.
+    """Start the command from the first folder of its PATH that holds it; return its pid.
 
     `ends` are its stdout, its stderr and perhaps its stdin.
     """

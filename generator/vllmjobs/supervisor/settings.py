@@ -1,19 +1,18 @@
-"""What `vllmjobs-supervise` is told: its command line, its environment, or a file with several children."""
+"""The settings of `vllmjobs-supervise`: from its command line, its environment, or a file."""
 
 from __future__ import annotations
 
 import json
 import os
 import re
-import signal
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vllmjobs.supervisor.model import Child, Limits, Plan
-from vllmjobs.supervisor.upstreams import Block, Line
+from vllmjobs.supervisor.core.engines import PORT, Engine
+from vllmjobs.supervisor.core.model import Child, Limits, SupervisorSpec
+from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine
 
-PORT = 8000  # of `vllm serve`
 ADMIN_PORT = 8090
 OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -46,60 +45,39 @@ Exit codes: 0 stopped as asked, 1 given up, 2 wrong usage, 70 a GPU is broken.
 
 
 class SettingsError(Exception):
-    """What is wrong with what it was told, in one line."""
-
-
-@dataclass(frozen=True)
-class Engine:
-    """One child: what is started, and where it answers."""
-
-    name: str
-    command: tuple[str, ...]
-    env: Mapping[str, str]
-    """All of its environment."""
-    host: str = "127.0.0.1"
-    port: int = PORT
-    served_name: str | None = None
-    """The first that it says it has when None."""
-    gpus: tuple[str, ...] = ()
-    """By UUID or index."""
-    tls: bool = False
-    api_key: str | None = None
-    is_front: bool = False
-    """A balancer before the others, which any answer shows to be well."""
-    stop_signal: int = signal.SIGTERM
-    line: Line | None = None
-    """That of the file which the balancer reads; None where there is no such file."""
+    """A setting that is wrong, in one line."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """All that it is told."""
+    """All the settings of one supervisor."""
 
     engines: tuple[Engine, ...]
     identity: str
-    """By which a next supervisor knows what this one has left."""
+    """The mark by which a next supervisor knows what this one has left."""
     admin_host: str = ""
-    """All addresses when empty."""
+    """The address of the admin port; all addresses when empty."""
     admin_port: int = ADMIN_PORT
     admin_path: str | None = None
-    """A unix socket instead, on which restarts can be asked for."""
+    """A unix socket instead of the port, on which restarts can be asked for."""
     limits: Limits = field(default_factory=Limits)
     min_alive: int = 1
     log_rate: float = 2000.0
+    """The lines a second of each stream that are let through; 0 for all."""
     upstreams_path: str | None = None
     """The file from which the balancer in front reads which engines are ready; on SIGHUP it reads it anew."""
-    upstreams: tuple[Block, ...] = ()
+    upstreams: tuple[PoolText, ...] = ()
+    """The texts of that file."""
     secrets: tuple[str, ...] = ()
-    """Variables of the engines that a balancer in front does not get."""
+    """The variables of the engines that a balancer in front does not get."""
     path: str | None = None
-    """The file that all of it was read from, and may be again."""
+    """The file that the settings were read from, and may be again."""
 
     @property
-    def plan(self) -> Plan:
-        """As the policy wants it."""
+    def spec(self) -> SupervisorSpec:
+        """Return the part that the decisions need."""
         children = tuple(Child(engine.name, engine.gpus, engine.is_front) for engine in self.engines)
-        return Plan(children, self.limits, self.min_alive, seed=os.getpid())
+        return SupervisorSpec(children, self.limits, self.min_alive, seed=os.getpid())
 
 
 _TIMES = {
@@ -113,11 +91,11 @@ _OTHERS = ("--name", "--admin-host", "--admin-port", "--restarts", "--log-rate")
 
 
 def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
-    """Take the command line, or the file that it names; raises `SettingsError`."""
+    """Read the command line, or the file that it names; raises `SettingsError`."""
     options, command = _split(arguments)
     if file := options.pop("--config", None):
         if options or command:
-            raise SettingsError("--config says all: give it alone")
+            raise SettingsError("--config holds all settings: give it alone")
         return read_file(file, environ)
     options = {
         option: environ[variable]
@@ -145,9 +123,9 @@ def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def engine(name: str, command: Sequence[str], environ: Mapping[str, str]) -> Engine:
-    """What the arguments of `vllm serve` say of where it answers, and the environment of its GPUs."""
+    """Take the address from the arguments of `vllm serve`, and the GPUs from its environment."""
 
-    def told(flag: str) -> str | None:
+    def argument(flag: str) -> str | None:
         for number, word in enumerate(command):
             if word == flag and number + 1 < len(command):
                 return command[number + 1]
@@ -161,12 +139,12 @@ def engine(name: str, command: Sequence[str], environ: Mapping[str, str]) -> Eng
         name,
         tuple(command),
         {name: value for name, value in environ.items() if name not in OURS_ALONE},
-        told("--host") or "127.0.0.1",
-        _port(told("--port") or str(PORT), "--port"),
-        told("--served-model-name"),
+        argument("--host") or "127.0.0.1",
+        _port(argument("--port") or str(PORT), "--port"),
+        argument("--served-model-name"),
         gpus,
-        tls=told("--ssl-certfile") is not None,
-        api_key=told("--api-key") or environ.get("VLLM_API_KEY"),
+        tls=argument("--ssl-certfile") is not None,
+        api_key=argument("--api-key") or environ.get("VLLM_API_KEY"),
     )
 
 
@@ -182,7 +160,7 @@ def _variable(option: str) -> str:
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """The options, and the command after `--`."""
+    """Return the options, and the command after `--`."""
     words = list(arguments)
     command: tuple[str, ...] = ()
     if "--" in words:
@@ -208,27 +186,27 @@ def read_file(path: str, environ: Mapping[str, str]) -> Settings:
     """
     try:
         with open(path) as file:  # noqa: PTH123 (pathlib takes half a megabyte)
-            told = json.load(file)
-        public = {name: value for name, value in environ.items() if name not in told.get("secrets", ())}
+            content = json.load(file)
+        public = {name: value for name, value in environ.items() if name not in content.get("secrets", ())}
         engines = tuple(
             Engine(
                 **{
-                    **one,
-                    "command": tuple(one["command"]),
-                    "env": {**(public if one.get("is_front") else environ), **one.get("env", {})},
-                    "gpus": tuple(one.get("gpus", ())),
-                    "line": Line(**one["line"]) if "line" in one else None,
+                    **engine,
+                    "command": tuple(engine["command"]),
+                    "env": {**(public if engine.get("is_front") else environ), **engine.get("env", {})},
+                    "gpus": tuple(engine.get("gpus", ())),
+                    "line": ServerLine(**engine["line"]) if "line" in engine else None,
                 }
             )
-            for one in told.pop("engines")
+            for engine in content.pop("engines")
         )
-        unknown = told.keys() - {one.name for one in fields(Settings)}
+        unknown = content.keys() - {field.name for field in fields(Settings)}
         if unknown:
             raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
-        limits = Limits(**told.pop("limits", {}))
-        blocks = tuple(Block(**one) for one in told.pop("upstreams", ()))
-        told["secrets"] = tuple(told.get("secrets", ()))
-        return Settings(engines=engines, limits=limits, upstreams=blocks, **{**told, "path": path})
+        limits = Limits(**content.pop("limits", {}))
+        pools = tuple(PoolText(**pool) for pool in content.pop("upstreams", ()))
+        content["secrets"] = tuple(content.get("secrets", ()))
+        return Settings(engines=engines, limits=limits, upstreams=pools, **{**content, "path": path})
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, AttributeError) as error:

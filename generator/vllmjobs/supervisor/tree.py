@@ -21,23 +21,26 @@ class Process(NamedTuple):
     group: int
     session: int
     started: int
-    """Clock ticks after boot."""
+    """The time of its start, in clock ticks after boot."""
     is_alive: bool
-    """Whether anything of it runs."""
+    """True if anything of it runs."""
 
 
 def processes() -> dict[int, Process]:
-    """All that can be seen, by pid; OSError where /proc cannot be read, which is not the same as nobody."""
+    """Return all visible processes by pid.
+
+    Raises `OSError` where /proc cannot be read, which does not mean that none runs.
+    """
     with os.scandir("/proc") as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
-    found = {pid: one for pid in pids if (one := process(pid))}
+    scan = {pid: one for pid in pids if (one := process(pid))}
     # A parent that was read after its child, and was gone by then: the child has another one now.
-    lost = [one.pid for one in found.values() if one.parent and one.parent not in found]
-    return found | {pid: one for pid in lost if (one := process(pid))}
+    lost = [one.pid for one in scan.values() if one.parent and one.parent not in scan]
+    return scan | {pid: one for pid in lost if (one := process(pid))}
 
 
 def process(pid: int) -> Process | None:
-    """The process of that pid, if there is one that can be seen."""
+    """Return the process of that pid, if there is a visible one."""
     stat = _read(f"/proc/{pid}/stat")
     if not stat:
         return None
@@ -48,44 +51,44 @@ def process(pid: int) -> Process | None:
     return Process(pid, int(parent), int(group), int(session), int(rest[15]), is_alive)
 
 
-def by_parent(seen: Mapping[int, Process]) -> dict[int, list[int]]:
-    """The children of each."""
+def by_parent(scan: Mapping[int, Process]) -> dict[int, list[int]]:
+    """Return the children of each process."""
     children: dict[int, list[int]] = {}
-    for one in seen.values():
+    for one in scan.values():
         children.setdefault(one.parent, []).append(one.pid)
     return children
 
 
 def descent(children: Mapping[int, Iterable[int]], pid: int) -> Iterator[int]:
-    """That process and all below it."""
+    """Yield a process and all below it."""
     todo = [pid]
     while todo:
         yield (one := todo.pop())
         todo += children.get(one, ())
 
 
-def ancestors(seen: Mapping[int, Process], pid: int) -> set[int]:
-    """That process and all above it."""
-    found: set[int] = set()
-    while pid in seen and pid not in found:
-        found.add(pid)
-        pid = seen[pid].parent
-    return found
+def ancestors(scan: Mapping[int, Process], pid: int) -> set[int]:
+    """Return a process and all above it."""
+    above: set[int] = set()
+    while pid in scan and pid not in above:
+        above.add(pid)
+        pid = scan[pid].parent
+    return above
 
 
 def instance_of(pid: int, identity: str) -> str | None:
-    """The instance whose mark a process carries, if the mark is that of this supervisor."""
+    """Return the child whose mark a process carries, if the mark is that of this supervisor."""
     environ = b"\0" + _read(f"/proc/{pid}/environ")
     return _variable(environ, INSTANCE) if _variable(environ, SUPERVISOR) == identity else None
 
 
 def _variable(environ: bytes, name: str) -> str | None:
-    _, found, rest = environ.partition(f"\0{name}=".encode())
-    return os.fsdecode(rest.partition(b"\0")[0]) if found else None
+    _, is_set, rest = environ.partition(f"\0{name}=".encode())
+    return os.fsdecode(rest.partition(b"\0")[0]) if is_set else None
 
 
 def _read(path: str) -> bytes:
-    """A file of /proc, empty if its process is gone or another user's."""
+    """Read a file of /proc; empty if its process is gone or another user's."""
     try:
         file = os.open(path, os.O_RDONLY)
         try:

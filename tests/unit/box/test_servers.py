@@ -193,7 +193,7 @@ def test_the_supervisor_reads_what_is_written_for_it(tmp_path: Path) -> None:
     file = tmp_path / "supervise.json"
     file.write_text(json.dumps(configuration(box, own, "/state", "/usr/sbin/nginx")))
     settings = read_file(str(file), {"PATH": "/bin"})
-    assert [(child.name, child.gpus, child.is_front) for child in settings.plan.children] == [
+    assert [(child.name, child.gpus, child.is_front) for child in settings.spec.children] == [
         ("chat-0", ("GPU-0",), False),
         ("chat-1", ("GPU-1",), False),
         ("nginx", (), True),

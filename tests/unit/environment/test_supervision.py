@@ -18,7 +18,7 @@ from vllmjobs.environment.supervision import (
 )
 from vllmjobs.environment.values import Driver
 from vllmjobs.supervisor import settings
-from vllmjobs.supervisor.model import Limits
+from vllmjobs.supervisor.core.model import Limits
 
 OURS = "registry.example.com:5000/ml/vllmjobs-vllm:0.33.0-3f2a9c1@sha256:0123"
 

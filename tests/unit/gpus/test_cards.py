@@ -1,6 +1,6 @@
 """`vllmjobs gpus`: what NVML and Nomad say, as cards; and cards as a table and as JSON.
 
-NVML is a real shared library here, in a process that loads it: sandbox/nvml/nvml.c.
+NVML is a real shared library here, in a process that loads it: vllmjobs_sandbox/gpus/nvml/nvml.c.
 """
 
 import json
@@ -13,9 +13,7 @@ from typing import Any
 import pytest
 
 from vllmjobs.gpus.cards import (
-    FENCE,
     Card,
-    Condition,
     Holder,
     as_json,
     health_of,
@@ -23,17 +21,20 @@ from vllmjobs.gpus.cards import (
     mig_profile,
     table,
 )
+from vllmjobs.supervisor.core.gpu_events import FENCE_META, GpuReading
 from vllmjobs_sandbox.gpus.nvml import build
 
 MIB = 2**20
+GPU = "GPU-1"
 H100 = "NVIDIA H100 80GB HBM3"
 LOOK = """
-from vllmjobs import gpus, nvml
+from vllmjobs.gpus import nvml
+from vllmjobs.gpus.cards import as_json
 try:
     cards, reason = nvml.cards()
 except nvml.NvmlError as error:
     raise SystemExit(f"error: {error}")
-print(gpus.as_json(cards), end="")
+print(as_json(cards), end="")
 print(reason, end="", file=__import__("sys").stderr)
 """
 
@@ -250,25 +251,29 @@ def test_a_driver_that_does_not_work_is_an_error(library: Path, said: dict[str, 
 
 
 @pytest.mark.parametrize(
-    ("condition", "health", "reason"),
+    ("reading", "health", "reason"),
     [
-        (Condition(), "ok", ""),
-        (Condition(0, False, False, 0), "ok", ""),
-        (Condition(recovery_action=1), "failed", "the driver asks to reset the GPU"),
-        (Condition(recovery_action=99), "failed", "the driver asks to take recovery action 99"),
-        (Condition(remap_failed=True), "failed", "a memory row could not be remapped"),
-        (Condition(remap_pending=True), "degraded", "a memory row is remapped at the next GPU reset"),
-        (Condition(uncorrected_ecc=1), "degraded", "1 uncorrected ECC error since the driver loaded"),
+        (GpuReading(GPU), "ok", ""),
         (
-            Condition(4, True, False, 12),
+            GpuReading(GPU, recovery_action=0, remap_pending=False, remap_failed=False, uncorrected_ecc=0),
+            "ok",
+            "",
+        ),
+        (GpuReading(GPU, recovery_action=1), "failed", "the driver asks to reset the GPU"),
+        (GpuReading(GPU, recovery_action=99), "failed", "the driver asks to take recovery action 99"),
+        (GpuReading(GPU, remap_failed=True), "failed", "a memory row could not be remapped"),
+        (GpuReading(GPU, remap_pending=True), "degraded", "a memory row is remapped at the next GPU reset"),
+        (GpuReading(GPU, uncorrected_ecc=1), "degraded", "1 uncorrected ECC error since the driver loaded"),
+        (
+            GpuReading(GPU, recovery_action=4, remap_pending=True, remap_failed=False, uncorrected_ecc=12),
             "failed",
             "the driver asks to drain it and reset it; a memory row is remapped at the next GPU reset; "
             "12 uncorrected ECC errors since the driver loaded",
         ),
     ],
 )
-def test_health_and_every_reason_for_it(condition: Condition, health: str, reason: str) -> None:
-    assert health_of(condition) == (health, reason)
+def test_health_and_every_reason_for_it(reading: GpuReading, health: str, reason: str) -> None:
+    assert health_of(reading) == (health, reason)
 
 
 def test_a_mig_profile_is_read_from_the_name() -> None:
@@ -440,7 +445,7 @@ def test_the_table_of_a_cluster() -> None:
         node("b", SchedulingEligibility="ineligible"),
         node("c", Status="down", SchedulingEligibility="ineligible"),
     ]
-    nodes.append(node("d", Meta={FENCE: "GPU-1 XID 79 (GPU has fallen off the bus)", "rack": "7"}))
+    nodes.append(node("d", Meta={FENCE_META: "GPU-1 XID 79 (GPU has fallen off the bus)", "rack": "7"}))
     lines = table(in_cluster(nodes, [allocation("running", "GPU-2", NodeID="id of a")])).splitlines()
     assert [line.split("  ")[0] for line in lines] == [
         "NODE", "a", "a", "b (ineligible)", "b (ineligible)", "c (down)", "c (down)",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllmjobs.supervisor.model import Child, Limits
+from vllmjobs.supervisor.core.model import Child, Limits
 from vllmjobs.supervisor.settings import ADMIN_PORT, USAGE, SettingsError, read, seconds
 
 SERVE = ["--", "vllm", "serve", "facebook/opt-125m"]
@@ -43,7 +43,7 @@ def test_under_nomad_it_has_the_groups_name_and_the_allocations_ports() -> None:
         "NOMAD_GROUP_NAME": "chat", "NOMAD_ALLOC_ID": "a1", "NOMAD_IP_admin": "10.0.0.1",
         "NOMAD_PORT_admin": "21007", "NVIDIA_VISIBLE_DEVICES": "GPU-a,GPU-b",
     })  # fmt: skip
-    assert found.plan.children == (Child("chat", ("GPU-a", "GPU-b")),)
+    assert found.spec.children == (Child("chat", ("GPU-a", "GPU-b")),)
     assert (found.identity, found.admin_host, found.admin_port) == ("a1/chat:21007", "10.0.0.1", 21007)
 
 
@@ -94,7 +94,7 @@ def test_times_are_written_as_nomad_writes_them(text: str, found: float) -> None
         (["--name"], "--name needs a value"),
         (["--admin-port", "70000", *SERVE], "--admin-port is 70000: a port is 1 to 65535"),
         (["--restarts", "-1", *SERVE], "--restarts is '-1': it must be a whole number, 0 or more"),
-        (["--config", "a.json", *SERVE], "--config says all: give it alone"),
+        (["--config", "a.json", *SERVE], "--config holds all settings: give it alone"),
         (["--config", "nowhere.json"], "nowhere.json: No such file or directory"),
     ],
 )  # fmt: skip
@@ -113,7 +113,7 @@ def test_several_children_come_from_a_file(tmp_path: Path) -> None:
     told = {"identity": "prod", "engines": engines, "limits": {"drain": 5}, "admin_path": "/run/up.sock"}
     file.write_text(json.dumps(told))
     found = read(["--config", str(file)], {"PATH": "/bin", "A": "x"})
-    assert found.plan.children == (Child("chat-0", ("0",)), Child("chat-1", ("1",)))
+    assert found.spec.children == (Child("chat-0", ("0",)), Child("chat-1", ("1",)))
     assert [engine.env for engine in found.engines] == [
         {"PATH": "/bin", "A": "0"},
         {"PATH": "/bin", "A": "1"},

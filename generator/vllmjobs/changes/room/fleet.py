@@ -5,10 +5,11 @@ from fnmatch import fnmatchcase
 from typing import NamedTuple
 
 from vllmjobs.gpus import cards
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
-FENCE = (f"${{meta.{cards.FENCE}}}", "is_not_set")  # the constraint of jobs that heed it: attribute, operator
+FENCE = (f"${{meta.{FENCE_META}}}", "is_not_set")  # the constraint of jobs that heed it: attribute, operator
 
 
 class Node(NamedTuple):

@@ -2,7 +2,7 @@
 
 from vllmjobs.changes.model import Remedy
 from vllmjobs.changes.room.fleet import Node
-from vllmjobs.gpus.cards import FENCE
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 
 
 def make_eligible(node: Node) -> Remedy:
@@ -13,5 +13,5 @@ def make_eligible(node: Node) -> Remedy:
 
 def lift_fence(node: Node) -> Remedy:
     """Return what makes a fenced node take allocations, once its GPU is mended."""
-    command = f"nomad node meta apply -node-id {node.id[:8]} -unset {FENCE}"
+    command = f"nomad node meta apply -node-id {node.id[:8]} -unset {FENCE_META}"
     return Remedy(kind="lift-fence", node=node.name, command=command)

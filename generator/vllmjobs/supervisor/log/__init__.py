@@ -1,1 +1,1 @@
-"""The lines of the supervisor's children, and its own, as JSON on stdout."""
+"""The log: the lines of the children, and the supervisor's own events, as JSON on stdout."""

@@ -1,13 +1,13 @@
-"""What a child says, as JSON lines: vLLM's own prefix read, a traceback kept whole, a flood counted.
+"""The lines of a child as JSON: vLLM's own prefix read, a traceback kept whole, a flood counted.
 
-Values in, values out: nothing is read or written here, and the time is given. A record says
+Values in, values out: nothing is read or written here, and the time is given. A record looks like this:
 
     {"time": "2026-11-24T01:02:03.004Z", "level": "INFO", "instance": "chat-0", "stream": "stdout",
      "message": "…", "source": "core.py:123", "process": "EngineCore_DP0", "pid": 17}
 
-`source`, `logger`, `process` and `pid` where the line tells them, `truncated` (bytes) where it was cut. A
-line that is a JSON object itself keeps its fields. Empty lines outside a traceback say nothing and are left
-out; of a progress bar stays what stands last.
+`source`, `logger`, `process` and `pid` where the line has them, `truncated` (bytes) where it was cut. A
+line that is a JSON object itself keeps its fields. Empty lines outside a traceback are left out; of a
+progress bar only the last state is kept.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
-from vllmjobs.supervisor.log.records import MOST, NGINX_LEVELS, Form, Held, first_state, merged, text_of
+from vllmjobs.supervisor.core.log_records import MOST, NGINX_LEVELS, Form, Held, first_state, merged, text_of
 
 QUIET = 0.25  # seconds until what is unfinished is taken as it is
 STANDS = 5.0  # seconds until a progress bar that does not move is a record
@@ -28,12 +28,12 @@ quoted = json.encoder.encode_basestring  # in C, 0.2 µs; leaves UTF-8 readable
 
 
 class Rate(NamedTuple):
-    """How many lines of one stream are let through; what exceeds is dropped and counted."""
+    """The lines of one stream that are let through; the others are dropped and counted."""
 
     burst: int = 10_000
-    """At once."""
+    """The most lines at once."""
     per_second: float = 2_000.0
-    """In the long run; 0 for no limit."""
+    """The lines a second in the long run; 0 for no limit."""
 
 
 USUAL = Rate()
@@ -42,7 +42,7 @@ USUAL = Rate()
 def event(
     name: str, level: str, now_wall: float, instance: str | None, fields: Mapping[str, object]
 ) -> bytes:
-    """One of our own events as a JSON line; `now_wall` in Unix seconds. Never raises."""
+    """Return one of the supervisor's own events as a JSON line; `now_wall` in Unix seconds. Never raises."""
     record: dict[str, object] = {"time": timestamp(now_wall), "level": level, "event": name}
     if instance is not None:
         record["instance"] = instance
@@ -55,7 +55,7 @@ def event(
 
 
 def timestamp(now_wall: float) -> str:
-    """RFC 3339 in UTC with milliseconds."""
+    """Return a time as in RFC 3339, in UTC with milliseconds."""
     seconds, ms = divmod(int(now_wall * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
 
@@ -63,8 +63,8 @@ def timestamp(now_wall: float) -> str:
 class Lines:
     """One stream of one instance, line by line.
 
-    `feed` takes what was read. When `held_until` has come and nothing else did, `due` gives what was waited
-    for; `flush` gives all that is held, at the end of the stream. Times are of a monotonic clock; `offset` is
+    `feed` takes what was read. When `held_until` has come and nothing else did, `due` returns what was held;
+    `flush` returns all that is held, at the end of the stream. Times are of a monotonic clock; `offset` is
     what to add for Unix time, and may be set anew when the wall clock was.
     """
 
@@ -78,7 +78,7 @@ class Lines:
     ) -> None:
         """Take the lines of `stream` of `instance`; `prefix` is the child's VLLM_LOGGING_PREFIX."""
         self.dropped = 0
-        """Lines above the limit, in all."""
+        """The number of lines above the limit, in all."""
         self.offset = offset
         self._whose = f'"instance":{quoted(instance)},"stream":"{stream}","message":'
         self._instance, self._stream, self._limit = instance, stream, limit
@@ -86,13 +86,13 @@ class Lines:
         self._rest, self._over, self._rest_until = b"", 0, 0.0
         self._held: dict[str, Held] = {}
         self._tokens, self._filled_at = float(limit.burst), 0.0
-        self._unsaid, self._notice_at = 0, 0.0
+        self._unreported, self._notice_at = 0, 0.0
         self._progress: str | None = None
         self._now, self._time = 0.0, ""
         self._out: list[bytes] = []
 
     def feed(self, data: bytes, now: float) -> list[bytes]:
-        """Take what was read; give the records, each a line of JSON, that are complete now."""
+        """Take what was read; return the records, each a line of JSON, that are complete now."""
         self._begin(now)
         if self._held:
             self._expire(now)
@@ -101,7 +101,7 @@ class Lines:
             self._keep(self._rest + data)
             return self._out
         allowed = self._allowed(count)
-        if allowed and self._unsaid and now >= self._notice_at:
+        if allowed and self._unreported and now >= self._notice_at:
             self._notice()
         lines = data.split(b"\n", allowed)
         rest = lines.pop()
@@ -129,35 +129,35 @@ class Lines:
         return self._out
 
     def due(self, now: float) -> list[bytes]:
-        """Give what has been held long enough, once `held_until` has come."""
+        """Return what has been held long enough, once `held_until` has come."""
         self._begin(now)
         if self._rest and now >= self._rest_until:
             self._take_rest()
         self._expire(now)
-        if self._unsaid and now >= self._notice_at:
+        if self._unreported and now >= self._notice_at:
             self._notice()
         return self._out
 
     def flush(self, now: float) -> list[bytes]:
-        """Give all that is held, an unfinished line too: nothing more will come."""
+        """Return all that is held, an unfinished line too: nothing more will come."""
         self._begin(now)
         self._take_rest()
         self._close_all()
-        if self._unsaid:
+        if self._unreported:
             self._notice()
         return self._out
 
     @property
     def held_until(self) -> float | None:
-        """When `due` has something to give, if nothing comes before; None while nothing is held."""
+        """Return when `due` has something to return, if nothing comes before; None while nothing is held."""
         times = [held.until for held in self._held.values()]
         times += [self._rest_until] if self._rest else []
-        times += [self._notice_at] if self._unsaid else []
+        times += [self._notice_at] if self._unreported else []
         return min(times, default=None)
 
     @property
     def progress(self) -> str | None:
-        """What the last progress bar says or said, such as `Loading … shards:  50% Completed | 1/2 …`."""
+        """Return the last progress bar, such as `Loading … shards:  50% Completed | 1/2 …`."""
         if b"\r" in self._rest:
             text, _, is_bar = self._form.standing(text_of(self._rest), is_unfinished=True)
             if is_bar:
@@ -178,15 +178,15 @@ class Lines:
         return allowed
 
     def _drop(self, count: int) -> None:
-        if not self._unsaid:
+        if not self._unreported:
             self._notice_at = self._now + NOTICE
         self.dropped += count
-        self._unsaid += count
+        self._unreported += count
 
     def _notice(self) -> None:
-        fields = {"stream": self._stream, "dropped": self._unsaid}
+        fields = {"stream": self._stream, "dropped": self._unreported}
         self._out.append(event("lines_dropped", "WARNING", self._now + self.offset, self._instance, fields))
-        self._unsaid = 0
+        self._unreported = 0
 
     def _keep(self, rest: bytes) -> None:
         """Keep an unfinished line, with what was cut off from it before."""
@@ -247,7 +247,7 @@ class Lines:
         state = "bar" if is_bar else "marked" if is_marked else first_state(level, message)
         level = level or ("ERROR" if state in ("inside", "after") else "INFO")
         if state is None:
-            self._say(self._time, level, message, fields, over)
+            self._write(self._time, level, message, fields, over)
             return
         if len(self._held) >= PROCESSES:
             self._close(next(iter(self._held)))
@@ -255,7 +255,7 @@ class Lines:
         self._held[who] = Held(self._time, level, fields, [message], state, head, until, over)
 
     def _merge(self, message: str, fields: str) -> bool:
-        """Say a line that is a JSON object itself, unless it is none after all."""
+        """Write a line that is a JSON object itself; tell whether it is one."""
         ours = {"time": self._time, "level": "INFO"}
         ours |= {"instance": self._instance, "stream": self._stream, "message": ""}
         if text := merged(message, ours, fields):
@@ -272,9 +272,9 @@ class Lines:
 
     def _close(self, who: str) -> None:
         held = self._held.pop(who)
-        self._say(held.time, held.level, held.message, held.fields, held.truncated)
+        self._write(held.time, held.level, held.message, held.fields, held.truncated)
 
-    def _say(self, time: str, level: str, message: str, fields: str, truncated: int) -> None:
+    def _write(self, time: str, level: str, message: str, fields: str, truncated: int) -> None:
         cut = f',"truncated":{truncated}' if truncated else ""
         text = f'{{"time":"{time}","level":"{level}",{self._whose}{quoted(message)}{fields}{cut}}}\n'
         self._out.append(text.encode("utf-8", "backslashreplace"))

@@ -1,4 +1,4 @@
-"""Our own output, which never makes anybody wait: what its reader does not take is dropped and counted.
+"""The output, which never makes anybody wait: what its reader does not take is dropped and counted.
 
 `O_NONBLOCK` belongs to the open file, which others may hold too (a shell and its terminal, both ends of
 `2>&1`), so it is not set on it: a pipe, FIFO or terminal is opened anew through /proc, a socket is asked
@@ -22,7 +22,7 @@ AT_ONCE = 64 * 1024  # bytes of one write: what a pipe holds
 
 
 class Output:
-    """Lines to a file descriptor. No method raises for what the other end does.
+    """The lines to a file descriptor. No method raises for what the other end does.
 
     With a `loop`, waiting lines go on as soon as there is room; without one, the caller calls `on_writable`
     when `wants_write` and `fileno()` is writable.
@@ -31,7 +31,7 @@ class Output:
     def __init__(self, fd: int = 1, loop: AbstractEventLoop | None = None, most: int = MOST) -> None:
         """Write to `fd`, which stays open; keep at most `most` bytes."""
         self.dropped = 0
-        """Lines that were not written, in all."""
+        """The number of lines that were not written, in all."""
         self.wants_write = False
         self._fd, self._loop, self._most = fd, loop, most
         self._socket: socket.socket | None = None
@@ -39,9 +39,9 @@ class Output:
         self._open()
         self._waiting = bytearray()
         self._is_torn = False
-        self._unsaid = 0
+        self._unreported = 0
         self._notice = 0
-        """Lines told of by the record at the head of what waits, while nothing of it is written."""
+        """The dropped lines that the record at the head of what waits counts, until it is written."""
 
     def write(self, lines: list[bytes]) -> None:
         r"""Take whole lines, each with its `\n`: written now, kept, or dropped and counted.
@@ -50,7 +50,7 @@ class Output:
         """
         if not self.wants_write:
             self._push()
-        if self._unsaid and (self._waiting or not self._tell()):
+        if self._unreported and (self._waiting or not self._report_drops()):
             self._drop(len(lines))
             return
         for index, line in enumerate(lines):
@@ -62,14 +62,14 @@ class Output:
             self._push()
 
     def fileno(self) -> int:
-        """Where to wait until there is room: not always the `fd` that was given."""
+        """Return the descriptor on which to wait for room: not always the `fd` that was given."""
         return self._fd
 
     def on_writable(self) -> None:
-        """Go on with what waits."""
+        """Write on what waits."""
         self._push()
-        if self._unsaid and not self._waiting:
-            self._tell()
+        if self._unreported and not self._waiting:
+            self._report_drops()
 
     def close(self, seconds: float) -> None:
         """Write what can be written in that time, which blocks; what is left is counted. `fd` stays open."""
@@ -138,18 +138,18 @@ class Output:
             self._push()
         return not self._waiting
 
-    def _tell(self) -> bool:
-        """Say what was dropped, as soon as nothing waits; whether it was said."""
-        unsaid, self._unsaid = self._unsaid, 0
-        fields = {"dropped": unsaid, "reason": "output_blocked"}
+    def _report_drops(self) -> bool:
+        """Write how many lines were dropped, as soon as nothing waits; return whether it was written."""
+        unreported, self._unreported = self._unreported, 0
+        fields = {"dropped": unreported, "reason": "output_blocked"}
         self._waiting += event("lines_dropped", "WARNING", time.time(), None, fields)
-        self._notice = unsaid
+        self._notice = unreported
         self._push()
-        return not self._unsaid
+        return not self._unreported
 
     def _drop(self, lines: int) -> None:
         self.dropped += lines
-        self._unsaid += lines
+        self._unreported += lines
 
     def _lose(self) -> None:
         """Drop what waits, but for the rest of a line that was begun."""
@@ -158,7 +158,7 @@ class Output:
         del self._waiting[torn:]
         self._is_torn = torn > 0
         if self._notice:  # it was the first of them
-            self._unsaid += self._notice
+            self._unreported += self._notice
             lost -= 1
             self._notice = 0
         self._drop(lost)

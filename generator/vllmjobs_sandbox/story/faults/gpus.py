@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from vllmjobs.supervisor.gpu.fence import META
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs_sandbox.cluster.jobs import HOLDS_GPUS
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.gpus.live import GIB, Live, library, uuid
@@ -29,7 +29,7 @@ def gpu_breaks(night: Night, folder: Path) -> Iterator[None]:
         found = night.sandbox.nomad.allocation.get_allocation(broken["ID"])
         (device,) = found["AllocatedResources"]["Tasks"]["vllm"]["Devices"]
         live.xid(device["DeviceIDs"][0], 79)
-        wait_until(lambda: META in night.sandbox.node(broken["NodeName"])["Meta"], SOON, "it is fenced")
+        wait_until(lambda: FENCE_META in night.sandbox.node(broken["NodeName"])["Meta"], SOON, "it is fenced")
         night.away_later()
         yield
     finally:
@@ -40,9 +40,9 @@ def gpu_breaks(night: Night, folder: Path) -> Iterator[None]:
 def lift(night: Night, name: str) -> None:
     """Take the fence away from a node."""
     night.sandbox.nomad_cli(
-        "node", "meta", "apply", "-node-id", night.sandbox.node(name)["ID"], "-unset", META
+        "node", "meta", "apply", "-node-id", night.sandbox.node(name)["ID"], "-unset", FENCE_META
     )
-    wait_until(lambda: META not in night.sandbox.node(name)["Meta"], SOON, "the fence is lifted")
+    wait_until(lambda: FENCE_META not in night.sandbox.node(name)["Meta"], SOON, "the fence is lifted")
 
 
 @contextmanager
@@ -51,8 +51,8 @@ def node_fenced(night: Night, _: Path) -> Iterator[None]:
     night.away()
     node = night.sandbox.node("gpu-2")
     reason = f"{uuid(0)} XID 79 (GPU has fallen off the bus) 2026-11-28T03:00:00Z"
-    night.sandbox.nomad_cli("node", "meta", "apply", "-node-id", node["ID"], f"{META}={reason}")
-    wait_until(lambda: META in night.sandbox.node("gpu-2")["Meta"], SOON, "it is fenced")
+    night.sandbox.nomad_cli("node", "meta", "apply", "-node-id", node["ID"], f"{FENCE_META}={reason}")
+    wait_until(lambda: FENCE_META in night.sandbox.node("gpu-2")["Meta"], SOON, "it is fenced")
     night.words = {"NODE": node["ID"][:8]}
     night.write(entrypoint=SUPERVISED, replicas=5)
     try:

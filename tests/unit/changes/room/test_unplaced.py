@@ -9,8 +9,7 @@ from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs.changes.room.unplaced import unplaced
-from vllmjobs.gpus.cards import FENCE
-from vllmjobs.supervisor.gpu.fence import META
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 
 Json = dict[str, Any]
 H100 = "NVIDIA H100 80GB HBM3"
@@ -434,7 +433,7 @@ LIFTED = (
 
 
 def one_is_fenced(held: list[int]) -> list[Node]:
-    nodes = [node("gpu-1"), node("gpu-2", Meta={FENCE: BROKEN})]
+    nodes = [node("gpu-1"), node("gpu-2", Meta={FENCE_META: BROKEN})]
     return in_cluster(nodes, [allocation("vllm-prod", "gpu-1", held)] if held else [])
 
 
@@ -471,7 +470,3 @@ def test_without_leave_to_see_nodes_a_fence_is_told_in_words() -> None:
     found = explain(metric({NOT_MET: 2}), None, spec=group(Constraints=[HEEDS]))
     assert found.why[0] == "2 nodes are fenced, since a GPU is broken"
     assert found.way_out[0] == "see docs/runbooks/gpu-fenced.md"
-
-
-def test_the_fence_is_the_supervisors() -> None:
-    assert FENCE == META

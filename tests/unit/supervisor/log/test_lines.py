@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllmjobs.supervisor.core.log_records import MOST
 from vllmjobs.supervisor.log.lines import NOTICE, QUIET, STANDS, Lines, Rate, event
-from vllmjobs.supervisor.log.records import MOST
 
 UNLIMITED = Rate(per_second=0)
 NOW = 1_795_482_123.004  # 2026-11-24T01:02:03.004Z

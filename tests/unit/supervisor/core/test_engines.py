@@ -6,8 +6,7 @@ import random
 
 import pytest
 
-from vllmjobs.supervisor.changes import differences, rounds, settled
-from vllmjobs.supervisor.settings import Engine
+from vllmjobs.supervisor.core.engines import Engine, differences, rounds, settled
 
 
 def engine(name: str, gpu: int | None = None, port: int | None = None, words: str = "") -> Engine:

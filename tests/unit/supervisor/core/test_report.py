@@ -6,50 +6,53 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 import vllmjobs
-from vllmjobs.supervisor import policy, report
-from vllmjobs.supervisor.model import (
+from vllmjobs.supervisor.core import report
+from vllmjobs.supervisor.core.model import (
     Child,
     Cleared,
     Condemned,
-    Event,
     Exited,
-    Plan,
+    LogEvent,
+    Probed,
     RemoveAsked,
-    Say,
-    Seen,
     State,
     StopAsked,
+    SupervisorSpec,
     Tick,
+    Trigger,
 )
-from vllmjobs.supervisor.report import Counters, Gpu, Look
+from vllmjobs.supervisor.core.report import Counters, GpuStatus, Runtime
+from vllmjobs.supervisor.core.step import begin, step
 
-TWO = Plan((Child("chat-0", ("GPU-a",)), Child("chat-1", ("GPU-b",))))
-LOOK = Look(
+TWO = SupervisorSpec((Child("chat-0", ("GPU-a",)), Child("chat-1", ("GPU-b",))))
+RUNTIME = Runtime(
     started_at=0.0,
     rss_bytes=20_000_000,
     pids={"chat-0": 41, "chat-1": 42},
-    gpus={"GPU-a": Gpu(True, 60 << 30, 80 << 30), "GPU-b": Gpu(None, None, None)},
+    gpus={"GPU-a": GpuStatus(True, 60 << 30, 80 << 30), "GPU-b": GpuStatus(None, None, None)},
     progress={"chat-0": "Loading safetensors checkpoint shards: 50%"},
 )
 
 
-def after(plan: Plan, *events: Event) -> State:
+def after(spec: SupervisorSpec, *events: Trigger) -> State:
     """Where things stand after these, one a second."""
-    state, _ = policy.begin(plan, 0.0)
+    state, _ = begin(spec, 0.0)
     for now, event in enumerate(events, 1):
-        state, _ = policy.step(plan, state, event, float(now))
+        state, _ = step(spec, state, event, float(now))
     return state
 
 
-def serving(name: str) -> tuple[Event, ...]:
-    return Cleared(name), Tick(), Seen(name, serves=True, progress=True, unanswered=3)
+def serving(name: str) -> tuple[Trigger, ...]:
+    return Cleared(name), Tick(), Probed(name, serves=True, progress=True, unanswered=3)
 
 
 BOTH = (*serving("chat-0"), *serving("chat-1"))
 
 
-def shown(state: State, look: Look = LOOK, plan: Plan = TWO, now: float = 10.0) -> tuple[int, str]:
-    status, body = report.health(plan, state, look, now)
+def shown(
+    state: State, runtime: Runtime = RUNTIME, spec: SupervisorSpec = TWO, now: float = 10.0
+) -> tuple[int, str]:
+    status, body = report.health(spec, state, runtime, now)
     return status, body["status"]
 
 
@@ -57,7 +60,7 @@ def shown(state: State, look: Look = LOOK, plan: Plan = TWO, now: float = 10.0) 
 
 
 def test_health_tells_all_of_it_in_one_answer() -> None:
-    assert report.health(TWO, after(TWO, *serving("chat-0")), LOOK, now=10.0) == (
+    assert report.health(TWO, after(TWO, *serving("chat-0")), RUNTIME, now=10.0) == (
         200,
         {
             "status": "starting",
@@ -117,21 +120,21 @@ def test_health_tells_all_of_it_in_one_answer() -> None:
     ids=["at first", "all ready", "one failed", "all failed", "restart asked for", "a GPU lost", "stop"],
 )
 def test_health_is_200_while_it_serves_or_starts_as_it_should(
-    events: tuple[Event, ...], expected: tuple[int, str]
+    events: tuple[Trigger, ...], expected: tuple[int, str]
 ) -> None:
     assert shown(after(TWO, *events)) == expected
 
 
 def test_a_stop_that_nobody_asked_for_is_a_failure() -> None:
-    plan = Plan((Child("chat-0", ("GPU-a",)),))
-    state = after(plan, *serving("chat-0"), Condemned("GPU-a", "XID 79"))
-    assert shown(state, plan=plan) == (503, "failed")
+    spec = SupervisorSpec((Child("chat-0", ("GPU-a",)),))
+    state = after(spec, *serving("chat-0"), Condemned("GPU-a", "XID 79"))
+    assert shown(state, spec=spec) == (503, "failed")
 
 
 def test_an_engine_that_hangs_degrades_before_it_is_gone() -> None:
     ready_at = 3
     state = after(TWO, *BOTH, *[Tick()] * (ready_at + int(TWO.limits.hang) - len(BOTH)))
-    assert {name: one.phase for name, one in state.instances.items()} == {
+    assert {name: one.phase for name, one in state.children.items()} == {
         "chat-0": "killing",
         "chat-1": "ready",
     }
@@ -145,8 +148,8 @@ def test_a_failure_is_forgotten_when_the_window_has_passed() -> None:
 
 
 def test_fewer_than_the_least_number_of_instances_are_not_enough() -> None:
-    plan = replace(TWO, min_alive=2)
-    assert shown(after(plan, *BOTH, Exited("chat-1", 1)), plan=plan) == (503, "degraded")
+    spec = replace(TWO, min_alive=2)
+    assert shown(after(spec, *BOTH, Exited("chat-1", 1)), spec=spec) == (503, "degraded")
 
 
 @pytest.mark.parametrize(
@@ -154,27 +157,27 @@ def test_fewer_than_the_least_number_of_instances_are_not_enough() -> None:
     [
         (None, None),
         ({}, False),
-        ({"GPU-a": Gpu(is_healthy=False), "GPU-b": Gpu(is_healthy=False)}, False),
-        ({"GPU-a": Gpu(is_healthy=False), "GPU-b": Gpu(is_healthy=True)}, True),
-        ({"GPU-of-others": Gpu(is_healthy=True)}, False),
+        ({"GPU-a": GpuStatus(is_healthy=False), "GPU-b": GpuStatus(is_healthy=False)}, False),
+        ({"GPU-a": GpuStatus(is_healthy=False), "GPU-b": GpuStatus(is_healthy=True)}, True),
+        ({"GPU-of-others": GpuStatus(is_healthy=True)}, False),
     ],
 )
 def test_a_gpu_is_available_when_one_of_those_asked_for_works(
-    gpus: dict[str, Gpu] | None, available: bool | None
+    gpus: dict[str, GpuStatus] | None, available: bool | None
 ) -> None:
-    look = replace(LOOK, gpus=gpus)
-    assert report.health(TWO, after(TWO), look, 1.0)[1]["gpu_available"] is available
+    runtime = replace(RUNTIME, gpus=gpus)
+    assert report.health(TWO, after(TWO), runtime, 1.0)[1]["gpu_available"] is available
 
 
 def test_on_a_cpu_no_gpu_is_missed() -> None:
-    plan = Plan((Child("chat-0"),))
-    assert report.health(plan, after(plan), replace(LOOK, gpus={}), 1.0)[1]["gpu_available"] is None
+    spec = SupervisorSpec((Child("chat-0"),))
+    assert report.health(spec, after(spec), replace(RUNTIME, gpus={}), 1.0)[1]["gpu_available"] is None
 
 
 def test_the_balancer_follows_ready_unless_it_says_itself() -> None:
     state = after(TWO, *BOTH, StopAsked())
-    assert report.health(TWO, state, LOOK, 9.0)[1]["balancer_status"] == "out"
-    said = replace(LOOK, balancer="draining")
+    assert report.health(TWO, state, RUNTIME, 9.0)[1]["balancer_status"] == "out"
+    said = replace(RUNTIME, balancer="draining")
     assert report.health(TWO, state, said, 9.0)[1]["balancer_status"] == "draining"
 
 
@@ -184,7 +187,7 @@ def test_the_balancer_follows_ready_unless_it_says_itself() -> None:
 def test_ready_turns_503_the_moment_a_stop_begins() -> None:
     state = after(TWO, *BOTH)
     assert report.ready(TWO, state) == (200, {"ready": True, "instances": {"chat-0": True, "chat-1": True}})
-    state, _ = policy.step(TWO, state, StopAsked(), 9.0)
+    state, _ = step(TWO, state, StopAsked(), 9.0)
     assert report.ready(TWO, state) == (
         503,
         {"ready": False, "instances": {"chat-0": False, "chat-1": False}},
@@ -226,7 +229,7 @@ def test_the_metrics_are_those_of_the_manual() -> None:
         reaped=1000,
     )
     state = after(TWO, *BOTH, Exited("chat-1", 0))
-    assert samples(report.metrics(TWO, state, LOOK, counters, now=10.0)) == {
+    assert samples(report.metrics(TWO, state, RUNTIME, counters, now=10.0)) == {
         "info": {(vllmjobs.__version__,): 1},
         "uptime_seconds": {(): 10},
         "ready": {(): 1},
@@ -247,19 +250,21 @@ def test_the_metrics_are_those_of_the_manual() -> None:
 
 def test_hostile_names_are_read_back_as_they_were() -> None:
     hostile = 'a"b\\n\\"\nc{}=,#'
-    plan = Plan((Child(hostile),))
-    found = samples(report.metrics(plan, after(plan), LOOK, Counters(), 1.0))
+    spec = SupervisorSpec((Child(hostile),))
+    found = samples(report.metrics(spec, after(spec), RUNTIME, Counters(), 1.0))
     assert found["instance_ready"] == {(hostile,): 0}
 
 
 def test_the_counters_follow_what_the_policy_says() -> None:
-    state, _ = policy.begin(TWO, 0.0)
+    state, _ = begin(TWO, 0.0)
     counters, failed = Counters(), (*BOTH, Exited("chat-0", 1), Exited("chat-1", -9))
     for now, event in enumerate((*failed, *serving("chat-1"), StopAsked(), StopAsked()), 1):
-        state, actions = policy.step(TWO, state, event, float(now))
-        counters = report.counted(counters, actions)
+        state, operations = step(TWO, state, event, float(now))
+        counters = report.counted(counters, operations)
     assert counters.failures == {"chat-0": 1, "chat-1": 1}
     assert counters.load_seconds == {"chat-0": 2.0, "chat-1": 1.0}
-    assert report.counted(counters, [Say("instance_failed", "ERROR", "chat-0")]).failures["chat-0"] == 2
-    drained = report.counted(counters, [Say("instance_drained", "INFO", "chat-0", {"drain_seconds": 1.5})])
+    assert report.counted(counters, [LogEvent("instance_failed", "ERROR", "chat-0")]).failures["chat-0"] == 2
+    drained = report.counted(
+        counters, [LogEvent("instance_drained", "INFO", "chat-0", {"drain_seconds": 1.5})]
+    )
     assert drained.drain_seconds == {"chat-0": 1.5, "chat-1": 1.0}

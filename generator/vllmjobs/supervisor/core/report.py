@@ -1,4 +1,4 @@
-"""What the admin port shows: from where things stand to /live, /ready, /health and /metrics. Pure."""
+"""The answers of the admin port, from the state: /live, /ready, /health and /metrics."""
 
 from __future__ import annotations
 
@@ -7,16 +7,16 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from vllmjobs import __version__
-from vllmjobs.supervisor.model import Action, Child, Instance, Plan, Say, State
-from vllmjobs.supervisor.policy import is_ready
+from vllmjobs.supervisor.core.model import Child, ChildState, LogEvent, Operation, State, SupervisorSpec
+from vllmjobs.supervisor.core.step import is_ready
 
 Answer = tuple[int, dict[str, Any]]
 """An HTTP status and what is sent as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
-class Gpu:
-    """One GPU as last seen; None for what it does not say."""
+class GpuStatus:
+    """One GPU as last read; None for what it does not tell."""
 
     is_healthy: bool | None = None
     used_bytes: int | None = None
@@ -24,108 +24,109 @@ class Gpu:
 
 
 @dataclass(frozen=True, slots=True)
-class Look:
-    """What the policy's state does not know."""
+class Runtime:
+    """The facts about the running supervisor that are not in the state of its decisions."""
 
     started_at: float
-    """When the supervisor started, on the policy's clock."""
+    """The time at which the supervisor started, on its monotonic clock."""
     rss_bytes: int | None = None
-    """Of the supervisor itself."""
+    """The resident memory of the supervisor itself."""
     pids: Mapping[str, int] = field(default_factory=dict)
-    gpus: Mapping[str, Gpu] | None = None
-    """None when nothing is known of any: without a driver, or on a CPU."""
+    """The process of each child that runs."""
+    gpus: Mapping[str, GpuStatus] | None = None
+    """The GPUs by name; None when nothing is known of any: without a driver, or on a CPU."""
     progress: Mapping[str, str] = field(default_factory=dict)
-    """The last word of each child about its load."""
+    """The last progress bar of each child that loads."""
     balancer: str | None = None
-    """"in" or "out", or what a balancer says; None when one follows /ready."""
+    """The balancer's state, such as "in" or "out"; None when it follows /ready."""
     awaited: Collection[str] = ()
-    """Children that were asked to end, and what is to come after them has not begun."""
+    """The children that were asked to end, where what is to come after them has not begun."""
 
 
 @dataclass(frozen=True, slots=True)
 class Counters:
-    """What only grows, or was measured last; `counted` keeps those that the policy speaks of."""
+    """The counters, and the last measured times; `counted` keeps those that follow from events."""
 
     failures: Mapping[str, int] = field(default_factory=dict)
     load_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of each child's last start."""
+    """The load time of each child's last start."""
     drain_seconds: Mapping[str, float] = field(default_factory=dict)
-    """Of each child's last stop."""
+    """The drain time of each child's last stop."""
     dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """Lines of a child's stream, "stdout" or "stderr", that were not passed on."""
+    """The lines that were not passed on, by child and stream ("stdout" or "stderr")."""
     reaped: int = 0
-    """Orphans."""
+    """The orphans that were reaped."""
 
 
-def counted(counters: Counters, actions: Iterable[Action]) -> Counters:
-    """The counters after what the policy said."""
-    for action in actions:
-        match action:
-            case Say("instance_failed", _, str(name)):
+def counted(counters: Counters, operations: Iterable[Operation]) -> Counters:
+    """Return the counters after these operations, of which the events count."""
+    for operation in operations:
+        match operation:
+            case LogEvent("instance_failed", _, str(name)):
                 failures = {**counters.failures, name: counters.failures.get(name, 0) + 1}
                 counters = replace(counters, failures=failures)
-            case Say("instance_ready", _, str(name), {"load_seconds": seconds}):
+            case LogEvent("instance_ready", _, str(name), {"load_seconds": seconds}):
                 counters = replace(counters, load_seconds={**counters.load_seconds, name: seconds})
-            case Say("instance_drained", _, str(name), {"drain_seconds": seconds}):
+            case LogEvent("instance_drained", _, str(name), {"drain_seconds": seconds}):
                 counters = replace(counters, drain_seconds={**counters.drain_seconds, name: seconds})
     return counters
 
 
 def live() -> Answer:
-    """That it answers at all."""
+    """Answer that the supervisor runs."""
     return 200, {"live": True}
 
 
-def ready(plan: Plan, state: State, name: str = "") -> Answer:
-    """Whether a balancer may send requests here, or to one instance; 503 the moment a stop begins."""
+def ready(spec: SupervisorSpec, state: State, name: str = "") -> Answer:
+    """Tell whether a balancer may send requests here, or to one child; 503 the moment a stop begins."""
     if not name:
-        is_so = is_ready(plan, state)
-        instances = {child.name: _is_up(state, child.name) for child in plan.children}
+        is_so = is_ready(spec, state)
+        instances = {child.name: _is_up(state, child.name) for child in spec.children}
         return 200 if is_so else 503, {"ready": is_so, "instances": instances}
-    if name not in state.instances:
-        return 404, {"error": f"no such instance: {name}", "instances": sorted(state.instances)}
+    if name not in state.children:
+        return 404, {"error": f"no such instance: {name}", "instances": sorted(state.children)}
     is_so = _is_up(state, name)
     return 200 if is_so else 503, {"ready": is_so, "instance": name}
 
 
-def health(plan: Plan, state: State, look: Look, now: float) -> Answer:
-    """All of it, for people and dashboards; 200 while it serves, or starts as it should."""
-    status = _status(plan, state, now)
-    is_well = status in ("ok", "starting") or (status == "degraded" and is_ready(plan, state))
-    phases = {one.phase for one in state.instances.values()}
-    balancer = look.balancer or ("in" if is_ready(plan, state) else "out")
+def health(spec: SupervisorSpec, state: State, runtime: Runtime, now: float) -> Answer:
+    """Answer with everything, for people and dashboards; 200 while it serves, or starts as it should."""
+    status = _status(spec, state, now)
+    is_well = status in ("ok", "starting") or (status == "degraded" and is_ready(spec, state))
+    phases = {one.phase for one in state.children.values()}
+    balancer = runtime.balancer or ("in" if is_ready(spec, state) else "out")
     return 200 if is_well else 503, {
         "status": status,
-        "gpu_available": _has_gpu(plan, look),
+        "gpu_available": _has_gpu(spec, runtime),
         "model_loaded": bool(phases & {"ready", "leaving"}),
         "memory_usage": {
-            "rss_bytes": look.rss_bytes,
+            "rss_bytes": runtime.rss_bytes,
             "gpus": [
                 {"gpu": name, "used_bytes": gpu.used_bytes, "total_bytes": gpu.total_bytes}
-                for name, gpu in sorted((look.gpus or {}).items())
+                for name, gpu in sorted((runtime.gpus or {}).items())
             ],
         },
         "balancer_status": balancer,
-        "progress": dict(look.progress),
-        "uptime_seconds": round(now - look.started_at, 3),
+        "progress": dict(runtime.progress),
+        "uptime_seconds": round(now - runtime.started_at, 3),
         "instances": {
-            child.name: _shown(child, state, look, plan.limits.window, now) for child in plan.children
+            child.name: _shown(child, state, runtime, spec.limits.window, now) for child in spec.children
         },
     }
 
 
-def _status(plan: Plan, state: State, now: float) -> str:
+def _status(spec: SupervisorSpec, state: State, now: float) -> str:
     if state.is_stopping:
         return "failed" if state.code else "stopping"
-    ones = state.instances.values()
+    ones = state.children.values()
     if all(one.phase == "ready" for one in ones):
         return "ok"
-    is_as_planned = all(_is_as_planned(one, now - plan.limits.window) for one in ones)
+    is_as_planned = all(_is_as_planned(one, now - spec.limits.window) for one in ones)
     return "starting" if is_as_planned else "degraded"
 
 
-def _is_as_planned(one: Instance, since: float) -> bool:
-    """Whether it serves, is started without trouble, or ends because that was asked for."""
+def _is_as_planned(one: ChildState, since: float) -> bool:
+    """Tell whether a child serves, is started without trouble, or ends because that was asked for."""
     if one.phase == "ready":
         return True
     is_ending = one.phase in ("terminating", "killing") and not one.is_planned
@@ -134,40 +135,40 @@ def _is_as_planned(one: Instance, since: float) -> bool:
 
 
 def _is_up(state: State, name: str) -> bool:
-    return state.instances[name].phase == "ready" and not state.is_stopping
+    return state.children[name].phase == "ready" and not state.is_stopping
 
 
-def _has_gpu(plan: Plan, look: Look) -> bool | None:
-    """Whether one of those that are asked for works; None where none is, or nothing is known."""
-    wanted = {gpu for child in plan.children for gpu in child.gpus}
-    if look.gpus is None or not wanted:
+def _has_gpu(spec: SupervisorSpec, runtime: Runtime) -> bool | None:
+    """Tell whether one of the children's GPUs works; None where they have none, or nothing is known."""
+    wanted = {gpu for child in spec.children for gpu in child.gpus}
+    if runtime.gpus is None or not wanted:
         return None
-    return any(gpu.is_healthy is not False for name, gpu in look.gpus.items() if name in wanted)
+    return any(gpu.is_healthy is not False for name, gpu in runtime.gpus.items() if name in wanted)
 
 
-def _shown(child: Child, state: State, look: Look, window: float, now: float) -> dict[str, Any]:
-    one = state.instances[child.name]
+def _shown(child: Child, state: State, runtime: Runtime, window: float, now: float) -> dict[str, Any]:
+    one = state.children[child.name]
     is_up = one.phase in ("ready", "leaving") and one.ready_at is not None
     return {
         "phase": one.phase,
         "ready": _is_up(state, child.name),
-        "pid": look.pids.get(child.name),
+        "pid": runtime.pids.get(child.name),
         "gpus": list(child.gpus),
         "restarts": one.restarts,
         "failures": sum(at > now - window for at in one.failures),
         "ready_seconds": round(now - (one.ready_at or 0), 3) if is_up else None,
         "unanswered": one.unanswered,
-        "awaited": child.name in look.awaited,
+        "awaited": child.name in runtime.awaited,
         "why": one.why,
     }
 
 
-def metrics(plan: Plan, state: State, look: Look, counters: Counters, now: float) -> str:
-    """A page of Prometheus' text format 0.0.4; what is not known is left out."""
+def metrics(spec: SupervisorSpec, state: State, runtime: Runtime, counters: Counters, now: float) -> str:
+    """Return a page of Prometheus' text format 0.0.4; unknown values are left out."""
     return "".join(
         f"# HELP {_PREFIX}{name} {_escaped(about)}\n# TYPE {_PREFIX}{name} {kind}\n"
         + "".join(f"{_PREFIX}{name}{_labels(labels)} {float(value)!r}\n" for labels, value in samples)
-        for name, kind, about, samples in _families(plan, state, look, counters, now)
+        for name, kind, about, samples in _families(spec, state, runtime, counters, now)
         if samples
     )
 
@@ -177,10 +178,12 @@ _Samples = list[tuple[dict[str, str], float]]
 _Family = tuple[str, str, str, _Samples]
 
 
-def _families(plan: Plan, state: State, look: Look, counters: Counters, now: float) -> Iterator[_Family]:
-    """Each with its name, type and help."""
-    ones = {child.name: state.instances[child.name] for child in plan.children}
-    gpus = sorted((look.gpus or {}).items())
+def _families(
+    spec: SupervisorSpec, state: State, runtime: Runtime, counters: Counters, now: float
+) -> Iterator[_Family]:
+    """Yield each metric with its name, type, help and samples."""
+    ones = {child.name: state.children[child.name] for child in spec.children}
+    gpus = sorted((runtime.gpus or {}).items())
 
     def of_each(values: Mapping[str, float]) -> _Samples:
         return [({"instance": name}, values[name]) for name in ones if name in values]
@@ -189,8 +192,8 @@ def _families(plan: Plan, state: State, look: Look, counters: Counters, now: flo
         return [({"gpu": name}, value) for name, value in values.items() if value is not None]
 
     yield "info", "gauge", "Which version this is.", [({"version": __version__}, 1)]
-    yield "uptime_seconds", "gauge", "Since the supervisor started.", [({}, now - look.started_at)]
-    yield "ready", "gauge", "Whether a balancer may send requests here.", [({}, is_ready(plan, state))]
+    yield "uptime_seconds", "gauge", "Since the supervisor started.", [({}, now - runtime.started_at)]
+    yield "ready", "gauge", "Whether a balancer may send requests here.", [({}, is_ready(spec, state))]
     yield (
         "instance_ready", "gauge", "Whether an instance may be sent requests.",
         of_each({name: _is_up(state, name) for name in ones}),
@@ -228,8 +231,8 @@ def _families(plan: Plan, state: State, look: Look, counters: Counters, now: flo
         [({"instance": name, "stream": stream}, n) for (name, stream), n in sorted(counters.dropped.items())],
     )  # fmt: skip
     yield "zombies_reaped_total", "counter", "Orphans of the children.", [({}, counters.reaped)]
-    if look.rss_bytes is not None:
-        yield "resident_memory_bytes", "gauge", "Of the supervisor itself.", [({}, look.rss_bytes)]
+    if runtime.rss_bytes is not None:
+        yield "resident_memory_bytes", "gauge", "Of the supervisor itself.", [({}, runtime.rss_bytes)]
 
 
 def _labels(labels: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""What one line of a child says, and whether the next goes on with it.
+"""The form of a child's log: the parts of a line, and whether the next line continues the record.
 
 The formats are those of `vllm/logging_utils/formatter.py`, `vllm/utils/system_utils.py` (`decorate_logs`, up
 to 0.31), uvicorn's `logging.py`, torch's `[rank0]: ` and Python's own.
@@ -40,7 +40,7 @@ _THEIRS = {
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 State = Literal["marked", "before", "inside", "after", "bar"]
-"""What comes: an announced line; a traceback, or not; frames; what may follow a traceback; a bar's step."""
+"""The next line: an announced one; a traceback, or not; frames; what may follow a traceback; a bar's step."""
 
 
 @dataclass(slots=True)
@@ -50,11 +50,11 @@ class Held:
     time: str
     level: str
     fields: str
-    """JSON, with a comma before each."""
+    """The fields as JSON, with a comma before each."""
     texts: list[str]
     state: State
     head: str
-    """vLLM's prefix, which is before each line of a message; "" where there was none."""
+    """The prefix of vLLM, which is before each line of a message; "" where there was none."""
     until: float
     truncated: int
     size: int = field(init=False)
@@ -64,7 +64,7 @@ class Held:
 
     @property
     def message(self) -> str:
-        """All of it so far."""
+        """Return the whole message so far."""
         return "\n".join(self.texts).rstrip()
 
     def takes(self, head: str, text: str, over: int, is_marked: bool, is_bar: bool) -> bool:
@@ -98,7 +98,7 @@ class Held:
 
 
 class Form:
-    """How the lines of a child begin, given its VLLM_LOGGING_PREFIX."""
+    """The beginnings of a child's lines, given its VLLM_LOGGING_PREFIX."""
 
     def __init__(self, prefix: str = "") -> None:
         own = f"(?:{re.escape(prefix)})?" if prefix else ""
@@ -114,17 +114,20 @@ class Form:
         )
 
     def match(self, text: str) -> re.Match[str]:
-        """The groups: whose, process, pid, rank, level, source, uvicorn's level and logger, nginx's level."""
+        """Match the beginning of a line.
+
+        The groups: whose, process, pid, rank, level, source, uvicorn's level and logger, nginx's level.
+        """
         match = self._re.match(text)
         assert match  # every part of it may be missing
         return match
 
     def shrunk(self, raw: bytes) -> tuple[bytes, int]:
-        """What has to be kept of a line, and how many bytes were cut off.
+        """Return what has to be kept of a line, and how many bytes were cut off.
 
-        Of a progress bar, which goes on for hours without an end of line: its first piece (it says whose it
-        is), the last that shows something, and the one that is being written. The same comes out whether a
-        line is given whole or in parts.
+        A progress bar goes on for hours without an end of line. Kept of it are its first piece (it tells
+        whose it is), the last that shows something, and the one that is being written. The same comes out
+        for a line that is given whole and for one in parts.
         """
         first, *pieces = raw.split(b"\r")
         if not pieces or len(first) > MOST or self._is_vllms(text_of(first)):
@@ -142,7 +145,7 @@ class Form:
         return first + b"\r" + shown + pieces[-1], over
 
     def standing(self, text: str, is_unfinished: bool = False) -> tuple[str, bool, bool]:
-        r"""Return a line with `\r` as it stands in the end; whether it announces another; if it is a bar.
+        r"""Return a line with `\r` as a terminal shows it, if it announces another, and if it is a bar.
 
         Where a message has several lines, vLLM ends each but the last with `\r\n`.
         """
@@ -159,13 +162,13 @@ class Form:
 
 
 def text_of(raw: bytes) -> str:
-    """Decode, whatever it is, and take colours out."""
+    """Decode a line, whatever it is, and take colours out."""
     text = raw.decode("utf-8", "replace")
     return _ANSI.sub("", text) if "\x1b" in text else text
 
 
 def first_state(level: str | None, message: str) -> State | None:
-    """How a record may go on after its first line; None where it is complete."""
+    """Return how a record may go on after its first line; None where it is complete."""
     if level and level not in ("ERROR", "CRITICAL"):
         return None
     if match := _BEGINS.match(message):
@@ -174,7 +177,7 @@ def first_state(level: str | None, message: str) -> State | None:
 
 
 def _next(state: State, message: str) -> State | None:
-    """What a record is in after one more line; None where that line is none of it."""
+    """Return the state of a record after one more line; None where that line is none of it."""
     if (match := _BEGINS.match(message)) and not match["before"]:
         return "after" if match["margin"] or match["fault"] else "inside"
     if state == "inside":
@@ -183,16 +186,16 @@ def _next(state: State, message: str) -> State | None:
 
 
 def _bar(message: str) -> str:
-    """Which bar it is: what stands before its first figure."""
+    """Return the name of a progress bar: the text before its first figure."""
     match = _BAR.match(message)
     return match[0].strip() if match else ""
 
 
 def merged(message: str, ours: dict[str, str], fields: str) -> str | None:
-    """A line that is a JSON object itself, as a record; None if it is none after all.
+    """Return a line that is a JSON object itself as a record; None if it is no such object.
 
-    `ours` are time, level, instance, stream and message; where it says its own time, level and message, those
-    stay, under these names.
+    `ours` are time, level, instance, stream and message; where the line has its own time, level and message,
+    those stay, under these names.
     """
     try:
         theirs = json.loads(message)

@@ -9,39 +9,38 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmjobs.supervisor.changes import settled
-from vllmjobs.supervisor.model import (
+from vllmjobs.supervisor.core.engines import Engine, settled
+from vllmjobs.supervisor.core.model import (
     GAVE_UP,
     GPU_FATAL,
     OVER,
     RUNNING,
-    Action,
     Added,
     Child,
     Clear,
     Cleared,
     Condemned,
-    Event,
     Exit,
     Exited,
     Fence,
     Kill,
     Limits,
-    Plan,
+    LogEvent,
+    Operation,
+    Probed,
     RemoveAsked,
-    Say,
-    Seen,
     Start,
     StopAsked,
+    SupervisorSpec,
     Terminate,
     Tick,
+    Trigger,
 )
-from vllmjobs.supervisor.policy import begin, due, is_ready, step
-from vllmjobs.supervisor.restarts import JITTER
-from vllmjobs.supervisor.settings import Engine
+from vllmjobs.supervisor.core.restarts import JITTER
+from vllmjobs.supervisor.core.step import begin, due, is_ready, step
 
-ONE = Plan((Child("chat-0", ("GPU-0",)),))
-TWO = Plan((Child("chat-0", ("GPU-0",)), Child("chat-1", ("GPU-1",))))
+ONE = SupervisorSpec((Child("chat-0", ("GPU-0",)),))
+TWO = SupervisorSpec((Child("chat-0", ("GPU-0",)), Child("chat-1", ("GPU-1",))))
 SOON = 0.01
 
 
@@ -49,48 +48,48 @@ SOON = 0.01
 class Story:
     """One supervisor from its beginning; what was said is apart from what was done."""
 
-    plan: Plan = ONE
+    spec: SupervisorSpec = ONE
     now: float = 1000.0
-    said: list[Say] = field(default_factory=list)
+    said: list[LogEvent] = field(default_factory=list)
 
     def __post_init__(self) -> None:
-        self.state, done = begin(self.plan, self.now)
+        self.state, done = begin(self.spec, self.now)
         self.begun = done
 
-    def take(self, event: Event, after: float = 0.0) -> list[Action]:
+    def take(self, event: Trigger, after: float = 0.0) -> list[Operation]:
         """What is done when this happens so many seconds later."""
         self.now += after
-        self.state, actions = step(self.plan, self.state, event, self.now)
-        self.said += [one for one in actions if isinstance(one, Say)]
-        return [one for one in actions if not isinstance(one, Say)]
+        self.state, operations = step(self.spec, self.state, event, self.now)
+        self.said += [one for one in operations if isinstance(one, LogEvent)]
+        return [one for one in operations if not isinstance(one, LogEvent)]
 
-    def wait(self) -> list[Action]:
+    def wait(self) -> list[Operation]:
         """Let time pass until something is due."""
-        at = due(self.plan, self.state)
+        at = due(self.spec, self.state)
         assert at is not None
         return self.take(Tick(), max(0.0, at - self.now))
 
     def run(self, *names: str) -> None:
         """Bring children up to ready."""
-        for name in names or [child.name for child in self.plan.children]:
+        for name in names or [child.name for child in self.spec.children]:
             assert self.take(Cleared(name)) == [Start(name)]
-            self.take(Seen(name, serves=True, progress=True, unanswered=0), after=20.0)
-            assert self.state.instances[name].phase == "ready"
+            self.take(Probed(name, serves=True, progress=True, unanswered=0), after=20.0)
+            assert self.state.children[name].phase == "ready"
 
-    def fail(self, name: str = "chat-0", status: int = 1) -> list[Action]:
+    def fail(self, name: str = "chat-0", status: int = 1) -> list[Operation]:
         """Let a child's process end, and its tree be cleared away."""
         assert self.take(Exited(name, status), after=SOON) == [Clear(name)]
         return self.take(Cleared(name), after=SOON)
 
     def phases(self) -> dict[str, str]:
-        return {name: one.phase for name, one in self.state.instances.items()}
+        return {name: one.phase for name, one in self.state.children.items()}
 
     def events(self) -> list[str]:
-        return [one.event for one in self.said]
+        return [one.name for one in self.said]
 
 
-def looked(name: str = "chat-0", unanswered: int | None = 0, progress: bool = True) -> Seen:
-    return Seen(name, serves=True, progress=progress, unanswered=unanswered)
+def probed(name: str = "chat-0", unanswered: int | None = 0, progress: bool = True) -> Probed:
+    return Probed(name, serves=True, progress=progress, unanswered=unanswered)
 
 
 class TestStart:
@@ -98,22 +97,22 @@ class TestStart:
         story = Story(TWO)
         assert story.begun == [Clear("chat-0"), Clear("chat-1")]
         assert story.take(Cleared("chat-1")) == [Start("chat-1")]
-        assert story.state.instances["chat-0"].phase == "clearing"
+        assert story.state.children["chat-0"].phase == "clearing"
 
     def test_it_is_ready_once_it_has_answered(self) -> None:
         story = Story()
         story.take(Cleared("chat-0"))
-        story.take(Seen("chat-0", serves=False, progress=False), after=5.0)
+        story.take(Probed("chat-0", serves=False, progress=False), after=5.0)
         assert not is_ready(ONE, story.state)
-        story.take(looked(), after=7.0)
+        story.take(probed(), after=7.0)
         assert is_ready(ONE, story.state)
-        assert story.said[-1] == Say("instance_ready", "INFO", "chat-0", {"load_seconds": 12.0})
+        assert story.said[-1] == LogEvent("instance_ready", "INFO", "chat-0", {"load_seconds": 12.0})
 
     def test_one_that_is_never_ready_is_killed_in_the_end(self) -> None:
         story = Story()
         story.take(Cleared("chat-0"))
         assert story.wait() == [Kill("chat-0")]
-        assert story.state.instances["chat-0"].why == "not ready after 1800 s"
+        assert story.state.children["chat-0"].why == "not ready after 1800 s"
 
     def test_one_whose_gpu_memory_is_never_free_is_not_started(self) -> None:
         story = Story()
@@ -126,14 +125,14 @@ class TestStart:
         story = Story()
         story.run()
         assert story.take(Cleared("chat-0")) == []
-        assert story.state.instances["chat-0"].phase == "ready"
+        assert story.state.children["chat-0"].phase == "ready"
         story = Story(TWO)
         story.run("chat-1")
         for _ in range(2):
-            story.take(looked("chat-1"), after=40.0)
-        assert story.state.instances["chat-0"].phase == "given_up"
+            story.take(probed("chat-1"), after=40.0)
+        assert story.state.children["chat-0"].phase == "given_up"
         assert story.take(Cleared("chat-0")) == []
-        assert story.state.instances["chat-0"].phase == "given_up"
+        assert story.state.children["chat-0"].phase == "given_up"
 
 
 class TestRestart:
@@ -142,7 +141,7 @@ class TestRestart:
         story = Story()
         story.run()
         assert story.fail(status=status) == []
-        assert story.state.instances["chat-0"].phase == "waiting"
+        assert story.state.children["chat-0"].phase == "waiting"
         assert story.wait() == [Start("chat-0")]
 
     def test_it_waits_twice_as_long_each_time_and_up_to_a_quarter_more(self) -> None:
@@ -150,7 +149,7 @@ class TestRestart:
         story.take(Cleared("chat-0"))
         for expected in (1, 2, 4, 8, 16, 32, 60, 60):
             story.fail()
-            wait = story.state.instances["chat-0"].due - story.state.instances["chat-0"].failures[-1]
+            wait = story.state.children["chat-0"].due - story.state.children["chat-0"].failures[-1]
             assert expected <= wait <= expected * (1 + JITTER)
             assert story.wait() == [Start("chat-0")]
 
@@ -160,7 +159,7 @@ class TestRestart:
             story = Story(replace(ONE, seed=seed))
             story.run()
             story.fail()
-            waits.add(story.state.instances["chat-0"].due)
+            waits.add(story.state.children["chat-0"].due)
         assert len(waits) == 20
 
     def test_the_wait_begins_again_after_five_minutes_of_service(self) -> None:
@@ -168,12 +167,12 @@ class TestRestart:
         story.run()
         story.fail()
         story.wait()
-        story.take(looked(), after=5.0)
-        story.take(looked(), after=50.0)
+        story.take(probed(), after=5.0)
+        story.take(probed(), after=50.0)
         for _ in range(6):
-            story.take(looked(), after=50.0)
+            story.take(probed(), after=50.0)
         story.fail()
-        one = story.state.instances["chat-0"]
+        one = story.state.children["chat-0"]
         assert 1 <= one.due - one.failures[-1] <= 1 + JITTER
 
     def test_the_fourth_failure_in_ten_minutes_gives_it_up(self) -> None:
@@ -182,7 +181,7 @@ class TestRestart:
         for _ in range(3):
             story.fail()
             assert story.wait() == [Start("chat-0")]
-            story.take(looked(), after=5.0)
+            story.take(probed(), after=5.0)
         assert story.fail() == [Exit(GAVE_UP)]
         assert "instance_given_up" in story.events()
 
@@ -199,10 +198,10 @@ class TestRestart:
         story.run()
         for _ in range(10):
             for _ in range(5):
-                story.take(looked(), after=50.0)
+                story.take(probed(), after=50.0)
             story.fail()
             assert story.wait() == [Start("chat-0")]
-            story.take(looked(), after=1.0)
+            story.take(probed(), after=1.0)
 
     def test_one_that_is_asked_for_drains_first_and_is_no_failure(self) -> None:
         story = Story(TWO)
@@ -210,13 +209,13 @@ class TestRestart:
         assert story.take(RemoveAsked("chat-0")) == []
         assert story.phases() == {"chat-0": "leaving", "chat-1": "ready"}
         assert is_ready(TWO, story.state)  # the other serves on
-        assert story.take(looked(unanswered=3), after=1.0) == []
-        assert story.take(looked(unanswered=0), after=1.0) == [Terminate("chat-0")]
+        assert story.take(probed(unanswered=3), after=1.0) == []
+        assert story.take(probed(unanswered=0), after=1.0) == [Terminate("chat-0")]
         assert story.fail(status=0) == []
         assert story.phases()["chat-0"] == "ended"
         assert story.take(Added(("chat-0",))) == [Clear("chat-0")]
         assert story.take(Cleared("chat-0")) == [Start("chat-0")]
-        one = story.state.instances["chat-0"]
+        one = story.state.children["chat-0"]
         assert (one.failures, one.restarts) == ((), 1)
 
 
@@ -224,36 +223,36 @@ class TestAChangedPlan:
     def test_a_child_that_is_new_is_cleared_and_started(self) -> None:
         story = Story(ONE)
         story.run()
-        story.plan = TWO
+        story.spec = TWO
         assert story.take(Added(("chat-1",))) == [Clear("chat-1")]
         assert story.take(Cleared("chat-1")) == [Start("chat-1")]
-        assert story.state.instances["chat-0"].phase == "ready"
+        assert story.state.children["chat-0"].phase == "ready"
 
     def test_a_child_that_is_gone_is_forgotten(self) -> None:
         story = Story(TWO)
         story.run()
         story.take(RemoveAsked("chat-1"))
-        story.take(looked("chat-1"))
+        story.take(probed("chat-1"))
         story.fail("chat-1", 0)
-        story.plan = ONE
+        story.spec = ONE
         assert story.take(Exited("chat-1", 0)) == []
-        assert list(story.state.instances) == ["chat-0"]
+        assert list(story.state.children) == ["chat-0"]
 
     def test_one_that_was_given_up_begins_anew(self) -> None:
         story = Story(TWO)
         story.run("chat-1")
         for _ in range(2):
-            story.take(looked("chat-1"), after=40.0)
-        assert story.state.instances["chat-0"].phase == "given_up"
+            story.take(probed("chat-1"), after=40.0)
+        assert story.state.children["chat-0"].phase == "given_up"
         assert story.take(Added(("chat-0",))) == [Clear("chat-0")]
 
     def test_one_on_a_condemned_gpu_is_given_up_at_once(self) -> None:
         story = Story(ONE)
         story.run()
         story.take(Condemned("GPU-1", "XID 79"))
-        story.plan = TWO
+        story.spec = TWO
         assert story.take(Added(("chat-1",))) == []
-        one = story.state.instances["chat-1"]
+        one = story.state.children["chat-1"]
         assert (one.phase, one.why) == ("given_up", "GPU GPU-1: XID 79")
 
     def test_one_that_loads_or_waits_is_ended_without_a_drain(self) -> None:
@@ -263,15 +262,15 @@ class TestAChangedPlan:
         story.run("chat-1")
         story.fail("chat-1")
         assert story.take(RemoveAsked("chat-1")) == []
-        assert story.state.instances["chat-1"].phase == "ended"
+        assert story.state.children["chat-1"].phase == "ended"
 
     def test_nothing_is_added_once_it_stops(self) -> None:
         story = Story(ONE)
         story.run()
         story.take(StopAsked())
-        story.plan = TWO
+        story.spec = TWO
         assert story.take(Added(("chat-1",))) == []
-        assert story.state.instances["chat-1"].phase == "ended"
+        assert story.state.children["chat-1"].phase == "ended"
 
 
 class TestGivingUp:
@@ -282,9 +281,9 @@ class TestGivingUp:
             story.fail()
             story.wait()
             for name in ("chat-0", "chat-1"):
-                story.take(looked(name), after=1.0)
+                story.take(probed(name), after=1.0)
         assert story.fail() == []
-        assert story.state.instances["chat-0"].phase == "given_up"
+        assert story.state.children["chat-0"].phase == "given_up"
         assert is_ready(TWO, story.state)
 
     def test_of_one_too_many_ends_all(self) -> None:
@@ -294,10 +293,10 @@ class TestGivingUp:
             story.fail()
             story.wait()
             for name in ("chat-0", "chat-1"):
-                story.take(looked(name), after=1.0)
+                story.take(probed(name), after=1.0)
         story.fail()
-        assert not is_ready(story.plan, story.state)
-        assert story.take(looked("chat-1")) == [Terminate("chat-1")]
+        assert not is_ready(story.spec, story.state)
+        assert story.take(probed("chat-1")) == [Terminate("chat-1")]
         assert story.fail("chat-1", 0) == [Exit(GAVE_UP)]
 
 
@@ -306,10 +305,10 @@ class TestHang:
         story = Story()
         story.run()
         for _ in range(23):
-            assert story.take(looked(unanswered=2, progress=False), after=5.0) == []
-        assert story.take(looked(unanswered=2, progress=False), after=5.0) == [Kill("chat-0")]
+            assert story.take(probed(unanswered=2, progress=False), after=5.0) == []
+        assert story.take(probed(unanswered=2, progress=False), after=5.0) == [Kill("chat-0")]
         story.fail(status=-9)
-        assert story.state.instances["chat-0"].why == "no progress for 120 s"
+        assert story.state.children["chat-0"].why == "no progress for 120 s"
         assert story.wait() == [Start("chat-0")]
 
     def test_one_that_answers_nothing_at_all_is_killed_too(self) -> None:
@@ -331,22 +330,22 @@ class TestStop:
         story.run()
         assert story.take(StopAsked()) == []
         assert not is_ready(ONE, story.state)
-        assert story.take(looked(unanswered=1), after=5.0) == []
-        assert story.take(looked(unanswered=0), after=5.0) == [Terminate("chat-0")]
+        assert story.take(probed(unanswered=1), after=5.0) == []
+        assert story.take(probed(unanswered=0), after=5.0) == [Terminate("chat-0")]
         assert story.fail(status=0) == [Exit(0)]
 
     def test_a_balancer_has_time_to_notice(self) -> None:
         story = Story(replace(ONE, limits=Limits(leave=3.0)))
         story.run()
         story.take(StopAsked())
-        assert story.take(looked(unanswered=0), after=2.9) == []
-        assert story.take(looked(unanswered=0), after=0.2) == [Terminate("chat-0")]
+        assert story.take(probed(unanswered=0), after=2.9) == []
+        assert story.take(probed(unanswered=0), after=0.2) == [Terminate("chat-0")]
 
     def test_it_does_not_drain_for_ever(self) -> None:
         story = Story()
         story.run()
         story.take(StopAsked())
-        story.take(looked(unanswered=4))
+        story.take(probed(unanswered=4))
         assert story.wait() == [Terminate("chat-0")]
         assert story.said[-1].fields == {"drain_seconds": 15.0, "unanswered": 4}
         assert story.wait() == [Kill("chat-0")]
@@ -355,7 +354,7 @@ class TestStop:
     def test_the_second_signal_ends_the_drain_and_the_third_kills(self) -> None:
         story = Story()
         story.run()
-        story.take(looked(unanswered=4))
+        story.take(probed(unanswered=4))
         assert story.take(StopAsked()) == []
         assert story.take(StopAsked()) == [Terminate("chat-0")]
         assert story.take(StopAsked()) == [Kill("chat-0")]
@@ -375,10 +374,10 @@ class TestStop:
     def test_one_that_fails_meanwhile_is_not_restarted(self) -> None:
         story = Story(TWO)
         story.run()
-        story.take(looked("chat-1", unanswered=1))
+        story.take(probed("chat-1", unanswered=1))
         story.take(StopAsked())
         assert story.fail("chat-0", 1) == []
-        assert story.state.instances["chat-0"].phase == "ended"
+        assert story.state.children["chat-0"].phase == "ended"
 
     def test_it_ends_even_if_nothing_can_be_killed(self) -> None:
         story = Story(TWO)
@@ -386,7 +385,7 @@ class TestStop:
         story.take(StopAsked())
         while not story.state.is_over:
             story.wait()
-        limits = story.plan.limits
+        limits = story.spec.limits
         assert story.now - 1040.0 <= limits.leave + limits.drain + limits.term + limits.gone
 
 
@@ -396,7 +395,7 @@ class TestACondemnedGpu:
         story.run()
         assert story.take(Condemned("GPU-0", "XID 79")) == [Fence("GPU-0", "XID 79")]
         assert not is_ready(ONE, story.state)
-        assert story.take(looked(unanswered=3), after=1.0) == []
+        assert story.take(probed(unanswered=3), after=1.0) == []
         assert story.wait() == [Terminate("chat-0")]
         assert story.now == pytest.approx(1020.0 + Limits().drain_condemned)
         assert story.fail(status=0) == [Exit(GPU_FATAL)]
@@ -405,9 +404,9 @@ class TestACondemnedGpu:
         story = Story(TWO)
         story.run()
         story.take(Condemned("GPU-1", "XID 79"))
-        assert story.take(looked("chat-1")) == [Terminate("chat-1")]
+        assert story.take(probed("chat-1")) == [Terminate("chat-1")]
         assert story.fail("chat-1", 0) == []
-        one = story.state.instances["chat-1"]
+        one = story.state.children["chat-1"]
         assert (one.phase, one.why) == ("given_up", "GPU GPU-1: XID 79")
         assert is_ready(TWO, story.state)
 
@@ -417,7 +416,7 @@ class TestACondemnedGpu:
         story.take(Condemned("GPU-0", "XID 79"))
         story.take(Condemned("GPU-1", "XID 79"))
         for name in ("chat-0", "chat-1"):
-            story.take(looked(name))
+            story.take(probed(name))
             ended = story.fail(name, 0)
         assert ended == [Exit(GPU_FATAL)]
 
@@ -428,23 +427,23 @@ class TestACondemnedGpu:
 
 
 class TestABalancerInFront:
-    FRONTED = Plan((*TWO.children, Child("nginx", is_front=True)))
+    FRONTED = SupervisorSpec((*TWO.children, Child("nginx", is_front=True)))
 
     def test_belongs_to_what_is_ready(self) -> None:
         story = Story(self.FRONTED)
         story.run("chat-0", "chat-1")
-        assert not is_ready(story.plan, story.state)
+        assert not is_ready(story.spec, story.state)
         story.take(Cleared("nginx"))
-        story.take(Seen("nginx", serves=True, progress=True))
-        assert is_ready(story.plan, story.state)
+        story.take(Probed("nginx", serves=True, progress=True))
+        assert is_ready(story.spec, story.state)
 
     def test_is_stopped_last(self) -> None:
         story = Story(self.FRONTED)
         story.run()
         story.take(StopAsked())
         for name in ("chat-0", "chat-1"):
-            assert story.state.instances["nginx"].phase == "ready"
-            assert story.take(looked(name)) == [Terminate(name)]
+            assert story.state.children["nginx"].phase == "ready"
+            assert story.take(probed(name)) == [Terminate(name)]
             ended = story.fail(name, 0)
         assert ended == [Terminate("nginx")]
         assert story.fail("nginx", 0) == [Exit(0)]
@@ -457,7 +456,7 @@ class TestABalancerInFront:
             story.fail("nginx")
             story.wait()
             for name in ("chat-0", "chat-1"):
-                story.take(looked(name))
+                story.take(probed(name))
         assert story.state.code == GAVE_UP
 
     def test_is_not_enough_alone(self) -> None:
@@ -470,7 +469,7 @@ class TestABalancerInFront:
         story = Story(self.FRONTED)
         story.run()
         story.take(RemoveAsked("nginx"))
-        assert story.state.instances["nginx"].phase == "ready"
+        assert story.state.children["nginx"].phase == "ready"
 
 
 # Random orders: a world that does, or does not do, what it is told.
@@ -507,27 +506,27 @@ class World:
 
     def __post_init__(self) -> None:
         self.take_on(self.engines)
-        self.state, actions = begin(self.plan, self.now)
-        self.do(actions)
+        self.state, operations = begin(self.spec, self.now)
+        self.do(operations)
 
     def take_on(self, engines: tuple[Engine, ...]) -> None:
         self.engines = engines
         children = tuple(Child(one.name, one.gpus, one.is_front) for one in engines)
-        self.plan = Plan(children, min_alive=self.min_alive)
+        self.spec = SupervisorSpec(children, min_alive=self.min_alive)
 
-    def go(self, event: Event, after: float) -> None:
+    def go(self, event: Trigger, after: float) -> None:
         """Let it happen, and do what is decided; then let go of engines, and take on others."""
         self.now += after
         if isinstance(event, Exited):
-            one = self.state.instances.get(event.child)
+            one = self.state.children.get(event.child)
             if one and one.phase in RUNNING and not one.is_planned:
                 self.failed(event.child)
-        self.state, done = step(self.plan, self.state, event, self.now)
+        self.state, done = step(self.spec, self.state, event, self.now)
         self.do(done)
         if Terminate("nginx") in done:
-            behind = {one.phase for name, one in self.state.instances.items() if name != "nginx"}
+            behind = {one.phase for name, one in self.state.children.items() if name != "nginx"}
             assert behind <= set(OVER), "stopped before what is behind it"
-        over = {name for name, one in self.state.instances.items() if one.phase in OVER}
+        over = {name for name, one in self.state.children.items() if one.phase in OVER}
         engines, coming = settled(self.engines, self.awaited, over)
         if not self.state.is_stopping and (coming or len(engines) < len(self.engines)):
             names = {one.name for one in engines}
@@ -541,9 +540,9 @@ class World:
                 self.was_ready.discard(name)
             self.go(Added(coming), 0.0)
 
-    def do(self, actions: list[Action]) -> None:
+    def do(self, operations: list[Operation]) -> None:
         gpus = {one.name: one.gpus for one in self.engines}
-        for action in actions:
+        for action in operations:
             match action:
                 case Start(name):
                     assert not self.clearing & {name}
@@ -557,10 +556,10 @@ class World:
                 case Clear(name):
                     assert name not in self.running - self.stuck
                     self.clearing.add(name)
-                case Say("instance_ready", _, str(name)):
+                case LogEvent("instance_ready", _, str(name)):
                     self.ready_at[name] = self.now
                     self.was_ready.add(name)
-                case Say("instance_cannot_be_killed", _, str(name)):
+                case LogEvent("instance_cannot_be_killed", _, str(name)):
                     self.stuck.add(name)
                 case Terminate(name) | Kill(name):
                     self.ending.add(name)
@@ -569,7 +568,7 @@ class World:
                     self.code = code
 
     def failed(self, name: str) -> None:
-        limits = self.plan.limits
+        limits = self.spec.limits
         self.failures.setdefault(name, []).append(self.now)
         if name in self.ready_at and self.now - self.ready_at[name] >= limits.steady:
             self.in_a_row[name] = 0
@@ -577,7 +576,7 @@ class World:
 
     def see_that_it_may_start(self, name: str) -> None:
         """The budget of restarts, and the pause since the last failure."""
-        limits, failures = self.plan.limits, self.failures.get(name, [])
+        limits, failures = self.spec.limits, self.failures.get(name, [])
         recent = [at for at in failures if at > self.now - limits.window]
         budget = limits.restarts if name in self.was_ready else limits.restarts_never_ready
         assert len(recent) <= budget, "more restarts than there are"
@@ -594,7 +593,7 @@ class World:
             if all(self.alive.get(gpu, name) == name for gpu in gpus.get(name, ()))
         ]
 
-    def happen(self) -> Event:
+    def happen(self) -> Trigger:
         """Anything that may happen next."""
         name = self.chance.choice(self.engines).name
         kind = self.chance.choices(
@@ -616,7 +615,7 @@ class World:
             return Cleared(name)
         if kind == "seen" and name in self.running:
             serves, progress = self.chance.random() < 0.7, self.chance.random() < 0.8
-            return Seen(name, serves, progress, self.chance.choice([None, 0, 1, 7]))
+            return Probed(name, serves, progress, self.chance.choice([None, 0, 1, 7]))
         if kind == "become" and not self.state.is_stopping:
             number = self.chance.randrange(3)
             to = engine(number, self.chance.choice(GPUS)) if self.chance.random() < 0.8 else None
@@ -655,13 +654,13 @@ def test_whatever_happens(
     world.go(StopAsked(), 0.0)
     began, starts = world.now, world.starts
     while not world.state.is_over:
-        at = due(world.plan, world.state)
+        at = due(world.spec, world.state)
         assert at is not None, "nothing is due, and it has not ended"
         event = world.happen() if chance.random() < 0.5 else Tick()
         world.go(event, max(0.0, at - world.now) if isinstance(event, Tick) else 0.0)
     assert world.code is not None
     # Each phase of the way has its limit, however late in another it was when the stop came.
-    limits = world.plan.limits
+    limits = world.spec.limits
     longest = limits.leave + limits.drain + limits.term + 2 * limits.gone
     assert world.now - began <= longest + has_front * (limits.term + 2 * limits.gone) + 0.001
     assert world.starts == starts, "started after the stop"

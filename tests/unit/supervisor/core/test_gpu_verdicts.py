@@ -6,27 +6,29 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmjobs.supervisor.gpu.policy import (
+from vllmjobs.supervisor.core.gpu_events import (
+    RECOVERY_ACTIONS,
+    GpuEvent,
+    GpuReading,
+    Hung,
+    Lost,
+    NoAccess,
+    NoDriver,
+    Unanswered,
+    Xid,
+)
+from vllmjobs.supervisor.core.gpu_verdicts import (
     FAULTS,
     HOUR,
     INCIDENT,
     LASTING,
     NO_ACCESS,
     NOTHING,
-    RECOVERY_ACTIONS,
     SLOWDOWN_WINDOW,
     SLOWDOWNS,
     XIDS,
-    Event,
     History,
-    Hung,
-    Look,
-    Lost,
-    NoAccess,
-    NoDriver,
-    Unanswered,
     Verdict,
-    Xid,
     health,
     is_free,
     judge,
@@ -34,7 +36,7 @@ from vllmjobs.supervisor.gpu.policy import (
 
 GPU = "GPU-1"
 GIB = 2**30
-WELL = Look(GPU, recovery_action=0, remap_pending=False, remap_failed=False, corrected_ecc=0,
+WELL = GpuReading(GPU, recovery_action=0, remap_pending=False, remap_failed=False, corrected_ecc=0,
             uncorrected_ecc=0, clocks_reasons=4)  # fmt: skip
 LOG = (43, 63, 92, 93, 121, 137, 141)
 RESTART = (8, 11, 13, 25, 31, 32, 39, 40, 41, 69, 80, 94)
@@ -43,7 +45,7 @@ FATAL = (46, 48, 62, 64, 79, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 15
 
 
 def after(
-    *events: tuple[float, Event], history: History | None = None, is_tensor_parallel: bool = False
+    *events: tuple[float, GpuEvent], history: History | None = None, is_tensor_parallel: bool = False
 ) -> tuple[History, list[Verdict]]:
     """Judge what happened when; return all verdicts."""
     history = history or History()
@@ -54,7 +56,7 @@ def after(
     return history, verdicts
 
 
-def only(event: Event, is_tensor_parallel: bool = False) -> Verdict:
+def only(event: GpuEvent, is_tensor_parallel: bool = False) -> Verdict:
     return judge(History(), event, 0.0, is_tensor_parallel)[1]
 
 
@@ -66,7 +68,7 @@ def test_a_gpu_that_is_well_is_not_worth_a_word() -> None:
 
 
 def test_a_gpu_that_tells_nothing_is_not_worth_a_word() -> None:
-    assert only(Look(GPU)) == NOTHING
+    assert only(GpuReading(GPU)) == NOTHING
 
 
 @pytest.mark.parametrize("action", [*RECOVERY_ACTIONS, 99])
@@ -193,8 +195,8 @@ def test_a_remapping_that_failed_is_fatal_and_one_to_come_is_logged_once() -> No
 
 @pytest.mark.parametrize("kind", ["corrected", "uncorrected"])
 def test_ecc_errors_are_logged_when_there_are_more(kind: str) -> None:
-    more = Look(GPU, **{f"{kind}_ecc": 3})  # type: ignore[arg-type]
-    _, verdicts = after((0.0, more), (5.0, Look(GPU, **{f"{kind}_ecc": 4})), (10.0, more))  # type: ignore[arg-type]
+    more = GpuReading(GPU, **{f"{kind}_ecc": 3})  # type: ignore[arg-type]
+    _, verdicts = after((0.0, more), (5.0, GpuReading(GPU, **{f"{kind}_ecc": 4})), (10.0, more))  # type: ignore[arg-type]
     assert verdicts == [NOTHING, Verdict("log", f"it counts {kind} ECC errors"), NOTHING]
 
 
@@ -219,9 +221,9 @@ def test_nvml_that_hangs_three_times_in_a_row_condemns_all() -> None:
     history, verdicts = after((0.0, WELL), (10.0, Hung()), (20.0, Hung()))
     assert [verdict.what for verdict in verdicts] == ["log", "watch", "watch"]
     assert health(history, GPU, 20.0) == "unknown"
-    history, (third, look) = after((30.0, Hung()), (31.0, WELL), history=history)
+    history, (third, last) = after((30.0, Hung()), (31.0, WELL), history=history)
     assert third == Verdict("fatal", "NVML does not answer (3 of 3 times in a row)")
-    assert look == replace(third, is_new=False)
+    assert last == replace(third, is_new=False)
     assert health(history, GPU, 31.0) == "failed"
 
 
@@ -262,9 +264,9 @@ def test_no_driver_is_said_once() -> None:
 
 numbers = st.none() | st.integers(0, 300)
 gpus = st.sampled_from(["GPU-1", "GPU-2"])
-events: st.SearchStrategy[Event] = st.one_of(
+events: st.SearchStrategy[GpuEvent] = st.one_of(
     st.builds(
-        Look, gpu=gpus, memory_used=numbers, recovery_action=st.none() | st.integers(0, 9),
+        GpuReading, gpu=gpus, memory_used=numbers, recovery_action=st.none() | st.integers(0, 9),
         remap_pending=st.none() | st.booleans(), remap_failed=st.none() | st.booleans(),
         corrected_ecc=numbers, uncorrected_ecc=numbers, clocks_reasons=numbers,
     ),
@@ -279,7 +281,7 @@ events: st.SearchStrategy[Event] = st.one_of(
 
 @given(st.lists(st.tuples(st.floats(0, 2 * HOUR), events), max_size=40), st.booleans())
 def test_any_order_of_events_is_judged_and_nothing_condemned_is_trusted_again(
-    steps: list[tuple[float, Event]], is_tensor_parallel: bool
+    steps: list[tuple[float, GpuEvent]], is_tensor_parallel: bool
 ) -> None:
     history, now, condemned = History(), 0.0, set[str]()
     for pause, event in steps:
@@ -299,8 +301,8 @@ def test_any_order_of_events_is_judged_and_nothing_condemned_is_trusted_again(
             assert verdict.reason
 
 
-def used(memory: int | None, at: float = 10.0, pids: tuple[int, ...] | None = ()) -> dict[str, Look]:
-    return {GPU: Look(GPU, at=at, memory_used=memory, pids=pids)}
+def used(memory: int | None, at: float = 10.0, pids: tuple[int, ...] | None = ()) -> dict[str, GpuReading]:
+    return {GPU: GpuReading(GPU, at=at, memory_used=memory, pids=pids)}
 
 
 def test_a_gpu_is_free_with_about_the_memory_in_use_that_was_there_before() -> None:
@@ -311,7 +313,7 @@ def test_a_gpu_is_free_with_about_the_memory_in_use_that_was_there_before() -> N
     assert not is_free(used(70 * GIB), [GPU], since=9.0, before={GPU: 0})
 
 
-def test_a_look_from_before_the_end_says_nothing() -> None:
+def test_a_reading_from_before_the_end_tells_nothing() -> None:
     assert not is_free(used(0, at=10.0), [GPU], since=10.1, before={GPU: 0})
     assert not is_free({}, [GPU], since=0.0, before={})
 
@@ -322,8 +324,8 @@ def test_a_gpu_on_which_a_process_of_the_instance_is_listed_is_not_free() -> Non
 
 
 def test_every_gpu_of_an_instance_has_to_be_free() -> None:
-    looks = {**used(0), "GPU-2": Look("GPU-2", at=10.0, memory_used=70 * GIB)}
-    assert not is_free(looks, [GPU, "GPU-2"], since=9.0, before={GPU: 0, "GPU-2": 0})
+    readings = {**used(0), "GPU-2": GpuReading("GPU-2", at=10.0, memory_used=70 * GIB)}
+    assert not is_free(readings, [GPU, "GPU-2"], since=9.0, before={GPU: 0, "GPU-2": 0})
 
 
 def test_a_gpu_that_shares_the_machines_memory_is_judged_by_its_processes() -> None:

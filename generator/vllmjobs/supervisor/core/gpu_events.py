@@ -1,0 +1,159 @@
+"""The events of a GPU, as the watching process writes them and the supervisor reads them: one JSON line each.
+
+| kind | when |
+|---|---|
+| reading | every 5 s for each GPU, with the fields of `GpuReading`; null where the driver does not tell |
+| xid | as soon as the driver reports it, with its code |
+| lost | every 5 s for a GPU that NVML calls lost, or of no use before it is reset, with the reason |
+| unanswered | every 5 s for a GPU that cannot be asked, with the code (nvmlReturn_t) and the reason |
+| no_driver | with the reason, before the process exits 0: there is nothing to watch |
+| no_access | with the code and the reason, before the process exits 1: try again in some seconds |
+
+Every line has `at`, seconds since 1970, and the first four `gpu`: the uuid, or what it was asked for by.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+FENCE_META = "vllmjobs_gpu_fenced"
+"""The key of a node's metadata that fences it: nothing is placed on the node while it is set."""
+
+# nvmlDeviceGpuRecoveryAction_t, from nvml.h; 0 is "none".
+RECOVERY_ACTIONS = {
+    1: "reset the GPU",
+    2: "reboot the node",
+    3: "drain its peer-to-peer traffic",
+    4: "drain it and reset it",
+    5: "recover the IMEX domain",
+    6: "reset its PCIe bus",
+    7: "reboot the system",
+}
+
+
+@dataclass(frozen=True)
+class GpuReading:
+    """The values of a GPU, or of a MIG instance, which has its memory and processes to itself.
+
+    A value is None where the GPU, its driver or the permissions do not give it.
+    """
+
+    gpu: str
+    """The uuid; the name by which it was asked for, where it does not tell one."""
+    at: float = 0.0
+    """The time of the reading: seconds of the supervisor's monotonic clock."""
+    index: int | None = None
+    name: str | None = None
+    memory_used: int | None = None
+    """The bytes in use, without what the driver keeps for itself, as `memory_total`."""
+    memory_total: int | None = None
+    temperature: int | None = None
+    """The temperature in degrees Celsius."""
+    recovery_action: int | None = None
+    """A key of `RECOVERY_ACTIONS`, or 0."""
+    remap_pending: bool | None = None
+    """True if faulty rows of memory are remapped at the next reset."""
+    remap_failed: bool | None = None
+    """True if a faulty row of memory cannot be remapped."""
+    corrected_ecc: int | None = None
+    """The count of errors since the driver was loaded, as `uncorrected_ecc`."""
+    uncorrected_ecc: int | None = None
+    clocks_reasons: int | None = None
+    """The bits of nvmlClocksEventReason*."""
+    pids: tuple[int, ...] | None = None
+    """The processes that compute on it, as far as this container sees them; () where NVML lists none."""
+
+    @property
+    def recovery(self) -> str:
+        """Say what the driver asks for before the GPU is used again; empty for nothing."""
+        if not self.recovery_action:
+            return ""
+        action = RECOVERY_ACTIONS.get(self.recovery_action, f"take recovery action {self.recovery_action}")
+        return f"the driver asks to {action}"
+
+
+@dataclass(frozen=True)
+class Xid:
+    """An error that the driver reported."""
+
+    gpu: str
+    code: int
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A GPU that NVML calls lost, or of no use before it is reset."""
+
+    gpu: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Unanswered:
+    """A GPU that could not be asked, for a reason that need not be its own."""
+
+    gpu: str
+    code: int
+    """NVML's nvmlReturn_t."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class NoDriver:
+    """There is no driver, or no GPU: nothing can be watched."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class NoAccess:
+    """There is a driver, which this container cannot talk to (any more)."""
+
+    code: int
+    """NVML's nvmlReturn_t."""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Hung:
+    """NVML did not answer in time; which GPU it hangs on is not known.
+
+    No line tells of it: it follows from the reader's clock.
+    """
+
+
+Written = GpuReading | Xid | Lost | Unanswered | NoDriver | NoAccess
+GpuEvent = Written | Hung
+KINDS: dict[str, type[Written]] = {
+    "reading": GpuReading,
+    "xid": Xid,
+    "lost": Lost,
+    "unanswered": Unanswered,
+    "no_driver": NoDriver,
+    "no_access": NoAccess,
+}
+_NAMES = {event: name for name, event in KINDS.items()}
+
+
+def as_line(event: Written, at: float) -> bytes:
+    """Write an event of `at`, seconds since 1970, as a line."""
+    return json.dumps({"kind": _NAMES[type(event)], **asdict(event), "at": at}).encode() + b"\n"
+
+
+def from_line(line: bytes, now: float) -> Written | None:
+    """Read a line back, with a reading's `at` on the reader's clock; None for anything else.
+
+    That is half a line of a process that was ended, or what a library printed.
+    """
+    try:
+        fields: dict[str, Any] = json.loads(line)
+        kind = KINDS[fields.pop("kind")]
+        fields.pop("at", None)
+        if kind is not GpuReading:
+            return kind(**fields)
+        pids = fields.pop("pids")
+        return GpuReading(**fields, at=now, pids=None if pids is None else tuple(pids))
+    except (ValueError, LookupError, TypeError, AttributeError):
+        return None

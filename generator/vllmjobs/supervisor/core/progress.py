@@ -1,0 +1,81 @@
+"""An engine's progress, from what two probes observed."""
+
+from __future__ import annotations
+
+import math
+import re
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """The result of one probe of an engine, and what the next one has to know."""
+
+    health: int | None = None
+    """The status of /health; None without an answer."""
+    tokens: float | None = None
+    """The tokens of prompts and of answers, and the answered requests, in one sum; None if not told."""
+    unanswered: int | None = None
+    """The requests that run or wait; None if not told."""
+    completion: Literal["answered", "refused", "silent"] | None = None
+    """The outcome of a completion; None when none was asked for."""
+    reason: str = ""
+    """The reason for which it does not serve, in a few words."""
+    has_served: bool = False
+    """True if it ever answered a completion in its present life."""
+    proved_at: float = 0.0
+    """The time at which it last made progress, on the loop's clock."""
+    model: str | None = None
+    """The model's name in requests."""
+    path: str | None = None
+    """The path on which the engine answers with a token."""
+
+
+class Load(NamedTuple):
+    """The sums of a page of vLLM's metrics, over all engines and labels; None where it has none."""
+
+    tokens: float | None
+    unanswered: int | None
+
+
+def progressed(before: Sample | None, after: Sample) -> bool:
+    """Tell whether the engine did anything from one probe to the next, or has nothing to do."""
+    if after.completion == "answered" or grew(before, after):
+        return True
+    return after.unanswered == 0 and after.completion != "silent" and after.health in (200, None)
+
+
+def grew(before: Sample | None, after: Sample) -> bool:
+    """Tell whether the engine counted more tokens."""
+    if before is None or before.tokens is None or after.tokens is None:
+        return False
+    return after.tokens > before.tokens
+
+
+def wants_proof(before: Sample | None, sample: Sample, is_due: bool) -> bool:
+    """Tell whether a completion has to show what nothing else shows."""
+    if not sample.has_served:
+        return sample.health == 200
+    return not grew(before, sample) and (is_due or not progressed(before, sample))
+
+
+def read_metrics(page: bytes) -> Load:
+    """Sum the few series that count, `vllm/v1/metrics/loggers.py`; all others are left alone."""
+    sums: dict[bytes, float] = {}
+    for name, labels, text in _SERIES.findall(b"\n" + page):
+        with suppress(ValueError):
+            value = float(text)
+            if math.isfinite(value) and not _NOT_ANSWERED.search(labels):
+                sums[name] = sums.get(name, 0.0) + value
+    running, waiting = sums.pop(b"num_requests_running", None), sums.pop(b"num_requests_waiting", 0.0)
+    return Load(sum(sums.values()) if sums else None, None if running is None else round(running + waiting))
+
+
+_SERIES = re.compile(
+    rb"\nvllm:(generation_tokens_total|prompt_tokens_total|request_success_total"
+    rb"|num_requests_running|num_requests_waiting)(\{.*\})? +(\S+)"
+)
+# A client that leaves is counted as well, and clients do leave an engine that hangs: this probe first of all.
+_NOT_ANSWERED = re.compile(rb'finished_reason="(?:abort|error)"')
