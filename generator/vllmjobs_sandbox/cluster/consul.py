@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Agent:
-    """Where one Consul agent listens, all of it on loopback."""
+    """The name and the ports of one Consul agent, all of them on loopback."""
 
     name: str
     http: int
@@ -20,6 +20,7 @@ class Agent:
 
     @property
     def address(self) -> str:
+        """Return the address of its HTTP API."""
         return f"127.0.0.1:{self.http}"
 
 

@@ -81,6 +81,7 @@ class Docker:
         return self._run(["docker", *args], input)
 
     def inspect(self, container: str) -> dict[str, Any]:
+        """Return what Docker knows of a container."""
         found: dict[str, Any] = json.loads(self.cli("inspect", container))[0]
         return found
 
@@ -113,7 +114,7 @@ class Docker:
         daemon.wait_until(lambda: self.cli("version"), READY, "Docker answers", ignoring=(SandboxError,))
 
     def _stop(self) -> None:
-        """Containers first: a dockerd that cannot end them in time leaves them running."""
+        """Stop the containers first: a dockerd that cannot end them in time leaves them running."""
         with suppress(SandboxError):
             self.cli("rm", "--force", "--volumes", *self.cli("ps", "--all", "--quiet").split())
         stop(self._processes)

@@ -1,4 +1,4 @@
-"""What can go wrong with a sandbox, said so that a person can act on it."""
+"""Errors of a sandbox, in words that a person can act on."""
 
 
 class SandboxError(Exception):

@@ -1,4 +1,4 @@
-"""What to show when a job does not do what it should: placements, task events, the end of its logs."""
+"""Evidence for a job that does not do what it should: placements, task events, the end of its logs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Json = dict[str, Any]
 
 
 def of_job(client: nomad.Nomad, job: str, folder: Path) -> str:
-    """Collect it for the newest version of a job; whatever cannot be had is left out."""
+    """Collect the evidence for the newest version of a job, and leave out what cannot be had."""
     try:
         version = client.job.get_job(job)["Version"]
         evaluations = client.job.get_evaluations(job)

@@ -141,7 +141,7 @@ def _can_build(docker: Path) -> bool:
 
 
 def _contents() -> dict[str, Path | str]:
-    """What is in the base, by its path there: a file of this machine, or a text; a script if it begins so."""
+    """Return what is in the base, by its path: a file of this machine, or a text, which may be a script."""
     interpreter = Path(os.path.realpath(sys.executable))
     version = f"python{sys.version_info.major}.{sys.version_info.minor}"
     packages = f"{VENV}/lib/{version}/site-packages"
@@ -177,7 +177,7 @@ def _library(folder: Path) -> Iterator[Path]:
 
 
 def _files(names: Iterable[str]) -> Iterator[tuple[str, Path]]:
-    """The files of packages of this environment, and of all that these require."""
+    """Return the files of packages of this environment, and of all that these require."""
     todo, seen = list(names), set[str]()
     while todo:
         if (name := todo.pop()) in seen:
@@ -195,7 +195,7 @@ def _files(names: Iterable[str]) -> Iterator[tuple[str, Path]]:
 
 
 def _shared(programs: Iterable[Path]) -> set[str]:
-    """The shared libraries that these are linked with, as ldd(1) finds them."""
+    """Return the shared libraries that these are linked with, as ldd(1) finds them."""
     binaries = [path for path in programs if path.suffix == ".so" or os.access(path, os.X_OK)]
     linked = subprocess.run(["ldd", *binaries], check=False, capture_output=True, text=True).stdout
     return set(re.findall(r"^\s(?:\S+ => )?(/\S+) \(0x", linked, re.MULTILINE))

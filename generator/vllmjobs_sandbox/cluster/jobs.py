@@ -1,4 +1,4 @@
-"""What a person does with the jobs of a sandbox: render, run, wait, look, promote, purge."""
+"""Everything that a person does with the jobs of a sandbox: render, run, wait, look, promote, purge."""
 
 from __future__ import annotations
 
@@ -144,7 +144,7 @@ class Jobs:
 
 
 def is_settled(deployment: Mapping[str, Any]) -> bool:
-    """Whether nothing more happens to a deployment until it is promoted, if ever."""
+    """Tell whether nothing more happens to a deployment before somebody promotes it."""
     if deployment["Status"] != "running":
         return True
     canaries = [group for group in deployment["TaskGroups"].values() if group["DesiredCanaries"]]

@@ -1,4 +1,4 @@
-"""Where all of a sandbox is: the ports of its agents and balancers, and what its folder has at the start."""
+"""The layout of a sandbox: the ports of its agents and balancers, and what its folder has at the start."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import yaml
 from vllmjobs_sandbox.cluster import consul as consul_config
 from vllmjobs_sandbox.cluster import nomad as nomad_config
 from vllmjobs_sandbox.cluster import ports
-from vllmjobs_sandbox.cluster.programs import ROOM, SOURCES
+from vllmjobs_sandbox.cluster.programs import SOURCES, settings
 from vllmjobs_sandbox.gpus.plugin.launcher import plugin_executable
 
 BALANCERS = ("fabio", "nginx")  # they run as nobody, who cannot reach into anybody's ~/.cache
@@ -50,11 +50,16 @@ class Layout:
 
     @property
     def path(self) -> str:
-        """PATH, with the programs of the sandbox first."""
+        """Return PATH, with the programs of the sandbox first."""
         return f"{self.folder}/bin:{os.environ.get('PATH', os.defpath)}"
 
+    @property
+    def settings(self) -> Path:
+        """Return the file that the environments of a sandbox extend."""
+        return self.folder / "sandbox.yaml"
+
     def health_file(self, node: str) -> Path:
-        """From which the simulated GPUs of a node have their health."""
+        """Return the file that the simulated GPUs of a node read their health from."""
         return self.folder / f"{node}.health.json"
 
     def write(self, nodes: Sequence[str], programs: Mapping[str, Path]) -> None:
@@ -70,6 +75,7 @@ class Layout:
         plugin = self.folder / "plugins" / "simgpu"
         plugin.write_text(plugin_executable(sys.executable, str(SOURCES)))
         plugin.chmod(0o755)
+        self.settings.write_text(settings())
         self._write_environment("dev", port=self.fabio, admin_port=self.fabio_admin)
         self._write_environment("dev-nginx", kind="nginx", port=self.nginx, admin_port=self.nginx_admin)
 
@@ -83,7 +89,7 @@ class Layout:
 
     def _write_environment(self, name: str, **balancer: object) -> None:
         told = {
-            "extends": str(ROOM / "sandbox.yaml"),
+            "extends": str(self.settings),
             "job": "vllm-dev",
             "balancer": {"consul": self.consul["server"].address, **balancer},
         }

@@ -18,7 +18,7 @@ CLOUDS = "env_aws,env_azure,env_digitalocean,env_gce"
 
 @dataclass(frozen=True)
 class Agent:
-    """Where one Nomad agent listens, all of it on loopback."""
+    """The name and the ports of one Nomad agent, all of them on loopback."""
 
     name: str
     http: int
@@ -27,6 +27,7 @@ class Agent:
 
     @property
     def address(self) -> str:
+        """Return the URL of its HTTP API."""
         return f"http://127.0.0.1:{self.http}"
 
 

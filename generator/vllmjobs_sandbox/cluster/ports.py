@@ -40,6 +40,7 @@ class Block:
         return range(start, start + PER_CLIENT)
 
     def release(self) -> None:
+        """Let others take the block."""
         self._lock.close()
 
 
@@ -56,7 +57,7 @@ def lock(first: int) -> Block | None:
 
 
 def is_free(block: Block) -> bool:
-    """Whether all of a block's other ports can be had; Consul's gossip needs them for UDP, too."""
+    """Tell whether all of a block's other ports can be had; Consul's gossip needs them for UDP, too."""
     return all(_binds(port) for port in range(block.first + 1, block.first + SIZE))
 
 

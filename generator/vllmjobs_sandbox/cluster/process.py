@@ -44,9 +44,11 @@ class Process:
 
     @property
     def exit_code(self) -> int | None:
+        """Return the exit code, or None while it runs."""
         return self.popen.poll()
 
     def evidence(self) -> str:
+        """Return the end of its log."""
         return f"the end of {self.log}:\n{indent(tail(self.log))}"
 
     def wait_until(
@@ -141,4 +143,5 @@ def tail(log: Path, lines: int = LINES) -> str:
 
 
 def indent(text: str) -> str:
+    """Indent every line of a text."""
     return "\n".join(f"    {line}" for line in text.splitlines())

@@ -5,8 +5,10 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
+from vllmjobs.project.shipped import shipped
 from vllmjobs_sandbox.cluster import nginx
 from vllmjobs_sandbox.cluster.errors import SandboxError
 
@@ -16,11 +18,17 @@ CHECKOUT = SOURCES.parent
 BUILT = ("nomad", "consul", "fabio")
 
 
+def settings() -> str:
+    """Return sandbox.yaml, which extends the `dev` environment that vllmjobs ships."""
+    text = (ROOM / "sandbox.yaml").read_text()
+    return text.replace("../../envs/dev.yaml", str(shipped("envs") / "dev.yaml"))
+
+
 def programs() -> dict[str, Path]:
-    """Return each by its name, as the jobs call it."""
+    """Return each program by its name, as the jobs call it."""
     found = {name: Path(path) for name in BUILT if (path := shutil.which(name))}
     if len(found) < len(BUILT):
-        folder = _tools()
+        folder = _printed_by("tools", BUILT)
         found = {name: folder / name for name in BUILT}
     return found | {
         "nginx": nginx.at_hand()[0],
@@ -29,18 +37,18 @@ def programs() -> dict[str, Path]:
     }
 
 
-def _tools() -> Path:
-    """Ask `scripts/tools`, which builds what is missing."""
-    ended = subprocess.run([CHECKOUT / "scripts" / "tools"], check=False, stdout=subprocess.PIPE, text=True)
-    if ended.returncode:
-        raise SandboxError("scripts/tools could not provide nomad, consul and fabio; it says why above")
-    return Path(ended.stdout.strip())
-
-
 def packaged(name: str) -> Path:
-    """Return one of those that `scripts/packaged` finds, or fetches where there is none."""
-    command = [str(CHECKOUT / "scripts" / "packaged"), name]
-    ended = subprocess.run(command, check=False, stdout=subprocess.PIPE, text=True)
+    """Return a program that `scripts/packaged` finds, or fetches where there is none."""
+    return _printed_by("packaged", [name], name)
+
+
+def _printed_by(script: str, names: Sequence[str], *words: str) -> Path:
+    """Run a script of the checkout that provides programs; return the path that it prints."""
+    command = CHECKOUT / "scripts" / script
+    if not command.exists():
+        missing = ", ".join(name for name in names if not shutil.which(name))
+        raise SandboxError(f"not on PATH: {missing}; install it, or run from a checkout")
+    ended = subprocess.run([command, *words], check=False, stdout=subprocess.PIPE, text=True)
     if ended.returncode:
-        raise SandboxError(f"scripts/packaged could not provide {name}; it says why above")
+        raise SandboxError(f"scripts/{script} could not provide {', '.join(names)}; it says why above")
     return Path(ended.stdout.strip())

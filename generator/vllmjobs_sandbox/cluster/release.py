@@ -47,7 +47,7 @@ class Release:
         return [self.environment, *options]
 
     def render(self, **chat: Any) -> str:
-        """Render it with keys of `models.chat` laid over: `max_model_len=2048`."""
+        """Render the release with keys of `models.chat` laid over: `max_model_len=2048`."""
         return self.sandbox.render(*self.words(**chat))
 
     def run(self, **chat: Any) -> Json:
@@ -61,6 +61,7 @@ class Release:
         self.sandbox.wait_until_healthy(f"{self.job}-nginx")
 
     def plan(self, **chat: Any) -> Json:
+        """Ask Nomad what running it would do, with keys of `models.chat` laid over."""
         return self.sandbox.plan(self.render(**chat))
 
     def wait_until_routed(self, max_model_len: int) -> None:
@@ -73,12 +74,13 @@ class Release:
         wait_until(answers, ROUTED, f"{self.job} answers", ignoring=(httpx.HTTPError,))
 
     def instance(self) -> Json:
-        """The one instance, as Consul knows it: its service, and its checks."""
+        """Return the one instance as Consul knows it: its service, and its checks."""
         (found,) = self.sandbox.consul.health.service(f"{self.job}-chat")[1]
         entry: Json = found
         return entry
 
     def allocations(self) -> list[Json]:
+        """Return its allocations that have not ended."""
         return self.sandbox.allocations(self.job)
 
 

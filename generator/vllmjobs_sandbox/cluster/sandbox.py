@@ -289,7 +289,7 @@ class Sandbox(Jobs):
             self._say(f"{job.rpartition('-')[2]:<7} {address}")
 
     def _stop(self, keep_files: bool) -> None:
-        """Jobs first: an agent that ends leaves its tasks running."""
+        """Stop the jobs first: an agent that ends leaves its tasks running."""
         if not self._block:
             return
         self._say("stopping")

@@ -28,7 +28,7 @@ class EngineDeadError(RuntimeError):
 
 
 class Output(NamedTuple):
-    """What one step brought one sequence."""
+    """The tokens that one step brought one sequence."""
 
     sequence: "Sequence"
     start: int
@@ -72,7 +72,7 @@ class Engine:
 
     @property
     def busy(self) -> bool:
-        """Whether any request is unanswered."""
+        """Tell whether any request is unanswered."""
         return bool(self._running or self._waiting)
 
     def submit(self, prompts: list[list[str]], n: int, max_tokens: int, ignore_eos: bool) -> list[Sequence]:

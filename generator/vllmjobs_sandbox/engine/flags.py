@@ -18,7 +18,7 @@ _UNITS = {"k": 10**3, "m": 10**6, "g": 10**9, "K": 2**10, "M": 2**20, "G": 2**30
 
 @dataclass(frozen=True)
 class Flags:
-    """What the command line and vLLM's own variables say; defaults are vLLM's where it has one."""
+    """The values of the command line and of vLLM's own variables, with vLLM's defaults where it has some."""
 
     model: str
     served_model_name: tuple[str, ...]
@@ -64,7 +64,7 @@ def parse(argv: list[str], environ: Mapping[str, str]) -> Flags:
 
 
 def _split(argv: list[str]) -> tuple[list[str], dict[str, list[str]]]:
-    """The words that are no flag's, and each flag's values: one, or all up to the next flag."""
+    """Return the words that are no flag's, and each flag's values: one, or all up to the next flag."""
     words: list[str] = []
     given: dict[str, list[str]] = {}
     values, single = words, False

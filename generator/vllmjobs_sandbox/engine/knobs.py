@@ -39,7 +39,7 @@ PREFIX = "VLLMJOBS_STANDIN_"
 
 @dataclass(frozen=True)
 class Failure:
-    """How to misbehave; the fields are the modes, None and zero mean: behave."""
+    """A way to misbehave: each field is a mode, and None or zero means to behave."""
 
     exit_1_before_ready: bool = False
     never_ready: bool = False

@@ -60,7 +60,7 @@ class Machine:
         }
 
     def write(self, name: str, text: str, **values: str) -> Path:
-        """A file of the folder, with its ports filled in."""
+        """Write a file of the folder, with its ports filled in."""
         path = self.folder / name
         path.parent.mkdir(exist_ok=True)
         path.write_text(
@@ -69,7 +69,7 @@ class Machine:
         return path
 
     def run(self, *words: str) -> subprocess.CompletedProcess[str]:
-        """A command, to its end."""
+        """Run a command to its end."""
         return subprocess.run(
             ["vllmjobs", *words],
             cwd=self.folder,
@@ -81,13 +81,13 @@ class Machine:
         )
 
     def done(self, *words: str) -> str:
-        """What a command says that is to succeed."""
+        """Run a command that has to succeed; return what it prints."""
         ended = self.run(*words)
         assert ended.returncode == 0, ended.stderr
         return ended.stderr
 
     def start(self, *words: str) -> subprocess.Popen[str]:
-        """The same for a command that stays; `end` sees that it does not stay for ever."""
+        """Start a command that stays; `end` sees that it does not stay for ever."""
         with (self.folder / "started.log").open("a") as log:
             started = subprocess.Popen(
                 ["vllmjobs", *words], cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True
@@ -96,7 +96,7 @@ class Machine:
         return started
 
     def up(self, *changes: tuple[str, str]) -> str:
-        """`up one -d`, of ENVIRONMENT with changes."""
+        """Run `up one -d` on ENVIRONMENT with changes."""
         self.environment(*changes)
         return self.done("up", "one", "-d")
 
@@ -109,41 +109,41 @@ class Machine:
         self.write("envs/one.yaml", text)
 
     def up_env_file(self, strategy: str = "multi_instance", more: str = "") -> str:
-        """`up --env-file .env -d`, with the stand-in as vLLM."""
+        """Run `up --env-file .env -d`, with the stand-in as vLLM."""
         self.write(".env", DOTENV + more, strategy=strategy)
         engine = 'models.opt.entrypoint=["stand-in-engine","serve"]'
         admin = f"balancer.admin_port={self.admin}"
         return self.done("up", "--env-file", ".env", "-d", "--set", engine, "--set", admin)
 
     def ask(self, path: str, port: int | None = None) -> httpx.Response:
-        """GET from nginx."""
+        """Send a GET to nginx."""
         with http() as client:
             return client.get(f"http://127.0.0.1:{port or self.port}{path}", timeout=SECONDS)
 
     def complete(
         self, path: str = "/v1/completions", model: str = "chat", max_tokens: int = 2
     ) -> httpx.Response:
-        """A completion through nginx; of 200 tokens a second."""
+        """Ask for a completion through nginx, at 200 tokens a second."""
         asked = {"model": model, "prompt": "Why?", "max_tokens": max_tokens, "ignore_eos": True}
         with http() as client:
             return client.post(f"http://127.0.0.1:{self.port}{path}", json=asked, timeout=SECONDS)
 
     def instances(self, job: str = "vllm-one") -> dict[str, Any]:
-        """Its servers, as their supervisor shows them."""
+        """Return the servers as their supervisor shows them."""
         socket = self.folder / "state" / "vllmjobs" / job / "admin.sock"
         with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket))) as client:
             return dict(client.get("http://box/health").json()["instances"])
 
     def pid(self, name: str, job: str = "vllm-one") -> int:
-        """0 while it does not run."""
+        """Return the process of a server, or 0 while it does not run."""
         return int(self.instances(job)[name]["pid"] or 0)
 
     def command_line(self, name: str, job: str = "vllm-one") -> list[str]:
-        """Of a server that runs."""
+        """Return the command line of a server that runs."""
         return Path(f"/proc/{self.pid(name, job)}/cmdline").read_text().split("\0")
 
     def environ(self, name: str, job: str = "vllm-one") -> Mapping[str, str]:
-        """The variables of a server that runs."""
+        """Return the variables of a server that runs."""
         pairs = Path(f"/proc/{self.pid(name, job)}/environ").read_text().split("\0")
         return dict(pair.split("=", 1) for pair in pairs if pair)
 

@@ -1,4 +1,4 @@
-"""From the first signal handler to the exit code: bind, load, serve, stop.
+"""The life of the server, from its first signal handler to its exit code: bind, load, serve, stop.
 
 Measured on vLLM 0.32.0 (CPU build): SIGTERM closes the port and leaves what is in flight without another
 word, and the process hangs until its clients leave; with `--shutdown-timeout N` what is in flight ends whole
@@ -51,7 +51,7 @@ async def serve(flags: Flags, knobs: Knobs) -> int:
 async def _serve(
     flags: Flags, knobs: Knobs, listener: socket.socket, stop: asyncio.Event, core: Core | None
 ) -> int:
-    """Load and serve; the exit code."""
+    """Load and serve; return the exit code."""
     loading = asyncio.create_task(_load(flags, knobs, core))
     await _first(loading, stop.wait())
     if not loading.done():
@@ -75,7 +75,7 @@ async def _serve(
 
 @contextlib.asynccontextmanager
 async def _core(workers: int) -> AsyncIterator[Core | None]:
-    """EngineCore and its workers, where there are to be any."""
+    """Start EngineCore and its workers, where there are to be any."""
     core = await Core.start(workers) if workers else None
     try:
         yield core

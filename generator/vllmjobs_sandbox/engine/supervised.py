@@ -116,7 +116,7 @@ class Supervised:
         return wait_until(found, SECONDS, f"it says {event}", evidence=self.evidence)
 
     def said(self, event: str, instance: str | None = None) -> list[Json]:
-        """All of its events of one kind."""
+        """Return all events of one kind."""
         return [
             one
             for one in list(self.events)
@@ -137,7 +137,7 @@ class Supervised:
         )
 
     def get(self, path: str) -> tuple[int, Json]:
-        """What the admin port, or socket, answers; 0 while nobody listens."""
+        """Return the answer of the admin port or socket, with status 0 while nobody listens."""
         transport = httpx.HTTPTransport(uds=self.socket) if self.socket else None
         try:
             with httpx.Client(transport=transport, trust_env=False, timeout=SECONDS) as client:
@@ -147,18 +147,18 @@ class Supervised:
         return answer.status_code, answer.json()
 
     def instance(self, name: str = "chat-0") -> Json:
-        """One as /health shows it."""
+        """Return an instance as /health shows it."""
         found: Json = self.get("/health")[1].get("instances", {}).get(name, {"phase": None})
         return found
 
     def pid(self, name: str = "chat-0") -> int:
-        """Of an engine that runs."""
+        """Return the process of an engine that runs."""
         pid: int | None = wait_until(lambda: self.instance(name).get("pid"), SECONDS, f"{name} runs")
         assert pid
         return pid
 
     def ask(self, path: str) -> tuple[int, Json]:
-        """POST to the admin socket."""
+        """Send a POST to the admin socket."""
         with httpx.Client(transport=httpx.HTTPTransport(uds=self.socket)) as client:
             answer = client.post(f"http://box{path}")
         return answer.status_code, answer.json()
@@ -233,7 +233,7 @@ http {
 
 
 def fronted(folder: Path, nginx: Path, port: int) -> Json:
-    """What the configuration says of an nginx in front of these engines."""
+    """Return the part of the configuration that puts an nginx in front of these engines."""
     home = folder / f"nginx-{port}"
     home.mkdir()
     (home / "nginx.conf").write_text(NGINX.replace("PORT", str(port)))
@@ -257,7 +257,7 @@ def fronted(folder: Path, nginx: Path, port: int) -> Json:
 
 
 def marked(supervised: Supervised) -> list[int]:
-    """All processes that carry its mark, however they were started."""
+    """Return all processes that carry a mark, however they were started."""
     mark = f"VLLMJOBS_SUPERVISOR={supervised._config.stem.replace('supervised', 'test')}\0".encode()
     return [int(path.parent.name) for path in Path("/proc").glob("[0-9]*/environ") if mark in _environ(path)]
 

@@ -28,14 +28,14 @@ def seed(prompt: list[str], index: int) -> int:
 
 
 class PrefixCache:
-    """Which prompts share a beginning with an earlier one, for `vllm:prefix_cache_hits_total`."""
+    """The prompts so far, which later ones may share a beginning with, for `vllm:prefix_cache_hits_total`."""
 
     def __init__(self, blocks: int) -> None:
         self._room = blocks
         self._seen: set[int] = set()
 
     def hits(self, prompt: list[str]) -> int:
-        """Remember the prompt; how many of its first tokens were in the cache already."""
+        """Remember the prompt; return how many of its first tokens were in the cache already."""
         found, chain, hitting = 0, 0, True
         if len(self._seen) > self._room:
             self._seen.clear()

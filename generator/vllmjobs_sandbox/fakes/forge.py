@@ -1,4 +1,4 @@
-"""What a forge does with the templates of docs/ci, on this machine: its jobs, and its comments.
+"""A forge on this machine: it runs the jobs of the templates in docs/ci, and keeps their comments.
 
 The shell steps of a job are run as the forge would run them, but for what needs the forge or the internet:
 
@@ -69,7 +69,7 @@ def expand(text: object, context: Mapping[str, Any]) -> str:
 
 @dataclass(frozen=True)
 class Ran:
-    """What came of a job."""
+    """The end of a job: its exit code and its output."""
 
     exit_code: int
     output: str
@@ -131,7 +131,7 @@ def _env(holder: Json, context: Json) -> dict[str, str]:
 def _run(
     shell: list[str], script: str, project: Path, env: Mapping[str, str], cancel_at: str | None = None
 ) -> Ran:
-    """A step that is cancelled gets SIGINT, its first process alone (GitHub's workflow cancellation
+    """Run a step; one that is cancelled gets SIGINT, its first process alone (GitHub's workflow cancellation
     reference).
     """
     output = []
@@ -163,6 +163,7 @@ class Forge:
     comments: list[Json] = field(default_factory=list)
 
     def github(self, token: str = "of-the-bot") -> dict[str, str]:
+        """Return the variables of a job on GitHub."""
         return {
             "GITHUB_ACTIONS": "true",
             "GITHUB_API_URL": self.address,
@@ -173,6 +174,7 @@ class Forge:
         }
 
     def gitlab(self, token: str = "of-the-bot") -> dict[str, str]:
+        """Return the variables of a job on GitLab."""
         return {
             "GITLAB_CI": "true",
             "CI_API_V4_URL": f"{self.address}/api/v4",

@@ -1,4 +1,4 @@
-"""What stands between a command and Nomad, and holds one kind of request until the test lets it go.
+"""A proxy between a command and Nomad that holds one kind of request until the test lets it go.
 
 A signal to the command at one of its events would be a race: by then, its next request may have left.
 """
@@ -31,7 +31,7 @@ class Held:
     def __init__(self, nomad: str, path: str) -> None:
         self.nomad, self.path = nomad, path
         self.env: dict[str, str] = {}
-        """For the command."""
+        """The variables that send a command through the proxy."""
         self.came, self.goes = Event(), Event()
 
     def wait(self, evidence: Callable[[], str]) -> None:
@@ -39,7 +39,7 @@ class Held:
         wait_until(self.came.is_set, COMES, f"it writes to {self.path}", evidence=evidence)
 
     def let_go(self) -> None:
-        """Pass it on, and those that come after it."""
+        """Pass on the request that is held, and those that come after it."""
         self.goes.set()
 
 

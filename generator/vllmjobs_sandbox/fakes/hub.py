@@ -19,7 +19,7 @@ LFS = (".safetensors", ".bin")
 
 
 class Hub:
-    """Its files may be changed with a new commit; `downloads` are the names that were sent, in order."""
+    """A hub whose files may change with a new commit; `downloads` are the names that it sent, in order."""
 
     def __init__(self, model: str, token: str, files: dict[str, bytes]) -> None:
         self.model = model
@@ -27,23 +27,27 @@ class Hub:
         self.address = ""
         self.files = files
         self.sends: dict[str, bytes] = {}
-        """What it sends in place of the file of that name."""
+        """Content that is sent in place of the file of that name."""
         self.downloads: list[str] = []
 
     @property
     def commit(self) -> str:
+        """Return the commit that the files make."""
         return hashlib.sha1(repr(sorted(self.files.items())).encode()).hexdigest()
 
     @contextmanager
     def running(self) -> Iterator[Hub]:
+        """Listen until the context is left."""
         with listening(partial(_Answers, self)) as self.address:
             yield self
 
     def info(self) -> dict[str, Any]:
+        """Return what the hub answers about the model."""
         siblings = [self._sibling(name) for name in self.files]
         return {"id": self.model, "sha": self.commit, "siblings": siblings}
 
     def tree(self) -> list[dict[str, Any]]:
+        """Return the files of the model, as the hub lists them."""
         return [
             {"type": "file", "path": one["rfilename"], "size": one["size"], "oid": one["blobId"]}
             | ({"lfs": one["lfs"] | {"oid": one["lfs"]["sha256"]}} if "lfs" in one else {})
@@ -51,6 +55,7 @@ class Hub:
         ]
 
     def etag(self, name: str) -> str:
+        """Return the ETag of a file."""
         one = self._sibling(name)
         etag: str = one["lfs"]["sha256"] if "lfs" in one else one["blobId"]
         return etag

@@ -14,17 +14,18 @@ from vllmjobs_sandbox.fakes.listening import listening
 
 
 class S3:
-    """Its objects by their path, `/bucket/key`, each with the digest that came with it."""
+    """A store of objects by their path, `/bucket/key`, each with the digest that came with it."""
 
     def __init__(self) -> None:
         self.address = ""
         self.objects: dict[str, tuple[bytes, str]] = {}
         self.parts: dict[str, dict[int, bytes]] = {}
         self.busy = 0
-        """How many requests are answered with 503 first."""
+        """The number of requests that are answered with 503 first."""
 
     @contextmanager
     def running(self) -> Iterator[S3]:
+        """Listen until the context is left."""
         with listening(partial(_Answers, self)) as self.address:
             yield self
 

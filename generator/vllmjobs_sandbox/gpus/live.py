@@ -18,11 +18,12 @@ def library(folder: Path) -> Path:
 
 
 def uuid(number: int) -> str:
+    """Return the UUID of a simulated GPU."""
     return f"GPU-{number}0000000-1111-2222-3333-444444444444"
 
 
 def gpu(number: int, **more: object) -> dict[str, str]:
-    """What a healthy GPU says, and how much of it is in use."""
+    """Return the values that a healthy GPU shows, and how much of it is in use."""
     said = {
         "NAME": "NVIDIA H100 80GB HBM3",
         "UUID": uuid(number),

@@ -1,1 +1,1 @@
-"""The story that scripts/sandbox tells, and the pages and faults of the runbooks."""
+"""The story that `vllmjobs-sandbox` tells, and the pages and faults of the runbooks."""

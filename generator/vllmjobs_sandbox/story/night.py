@@ -47,7 +47,7 @@ class Night:
         self.balancer = f"127.0.0.1:{port}"
         self.words: dict[str, str] = {}
         self.units: dict[str, Callable[[], None]] = {}
-        """What `systemctl start UNIT` does: the sandbox has no systemd."""
+        """The effect of `systemctl start UNIT`, since the sandbox has no systemd."""
         self.env = sandbox.env | {"VLLMJOBS_PROJECT": str(folder), "COLUMNS": "100", "no_proxy": "127.0.0.1"}
         self._ports = {"port": port, "admin_port": admin_port}
         self._running: dict[str, Any] | None = None
@@ -58,7 +58,7 @@ class Night:
     def write(self, **chat: Any) -> None:
         """Write envs/prod.yaml, with keys of `models.chat` laid over."""
         environment = {
-            "extends": str(Path(__file__).parents[1] / "sandbox.yaml"),
+            "extends": str(self.sandbox.folder / "sandbox.yaml"),
             "job": JOB,
             "debug": False,
             "balancer": {
@@ -71,7 +71,7 @@ class Night:
         path.write_text(yaml.safe_dump(environment, sort_keys=False))
 
     def render(self, *words: str) -> str:
-        """Render a job of it."""
+        """Render a job of the project."""
         return self.sandbox.render("prod", "--project", str(self.folder), *words)
 
     def well(self, **chat: Any) -> None:
@@ -102,12 +102,12 @@ class Night:
         self._fill_in()
 
     def serves(self) -> bool:
-        """Whether the balancer answers for the model."""
+        """Tell whether the balancer answers for the model."""
         with http() as client:
             return client.get(f"http://{self.balancer}/v1/models").is_success
 
     def routed(self) -> list[Json]:
-        """The instances that Consul gives to the balancer."""
+        """Return the instances that Consul gives to the balancer."""
         found: list[Json] = self.sandbox.consul.health.service(f"{JOB}-chat", passing=True)[1]
         return found
 
@@ -140,7 +140,7 @@ class Night:
                 thread.join()
 
     def metric(self, pattern: str, port: str = "ADDRESS") -> float:
-        """The sum of the series of an instance that match; 0 without any."""
+        """Return the sum of the series of an instance that match, which is 0 without any."""
         with http() as client:
             page = client.get(f"http://{self.words[port]}/metrics").text
         return sum(float(line.split()[-1]) for line in page.splitlines() if re.match(pattern, line))
@@ -153,11 +153,11 @@ class Night:
         self.sandbox.nomad_cli("var", "purge", f"vllmjobs/releases/{JOB}")
 
     def away_later(self) -> None:
-        """Whatever the page does, the next one starts anew."""
+        """Let the next page start anew, whatever this one does."""
         self._running = None
 
     def has_failed_once(self) -> bool:
-        """Whether the newest instance has ended and is to be started again."""
+        """Tell whether the newest instance has ended and is to be started again."""
         states = self.last()["TaskStates"] or {} if self.sandbox.allocations(JOB) else {}
         return any(event["Type"] == "Terminated" for one in states.values() for event in one["Events"])
 
@@ -167,7 +167,7 @@ class Night:
         self.sandbox.purge(*known & {JOB, BALANCER})
 
     def last(self) -> Json:
-        """The newest allocation of the job."""
+        """Return the newest allocation of the job."""
         found: list[Json] = self.sandbox.nomad.job.get_allocations(JOB)
         return max(found, key=lambda one: int(one["CreateIndex"]))
 
@@ -189,12 +189,12 @@ class Night:
             self.words["ADMIN"] = f"{service['Address']}:{admin}"
 
     def _newest(self) -> Json:
-        """The newest allocation that is to run on."""
+        """Return the newest allocation that is to run on."""
         found = [one for one in self.sandbox.allocations(JOB) if one["DesiredStatus"] == "run"]
         return max(found, key=lambda one: int(one["CreateIndex"]))
 
     def _service(self) -> Json | None:
-        """The newest allocation, as Consul knows it."""
+        """Return the newest allocation as Consul knows it."""
         services = (one["Service"] for one in self.routed())
         return next((one for one in services if self._newest()["ID"] in one["ID"]), None)
 
@@ -204,7 +204,7 @@ def _body(tokens: int) -> dict[str, Any]:
 
 
 def _nested(flat: dict[str, Any]) -> dict[str, Any]:
-    """`{"a.b": 1}` as `{"a": {"b": 1}}`."""
+    """Return `{"a.b": 1}` as `{"a": {"b": 1}}`."""
     nested: dict[str, Any] = {}
     for key, value in flat.items():
         *folders, name = key.split(".")

@@ -15,14 +15,14 @@ BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
 def commands(block: str) -> Iterator[tuple[str, str]]:
-    """The commands of a console block, each with the output that is shown."""
+    """Yield the commands of a console block, each with the output that is shown."""
     for part in re.split(r"^\$ ", block, flags=re.MULTILINE)[1:]:
         command, _, output = part.partition("\n")
         yield command, output
 
 
 def run(command: str, folder: Path, env: Mapping[str, str]) -> str:
-    """Run a command as a shell does; what it printed."""
+    """Run a command as a shell does; return what it printed."""
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
@@ -37,6 +37,6 @@ def run(command: str, folder: Path, env: Mapping[str, str]) -> str:
 
 
 def is_shown(shown: str, printed: str) -> bool:
-    """Whether a page shows what was printed."""
+    """Tell whether a page shows what was printed."""
     # doctest takes an ellipsis at the start of a line for a continuation only in its own parser.
     return doctest.OutputChecker().check_output(shown, printed, doctest.ELLIPSIS)

@@ -24,7 +24,7 @@ SURE = 50  # requests
 
 
 class Story:
-    """From the first run of `dev` to the promotion of a change to it."""
+    """The steps from the first run of `dev` to the promotion of a change to it."""
 
     def __init__(self, sandbox: Sandbox) -> None:
         self.sandbox = sandbox

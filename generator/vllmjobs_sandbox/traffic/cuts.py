@@ -22,7 +22,7 @@ AT_ONCE = timedelta(seconds=1)  # both write whole seconds
 
 
 def cut_by_go(sandbox: Sandbox, job: str) -> list[datetime]:
-    """When Fabio has cut an answer of this job's instances of itself."""
+    """Return the times at which Fabio cut an answer of this job's instances of its own accord."""
     of_job = [
         sandbox.nomad.allocation.get_allocation(one["ID"]) for one in sandbox.nomad.job.get_allocations(job)
     ]
@@ -36,7 +36,7 @@ def cut_by_go(sandbox: Sandbox, job: str) -> list[datetime]:
 
 
 def not_cut_by_go(failures: Sequence[str], cuts: Sequence[datetime]) -> list[str]:
-    """Those for which Fabio's log has no line of its own, at that time and of that kind."""
+    """Return the failures for which Fabio's log has no line of its own, at that time and of that kind."""
     left, unexplained = sorted(cuts), []
     for failure in failures:
         at = datetime.strptime(failure[:19], TIME)

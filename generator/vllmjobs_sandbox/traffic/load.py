@@ -53,7 +53,7 @@ KINDS = [
 
 
 class Answered(NamedTuple):
-    """What an answer says of itself."""
+    """The version and the length that an answer shows."""
 
     fingerprint: str
     reasons: list[str]
@@ -61,7 +61,7 @@ class Answered(NamedTuple):
 
 
 class Counts(msgspec.Struct):
-    """What became of the requests so far."""
+    """The outcomes of the requests so far."""
 
     answered: int = 0
     """Whole: with a finish reason, and as many tokens as were asked for."""
@@ -79,16 +79,17 @@ class Counts(msgspec.Struct):
 
     @property
     def sent(self) -> int:
+        """Return how many requests have ended, in any way."""
         return self.answered + len(self.failures) + len(self.truncated)
 
     @property
     def rate(self) -> float:
-        """Answers a second."""
+        """Return the answers per second."""
         return self.answered / self.seconds if self.seconds else 0
 
     @property
     def longest_silence(self) -> int:
-        """Seconds in a row without an answer, between the first and the last."""
+        """Return the most seconds in a row without an answer, between the first and the last."""
         return max(
             map(len, "".join(" "[: not n] or "x" for n in self.by_second).strip().split("x")), default=0
         )
@@ -202,7 +203,7 @@ class Load:
 
     address: str
     folder: Path
-    """Where its file and its log go."""
+    """The folder of its file and its log."""
     workers: int = 20
     per_second: float = 45
     model: str = "chat"

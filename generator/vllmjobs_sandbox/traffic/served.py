@@ -21,28 +21,28 @@ class Served:
         self.release, self.sandbox, self._load = release, release.sandbox, load
         self.old = {one["ID"] for one in release.allocations()}
         self.is_forgiven: Callable[[str], bool] = lambda _: False
-        """Which failures are to be expected: of a canary that fails, not of the old version."""
+        """A predicate for failures that are expected: of a canary that fails, not of the old version."""
 
     def is_unhurt(self) -> None:
-        """No request failed that the old version was to answer."""
+        """Hold that no request failed that the old version was to answer."""
         assert self._load.answered > 0
         failures = [said for said in self._load.failures if not self.is_forgiven(said)]
         assert not failures, "\n".join(failures)
 
     def still_serves(self) -> None:
-        """The very same old instances, and nothing else; no share is left at the balancer."""
+        """Hold that the very same old instances serve, and nothing else; no share is left at the balancer."""
         self._settles_at(OLD)
         assert {one["ID"] for one in self.release.allocations()} == self.old
         self.is_unhurt()
 
     def serves_the_new(self) -> None:
-        """The new version alone."""
+        """Hold that the new version serves alone."""
         self._settles_at(NEW)
         assert self.sandbox.deployment(self.release.job)["Status"] == "successful"
         self.is_unhurt()
 
     def serves_the_old_again(self) -> None:
-        """The old version alone, in instances that may be other ones."""
+        """Hold that the old version serves alone, in instances that may be other ones."""
         self._settles_at(OLD)
         assert self.sandbox.deployment(self.release.job)["Status"] == "successful"
         self.is_unhurt()
@@ -61,12 +61,13 @@ class Served:
 
 
 def keys(sandbox: Sandbox) -> list[str]:
-    """What Consul keeps of shares."""
+    """Return the keys of Consul that hold shares."""
     return [key for top in ("fabio/", "vllmjobs/") for key in sandbox.consul.kv.get(top, keys=True)[1] or ()]
 
 
 @contextmanager
 def serving(release: Release, **chat: Any) -> Iterator[Served]:
+    """Run a release, and ask it all the while."""
     release.run(**chat)
     release.wait_until_routed(OLD)
     with Load(release.address, per_second=10) as load:
@@ -74,18 +75,22 @@ def serving(release: Release, **chat: Any) -> Iterator[Served]:
 
 
 def on(operator: str, node: str) -> str:
+    """Return the constraint for a node, or for any other."""
     return f'[{{attribute: "${{node.unique.name}}", operator: "{operator}", value: "{node}"}}]'
 
 
 def anywhere_but(node: str) -> dict[str, Any]:
+    """Return the settings that keep a release from a node."""
     return {"placement.constraints": on("!=", node)}
 
 
 def failure(mode: str) -> dict[str, Any]:
+    """Return the settings for a failure of the stand-in engine."""
     return {"env.VLLMJOBS_STANDIN_FAILURE": mode}
 
 
 def slow(tokens_per_second: int) -> dict[str, Any]:
+    """Return the settings for an engine of so many tokens a second."""
     return {"env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": tokens_per_second}
 
 

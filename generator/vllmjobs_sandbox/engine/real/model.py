@@ -57,7 +57,7 @@ def make(folder: Path, head_dim: int = 64) -> Path:
 
 
 def tokenizer() -> dict[str, object]:
-    """A byte-level BPE: a token for each byte, and for as many pairs of letters as there is room."""
+    """Make a byte-level BPE: a token for each byte, and for as many pairs of letters as there is room."""
     bytes_ = [*range(33, 127), *range(161, 173), *range(174, 256)]  # GPT-2's alphabet: these are themselves
     alphabet = [chr(byte) for byte in bytes_] + [chr(256 + n) for n in range(256 - len(bytes_))]
     room = VOCABULARY - len(SPECIAL) - len(alphabet)
@@ -78,7 +78,7 @@ def tokenizer() -> dict[str, object]:
 
 
 def safetensors() -> bytes:
-    """All weights, in bfloat16."""
+    """Return all weights in bfloat16, as a safetensors file."""
     shapes = {"model.embed_tokens.weight": (VOCABULARY, HIDDEN), "lm_head.weight": (VOCABULARY, HIDDEN)}
     for layer in range(LAYERS):
         for part in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"):

@@ -10,7 +10,7 @@ SOURCE = Path(__file__).with_name("nvml.c")
 
 
 def build(folder: Path, *options: str) -> Path:
-    """Compile it into a folder, for LD_LIBRARY_PATH; nvml.c says what its environment may hold."""
+    """Compile nvml.c into a folder for LD_LIBRARY_PATH; the file says what its environment may hold."""
     assert shutil.which("gcc"), "gcc is not on PATH; scripts/engine installs it on Debian"
     folder.mkdir(parents=True, exist_ok=True)
     library = folder / "libnvidia-ml.so.1"

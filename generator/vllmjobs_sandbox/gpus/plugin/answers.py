@@ -1,4 +1,4 @@
-"""What the plugin answers, as messages: pure, from values to protobuf."""
+"""The answers of the plugin as messages: pure, from values to protobuf."""
 
 from __future__ import annotations
 

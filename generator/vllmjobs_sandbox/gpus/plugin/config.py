@@ -1,4 +1,4 @@
-"""What an operator may write in the `plugin "simgpu" { config { … } }` block of a Nomad agent.
+"""The block that an operator may write in a Nomad agent: `plugin "simgpu" { config { … } }`.
 
 One table of keys makes both the schema that Nomad checks the block against and our own checks,
 since a schema knows types and defaults but not that a count is whole or a name not empty.
@@ -33,6 +33,7 @@ class Key:
 
     @property
     def required(self) -> bool:
+        """Tell whether an operator has to name it."""
         return self.default is None
 
 
@@ -122,7 +123,7 @@ def _value(block: Mapping[str, object], key: Key, place: str) -> str | int:
 
 
 def _merged(gpus: Sequence[GpuModel]) -> tuple[GpuModel, ...]:
-    """One entry per model: of two device groups with the same name Nomad keeps only the last one."""
+    """Return one entry per model: of two device groups with the same name Nomad keeps only the last one."""
     merged: dict[str, GpuModel] = {}
     for gpu in gpus:
         known = merged.get(gpu.model)

@@ -1,4 +1,4 @@
-"""Which devices a node has, and in which health: pure, from its config and the text of its health file."""
+"""The devices of a node and their health: pure, from its config and the text of its health file."""
 
 from __future__ import annotations
 

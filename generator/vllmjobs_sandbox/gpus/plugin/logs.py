@@ -13,6 +13,7 @@ class HclogFormatter(logging.Formatter):
     """Format a record as hclog does (go-plugin log_entry.go): one line, every value a string."""
 
     def format(self, record: logging.LogRecord) -> str:
+        """Format one record as a line of JSON."""
         line = {
             "@level": _LEVELS.get(record.levelno, record.levelname.lower()),
             "@message": record.getMessage(),

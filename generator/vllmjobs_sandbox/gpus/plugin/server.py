@@ -28,7 +28,7 @@ from vllmjobs_sandbox.gpus.plugin.health import HealthFile
 from vllmjobs_sandbox.gpus.plugin.messages import METHODS, Method, message
 
 POLL_SECONDS = 0.2
-"""How often the health file and the parent are looked at."""
+"""The pause between two looks at the health file and the parent."""
 
 # Messages made at run time have no attributes that a type checker could know.
 Request = Any
@@ -59,16 +59,20 @@ class Plugin:
         }
 
     async def check(self, request: Request, context: Context) -> Message:
+        """Answer the health check of go-plugin."""
         return answers.serving()
 
     async def shutdown(self, request: Request, context: Context) -> Message:
+        """Stop when Nomad says so."""
         self.stop()
         return message("Empty")
 
     async def plugin_info(self, request: Request, context: Context) -> Message:
+        """Answer what kind of plugin this is."""
         return answers.plugin_info()
 
     async def config_schema(self, request: Request, context: Context) -> Message:
+        """Answer what its block may hold."""
         return answers.config_schema()
 
     async def set_config(self, request: Request, context: Context) -> Message:

@@ -1,4 +1,4 @@
-"""What befalls an engine."""
+"""Faults of an engine."""
 
 from __future__ import annotations
 
@@ -20,6 +20,7 @@ SMALL_CACHE = {"env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": "10", "env.VLLMJOBS_STA
 
 @contextmanager
 def requests_wait(night: Night, _: Path) -> Iterator[None]:
+    """Send more requests than one slow engine takes at a time."""
     night.well(**SLOW)
     night.away_later()
     with night.asked(6):
@@ -29,6 +30,7 @@ def requests_wait(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def cache_full(night: Night, _: Path) -> Iterator[None]:
+    """Fill the KV cache with the tokens of long answers."""
     night.well(**SMALL_CACHE)
     night.away_later()
     with night.asked(4, tokens=40):
@@ -38,6 +40,7 @@ def cache_full(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def preempts(night: Night, _: Path) -> Iterator[None]:
+    """Have an engine that preempts requests again and again."""
     night.well(**SMALL_CACHE, **failure("preempts"))
     night.away_later()
     with night.asked(2):  # as many as the page lets run at a time: with more, how long they wait is chance
@@ -47,6 +50,7 @@ def preempts(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def restarts_after_a_release(night: Night, _: Path) -> Iterator[None]:
+    """Release an engine that ends after a few requests."""
     night.well(entrypoint=SUPERVISED)
     night.deployed(entrypoint=SUPERVISED, **failure("exit-0-after=4"))
 
@@ -60,6 +64,7 @@ def restarts_after_a_release(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def given_up(night: Night, _: Path) -> Iterator[None]:
+    """Kill an engine that its supervisor may not start again."""
     night.well(entrypoint=SUPERVISED, **{"env.VLLMJOBS_RESTARTS": "0"})
     with http() as client:
         health = client.get(f"http://{night.words['ADMIN']}/health").json()

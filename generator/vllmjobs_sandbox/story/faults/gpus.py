@@ -1,4 +1,4 @@
-"""What befalls GPUs: broken, fenced, or held by others."""
+"""Faults of GPUs: broken, fenced, or held by others."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ HOG = HOLDS_GPUS % {"job": "nightly-eval", "namespace": "default", "group": "eva
 
 @contextmanager
 def gpu_breaks(night: Night, folder: Path) -> Iterator[None]:
+    """Break the GPU of an instance, so that its node is fenced."""
     gpus = [gpu for node in night.sandbox.nodes for gpu in night.sandbox.gpus(node)]
     live = Live(library(folder), folder / "live", gpus)
     night.well(entrypoint=SUPERVISED, **{f"env.{name}": value for name, value in live.env.items()})
@@ -47,7 +48,7 @@ def lift(night: Night, name: str) -> None:
 
 @contextmanager
 def node_fenced(night: Night, _: Path) -> Iterator[None]:
-    """The fence as the supervisor writes it, around the node on which the canary has room."""
+    """Fence the node on which the canary has room, as the supervisor does it."""
     night.away()
     node = night.sandbox.node("gpu-2")
     reason = f"{uuid(0)} XID 79 (GPU has fallen off the bus) 2026-11-28T03:00:00Z"
@@ -63,7 +64,7 @@ def node_fenced(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def gpu_memory_taken(night: Night, folder: Path) -> Iterator[None]:
-    """Somebody's process holds memory of a GPU; NVML is a library here."""
+    """Let somebody's process hold memory of a GPU; NVML is a library here."""
     other = subprocess.Popen(["sleep", "600"])
     threading.Thread(target=other.wait, daemon=True).start()
     said = {
@@ -86,6 +87,7 @@ def gpu_memory_taken(night: Night, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def no_free_gpu(night: Night, _: Path) -> Iterator[None]:
+    """Let another job hold all GPUs but those of one instance."""
     night.well()
     night.sandbox.run(HOG)
     night.sandbox.wait_until_healthy("nightly-eval")

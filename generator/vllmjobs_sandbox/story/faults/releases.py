@@ -13,6 +13,7 @@ from vllmjobs_sandbox.traffic.served import failure
 
 @contextmanager
 def errors_after_a_release(night: Night, _: Path) -> Iterator[None]:
+    """Release an engine that answers every second request with an error."""
     night.well()
     night.deployed(**failure("error-rate=0.5"))
     night.ask(20)
@@ -21,6 +22,7 @@ def errors_after_a_release(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def waits_for_its_promotion(night: Night, _: Path) -> Iterator[None]:
+    """Have a canary that nobody has promoted."""
     night.well()
     night.start(max_model_len=2048)
     night.sandbox.wait_until_healthy(JOB)
@@ -29,6 +31,7 @@ def waits_for_its_promotion(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def canary_answers_500(night: Night, _: Path) -> Iterator[None]:
+    """Have a change whose canary answers every request with 500."""
     night.well()
     night.write(**failure("error-rate=1"))
     yield
@@ -37,6 +40,7 @@ def canary_answers_500(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def canary_crashes(night: Night, _: Path) -> Iterator[None]:
+    """Start a canary that ends before it is ready."""
     night.well()
     night.start(
         **failure("exit-1-before-ready"),
@@ -49,6 +53,7 @@ def canary_crashes(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def loads_slowly(night: Night, _: Path) -> Iterator[None]:
+    """Have a change that loads longer than its deadline allows."""
     night.well()
     night.write(
         **{
@@ -64,6 +69,7 @@ def loads_slowly(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def fabio_frozen(night: Night, _: Path) -> Iterator[None]:
+    """Freeze Fabio's table with a route that it cannot read."""
     night.well()
     night.sandbox.consul.kv.put("fabio/config/broken", "route wieght everything 1")
     night.write(max_model_len=2048)
@@ -76,6 +82,7 @@ def fabio_frozen(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def bad_release(night: Night, _: Path) -> Iterator[None]:
+    """Release a version that is worse than the one before."""
     night.well()
     night.deployed(max_model_len=2048)
     yield

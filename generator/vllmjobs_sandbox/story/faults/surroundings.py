@@ -1,4 +1,4 @@
-"""What is missing around a job: nodes, the balancer, Consul, disk, secrets and tokens."""
+"""Faults around a job: no node, balancer, Consul, disk, secret or token."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from vllmjobs_sandbox.story.night import BALANCER, JOB, SOON, SUPERVISED, Night
 
 @contextmanager
 def none(night: Night, _: Path) -> Iterator[None]:
-    """All is well."""
+    """Have a job that is well."""
     night.well(entrypoint=SUPERVISED)
     yield
 
 
 @contextmanager
 def no_node_takes_it(night: Night, _: Path) -> Iterator[None]:
-    """Both nodes were taken out, and then the instance ended."""
+    """Take both nodes out, and then end the instance."""
     night.well()
     nodes = [night.sandbox.node(name)["ID"] for name in night.sandbox.nodes]
     try:
@@ -37,6 +37,7 @@ def no_node_takes_it(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def balancer_stopped(night: Night, _: Path) -> Iterator[None]:
+    """Stop the job of the balancer."""
     night.well()
     night.sandbox.nomad_cli("job", "stop", "-detach", BALANCER)
     wait_until(lambda: not night.sandbox.allocations(BALANCER), SOON, "it has ended")
@@ -48,6 +49,7 @@ def balancer_stopped(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def consul_agent_down(night: Night, _: Path) -> Iterator[None]:
+    """Kill the Consul agent of the instance's node."""
     night.well()
     agent = f"consul-{night.node}"
     down = True
@@ -68,7 +70,7 @@ def consul_agent_down(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def disk_full(night: Night, folder: Path) -> Iterator[None]:
-    """The folder of the models is a disk of 1 MiB, with an old model on it."""
+    """Make the folder of the models a disk of 1 MiB, with an old model on it."""
     models = folder / "models"
     models.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", models], check=True)
@@ -90,6 +92,7 @@ def disk_full(night: Night, folder: Path) -> Iterator[None]:
 
 @contextmanager
 def secret_missing(night: Night, _: Path) -> Iterator[None]:
+    """Start a job whose secret does not exist."""
     night.away()
     night.start(secrets={"HF_TOKEN": f"nomad/jobs/{JOB}#hf_token"})
     wait_until(lambda: night.sandbox.allocations(JOB), SOON, "it is placed")
@@ -102,7 +105,7 @@ def secret_missing(night: Night, _: Path) -> Iterator[None]:
 
 @contextmanager
 def token_expired(night: Night, folder: Path) -> Iterator[None]:
-    """At a Nomad with ACLs and TLS, beside the sandbox."""
+    """Have a token that has expired, at a Nomad with ACLs and TLS beside the sandbox."""
     before = night.env
     with secured_server(folder) as server:
         server.nomad("acl", "policy", "apply", "deploy", "-", text=published("deploy.md", "Nomad"))
