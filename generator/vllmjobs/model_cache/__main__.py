@@ -1,4 +1,4 @@
-"""`python -m vllmjobs.model_cache prefetch MODEL`: exit code 0, or 1 with a line on stderr that says why."""
+"""`python -m vllmjobs.model_cache JOB MODEL`: exit code 0, or 1 with the reason on stderr."""
 
 import argparse
 import sys
@@ -30,7 +30,7 @@ def main() -> int:
 
 
 def _run(job: str, repository: Repository, address: str) -> None:
-    """Each job has only the modules that it needs."""
+    """Run one job; the image has only the modules that this job needs."""
     if job == "prefetch":
         from vllmjobs.model_cache.prefetch import prefetch  # noqa: PLC0415
 

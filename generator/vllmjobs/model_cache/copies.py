@@ -1,4 +1,4 @@
-"""A model of the cache, copied to a store and back; both are held to the manifest."""
+"""Copies of a cached model, to a store and back; the manifest is checked on both ways."""
 
 import os
 import shutil
@@ -20,7 +20,7 @@ from vllmjobs.model_cache.stores import Store
 
 
 def backup(repository: Repository, store: Store) -> None:
-    """Copy what the store does not have yet; a cache that is damaged is not copied at all."""
+    """Copy what the store does not have yet; nothing where the cache is damaged."""
     with repository.locked():
         commit = _commit(repository, _text(repository.ref))
         text = _text(repository.manifest(commit)) if commit else None
@@ -47,7 +47,7 @@ def backup(repository: Repository, store: Store) -> None:
 
 
 def restore(repository: Repository, store: Store) -> None:
-    """Fetch what is missing or damaged, and put it in place once all of it is right."""
+    """Fetch what is missing or damaged, and put it in place once all of it is whole."""
     commit = _commit(repository, store.read(_Place(repository, "").ref))
     place = _Place(repository, commit or "")
     text = store.read(place.manifest) if commit else None
@@ -70,7 +70,7 @@ def restore(repository: Repository, store: Store) -> None:
 
 
 class _Place:
-    """The names of a snapshot in a store: those of the cache, but for the links."""
+    """The names that a snapshot has in a store: those of the cache, without the links."""
 
     def __init__(self, repository: Repository, commit: str) -> None:
         self._folder = repository.folder.name

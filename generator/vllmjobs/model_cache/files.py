@@ -1,4 +1,4 @@
-"""A model in Hugging Face's cache, and the checksums of its files.
+"""A model in the cache of Hugging Face, and the checksums of its files.
 
 models--facebook--opt-125m/
   refs/main                 the commit that a branch or tag stands for
@@ -28,7 +28,7 @@ Sums = dict[str, str]
 
 
 class CacheError(Exception):
-    """What a person can mend, in words for them."""
+    """A fault of the cache or the store, in words for the person who can mend it."""
 
 
 @dataclass(frozen=True)
@@ -41,25 +41,25 @@ class Repository:
 
     @classmethod
     def of(cls, model: str, revision: str) -> "Repository":
-        """Where HF_HUB_CACHE or HF_HOME say, as for the server."""
+        """Return the model in the cache that HF_HUB_CACHE or HF_HOME name, as for the server."""
         hub = os.environ.get("HF_HUB_CACHE") or f"{os.environ['HF_HOME']}/hub"
         return cls(model, revision, Path(hub, f"models--{model.replace('/', '--')}"))
 
     @property
     def ref(self) -> Path:
-        """The file that names the commit of a branch or tag."""
+        """Return the file that names the commit of a branch or tag."""
         return self.folder / "refs" / self.revision
 
     def snapshot(self, commit: str) -> Path:
-        """The folder of its files."""
+        """Return the folder with the files of a commit."""
         return self.folder / "snapshots" / commit
 
     def manifest(self, commit: str) -> Path:
-        """The file of their checksums."""
+        """Return the file with the checksums of a commit's files."""
         return self.folder / f"{commit}.sha256"
 
     def finish(self, commit: str, sums: "Sums") -> None:
-        """Say that a snapshot is whole, last of all: its manifest, then the branch or tag that it is."""
+        """Declare a snapshot whole, as the last step: write its manifest, then its branch or tag."""
         write_manifest(self.manifest(commit), commit, sums)
         if self.revision != commit:
             write(self.ref, commit)
@@ -76,19 +76,19 @@ class Repository:
 
 
 def sha256(path: Path) -> str:
-    """The SHA-256 of a file."""
+    """Return the SHA-256 of a file."""
     return _digest(path, hashlib.sha256())
 
 
 def git_sha1(path: Path) -> str:
-    """What git calls a file of this content, and so the hub those that are not in LFS."""
+    """Return git's ID of a file's content, which is the hub's checksum of a file that is not in LFS."""
     return _digest(path, hashlib.sha1(f"blob {path.stat().st_size}\0".encode(), usedforsecurity=False))
 
 
 def problems(folder: Path, sums: Mapping[str, str]) -> dict[str, str]:
-    """What is wrong with the files of a folder, by name; the sums are SHA-256, or of git."""
+    """Return what is wrong with the files of a folder, by name; the sums are SHA-256 or git's."""
 
-    def problem(name: str) -> str | None:
+    def check(name: str) -> str | None:
         path, wanted = folder / name, sums[name]
         if not path.is_file():
             return "is missing"
@@ -96,8 +96,8 @@ def problems(folder: Path, sums: Mapping[str, str]) -> dict[str, str]:
         return None if found == wanted else f"is damaged: its checksum is {found}, not {wanted}"
 
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        found = zip(sums, pool.map(problem, sums), strict=True)
-        return {name: said for name, said in found if said}
+        found = zip(sums, pool.map(check, sums), strict=True)
+        return {name: problem for name, problem in found if problem}
 
 
 def write_manifest(path: Path, commit: str, sums: Sums) -> None:
@@ -107,7 +107,7 @@ def write_manifest(path: Path, commit: str, sums: Sums) -> None:
 
 
 def read_manifest(text: str, commit: str, source: object) -> Sums:
-    """The checksums of a manifest, whose names must stay inside the snapshot."""
+    """Return the checksums of a manifest, whose names must stay inside the snapshot."""
     sums: Sums = {}
     for line in text.splitlines():
         digest, _, name = line.partition(f"  snapshots/{commit}/")
@@ -120,7 +120,7 @@ def read_manifest(text: str, commit: str, source: object) -> Sums:
 
 
 def is_plain(name: str) -> bool:
-    """Whether a name is of a file inside a folder, and can stand in a line of a manifest."""
+    """Tell whether a name is one of a file inside a folder, and can stand in a line of a manifest."""
     return bool(re.fullmatch(r"[^\x00-\x1f\\]+", name)) and not {"", ".", ".."} & set(name.split("/"))
 
 
@@ -132,7 +132,7 @@ def remove(path: Path) -> None:
 
 
 def beside(path: Path) -> Path:
-    """A name for what will replace a file; nobody else has it, on whichever node."""
+    """Return a name for what will replace a file; no other node or process has it."""
     return path.with_name(f".{path.name}.{uuid4().hex}.new")
 
 
@@ -148,12 +148,12 @@ def write(path: Path, text: str) -> None:
 
 
 def listed(found: Mapping[str, str]) -> str:
-    """Problems as lines, for the end of a sentence."""
-    return "".join(f"\n  {name} {said}" for name, said in found.items())
+    """Return problems as lines, for the end of a sentence."""
+    return "".join(f"\n  {name} {problem}" for name, problem in found.items())
 
 
 def amount(sizes: Iterable[int]) -> str:
-    """Bytes, as a person reads them."""
+    """Return a number of bytes, as a person reads it."""
     return f"{sum(sizes) / (1 << 30):.2f} GiB"
 
 

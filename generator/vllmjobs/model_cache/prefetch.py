@@ -1,4 +1,4 @@
-"""A model from the hub, into the cache that its servers will read, and checked there."""
+"""The download of a model from the hub into the cache that its servers read, and its check."""
 
 import glob
 from typing import Any
@@ -40,7 +40,7 @@ ORIGINAL = "original/"  # of Meta's own code; vLLM passes it over
 def prefetch(repository: Repository) -> None:
     """Download what is missing or damaged, then write the manifest; raises `CacheError` where it cannot."""
     with repository.locked():
-        info = _asked(repository)
+        info = _model_info(repository)
         commit, files = info.sha, _wanted(info)
         # The hub's own: SHA-256 of what is in LFS, git's of the others.
         sums = {name: file.lfs.sha256 if file.lfs else file.blob_id for name, file in files.items()}
@@ -51,8 +51,8 @@ def prefetch(repository: Repository) -> None:
         for _ in range(TRIES):
             if not found:
                 break
-            for name, said in found.items():
-                print(f"  {name} {said}")
+            for name, problem in found.items():
+                print(f"  {name} {problem}")
                 remove(snapshot / name)
             print(f"downloading {len(found)} files, {amount(sizes[name] for name in found)}")
             _download(repository, commit, list(found))
@@ -67,15 +67,15 @@ def prefetch(repository: Repository) -> None:
         print(f"all {len(files)} files are right: {repository.manifest(commit)}")
 
 
-def _asked(repository: Repository) -> Any:
+def _model_info(repository: Repository) -> Any:
     try:
         return HfApi().model_info(repository.model, revision=repository.revision, files_metadata=True)
     except Exception as error:  # of requests or httpx, as huggingface_hub's version has it
-        raise CacheError(f"the hub does not tell its files: {_said(error)}") from error
+        raise CacheError(f"the hub does not tell its files: {_text(error)}") from error
 
 
 def _wanted(info: Any) -> dict[str, Any]:
-    """What a server reads: all of it, but for the same weights in other formats."""
+    """Return what a server reads: every file, without the same weights in other formats."""
     files = {file.rfilename: file for file in info.siblings}
     if strange := [name for name in files if not is_plain(name)]:
         raise CacheError(f"has a file whose name cannot be written down: {strange[0]!r}")
@@ -96,8 +96,8 @@ def _download(repository: Repository, commit: str, names: list[str]) -> None:
             allow_patterns=[glob.escape(name) for name in names],
         )
     except Exception as error:  # the same; or a full disk
-        raise CacheError(f"the download ended: {_said(error)}; the next one goes on from there") from error
+        raise CacheError(f"the download ended: {_text(error)}; the next one goes on from there") from error
 
 
-def _said(error: Exception) -> str:
+def _text(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:LONGEST]}"

@@ -1,6 +1,6 @@
-"""A bucket of S3, or of what speaks its protocol, by Python alone: vLLM's image has no client.
+"""A client of S3, and of what speaks its protocol, in Python alone: vLLM's image has no client.
 
-Address, region and keys are in the variables that AWS's own tools read.
+The address, the region and the keys are in the variables that AWS's own tools read.
 """
 
 import hashlib
@@ -31,7 +31,7 @@ DIGEST = "x-amz-meta-sha256"
 
 
 class Bucket:
-    """What is below `s3://BUCKET/PREFIX`."""
+    """The files below `s3://BUCKET/PREFIX`."""
 
     def __init__(self, address: str) -> None:
         parts = urlsplit(address)
@@ -47,14 +47,14 @@ class Bucket:
         return self.address
 
     def has(self, name: str, digest: str, size: int) -> bool:
-        """As it was said when it was written; S3 watches over its own disks."""
+        """Tell whether a file has this size, and was written with this digest; S3 checks its own disks."""
         with suppress(FileNotFoundError):
             _, found = self._ask("HEAD", name)
             return (found.get(DIGEST), found["content-length"]) == (digest, str(size))
         return False
 
     def put(self, source: Path, name: str, digest: str) -> None:
-        """In parts where it is large; each is held to its checksum by the other side."""
+        """Write a file, in parts where it is large; S3 checks each part."""
         if source.stat().st_size <= PART:
             self._ask("PUT", name, body=source.read_bytes(), head={DIGEST: digest})
             return
@@ -74,24 +74,24 @@ class Bucket:
             raise
 
     def get(self, name: str, to: Path) -> None:
-        """Into a file; the caller checks it."""
+        """Read into a file, which the caller checks."""
         with suppress(FileNotFoundError):
             self._ask("GET", name, to=to)
 
     def read(self, name: str) -> str | None:
-        """A short text."""
+        """Return a short text; None where there is none."""
         with suppress(FileNotFoundError):
             return self._ask("GET", name)[0].decode()
         return None
 
     def write(self, name: str, text: str) -> None:
-        """A short text."""
+        """Write a short text."""
         self._ask("PUT", name, body=text.encode())
 
     def _ask(
         self, method: str, name: str, query: Fields = NO, body: bytes = b"", head: Fields = NO, to: To = None
     ) -> tuple[bytes, dict[str, str]]:
-        """The answer, and its headers in lower case."""
+        """Return the body of an answer, and its headers in lower case."""
         url = f"{self.url}/{quote(name)}" + (f"?{urlencode(query, quote_via=quote)}" if query else "")
         for left in reversed(range(TRIES)):
             signed = sign(method, url, body, head, self.keys, self.region, datetime.now(UTC))
@@ -105,10 +105,10 @@ class Bucket:
             except HTTPError as error:
                 if error.code == 404 and method in ("GET", "HEAD"):
                     raise FileNotFoundError(name) from error
-                said = " ".join(error.read(300).decode(errors="replace").split())
-                said = f"{error.code} {error.reason} {said}"
+                text = " ".join(error.read(300).decode(errors="replace").split())
                 if error.code < 500 or not left:
-                    raise CacheError(f"{method} {self}/{name}: {said}") from error
+                    status = f"{error.code} {error.reason}"
+                    raise CacheError(f"{method} {self}/{name}: {status} {text}") from error
             except (OSError, HTTPException) as error:
                 if not left:
                     raise CacheError(f"{method} {self}/{name} at {self.url}: {error}") from error
@@ -119,18 +119,18 @@ class Bucket:
 def sign(
     method: str, url: str, body: bytes, headers: Fields, keys: Sequence[str], region: str, now: datetime
 ) -> dict[str, str]:
-    """Headers with AWS's Signature Version 4, for a URL that is quoted and whose query is sorted."""
+    """Return headers with AWS's Signature Version 4, for a URL that is quoted and whose query is sorted."""
     parts, at = urlsplit(url), now.strftime("%Y%m%dT%H%M%SZ")
     digest = hashlib.sha256(body).hexdigest()
     every = {**headers, "host": parts.netloc, "x-amz-content-sha256": digest, "x-amz-date": at}
     signed = sorted((key.lower(), value) for key, value in every.items())
     names = ";".join(key for key, _ in signed)
     lines = [f"{key}:{value}\n" for key, value in signed]
-    asked = "\n".join([method, parts.path, parts.query, "".join(lines), names, digest])
+    canonical = "\n".join([method, parts.path, parts.query, "".join(lines), names, digest])
     scope = f"{at[:8]}/{region}/s3/aws4_request"
-    said = "\n".join(["AWS4-HMAC-SHA256", at, scope, hashlib.sha256(asked.encode()).hexdigest()])
+    to_sign = "\n".join(["AWS4-HMAC-SHA256", at, scope, hashlib.sha256(canonical.encode()).hexdigest()])
     key = f"AWS4{keys[1]}".encode()
-    for part in (*scope.split("/"), said):
+    for part in (*scope.split("/"), to_sign):
         key = hmac.digest(key, part.encode(), "sha256")
     credential = f"AWS4-HMAC-SHA256 Credential={keys[0]}/{scope}"
     return {**every, "Authorization": f"{credential},SignedHeaders={names},Signature={key.hex()}"}

@@ -1,4 +1,4 @@
-"""Where copies of the caches are kept: a folder, or a bucket."""
+"""The stores that copies of the caches are kept in: a folder, or a bucket."""
 
 import shutil
 from contextlib import suppress
@@ -10,31 +10,31 @@ from vllmjobs.model_cache.s3 import Bucket
 
 
 class Store(Protocol):
-    """Files by their names; what it is called is for people."""
+    """A place for files, each by its name; its text is for people."""
 
     def has(self, name: str, digest: str, size: int) -> bool:
-        """Whether it holds a file of this content."""
+        """Tell whether it holds a file of this content."""
 
     def put(self, source: Path, name: str, digest: str) -> None:
-        """Copy a file there; what is of that name stays until it is whole."""
+        """Copy a file there; an older one of that name stays until the copy is whole."""
 
     def get(self, name: str, to: Path) -> None:
-        """Copy a file from there; one that is not there is none here either."""
+        """Copy a file from there, if it is there."""
 
     def read(self, name: str) -> str | None:
-        """A short text; None where there is none."""
+        """Return a short text; None where there is none."""
 
     def write(self, name: str, text: str) -> None:
         """Write a short text."""
 
 
 def store(address: str) -> Store:
-    """The store of an address: `s3://…`, or a folder's path."""
+    """Return the store of an address: `s3://…`, or a folder's path."""
     return Bucket(address) if address.startswith("s3://") else Folder(Path(address))
 
 
 class Folder:
-    """A folder that this node sees."""
+    """A store in a folder of this node, or one that is mounted there."""
 
     def __init__(self, root: Path) -> None:
         if not root.is_dir():
@@ -45,12 +45,12 @@ class Folder:
         return str(self.root)
 
     def has(self, name: str, digest: str, size: int) -> bool:
-        """It is read: a disk may have damaged it since."""
+        """Read the file to tell whether it has this content: a disk may have damaged it since."""
         path = self.root / name
         return path.is_file() and path.stat().st_size == size and sha256(path) == digest
 
     def put(self, source: Path, name: str, digest: str) -> None:
-        """Copied beside it, and read again."""
+        """Copy a file beside the older one, read it again, and put it in place."""
         path = self.root / name
         path.parent.mkdir(parents=True, exist_ok=True)
         new = beside(path)
@@ -63,16 +63,16 @@ class Folder:
             new.unlink(missing_ok=True)
 
     def get(self, name: str, to: Path) -> None:
-        """Copied; the caller checks it."""
+        """Copy a file from there, if it is there; the caller checks it."""
         with suppress(FileNotFoundError):
             shutil.copyfile(self.root / name, to)
 
     def read(self, name: str) -> str | None:
-        """As it stands."""
+        """Return a short text; None where there is none."""
         with suppress(FileNotFoundError):
             return (self.root / name).read_text(encoding="utf-8")
         return None
 
     def write(self, name: str, text: str) -> None:
-        """Whole, or as it was."""
+        """Write a short text; a reader gets the old text or the new."""
         write(self.root / name, text)

@@ -165,6 +165,10 @@ def test_an_agent_that_has_answered_and_is_gone_is_waited_for() -> None:
         (DENIED, "", 'set CONSUL_HTTP_TOKEN to a token with the policy key "a" { policy = "write" }'),
         ((403, "ACL not found", {}), "t", "CONSUL_HTTP_TOKEN is not, or no longer, a token of this cluster"),
         ((200, "<html>", {}), "", "answers, but not as Consul's HTTP API does; is CONSUL_HTTP_ADDR right?"),
+        (
+            (401, "", {"WWW-Authenticate": "Basic"}), "",
+            "401 Unauthorized: a proxy wants a name and a password; set CONSUL_HTTP_AUTH to NAME:PASSWORD",
+        ),
         ((400, 'Invalid query parameter: "ns"', {}), "", '400: Invalid query parameter: "ns"'),
     ],
 )  # fmt: skip
@@ -231,6 +235,7 @@ def test_the_address_is_read_as_the_consul_command_does(environ: dict[str, str],
         ({"CONSUL_HTTP_ADDR": "ftp://c"}, "CONSUL_HTTP_ADDR is 'ftp://c', but must be like http://127.0.0.1:8500"),
         ({**TLS, "CONSUL_CACERT": "/none.pem"}, "CONSUL_CACERT is /none.pem: No such file"),
         ({**TLS, "CONSUL_CLIENT_KEY": "k"}, "CONSUL_CLIENT_KEY is k, but CONSUL_CLIENT_CERT,"),
+        ({**TLS, "CONSUL_CAPATH": __file__}, f"CONSUL_CAPATH is {__file__}: "),
         ({"CONSUL_HTTP_TOKEN": "a b"}, "CONSUL_HTTP_TOKEN has a blank"),
     ],
 )  # fmt: skip

@@ -2,14 +2,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmjobs.environment.quantity import duration, mebibytes, seconds, size_bytes, spaced
+from vllmjobs.environment.quantity import duration, is_duration, mebibytes, seconds, size_bytes, spaced
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("90s", 90), ("1h30m", 5400), ("1.5m", 90), ("500ms", 0.5), ("1m500ms", 60.5)]
 )
 def test_durations_are_read_as_go_reads_them(text: str, value: float) -> None:
+    assert is_duration(text)
     assert seconds(text) == value
+
+
+@pytest.mark.parametrize("text", ["", "90", "s", "1 h", "-5s", "1d", "1h30"])
+def test_what_is_no_duration_is_told(text: str) -> None:
+    assert not is_duration(text)
 
 
 @given(st.integers(0, 10**7))

@@ -22,6 +22,6 @@ def test_a_long_list_is_cut_and_its_rest_is_counted() -> None:
 def test_the_name_that_was_probably_meant_is_found_and_no_other() -> None:
     known = ["max-num-seqs", "max-model-len", "model"]
     assert nearest("max-num-seq", known) == "max-num-seqs"
-    assert near("max-mode-len", known, 2, cutoff=0.5) == ["max-model-len", "max-num-seqs"]
+    assert near("max-mode-len", known, 2, cutoff=0.5) == ["max-model-len", "model"]
     assert did_you_mean("max-num-seq", known) == "; did you mean max-num-seqs?"
     assert did_you_mean("port", known) == ""
