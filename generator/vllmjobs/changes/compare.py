@@ -8,13 +8,12 @@ from itertools import chain
 from msgspec.structs import replace
 
 from vllmjobs.changes import effects
-from vllmjobs.changes.effects import below, number
 from vllmjobs.changes.hiding import named, shown
-from vllmjobs.changes.jobs.canonical import filled, is_nothing
-from vllmjobs.changes.jobs.jobspec import NAMED_BY, Item, Jobspec, Tree
+from vllmjobs.changes.jobs.canonical import canonicalize, is_nothing
+from vllmjobs.changes.jobs.jobspec import Jobspec
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree, below, groups, number, without_groups
 from vllmjobs.changes.model import Field, GroupAction, GroupChange, JobChange
 
-Path = tuple[str, ...]
 # Nomad compares these one by one, in their order; of all others the order means nothing.
 _ORDERED = {"template", "artifact", "volume_mount", "identity", "mount", "secret", "port"}
 
@@ -27,7 +26,7 @@ def compare(
     `name` is the job's name for `render --job`; None stands for no job. Under another id, namespace or region
     it is another job: then one has gone and one is new, unless they are to be compared `as_one`.
     """
-    old, new = (filled(job) if job else None for job in (before, after))
+    old, new = (canonicalize(job) if job else None for job in (before, after))
     if before and after and old is not None and new is not None:
         is_same = _identity(before, old) == _identity(after, new)
         if is_same or as_one:
@@ -149,16 +148,6 @@ def _notes(own: tuple[Field, ...], groups: tuple[GroupChange, ...]) -> Iterator[
             f"{words} may leave out nodes on which instances run: Nomad replaces those; vllmjobs plan asks "
             "the cluster which"
         )
-
-
-def groups(tree: Tree) -> dict[str, Tree]:
-    """The groups of a job, by name."""
-    return {name: group for name, group in below(tree, "group").items() if isinstance(group, dict)}
-
-
-def without_groups(tree: Tree) -> Tree:
-    """What a job says of itself as a whole."""
-    return {word: value for word, value in tree.items() if word != "group"}
 
 
 Difference = tuple[Path, Item, Item, tuple[Item, Item]]

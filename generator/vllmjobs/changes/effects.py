@@ -7,7 +7,7 @@ it changes the allocation where it is, if its node still fits. The scheduler its
 
 from msgspec.structs import replace
 
-from vllmjobs.changes.jobs.jobspec import Item, Tree
+from vllmjobs.changes.jobs.tree import Item, Tree, below, number
 from vllmjobs.changes.model import Field, GroupAction
 
 _GROUP = {"ephemeral_disk", "volume", "meta", "vault"}
@@ -142,17 +142,3 @@ def gpus(group: Tree) -> int:
                 count = below({"device": device}, "device").get("count", 1)
                 found += number(count) or 0
     return found
-
-
-def below(tree: Item, word: str) -> Tree:
-    """The map under a word; empty where there is none."""
-    found = tree.get(word) if isinstance(tree, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def number(value: Item) -> int | None:
-    """A whole number, however written; None for an expression."""
-    try:
-        return int(value) if isinstance(value, (str, int, float)) else None
-    except ValueError:
-        return None

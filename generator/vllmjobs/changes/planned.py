@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 from msgspec.structs import replace
 
-from vllmjobs.changes import compare, effects
-from vllmjobs.changes.jobs import registered
-from vllmjobs.changes.jobs.jobspec import Tree
+from vllmjobs.changes import effects
+from vllmjobs.changes.jobs import nomad_diff, registered, tree
+from vllmjobs.changes.jobs.tree import Tree
 from vllmjobs.changes.model import (
     Amount,
     Deployment,
@@ -49,7 +49,7 @@ def planned(
     diff = plan["Diff"]
     after = registered.tree(job)
     before = registered.tree(running) if running else None
-    own = registered.job_fields(diff, before, after) if before is not None else ()
+    own = nomad_diff.job_fields(diff, before, after) if before is not None else ()
     is_stopped = bool(running and running.get("Stop"))
     groups = tuple(_groups(name, job, plan, before, after, own, nodes, is_stopped))
     groups = tuple(_with_what_others_get(groups))
@@ -97,11 +97,11 @@ def _groups(
     desired = (plan.get("Annotations") or {}).get("DesiredTGUpdates") or {}
     failed = plan.get("FailedTGAllocs") or {}
     diffs = {diff["Name"]: diff for diff in plan["Diff"].get("TaskGroups") or ()}
-    old, new = compare.groups(before or {}), compare.groups(after)
+    old, new = tree.groups(before or {}), tree.groups(after)
     specs = {spec["Name"]: spec for spec in job["TaskGroups"]}
     for group in (*new, *(group for group in old if group not in new)):
         was, now = old.get(group), new.get(group)
-        fields = registered.group_fields(diffs.get(group), was, now) if was and now else ()
+        fields = nomad_diff.group_fields(diffs.get(group), was, now) if was and now else ()
         is_changed = bool(own or fields or diffs.get(group, {}).get("Type", "None") != "None")
         updates = _updates(desired.get(group) or {})
         if job["Type"] in ("system", "sysbatch"):
@@ -163,7 +163,7 @@ def _actions(
 
 
 def _count(group: Tree | None) -> int | None:
-    return effects.number(group["count"]) if group else None
+    return tree.number(group["count"]) if group else None
 
 
 def _updates(desired: Json) -> Updates:
