@@ -1,4 +1,4 @@
-"""What differs between a job as it runs and as it is planned.
+"""Differences between a job as it runs and as it is planned.
 
 Nomad's own Diff (nomad/structs/diff.go) names things as its Go structs do, tells a network of which one port
 changed as one network less and one more, and leaves out most lists: spreads, a device's constraints, the
@@ -9,7 +9,7 @@ import re
 from collections.abc import Iterator, Mapping, Set
 from typing import Any
 
-from vllmjobs.changes import compare
+from vllmjobs.changes.differences import fields
 from vllmjobs.changes.jobs.api_words import word
 from vllmjobs.changes.jobs.tree import Path, Tree, below, without_groups
 from vllmjobs.changes.model import Field
@@ -39,7 +39,7 @@ def _fields(diff: Json, before: Tree, after: Tree, of_job: bool = False) -> tupl
     tasks_of_both = below(before, "task").keys() & below(after, "task").keys()
     return tuple(
         field
-        for field in compare.fields(before, after, of_job)
+        for field in fields(before, after, of_job)
         if _is_not_compared(field.path, tasks_of_both) or _is_at(field.path, places)
     )
 

@@ -1,4 +1,4 @@
-"""What real jobspecs say in other words than the tool's own jobs, as Nomad reads it."""
+"""Real jobspecs, which use other words than the tool's own jobs, read as Nomad reads them."""
 
 from typing import Any
 
