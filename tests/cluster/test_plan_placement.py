@@ -1,4 +1,4 @@
-"""What the real scheduler cannot place, in words that a person acts on; and that the way out is one."""
+"""Allocations that the real scheduler cannot place, in words to act on; and the way out, which is tried."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What Nomad does with a group's allocations when a job changes: in place, or others in their stead.
+"""The effects of a change on a group's allocations: updated in place, or replaced by others.
 
 `tasksUpdated` in scheduler/util.go of Nomad 1.11 compares what is listed here; for anything else that differs
 it changes the allocation where it is, if its node still fits. The scheduler itself judges the list in
@@ -7,7 +7,7 @@ it changes the allocation where it is, if its node still fits. The scheduler its
 
 from msgspec.structs import replace
 
-from vllmjobs.changes.jobs.jobspec import Item, Tree
+from vllmjobs.changes.jobs.tree import Item, Tree, below, number
 from vllmjobs.changes.model import Field, GroupAction
 
 _GROUP = {"ephemeral_disk", "volume", "meta", "vault"}
@@ -25,7 +25,7 @@ _PLACES = {"datacenters", "node_pool", "constraint"}
 
 
 def replaces(path: tuple[str, ...], of_job: bool = False, is_whole: bool = False) -> bool:
-    """Whether a difference at this place makes Nomad replace allocations.
+    """Tell whether a difference at this place makes Nomad replace allocations.
 
     `path` is in the jobspec's words, from below the group, or with `of_job` from below the job. `is_whole`
     tells that nothing stands there on one side.
@@ -53,7 +53,7 @@ def replaces(path: tuple[str, ...], of_job: bool = False, is_whole: bool = False
 
 
 def _replaces_task(path: tuple[str, ...], is_whole: bool) -> bool:
-    """From below the task; nothing is left of the path of a task that comes or goes whole."""
+    """Tell the same of a path from below the task, which is empty for a task that comes or goes whole."""
     match path:
         case ("resources", word, *_):
             return word in _RESOURCES
@@ -67,38 +67,39 @@ def _replaces_task(path: tuple[str, ...], is_whole: bool) -> bool:
 
 
 def _replaces_consul(word: str, is_whole: bool) -> bool:
-    """Where the block itself comes or goes, its namespace alone counts (`consulUpdated`)."""
+    """Tell the same of a word of `consul`; of a block that comes or goes, the namespace (`consulUpdated`)."""
     return word == "namespace" or (word in ("cluster", "partition") and not is_whole)
 
 
-def leaves(before: Tree, after: Tree) -> set[str]:
-    """Which words of the job send every instance to another node: a node is in one pool and one datacenter.
+def relocating_words(before: Tree, after: Tree) -> set[str]:
+    """Return the words of the job that send every instance to another node.
 
-    Not so where one side is the pool `all`, or a datacenter may be any (scheduler/util.go inplaceUpdate).
+    A node is in one pool and one datacenter. An instance may stay where one side is the pool `all`, or a
+    datacenter may be any (scheduler/util.go inplaceUpdate).
     """
-    left: set[str] = set()
+    relocating: set[str] = set()
     pools = {str(before.get("node_pool")), str(after.get("node_pool"))}
     if len(pools) > 1 and "all" not in pools:
-        left.add("node_pool")
+        relocating.add("node_pool")
     old, new = (set(map(str, _listed(tree.get("datacenters")))) for tree in (before, after))
     if old.isdisjoint(new) and not any("*" in name for name in old | new):
-        left.add("datacenters")
-    return left
+        relocating.add("datacenters")
+    return relocating
 
 
 def _listed(value: Item) -> list[Item]:
     return value if isinstance(value, list) else [value]
 
 
-def moves(path: tuple[str, ...]) -> bool:
-    """Whether the difference is in where allocations may run."""
+def is_placement(path: tuple[str, ...]) -> bool:
+    """Tell whether the difference is in where allocations may run."""
     return path[0] in _PLACES or (path[0] == "task" and path[2:3] == ("constraint",))
 
 
 def actions(
     count_before: int | None, count_after: int | None, fields: tuple[Field, ...], job: tuple[Field, ...]
 ) -> tuple[GroupAction, ...]:
-    """What Nomad does with the allocations of a group that both jobs have; counts None are not known.
+    """Return what Nomad does with the allocations of a group that both jobs have; an unknown count is None.
 
     `job` are the differences of the job as a whole: they reach every group.
     """
@@ -112,21 +113,21 @@ def actions(
 
 
 def scaled(before: int | None, after: int | None) -> tuple[GroupAction, ...]:
-    """What a changed count does; counts None are not known."""
+    """Return what a changed count does; an unknown count is None."""
     if before is None or after is None or before == after:
         return ()
     return ("scale-up",) if after > before else ("scale-down",)
 
 
-def blamed(fields: tuple[Field, ...], done: tuple[GroupAction, ...]) -> tuple[Field, ...]:
-    """The fields; where nothing is replaced, none of them is why."""
+def without_blame(fields: tuple[Field, ...], done: tuple[GroupAction, ...]) -> tuple[Field, ...]:
+    """Return the fields; where nothing is replaced, none of them is the reason for it."""
     if "destructive" in done:
         return fields
     return tuple(replace(field, replaces=False) if field.replaces else field for field in fields)
 
 
 def canaries(job_type: Item, group: Tree, done: tuple[GroupAction, ...]) -> int:
-    """How many are started beside the old ones before any of these is stopped."""
+    """Return how many instances are started beside the old ones before any of these is stopped."""
     update = group.get("update")
     if "destructive" not in done or job_type not in (None, "service") or not isinstance(update, dict):
         return 0
@@ -134,25 +135,10 @@ def canaries(job_type: Item, group: Tree, done: tuple[GroupAction, ...]) -> int:
 
 
 def gpus(group: Tree) -> int:
-    """The GPUs of one instance: devices of type gpu, of whatever vendor and model."""
-    found = 0
-    for task in below(group, "task").values():
-        for name, device in below(below(task, "resources"), "device").items():
-            if "gpu" in name.split("/"):
-                count = below({"device": device}, "device").get("count", 1)
-                found += number(count) or 0
-    return found
-
-
-def below(tree: Item, word: str) -> Tree:
-    """The map under a word; empty where there is none."""
-    found = tree.get(word) if isinstance(tree, dict) else None
-    return found if isinstance(found, dict) else {}
-
-
-def number(value: Item) -> int | None:
-    """A whole number, however written; None for an expression."""
-    try:
-        return int(value) if isinstance(value, (str, int, float)) else None
-    except ValueError:
-        return None
+    """Return the GPUs of one instance: devices of type gpu, of whatever vendor and model."""
+    return sum(
+        number(device.get("count", 1)) or 0 if isinstance(device, dict) else 1
+        for task in below(group, "task").values()
+        for name, device in below(below(task, "resources"), "device").items()
+        if "gpu" in name.split("/")
+    )

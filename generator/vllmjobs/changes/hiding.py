@@ -1,4 +1,4 @@
-"""Which values of a job may be secrets, and what is shown of them."""
+"""Values of a job that may be secrets, and what is shown of them."""
 
 import re
 
@@ -66,7 +66,7 @@ _REFERENCE = re.compile(r"\$\{[^{}\"]*\}(/([\w.-]+|\$\{[^{}\"]*\}))*")
 
 
 def shown(path: tuple[str, ...], value: str, previous: str | None = None) -> tuple[str, bool]:
-    """A value as it may be shown, and whether anything of it is hidden.
+    """Return a value as it may be shown, and whether anything of it is hidden.
 
     `path` is where it stands, in the jobspec's words. Of a list, `value` is one item and `previous` the one
     before it. A value of which nothing is known but its name is hidden whole; of one that holds a secret
@@ -85,7 +85,7 @@ def shown(path: tuple[str, ...], value: str, previous: str | None = None) -> tup
 
 
 def named(word: str) -> str:
-    """A word of a path, less what is secret in it: an artifact goes by its URL."""
+    """Return a word of a path, less what is secret in it: an artifact goes by its URL."""
     kept = _QUERY.sub(_hidden, word)
     return without_secrets(kept) if looks_secret(kept) else kept
 
@@ -125,7 +125,7 @@ def _has_secret_name(name: str) -> bool:
 
 
 def _is_reference(value: str) -> bool:
-    """Only names where it is kept: `${NOMAD_SECRETS_DIR}/key`."""
+    """Tell whether a value only names the place of a secret: `${NOMAD_SECRETS_DIR}/key`."""
     return bool(_REFERENCE.fullmatch(value))
 
 

@@ -1,4 +1,4 @@
-"""What a change does to jobs, as plain values. `--format json` prints them, so a name here is a promise.
+"""Changes of jobs, as plain values. `--format json` prints them, so the name of a field is a promise.
 
 Whoever makes a `Field` has hidden what may be a secret: see `vllmjobs.changes.hiding`.
 """
@@ -45,7 +45,7 @@ class Field(Value, frozen=True):
 
 
 class Updates(Value, frozen=True):
-    """What the scheduler would do with a group's allocations: Annotations.DesiredTGUpdates of a plan."""
+    """The scheduler's numbers for a group's allocations: Annotations.DesiredTGUpdates of a plan."""
 
     place: int = 0
     canary: int = 0
@@ -216,7 +216,7 @@ class Deployment(Value, frozen=True):
 
 
 class JobPlan(Value, frozen=True):
-    """What only the cluster knows of a job."""
+    """Facts about a job that only the cluster knows."""
 
     modify_index: Annotated[
         int,
@@ -252,7 +252,7 @@ class JobChange(Value, frozen=True):
 
 
 class Finding(Value, frozen=True):
-    """What `check` says, at its place."""
+    """A finding of `check`, at its place."""
 
     file: str
     line: int
@@ -278,7 +278,7 @@ class EnvironmentChange(Value, frozen=True):
 
 
 class Report(Value, frozen=True):
-    """What `diff` or `plan` says, whole."""
+    """The whole report of `diff` or `plan`."""
 
     command: Literal["diff", "plan"]
     environments: tuple[EnvironmentChange, ...]

@@ -1,15 +1,17 @@
-"""A plan of Nomad's, as values: what it changes, what it would do, and what it cannot place."""
+"""Nomad's plans as values: what they change, what they would do, and what they cannot place."""
 
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from msgspec.structs import replace
 
-from vllmjobs.changes import compare, effects
-from vllmjobs.changes.jobs import registered
-from vllmjobs.changes.jobs.jobspec import Tree
+from vllmjobs.changes import effects
+from vllmjobs.changes.jobs import nomad_diff, registered, tree
+from vllmjobs.changes.jobs.tree import Tree, number
 from vllmjobs.changes.model import (
     Amount,
     Deployment,
@@ -38,20 +40,16 @@ def planned(
     run: str,
     nodes: Sequence[Node] | None,
 ) -> JobChange:
-    """What a run of `job` does.
+    """Return what a run of `job` does.
 
     `job` is the answer of `/v1/jobs/parse`, canonicalized; `running` that of `/v1/job/ID`, None where there
     is none; `plan` that of `/v1/job/ID/plan`, with its Diff; `deployment` is the latest. `name` is the job's
     for `render --job`, `run` the command that makes the change. `nodes` is None where they may not be read.
     """
-    diff = plan["Diff"]
-    after = registered.tree(job)
-    before = registered.tree(running) if running else None
-    own = registered.job_fields(diff, before, after) if before is not None else ()
-    is_stopped = bool(running and running.get("Stop"))
-    groups = tuple(_groups(name, job, plan, before, after, own, nodes, is_stopped))
-    groups = tuple(_with_what_others_get(groups))
-    changed = diff["Type"] != "None" or own or any(group.actions or group.fields for group in groups)
+    asked = _Planned(name, job, running, plan, nodes)
+    groups = tuple(_with_what_others_get(tuple(asked.groups())))
+    own = asked.own_fields
+    changed = plan["Diff"]["Type"] != "None" or own or any(each.actions or each.fields for each in groups)
     action: Literal["none", "new", "changed"] = "new" if running is None else "changed" if changed else "none"
     active = _deployment(deployment)
     return JobChange(
@@ -74,53 +72,76 @@ def planned(
 
 
 def warnings(text: str) -> tuple[str, ...]:
-    """The sentences of Nomad's Warnings, which helper/warning.go joins under a headline."""
-    said = re.split(r"^\s*\* ", text, flags=re.MULTILINE)
-    # A validator of its own joins several again: "Group … has warnings: 1 error occurred:\n\t* …".
-    plain = (" ".join(one.split()) for one in said)
-    return tuple(one for one in plain if one and not re.search(r"(warnings?|occurred):$", one))
+    """Return the sentences of Nomad's Warnings, which helper/warning.go joins under a headline."""
+    items = re.split(r"^\s*\* ", text, flags=re.MULTILINE)
+    # Some validators join several again: "Group … has warnings: 1 error occurred:\n\t* …".
+    sentences = (" ".join(item.split()) for item in items)
+    return tuple(each for each in sentences if each and not re.search(r"(warnings?|occurred):$", each))
 
 
-def _groups(
-    name: str,
-    job: Json,
-    plan: Json,
-    before: Tree | None,
-    after: Tree,
-    own: tuple[Field, ...],
-    nodes: Sequence[Node] | None,
-    is_stopped: bool,
-) -> Iterator[GroupChange]:
-    """In the order of the newer job; those that go, last."""
-    desired = (plan.get("Annotations") or {}).get("DesiredTGUpdates") or {}
-    failed = plan.get("FailedTGAllocs") or {}
-    diffs = {diff["Name"]: diff for diff in plan["Diff"].get("TaskGroups") or ()}
-    old, new = compare.groups(before or {}), compare.groups(after)
-    specs = {spec["Name"]: spec for spec in job["TaskGroups"]}
-    for group in (*new, *(group for group in old if group not in new)):
-        was, now = old.get(group), new.get(group)
-        fields = registered.group_fields(diffs.get(group), was, now) if was and now else ()
-        is_changed = bool(own or fields or diffs.get(group, {}).get("Type", "None") != "None")
-        updates = _updates(desired.get(group) or {})
-        if job["Type"] in ("system", "sysbatch"):
-            updates = _on_every_node(updates, is_changed or group in failed)
-        actions = _actions(was, now, updates, fields, own) if is_changed else ()
-        count_before = _count(was)
-        if is_stopped and was and now:
+@dataclass(frozen=True)
+class _Planned:
+    """One job with its plan; see `planned` for the fields."""
+
+    name: str
+    job: Json
+    running: Json | None
+    plan: Json
+    nodes: Sequence[Node] | None
+
+    @cached_property
+    def after(self) -> Tree:
+        """The tree of the job as it is to be."""
+        return registered.tree(self.job)
+
+    @cached_property
+    def before(self) -> Tree | None:
+        """The tree of the job as it runs."""
+        return registered.tree(self.running) if self.running else None
+
+    @cached_property
+    def own_fields(self) -> tuple[Field, ...]:
+        """The differences of the job as a whole."""
+        if self.before is None:
+            return ()
+        return nomad_diff.job_fields(self.plan["Diff"], self.before, self.after)
+
+    def groups(self) -> Iterator[GroupChange]:
+        """Yield the groups in the order of the newer job; those that go come last."""
+        old, new = tree.groups(self.before or {}), tree.groups(self.after)
+        for name in (*new, *(name for name in old if name not in new)):
+            yield self._group(name, old.get(name), new.get(name))
+
+    def _group(self, name: str, before: Tree | None, after: Tree | None) -> GroupChange:
+        desired = (self.plan.get("Annotations") or {}).get("DesiredTGUpdates") or {}
+        metrics = self.plan.get("FailedTGAllocs") or {}
+        diffs = {diff["Name"]: diff for diff in self.plan["Diff"].get("TaskGroups") or ()}
+        specs = {spec["Name"]: spec for spec in self.job["TaskGroups"]}
+        fields = nomad_diff.group_fields(diffs.get(name), before, after) if before and after else ()
+        is_changed = bool(self.own_fields or fields or diffs.get(name, {}).get("Type", "None") != "None")
+        updates = _updates(desired.get(name) or {})
+        if self.job["Type"] in ("system", "sysbatch"):
+            updates = _on_every_node(updates, is_changed or name in metrics)
+        actions = _actions(before, after, updates, fields, self.own_fields) if is_changed else ()
+        count_before = _count(before)
+        if self.running and self.running.get("Stop") and before and after:
             actions, count_before = ("scale-up",), 0
-        yield GroupChange(
-            name=group,
+        failed = None
+        if name in metrics and name in specs:
+            failed = FailedPlacement(
+                self.name, self.job, specs[name], updates, metrics, count_before, self.nodes
+            )
+        return GroupChange(
+            name=name,
             actions=actions,
             count_before=count_before,
-            count_after=_count(now),
-            gpus_before=effects.gpus(was) if was else None,
-            gpus_after=effects.gpus(now) if now else None,
+            count_after=_count(after),
+            gpus_before=effects.gpus(before) if before else None,
+            gpus_after=effects.gpus(after) if after else None,
             canaries=updates.canary,
-            fields=effects.blamed(fields, actions),
+            fields=effects.without_blame(fields, actions),
             updates=updates,
-            unplaced=unplaced(FailedPlacement(name, job, specs[group], updates, failed, count_before, nodes))
-            if group in failed and group in specs
-            else None,
+            unplaced=unplaced(failed) if failed else None,
         )
 
 
@@ -152,16 +173,17 @@ def _actions(
 ) -> tuple[GroupAction, ...]:
     if before is None or after is None:
         return ("new",) if before is None else ("gone",)
-    done: list[GroupAction] = []
+    """Return what the scheduler does with the allocations of a group."""
+    actions: list[GroupAction] = []
     if updates.canary or updates.destructive_update:
-        done.append("destructive")
+        actions.append("destructive")
     elif updates.in_place_update and (own or any(field.path != ("count",) for field in fields)):
-        done.append("in-place")
-    return (*done, *effects.scaled(_count(before), _count(after)))
+        actions.append("in-place")
+    return (*actions, *effects.scaled(_count(before), _count(after)))
 
 
 def _count(group: Tree | None) -> int | None:
-    return effects.number(group["count"]) if group else None
+    return number(group["count"]) if group else None
 
 
 def _updates(desired: Json) -> Updates:
@@ -178,10 +200,12 @@ def _updates(desired: Json) -> Updates:
 
 
 def _on_every_node(updates: Updates, may_place: bool) -> Updates:
-    """Of a system job, Place counts the nodes that it can run on, also those that have it already
+    """Return the numbers of a system job with a Place that counts new allocations only.
+
+    The scheduler's counts the nodes that the job can run on, also those that have it already
     (scheduler/scheduler_system.go computeJobAllocs, tgCandidateNodeCounts); before Nomad 1.11, those that a
-    constraint rules out, too. Such a job never waits: where a node comes up, it is started.
-    """  # fmt: skip
+    constraint rules out, too. Such a job never waits: once a node comes up, the job is started there.
+    """
     there = updates.ignore + updates.in_place_update + updates.destructive_update
     return replace(updates, place=max(0, updates.place - there) if may_place else 0)
 
@@ -203,8 +227,8 @@ def _notes(
                     "deployment has started; those of before run on"
                 )
     elif action == "none" and deployment:
-        said = "; ".join(deployment.groups)
-        yield f"deployment {deployment.id[:8]} is {deployment.status}, and a run leaves it alone ({said})"
+        progress = "; ".join(deployment.groups)
+        yield f"deployment {deployment.id[:8]} is {deployment.status}, and a run leaves it alone ({progress})"
     elif action == "changed" and not own and not any(group.fields or group.actions for group in groups):
         yield "Nomad sees a difference that has no words here; nomad job plan shows it"
 
@@ -223,20 +247,21 @@ def _deployment(deployment: Json | None) -> Deployment | None:
 
 
 def _progress(state: Json) -> str:
-    """One group of a deployment: until a promotion, only its canaries run."""
+    """Write how far one group of a deployment is: until a promotion, only its canaries run."""
     healthy, unhealthy, canaries = state["HealthyAllocs"], state["UnhealthyAllocs"], state["DesiredCanaries"]
     if canaries and not state["Promoted"]:
-        said = f"{min(healthy, canaries)} of {canaries} canaries healthy, not promoted"
+        text = f"{min(healthy, canaries)} of {canaries} canaries healthy, not promoted"
         missing = canaries - len(state.get("PlacedCanaries") or ())
-        said += f", {missing} not placed" if missing > 0 else ""
+        text += f", {missing} not placed" if missing > 0 else ""
     else:
-        said = f"{healthy} of {state['DesiredTotal']} healthy" + (", promoted" if state["Promoted"] else "")
-    return said + (f", {unhealthy} unhealthy" if unhealthy else "")
+        text = f"{healthy} of {state['DesiredTotal']} healthy" + (", promoted" if state["Promoted"] else "")
+    return text + (f", {unhealthy} unhealthy" if unhealthy else "")
 
 
 def _preempted(allocations: Sequence[Json]) -> tuple[Preempted, ...]:
     stopped = Counter(
-        (one["JobID"], one["TaskGroup"], one["Namespace"], one["NodeName"]) for one in allocations
+        (allocation["JobID"], allocation["TaskGroup"], allocation["Namespace"], allocation["NodeName"])
+        for allocation in allocations
     )
     return tuple(
         Preempted(job=job, group=group, namespace=namespace, node=node, count=count)

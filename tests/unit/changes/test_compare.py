@@ -67,7 +67,7 @@ def compared(before: str | None, after: str | None, as_one: bool = False) -> lis
 
 
 def changed(old: str, new: str) -> JobChange:
-    """What becomes of JOB when some of its words are replaced by others."""
+    """Return what becomes of JOB when some of its words are replaced by others."""
     assert JOB.count(old) == 1
     (job,) = compared(JOB, JOB.replace(old, new))
     return job

@@ -1,4 +1,4 @@
-"""What may be a secret is shown on no side of a change; what is not, is."""
+"""A value that may be a secret is shown on no side of a change; any other is."""
 
 import pytest
 
@@ -14,7 +14,7 @@ DATA = ("task", "vllm", "template", "secrets/vllm.env", "data")
 
 
 def differing(before: str, after: str) -> list[Field]:
-    """What differs in one task, of which two states are given."""
+    """Return what differs in one task, of which two states are given."""
     old, new = (
         read(f'job "j" {{\ngroup "g" {{\ntask "t" {{\n{body}\n}}\n}}\n}}', "job") for body in (before, after)
     )

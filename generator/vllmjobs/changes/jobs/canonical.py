@@ -1,4 +1,4 @@
-"""What Nomad fills in where a job says nothing, so that to write a default is no change.
+"""The canonical form of a job: what Nomad fills in stands there, so that to write a default is no change.
 
 The defaults are those of Nomad 1.11: `Canonicalize` in api/{jobs,tasks,services,resources}.go.
 `tests/cluster/test_diff_effects.py` holds them to the real one.
@@ -6,11 +6,10 @@ The defaults are those of Nomad 1.11: `Canonicalize` in api/{jobs,tasks,services
 
 import re
 
-from vllmjobs.changes.jobs.jobspec import NAMED_BY, Item, Jobspec, Tree
+from vllmjobs.changes.jobs.jobspec import Jobspec
 from vllmjobs.changes.jobs.shortcuts import spelt_out
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree, groups, with_each
 from vllmjobs.environment.quantity import duration, is_duration, seconds
-
-Path = tuple[str, ...]
 
 _JOB: Tree = {
     "type": "service", "priority": 50, "region": "global", "namespace": "default", "node_pool": "default",
@@ -42,25 +41,31 @@ _CHECK_RESTART: Tree = {"grace": "1s", "ignore_warnings": False}
 _SERVICE: Tree = {
     "provider": "consul", "address_mode": "auto", "on_update": "require_healthy", "cluster": "default",
 }  # fmt: skip
-_PERIODIC: Tree = {"enabled": True, "time_zone": "UTC"}
-_DISCONNECT: Tree = {"replace": True, "reconcile": "best_score"}
-_IDENTITY: Tree = {"aud": ["nomadproject.io"]}  # of the one called default, which every task has
-_VAULT: Tree = {
-    "env": True, "change_mode": "restart", "change_signal": "SIGHUP", "cluster": "default",
+_OF_JOB: dict[str, Tree] = {
+    "periodic": {"enabled": True, "time_zone": "UTC"}, "parameterized": {"payload": "optional"},
 }  # fmt: skip
+_SHARED = ("update", "migrate", "reschedule")  # a job says them for all of its groups
+_IDENTITY: Tree = {"aud": ["nomadproject.io"]}  # of the one called default, which every task has
 _TASK: Tree = {
     "kill_timeout": "5s", "shutdown_delay": "0s", "leader": False,
     "logs": {"max_files": 10, "max_file_size": 10, "disabled": False},
     "resources": {"memory": 300, "memory_max": 0}, "identity": {},
 }  # fmt: skip
-_CSI_PLUGIN: Tree = {
-    "mount_dir": "/csi", "stage_publish_base_dir": "/local/csi", "health_timeout": "30s",
-}  # fmt: skip
 _SIDECAR: Tree = {"kill_timeout": "5s", "shutdown_delay": "0s", "logs": _TASK["logs"]}
 _CONNECT: dict[str, Tree] = {"sidecar_task": _SIDECAR, "gateway": {"proxy": {"connect_timeout": "5s"}}}
 _CONSUL: Tree = {"cluster": "default", "partition": ""}
+_OF_GROUP: dict[str, Tree] = {
+    "consul": _CONSUL, "disconnect": {"replace": True, "reconcile": "best_score"},
+}  # fmt: skip
+_OF_TASK: dict[str, Tree] = {
+    "consul": _CONSUL,
+    "vault": {"env": True, "change_mode": "restart", "change_signal": "SIGHUP", "cluster": "default"},
+    "csi_plugin": {
+        "mount_dir": "/csi", "stage_publish_base_dir": "/local/csi", "health_timeout": "30s",
+    },
+}  # fmt: skip
 _GROUP: Tree = {"count": 1, "ephemeral_disk": {"size": 300, "sticky": False, "migrate": False}}
-# Of blocks that are there, wherever they stand, by their kind.
+# Defaults of blocks that are there, wherever they stand, by their kind.
 _BLOCKS: dict[str, Tree] = {
     "constraint": _OPERATOR,
     "affinity": {**_OPERATOR, **_WEIGHT},
@@ -75,130 +80,128 @@ _BLOCKS: dict[str, Tree] = {
     "port": {"host_network": "default"},
     "volume_mount": {"propagation_mode": "private"},
 }  # fmt: skip
-# Words below these are a person's, or a driver's.
-_OPAQUE = {"config", "env", "meta", "canary_meta", "header", "headers", "options", "policy"}
+# Blocks whose words are a person's, or a driver's.
+_FOREIGN = {"config", "env", "meta", "canary_meta", "header", "headers", "options", "policy"}
 _LABELLED = {"group", "task", "device", "volume", "port", "action", *NAMED_BY}
 _DURATIONS = re.compile(
     r"(^|_)(interval|timeout|delay|deadline|time|grace|splay|stagger|min|max|lost_after|ttl|cooldown)$"
 )
 _SETS = {"datacenters"}
 _NOTHING: tuple[Item, ...] = ("", "false", "0", "0s", [])
-_ZERO_IS_SAID = {"uid", "gid", "lost_after", "stop_on_client_after", "shutdown_delay"}
+_ZERO_COUNTS = {"uid", "gid", "lost_after", "stop_on_client_after", "shutdown_delay"}
 
 
-def filled(job: Jobspec) -> Tree:
-    """The tree of a job with Nomad's defaults, and what is said for all groups in each of them."""
-    tree = _merged(_JOB, spelt_out(job))
-    if tree.get("name") == job.id:
-        del tree["name"]
-    if isinstance(periodic := tree.get("periodic"), dict):
-        tree["periodic"] = _merged(_PERIODIC, periodic)
-    if isinstance(parameterized := tree.get("parameterized"), dict):
-        tree["parameterized"] = _merged({"payload": "optional"}, parameterized)
+def canonicalize(job: Jobspec) -> Tree:
+    """Return the tree of a job with Nomad's defaults.
+
+    Words that a job says for all of its groups stand in each of them.
+    """
+    tree = _with_block_defaults(_with_defaults(_JOB, spelt_out(job)), _OF_JOB)
+    shared: Tree = {word: tree[word] for word in _SHARED if tree.get(word) is not None}
     kind = str(tree["type"])
-    batch = kind in ("batch", "sysbatch")
-    shared = {word: tree.pop(word, None) for word in ("update", "migrate", "reschedule")}
-    groups = tree.get("group")
-    tree["group"] = {
-        name: _group(group, kind, batch, shared)
-        for name, group in (groups.items() if isinstance(groups, dict) else ())
-        if isinstance(group, dict)
+    left: Tree = {
+        word: item
+        for word, item in tree.items()
+        if word not in (*_SHARED, "group") and (word, item) != ("name", job.id)
     }
-    result = _plain((), tree)
-    assert isinstance(result, dict)
-    return result
+    canonical = _normalized(
+        (), {**left, "group": {name: _group(group, kind, shared) for name, group in groups(tree).items()}}
+    )
+    assert isinstance(canonical, dict)
+    return canonical
 
 
 def is_nothing(path: Path, item: Item) -> bool:
-    """Whether to say this of a filled tree is to Nomad as if it were not said."""
-    opaque = _opaque(path[:-1])
+    """Tell whether a word of a canonical tree means to Nomad what its absence means."""
+    foreign = _foreign_block(path[:-1])
     if item == {}:
-        return opaque is None and path[-1] in _OPAQUE
-    return opaque is None and path[-1] not in _ZERO_IS_SAID and item in _NOTHING
+        return foreign is None and path[-1] in _FOREIGN
+    return foreign is None and path[-1] not in _ZERO_COUNTS and item in _NOTHING
 
 
-def _group(group: Tree, kind: str, batch: bool, shared: dict[str, Item]) -> Tree:
-    implied: Tree = {**_GROUP, "restart": _BATCH_RESTART if batch else _RESTART}
+def _group(group: Tree, kind: str, shared: Tree) -> Tree:
+    """Return a group with its defaults; `kind` is the job's type."""
+    is_batch = kind in ("batch", "sysbatch")
+    defaults: Tree = {**_GROUP, "restart": _BATCH_RESTART if is_batch else _RESTART}
     if kind in ("service", "system"):
-        implied["update"] = _UPDATE
+        defaults["update"] = _UPDATE
     if kind == "service":
-        implied["migrate"] = _MIGRATE
+        defaults["migrate"] = _MIGRATE
     if kind in _RESCHEDULE:
-        implied["reschedule"] = _RESCHEDULE[kind]
-    said: Tree = {word: value for word, value in shared.items() if value is not None}
-    group = _merged(_merged(implied, said), group)
+        defaults["reschedule"] = _RESCHEDULE[kind]
+    group = _with_defaults(_with_defaults(defaults, shared), group)
     scaling: Tree = {"enabled": True, "min": group["count"]}
-    for word, default in (("consul", _CONSUL), ("disconnect", _DISCONNECT), ("scaling", scaling)):
-        if isinstance(block := group.get(word), dict):
-            group[word] = _merged(default, block)
-    tasks = group.get("task")
-    if isinstance(tasks, dict):
-        group["task"] = {name: _task(task, group["restart"]) for name, task in tasks.items()}
-    return group
+    group = _with_block_defaults(group, {**_OF_GROUP, "scaling": scaling})
+    return with_each(group, "task", lambda _, task: _task(task, group["restart"]))
 
 
-def _task(task: Item, restart: Item) -> Item:
-    if not isinstance(task, dict):
-        return task
-    task = _merged(_TASK, {**task, "restart": _merged({"restart": restart}, task)["restart"]})
+def _task(task: Tree, restart: Item) -> Tree:
+    """Return a task with its defaults; `restart` is the group's."""
+    task = _with_defaults(_TASK, _with_defaults({"restart": restart}, task))
     resources, identity = task["resources"], task["identity"]
     if isinstance(resources, dict) and not {"cpu", "cores"} & resources.keys():
-        task["resources"] = {"cpu": 100, **resources}
+        task = {**task, "resources": {"cpu": 100, **resources}}
     if isinstance(identity, dict):
         own = identity.get("default")
         others = {name: value for name, value in identity.items() if name != "default"}
-        task["identity"] = {**others, "default": {**(own if isinstance(own, dict) else {}), **_IDENTITY}}
-    for word, default in (("consul", _CONSUL), ("vault", _VAULT), ("csi_plugin", _CSI_PLUGIN)):
-        if isinstance(block := task.get(word), dict):
-            task[word] = _merged(default, block)
-    return task
+        default = {**(own if isinstance(own, dict) else {}), **_IDENTITY}
+        task = {**task, "identity": {**others, "default": default}}
+    return _with_block_defaults(task, _OF_TASK)
 
 
-def _merged(implied: Tree, said: Tree) -> Tree:
-    """What is said over what is implied; maps deeply."""
-    result: Tree = {}
-    for word in (*said, *(word for word in implied if word not in said)):
-        under, over = implied.get(word), said.get(word)
+def _with_defaults(defaults: Tree, written: Tree) -> Tree:
+    """Return what is written over the defaults, maps deeply."""
+    merged: Tree = {}
+    for word in (*written, *(word for word in defaults if word not in written)):
+        under, over = defaults.get(word), written.get(word)
         if isinstance(under, dict) and isinstance(over, dict):
-            result[word] = _merged(under, over)
+            merged[word] = _with_defaults(under, over)
         else:
-            result[word] = over if word in said else under
-    return result
+            merged[word] = over if word in written else under
+    return merged
 
 
-def _plain(path: Path, item: Item) -> Item:
-    """Values as Nomad reads them: `"4"` and 4, `90s` and `1m30s` are the same count and duration."""
-    opaque = _opaque(path)
+def _with_block_defaults(tree: Tree, defaults: dict[str, Tree]) -> Tree:
+    """Return a tree whose blocks have their defaults, where they are written at all."""
+    return {
+        word: _with_defaults(defaults[word], item) if word in defaults and isinstance(item, dict) else item
+        for word, item in tree.items()
+    }
+
+
+def _normalized(path: Path, item: Item) -> Item:
+    """Return values as Nomad reads them: `"4"` and 4, `90s` and `1m30s` are the same count and duration."""
+    foreign = _foreign_block(path)
     if isinstance(item, dict):
-        kind = path[-2] if len(path) > 1 else ""
-        if opaque is None and kind in _BLOCKS:
-            item = _merged(_BLOCKS[kind], item)
-            if kind == "service":
-                item = _service(item)
-            elif kind == "template":
-                item = _template(item)
-        if path[-1:] == ("port",):  # Nomad keeps the static ones apart
-            static = {
-                word: port for word, port in item.items() if isinstance(port, dict) and "static" in port
-            }
-            item = {**static, **item}
-        return {word: _plain((*path, word), value) for word, value in item.items() if value is not None}
-    if opaque == "config" and "task" in path:  # a driver reads it, and Nomad compares it as it is
+        return _normalized_block(path, item, is_foreign=foreign is not None)
+    if foreign == "config" and "task" in path:  # a driver reads it, and Nomad compares it as it is
         return item
     if isinstance(item, list):
         texts = [value if isinstance(value, dict) else _text(value) for value in item]
         return sorted(texts, key=str) if path[-1] in _SETS else list(texts)
     text = _text(item)
-    if opaque is None and _DURATIONS.search(path[-1]):
-        return _duration(text)
-    return text
+    return _duration(text) if foreign is None and _DURATIONS.search(path[-1]) else text
 
 
-def _opaque(path: Path) -> str | None:
-    """The block on the way of which the words are not Nomad's. A task, too, may be called env."""
+def _normalized_block(path: Path, block: Tree, is_foreign: bool) -> Tree:
+    kind = path[-2] if len(path) > 1 else ""
+    if not is_foreign and kind in _BLOCKS:
+        block = _with_defaults(_BLOCKS[kind], block)
+        if kind == "service":
+            block = _service(block)
+        elif kind == "template":
+            block = _template(block)
+    if path[-1:] == ("port",):  # Nomad keeps the static ones apart
+        static = {word: port for word, port in block.items() if isinstance(port, dict) and "static" in port}
+        block = {**static, **block}
+    return {word: _normalized((*path, word), item) for word, item in block.items() if item is not None}
+
+
+def _foreign_block(path: Path) -> str | None:
+    """Return the block on a path whose words are not Nomad's. A task, too, may be called env."""
     words = iter(path)
     for word in words:
-        if word in _OPAQUE:
+        if word in _FOREIGN:
             return word
         if word in _LABELLED:
             next(words, None)
@@ -206,32 +209,23 @@ def _opaque(path: Path) -> str | None:
 
 
 def _service(service: Tree) -> Tree:
-    """What a service says of restarts and updates is for its checks, unless they say otherwise."""
-    shared = {"check_restart": service["check_restart"]} if "check_restart" in service else {}
-    checks = service.get("check")
-    service = {word: value for word, value in service.items() if word != "check_restart"}
-    if isinstance(checks, dict):
-        implied = {**shared, "on_update": service["on_update"]}
-        service["check"] = {
-            name: _check(_merged(implied, check)) if isinstance(check, dict) else check
-            for name, check in checks.items()
-        }
-    if isinstance(connect := service.get("connect"), dict):
-        service["connect"] = {
-            word: _merged(_CONNECT[word], block) if word in _CONNECT and isinstance(block, dict) else block
-            for word, block in connect.items()
-        }
-    return service
+    """Return a service whose checks have its restarts and updates, unless they say otherwise."""
+    defaults: Tree = {"on_update": service["on_update"]}
+    if "check_restart" in service:
+        defaults = {"check_restart": service["check_restart"], **defaults}
+    left: Tree = {word: value for word, value in service.items() if word != "check_restart"}
+    if isinstance(connect := left.get("connect"), dict):
+        left = {**left, "connect": _with_block_defaults(connect, _CONNECT)}
+    return with_each(left, "check", lambda _, check: _check(_with_defaults(defaults, check)))
 
 
 def _check(check: Tree) -> Tree:
-    return _merged({"check_restart": _CHECK_RESTART}, check) if "check_restart" in check else check
+    return _with_block_defaults(check, {"check_restart": _CHECK_RESTART})
 
 
 def _template(template: Tree) -> Tree:
+    template = _with_block_defaults(template, {"change_script": {"timeout": "5s"}})
     default = "SIGHUP" if template["change_mode"] == "signal" else ""
-    if isinstance(script := template.get("change_script"), dict):
-        template = {**template, "change_script": _merged({"timeout": "5s"}, script)}
     return {**template, "change_signal": str(template.get("change_signal", default)).upper()}
 
 

@@ -1,10 +1,8 @@
-"""A job's HCL, as a tree of its words: what two jobs are compared by.
+"""A job's HCL, as a tree of its words.
 
-The tree is nested maps. A block stands under its kind and its labels, `group "chat"` under `group` and then
-`chat`; a block that may be repeated, under its kind and what tells it from the others: `service` and then its
-name. An attribute holds what the HCL says, not evaluated: `${attr.kernel.name}` stays as it is, and so does
-any call of a function. Whether a map was written as a block or with `=` makes no difference, nor do order,
-layout and comments.
+An attribute holds what the HCL says, not evaluated: `${attr.kernel.name}` stays as it is, and so does any
+call of a function. A map that is written as a block is the same as one with `=`; order, layout and comments
+make no difference.
 """
 
 import re
@@ -14,41 +12,25 @@ from typing import NamedTuple
 import tree_sitter_hcl
 from tree_sitter import Language, Node, Parser
 
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Tree, put
 from vllmjobs.environment.problems import UserError
 
-Scalar = str | int | float | bool | None
-Item = Scalar | list["Item"] | dict[str, "Item"]
-Tree = dict[str, Item]
-
-# What tells repeated blocks apart, best first.
-NAMED_BY = {
-    "constraint": ("attribute", "operator"),
-    "affinity": ("attribute",),
-    "spread": ("attribute",),
-    "target": ("value",),
-    "service": ("name",),
-    "check": ("name", "type"),
-    "template": ("destination",),
-    "artifact": ("source",),
-    "mount": ("target",),
-    "volume_mount": ("destination", "volume"),
-    "identity": ("name",),
-    "upstreams": ("destination_name",),
-}
 _ESCAPE = re.compile(r'\\(["\\nrt]|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8})|([$%])\2(?=\{)')
-# A `$` before a `$${`, which is literal: the grammar takes the first two for the pair.
-_UNREAD = re.compile(r"([$%])(?=\1\1\{)")
+# Of `$$${`, the first `$` stands for itself, and `$${` is an escape. `scan` in src/scanner.c of
+# tree-sitter-grammars/tree-sitter-hcl (1.2.0) takes the first two `$` as one literal and then sees `${`; no
+# issue tells of it. So the first gets a stand-in that no HCL holds: U+FDD0 and U+FDD1 are noncharacters.
+_MISREAD = re.compile(r"([$%])(?=\1\1\{)")
 _STAND_INS = {"$": "\ufdd0", "%": "\ufdd1"}
 _DOUBLED = re.compile(r"([$%])\1(?=\{)")
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 
 
 class JobspecError(UserError):
-    """A text that holds no job that can be read."""
+    """The error of a text that holds no job that can be read."""
 
 
 class Jobspec(NamedTuple):
-    """One job."""
+    """One job as it is written."""
 
     id: str
     tree: Tree
@@ -57,7 +39,7 @@ class Jobspec(NamedTuple):
 
 
 def read(hcl: str, source: str) -> Jobspec:
-    """The job of a jobspec; `source` names it in errors.
+    """Return the job of a jobspec; `source` names it in errors.
 
     Raises `JobspecError` for what is no HCL, and unless it holds exactly one `job`.
     """
@@ -68,7 +50,7 @@ def read(hcl: str, source: str) -> Jobspec:
 
 
 def _read(hcl: str, source: str) -> Jobspec:
-    root = _parser().parse(_UNREAD.sub(_stand_in, hcl).encode()).root_node
+    root = _parser().parse(_MISREAD.sub(_stand_in, hcl).encode()).root_node
     if root.has_error:
         row, column = _first_error(root)
         raise JobspecError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
@@ -93,7 +75,7 @@ def _parser() -> Parser:
 
 
 def _first_error(node: Node) -> tuple[int, int]:
-    """Row and column, from 0, of the innermost first node that holds an error."""
+    """Return row and column, from 0, of the innermost first node that holds an error."""
     for child in node.children:
         if child.is_error or child.is_missing:
             return child.start_point[0], child.start_point[1]
@@ -105,7 +87,7 @@ def _first_error(node: Node) -> tuple[int, int]:
 
 
 def _body(node: Node) -> list[Node]:
-    """The attributes and blocks of a file or of a block."""
+    """Return the attributes and blocks of a file or of a block."""
     bodies = [child for child in node.named_children if child.type == "body"]
     return [child for body in bodies for child in body.named_children if child.type != "comment"]
 
@@ -134,23 +116,8 @@ def _tree(block: Node) -> Tree:
     return tree
 
 
-def put(tree: Tree, words: list[str], inner: Item) -> None:
-    """Hang a block under its words; a second one of the same words gets a number."""
-    *above, last = words
-    for word in above:
-        below = tree.get(word)
-        if not isinstance(below, dict):
-            below = tree[word] = {}
-        tree = below
-    name, number = last, 1
-    while name in tree:
-        number += 1
-        name = f"{last}#{number}"
-    tree[name] = inner
-
-
 def _value(expression: Node) -> Item:
-    """What an expression says where it only says a value; its own words otherwise."""
+    """Return the value of an expression that is only a value; otherwise the expression's own words."""
     node = expression
     while node.type in ("expression", "literal_value", "template_expr", "collection_value"):
         node = node.named_children[0]
@@ -202,8 +169,11 @@ _SPACES = "\t\v\f\r \x85\xa0\u1680\u2028\u2029\u202f\u205f\u3000" + "".join(map(
 
 
 def _heredoc(text: str) -> str:
-    """https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md#template-expressions: `<<-` cuts the
-    indentation that all lines share, and leaves empty ones alone."""  # fmt: skip
+    """Return the text of a heredoc.
+
+    `<<-` cuts the indentation that all lines share, and leaves empty ones alone:
+    https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md#template-expressions.
+    """
     opening, *lines = text.split("\n")
     lines = lines[:-1]
     if opening.startswith("<<-"):

@@ -1,86 +1,90 @@
 """A job's tree with what may be written in a shorter way spelt out, so that either way is the same.
 
-As Nomad 1.11 reads it: `jobspec2/hcl_conversions.go`, `normalizeJob` in jobspec2/parse_job.go, and
+It is read as Nomad 1.11 does: `jobspec2/hcl_conversions.go`, `normalizeJob` in jobspec2/parse_job.go, and
 `Canonicalize` in api/{services,tasks}.go.
 """
 
 from collections.abc import Iterator
 
-from vllmjobs.changes.effects import below
 from vllmjobs.changes.jobs.definitions import resolved
-from vllmjobs.changes.jobs.jobspec import NAMED_BY, Item, Jobspec, Tree, put
+from vllmjobs.changes.jobs.jobspec import Jobspec
+from vllmjobs.changes.jobs.tree import NAMED_BY, Tree, below, groups, put, with_each, without
 
 # `regexp = "…"` of a constraint is its operator and its value; `distinct_property`, the attribute.
 _OPERATORS = ("version", "semver", "regexp", "set_contains")
+_HANDED_DOWN = ("vault", "secret")  # from a job or a group to its tasks
 
 
 def spelt_out(job: Jobspec) -> Tree:
-    """The tree, less the shortcuts of constraints, tasks, counts, and names; the given one stays as it is."""
+    """Return a new tree, less the shortcuts of constraints, tasks, counts, and names."""
     tree = _with_constraints(resolved(job.tree, job.beside))
-    groups: dict[str, Tree] = {name: {"task": {name: task}} for name, task in below(tree, "task").items()}
-    groups |= {name: group for name, group in below(tree, "group").items() if isinstance(group, dict)}
     name = str(tree.get("name", job.id))
-    handed_down: Tree = {word: tree[word] for word in ("vault", "secret") if word in tree}
-    spelt: Tree = {word: value for word, value in tree.items() if word not in ("task", *handed_down)}
-    if groups:
+    handed_down = _only(tree, _HANDED_DOWN)
+    lone_tasks: dict[str, Tree] = {
+        label: {"task": {label: task}} for label, task in below(tree, "task").items()
+    }
+    spelt = _less(tree, ("task", *_HANDED_DOWN))
+    if all_groups := lone_tasks | groups(tree):
         spelt["group"] = {
-            group: _group(f"{name}-{group}", said, handed_down) for group, said in groups.items()
+            label: _group(f"{name}-{label}", group, handed_down) for label, group in all_groups.items()
         }
     return spelt
 
 
 def _group(name: str, group: Tree, handed_down: Tree) -> Tree:
-    handed_down = {**handed_down, **{word: group[word] for word in ("vault", "secret") if word in group}}
-    spelt: Tree = {word: value for word, value in group.items() if word not in ("vault", "secret")}
+    """Return a group; `name` is the job's and its own, from which services are named."""
+    handed_down = {**handed_down, **_only(group, _HANDED_DOWN)}
+    spelt = _with_service_names(_less(group, _HANDED_DOWN), name)
     scaling = below(group, "scaling")
     if group.get("count") is None and "min" in scaling:
         spelt["count"] = scaling["min"]
-    _name_services(spelt, name)
-    if "task" in group:
-        spelt["task"] = {
-            task: _task(f"{name}-{task}", task, {**handed_down, **said}) if isinstance(said, dict) else said
-            for task, said in below(group, "task").items()
-        }
-    return spelt
+    return with_each(
+        spelt, "task", lambda label, task: _task(f"{name}-{label}", label, {**handed_down, **task})
+    )
 
 
 def _task(name: str, label: str, task: Tree) -> Tree:
-    _name_services(task, name)
-    below(task, "resources").pop("disk", None)  # Nomad drops it: ephemeral_disk is in its place
-    for service in below(task, "service").values():
-        for said in (service, *below(service, "check").values()):
-            if isinstance(said, dict) and said.get("task") == label:
-                del said["task"]
-    return task
+    """Return a task whose services and checks do not say that they are its own."""
+
+    def service(_: str, block: Tree) -> Tree:
+        return with_each(
+            without(block, "task", label), "check", lambda _, check: without(check, "task", label)
+        )
+
+    if resources := below(task, "resources"):  # Nomad drops `disk`: ephemeral_disk is in its place
+        task = {**task, "resources": _less(resources, ("disk",))}
+    return with_each(_with_service_names(task, name), "service", service)
 
 
-def _name_services(tree: Tree, name: str) -> None:
-    """A service without a name goes by those of its job, group and task."""
-    if "service" in tree:
-        tree["service"] = {
-            name if word == "default" else word: service for word, service in below(tree, "service").items()
-        }
+def _with_service_names(tree: Tree, name: str) -> Tree:
+    """Return a tree in which a service without a name goes by those of its job, group and task."""
+    if "service" not in tree:
+        return dict(tree)
+    services: Tree = {
+        name if label == "default" else label: service for label, service in below(tree, "service").items()
+    }
+    return {**tree, "service": services}
 
 
 def _with_constraints(tree: Tree) -> Tree:
-    """A copy in which each constraint has an operator, and stands where that puts it."""
-    copy: Tree = {}
+    """Return a tree in which each constraint has an operator, and stands where that puts it."""
+    spelt: Tree = {}
     for word, item in tree.items():
         if word == "constraint" and isinstance(item, dict):
-            copy[word] = {}
-            for said in _constraints(item):
-                key = next((str(said[key]) for key in NAMED_BY["constraint"] if said.get(key)), "default")
-                put(copy, [word, key], said)
+            spelt[word] = {}
+            for constraint in _constraints(item):
+                names = (str(constraint[key]) for key in NAMED_BY["constraint"] if constraint.get(key))
+                put(spelt, [word, next(names, "default")], constraint)
         else:
-            copy[word] = _with_constraints(item) if isinstance(item, dict) and word != "config" else item
-    return copy
+            spelt[word] = _with_constraints(item) if isinstance(item, dict) and word != "config" else item
+    return spelt
 
 
 def _constraints(named: Tree) -> Iterator[Tree]:
-    for said in named.values():
-        if not isinstance(said, dict):
+    for constraint in named.values():
+        if not isinstance(constraint, dict):
             continue
-        spelt: dict[str, Item] = dict(said)
+        spelt: Tree = dict(constraint)
         for operator in _OPERATORS:
             if spelt.get(operator):
                 spelt |= {"operator": operator, "value": spelt.pop(operator)}
@@ -89,3 +93,11 @@ def _constraints(named: Tree) -> Iterator[Tree]:
         if distinct := spelt.pop("distinct_property", None):
             spelt |= {"operator": "distinct_property", "attribute": distinct}
         yield spelt
+
+
+def _only(tree: Tree, words: tuple[str, ...]) -> Tree:
+    return {word: tree[word] for word in words if word in tree}
+
+
+def _less(tree: Tree, words: tuple[str, ...]) -> Tree:
+    return {word: item for word, item in tree.items() if word not in words}

@@ -1,4 +1,4 @@
-"""What others wrote, in Markdown as GitHub and GitLab read it, such that it stays text.
+"""Markdown for GitHub and GitLab in which the texts of others stay texts.
 
 A forge does more with text than its parser: it turns `@name`, `#1`, `!1` and the like into links, and tells
 people. Not in code, so names stand in code; in sentences something that is not seen breaks such a reference.
@@ -20,24 +20,24 @@ _PLAIN = re.compile(r"[\w./:@=,;()+~-]+( [\w./:@=,;()+~-]+)*", re.ASCII)
 
 
 def name(text: str) -> str:
-    """A name, as code."""
+    """Return a name as code."""
     shown = visible.name(text)
     return f"`{shown}`" if _PLAIN.fullmatch(shown) else in_html(text)
 
 
 def in_html(text: str) -> str:
-    """A name, as code within HTML, where backticks mean nothing; or that backticks cannot hold."""
+    """Return a name as code in HTML, where backticks mean nothing or cannot hold the name."""
     return f"<code>{re.sub(r'[^a-zA-Z0-9 /-]', _entity, visible.name(text))}</code>"
 
 
 def prose(text: str) -> str:
-    """A sentence, on one line; at the beginning of an item it begins no list, heading or quotation."""
+    """Return a sentence on one line, which begins no list, heading or quotation within an item."""
     shown = visible.prose(text)
     return (_NOTHING if _BLOCK.match(shown) else "") + _SPECIAL.sub(_entity, shown)
 
 
 def fenced(lines: list[str], language: str) -> str:
-    """A block of code, whose fence is longer than any run of backticks in it."""
+    """Return a block of code, whose fence is longer than any run of backticks in it."""
     text = "\n".join(lines)
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
     return f"{fence}{language}\n{text}\n{fence}\n"

@@ -1,4 +1,4 @@
-"""What of a report fits in so many bytes of UTF-8: the longest is cut first, the worst is kept longest."""
+"""Cutting a report to so many bytes of UTF-8: the longest is cut first, the worst is kept longest."""
 
 from collections.abc import Callable
 from typing import NamedTuple
@@ -14,9 +14,9 @@ class Piece(NamedTuple):
     entries: list[str]
     wrap: Callable[[list[str]], str]
     what: str
-    """What an entry is called, in the plural."""
+    """The noun for entries, in the plural."""
     ranks: list[int] | None = None
-    """For each entry how bad it is, 0 for the worst; in their order where there are none."""
+    """The rank of each entry, the lowest for the worst; where there are none, the first are kept."""
 
 
 class PathLines(NamedTuple):
@@ -43,12 +43,12 @@ class Cut(NamedTuple):
 
 
 def size(text: str) -> int:
-    """Bytes of UTF-8."""
+    """Return how many bytes a text has in UTF-8."""
     return len(text.encode())
 
 
 def fit(piece: Piece, room: int) -> str:
-    """As many entries as fit, the worst first, in the order in which they were; and how many do not fit."""
+    """Write as many entries as fit, the worst chosen first and the order kept, and how many do not fit."""
     if not piece.entries:
         return ""
     sizes = list(map(size, piece.entries))
@@ -68,7 +68,7 @@ def fit(piece: Piece, room: int) -> str:
 
 
 def cut(details: list[Detail], room: int) -> Cut:
-    """The details, such that all together fit: the longest are shortened, then those of the least bad go."""
+    """Cut details so that they fit together: the longest are shortened, then the least bad are left out."""
     sizes = [size(detail.wrap(_lines(detail))) for detail in details]
     kept = sorted(range(len(details)), key=lambda position: (details[position].rank, sizes[position]))
     while (level := _level([sizes[position] for position in kept], room)) < _LEAST:
@@ -123,7 +123,7 @@ def _sum(lines: list[str]) -> int:
 
 
 def _level(sizes: list[int], room: int) -> int:
-    """The size to which the longest are cut so that all fit."""
+    """Return the size to which the longest are cut so that all fit."""
     for position, one in enumerate(sorted(sizes)):
         share = room // (len(sizes) - position)
         if one > share:

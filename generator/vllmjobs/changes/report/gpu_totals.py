@@ -1,4 +1,4 @@
-"""How many GPUs groups hold: before a change, after it, and meanwhile."""
+"""Numbers of GPUs that groups hold: before a change, after it, and meanwhile."""
 
 from collections.abc import Iterable
 from typing import NamedTuple

@@ -28,14 +28,14 @@ class DiffLine(NamedTuple):
 
 
 class PathDiff(NamedTuple):
-    """What is said of one path."""
+    """The lines about one path, and the number of fields in them."""
 
     lines: tuple[DiffLine, ...]
     fields: int
 
 
 def path_diffs(fields: Sequence[Field]) -> list[PathDiff]:
-    """What differs, a block for each path, in the order of the fields.
+    """Return the lines of what differs, path by path, in the order of the fields.
 
     Items of a list are fields of one path: they stand beneath it.
     """
@@ -67,7 +67,7 @@ def _block(path: tuple[str, ...], fields: list[Field]) -> Iterator[DiffLine]:
 
 
 def _one(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
-    """One field on a line; or below its path, if it has several lines itself."""
+    """Yield one field on a line; or below its path, if it has several lines itself."""
     before, after = field.before, field.after
     sign: Sign = "+" if before is None else "-" if after is None else "~"
     colon = f"{where}: " if where else ""
@@ -85,7 +85,7 @@ def _one(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
 
 
 def _tells_nothing(before: str | None, after: str | None) -> bool:
-    """Whether what is hidden is all that differs; of a template it may be one line."""
+    """Tell whether all that differs is hidden; in a template, a hidden line may be one of many."""
     return before == after or HIDDEN not in f"{before}{after}" or {before, after} <= {None, "", HIDDEN}
 
 
@@ -94,7 +94,7 @@ def _split(text: str | None) -> list[str]:
 
 
 def _lines(before: list[str], after: list[str]) -> Iterator[DiffLine]:
-    """A unified diff, whose hunks are headed by where they begin in what comes after; its first `LINES`."""
+    """Yield the first `LINES` of a unified diff; a hunk is headed by the line where it begins afterwards."""
     skipped = max(0, _equal(before, after) - CONTEXT)
     before, after = before[skipped:], after[skipped:]
     if ending := max(0, _equal(before[::-1], after[::-1]) - CONTEXT):
@@ -138,7 +138,7 @@ def _replaced(before: list[str], after: list[str]) -> Iterator[DiffLine]:
 
 
 def _pair(before: str | None, after: str | None) -> tuple[str | None, str | None]:
-    """Two lines in each other's place, of which one may be missing; ends that differ in blanks are quoted."""
+    """Return two lines in each other's place, quoted where they end in other blanks; one may be missing."""
     if before is None or after is None:
         return before if before is None else _plain(before), after if after is None else _plain(after)
     is_short = max(len(before), len(after)) <= visible.VALUE
@@ -152,6 +152,6 @@ def _plain(line: str) -> str:
 
 
 def _equal(before: list[str], after: list[str]) -> int:
-    """How many lines at the beginning are equal."""
+    """Return how many lines at the beginning are equal."""
     pairs = enumerate(zip(before, after, strict=False))
     return next((number for number, (one, other) in pairs if one != other), min(len(before), len(after)))

@@ -51,7 +51,7 @@ class _Row(NamedTuple):
 
 
 class _Rank(IntEnum):
-    """How bad the row is; the worst is kept longest."""
+    """The rank of a row; the worst is kept longest."""
 
     UNPLACED = auto()
     WHOLE_JOB = auto()

@@ -1,4 +1,4 @@
-"""What becomes of the groups of jobs, counted: `1 group replaced (canaries first), 2 unchanged`."""
+"""Groups counted by what becomes of them: `1 group replaced (canaries first), 2 unchanged`."""
 
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +10,7 @@ from vllmjobs.text.english import counted
 
 
 class Outcome(IntEnum):
-    """What becomes of a group, the gravest first."""
+    """The outcome of a change for a group, the gravest first."""
 
     GONE = auto()
     REPLACED_UNTRIED = auto()

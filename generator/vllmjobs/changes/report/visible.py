@@ -13,10 +13,10 @@ _BLANK = "ᅟᅠㅤﾠ⠀"
 
 
 def visible(text: str) -> str:
-    r"""The text on one line, with `\n`, `\x1b`, `\u202e` for what is not to be seen, or turns what is.
+    r"""Return the text on one line, with `\n`, `\x1b`, `\u202e` for what is not seen, or turns text.
 
-    Unicode's categories C (control, format, unassigned) and Z (separators) but for the space, and variation
-    selectors: a terminal obeys the first, and a reviewer does not see the others.
+    These are Unicode's categories C (control, format, unassigned) and Z (separators) but for the space, and
+    variation selectors: a terminal obeys the first, and a reviewer does not see the others.
     """
     if text.isascii() and text.isprintable():
         return text
@@ -24,7 +24,7 @@ def visible(text: str) -> str:
 
 
 def name(text: str) -> str:
-    """A name, visible; of one that is longer than any of Nomad's, both ends."""
+    """Return a name, visible; both ends of a name that is longer than any of Nomad's."""
     shown = visible(text)
     return shown if len(shown) <= NAME else f"{shown[: NAME // 2]}…{shown[-NAME // 2 :]}"
 
@@ -46,12 +46,12 @@ FOR_TERMINALS = Escaping(name, prose)
 
 
 def value(text: str) -> str:
-    """A value that has nothing to differ from, its beginning if it is long."""
+    """Return a value that has nothing to differ from; the beginning of a long one."""
     return _quoted(_cut(text, 0, len(text)))
 
 
 def values(before: str, after: str) -> tuple[str, str]:
-    """Two values that differ, cut where they are equal, or after it is seen that they differ."""
+    """Return two values that differ, cut where they are equal, or once it is seen that they differ."""
     start = _equal(before, after)
     most = min(len(before), len(after)) - start
     end = _equal(before[::-1][:most], after[::-1][:most])
@@ -61,12 +61,12 @@ def values(before: str, after: str) -> tuple[str, str]:
 
 
 def look_alike(one: str, other: str) -> bool:
-    """Whether nobody sees a difference: such as an escape, and the same spelt out."""
+    """Tell whether nobody sees a difference, such as between an escape and the same spelt out."""
     return unicodedata.normalize("NFC", visible(one)) == unicodedata.normalize("NFC", visible(other))
 
 
 def _equal(one: str, other: str) -> int:
-    """How many characters at the beginning are equal."""
+    """Return how many characters at the beginning are equal."""
     low, high = 0, min(len(one), len(other))
     while low < high:  # comparing slices is quicker than comparing characters, for values of 100 KB
         middle = (low + high + 1) // 2
@@ -78,7 +78,7 @@ def _equal(one: str, other: str) -> int:
 
 
 def _cut(text: str, start: int, end: int) -> str:
-    """What differs, from `start` to `end`, with a little beside it."""
+    """Return the part that differs, from `start` to `end`, with a little beside it."""
     if len(text) <= VALUE:
         return text
     left, right = max(0, start - BESIDE), min(len(text), end + BESIDE)
@@ -91,7 +91,7 @@ def _cut(text: str, start: int, end: int) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Visible, in quotes where its ends would not be seen."""
+    """Return a text, visible, and in quotes where its ends would not be seen."""
     shown = visible(text)
     return f'"{shown}"' if not shown or shown != shown.strip() else shown
 

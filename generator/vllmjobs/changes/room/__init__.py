@@ -1,1 +1,1 @@
-"""Where a cluster has room, and why it has none."""
+"""Room in a cluster, and why there is none."""

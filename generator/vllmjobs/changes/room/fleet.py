@@ -20,13 +20,13 @@ class Node(NamedTuple):
     datacenter: str
     pool: str
     kind: str
-    """Its node class."""
+    """The node class."""
     refuses: str
-    """Why it takes no allocations: ineligible, draining, down …; empty where it does."""
+    """The reason for taking no allocations: ineligible, draining, down, fenced; empty where it takes them."""
     fence: str
-    """For which GPU a supervisor has fenced it, and why; empty where it is not."""
+    """The GPU for which a supervisor has fenced the node, and why; empty where it is not fenced."""
     drivers: frozenset[str]
-    """Those that are healthy."""
+    """The healthy drivers."""
     cards: tuple[cards.Card, ...]
     total: dict[str, int]
     free: dict[str, int] | None
@@ -50,14 +50,14 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
 
 
 def serving(job: Json, nodes: Iterable[Node]) -> list[Node]:
-    """The nodes of the job's node pool and datacenters, whether they take allocations or not."""
+    """Return the nodes of the job's node pool and datacenters, also those that take no allocations."""
     return [node for node in in_pool(job, nodes) if in_datacenter(job, node)]
 
 
 def fitting(job: Json, group: Json, nodes: Iterable[Node]) -> list[Node]:
-    """Those that have the group's drivers and meet the constraints of job, group and tasks.
+    """Return the nodes that have the group's drivers and meet the constraints of job, group and tasks.
 
-    Of constraints, only those on name, datacenter, node pool and class can be judged; others count as met.
+    Only constraints on name, datacenter, node pool and class can be judged; others count as met.
     """
     tasks = group.get("Tasks") or ()
     drivers = {task["Driver"] for task in tasks}
@@ -66,7 +66,7 @@ def fitting(job: Json, group: Json, nodes: Iterable[Node]) -> list[Node]:
 
 
 def fenced(job: Json, group: Json, node: Node) -> Node:
-    """The node, as one that takes no allocations where it is fenced, and the group heeds that."""
+    """Return the node, as one that takes no allocations if it is fenced, and the group heeds that."""
     heeds = any(
         (rule["LTarget"], rule["Operand"]) == FENCE
         for spec in (job, group, *(group.get("Tasks") or ()))
@@ -76,13 +76,13 @@ def fenced(job: Json, group: Json, node: Node) -> Node:
 
 
 def in_pool(job: Json, nodes: Iterable[Node]) -> list[Node]:
-    """The nodes of the job's node pool; `all` holds every node."""
+    """Return the nodes of the job's node pool; `all` holds every node."""
     pool = job.get("NodePool") or "default"
     return [node for node in nodes if pool in (node.pool, "all")]
 
 
 def in_datacenter(job: Json, node: Node) -> bool:
-    """Whether a node is in one of the job's datacenters, which may hold `*`."""
+    """Tell whether a node is in one of the job's datacenters, which may hold `*`."""
     return any(fnmatchcase(node.datacenter, pattern) for pattern in job.get("Datacenters") or ("*",))
 
 
@@ -140,7 +140,7 @@ def _refuses(node: Json) -> str:
 
 
 def _used(resources: Json) -> dict[str, int]:
-    """At most: of tasks that run one after the other, Nomad counts the larger."""
+    """Return the most that an allocation uses: of tasks that run in turn, Nomad counts the larger."""
     tasks = (resources.get("Tasks") or {}).values()
     return {
         "cpu": sum(_amount(task, "Cpu", "CpuShares") for task in tasks),

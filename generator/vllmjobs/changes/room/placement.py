@@ -42,7 +42,7 @@ class FailedPlacement:
 
     @property
     def failed(self) -> int:
-        """How many allocations have no room.
+        """The number of allocations that have no room.
 
         Once one allocation of a group has found no room, the scheduler tries no other of it, and counts them
         as CoalescedFailures (scheduler/generic_sched.go computePlacements); so they all count as failed.
@@ -51,7 +51,7 @@ class FailedPlacement:
 
     @property
     def wanted(self) -> int:
-        """How many allocations would be placed, those with room included."""
+        """The number of allocations that would be placed, those with room included."""
         updates = self.updates
         wanted = updates.canary + updates.place + updates.destructive_update + updates.migrate
         if self.job.get("Type") in _ON_EVERY_NODE:  # the scheduler counts only the nodes with room for it
@@ -60,7 +60,7 @@ class FailedPlacement:
 
     @property
     def is_balancer(self) -> bool:
-        """Whether the job is a balancer, which has keys of its own in an environment."""
+        """True for a balancer, which has keys of its own in an environment."""
         return self.name != "vllm"
 
     def key(self, of_balancer: str, of_models: str) -> str:

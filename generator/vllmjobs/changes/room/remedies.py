@@ -1,4 +1,4 @@
-"""What makes a node take allocations again."""
+"""Remedies for nodes that take no allocations."""
 
 from vllmjobs.changes.model import Remedy
 from vllmjobs.changes.room.fleet import Node

@@ -1,4 +1,4 @@
-"""Why there is no room, and what may be done, in the words of a person: from the values to clauses."""
+"""Clauses for people, from the values that tell why there is no room, and what may be done."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 

@@ -1,4 +1,4 @@
-"""Why there are no GPUs for an allocation, and what may be done: from the cards of the cluster."""
+"""Reasons why there are no GPUs for an allocation, and remedies, from the cards of the cluster."""
 
 from collections import Counter
 from collections.abc import Iterator

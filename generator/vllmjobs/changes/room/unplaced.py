@@ -1,4 +1,4 @@
-"""Why allocations cannot be placed, as values: from the scheduler's numbers, and from the nodes.
+"""Reasons why allocations cannot be placed, as values, from the scheduler's numbers and from the nodes.
 
 The scheduler's numbers are an AllocMetric (nomad/structs/alloc.go), which counts nodes by texts: those of
 scheduler/feasible/feasible.go for nodes that are filtered out, those of rank.go for nodes with no room left.

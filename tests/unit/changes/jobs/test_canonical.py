@@ -5,13 +5,13 @@
 
 import pytest
 
-from vllmjobs.changes.effects import below
-from vllmjobs.changes.jobs.canonical import filled, is_nothing
-from vllmjobs.changes.jobs.jobspec import Item, Tree, read
+from vllmjobs.changes.jobs.canonical import canonicalize, is_nothing
+from vllmjobs.changes.jobs.jobspec import read
+from vllmjobs.changes.jobs.tree import Item, Tree, below
 
 
 def full(body: str = "", group: str = "", task: str = "") -> Tree:
-    return filled(
+    return canonicalize(
         read(
             f'job "j" {{\n{body}\ngroup "g" {{\n{group}\ntask "t" {{\n{task}\n}}\n}}\n}}',
             "job",

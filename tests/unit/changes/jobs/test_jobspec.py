@@ -2,7 +2,8 @@
 
 import pytest
 
-from vllmjobs.changes.jobs.jobspec import Item, JobspecError, Tree, read
+from vllmjobs.changes.jobs.jobspec import JobspecError, read
+from vllmjobs.changes.jobs.tree import Item, Tree
 
 
 def tree(body: str) -> Tree:

@@ -1,4 +1,4 @@
-"""What real jobspecs say in other words than the tool's own jobs, as Nomad reads it."""
+"""Real jobspecs, which use other words than the tool's own jobs, read as Nomad reads them."""
 
 from typing import Any
 
@@ -6,11 +6,11 @@ import pytest
 from msgspec import json
 
 from vllmjobs.changes.compare import compare
-from vllmjobs.changes.effects import below
 from vllmjobs.changes.hiding import HIDDEN, shown
-from vllmjobs.changes.jobs import registered
-from vllmjobs.changes.jobs.canonical import filled
-from vllmjobs.changes.jobs.jobspec import JobspecError, Tree, read
+from vllmjobs.changes.jobs import nomad_diff, registered
+from vllmjobs.changes.jobs.canonical import canonicalize
+from vllmjobs.changes.jobs.jobspec import JobspecError, read
+from vllmjobs.changes.jobs.tree import Tree, below
 from vllmjobs.changes.model import Field, JobChange
 
 DATA = ("task", "web", "template", "local/x", "data")
@@ -130,7 +130,7 @@ def tree(group: dict[str, Any]) -> Tree:
 
 
 def told(diff: dict[str, Any], before: Tree, after: Tree) -> list[str]:
-    return [".".join(field.path) for field in registered.group_fields(diff, before, after)]
+    return [".".join(field.path) for field in nomad_diff.group_fields(diff, before, after)]
 
 
 def test_false_is_said_where_the_default_is_true() -> None:
@@ -192,7 +192,7 @@ def test_the_identity_that_the_servers_give_to_a_service_is_no_change() -> None:
 def test_a_sidecar_that_says_nothing_is_there() -> None:
     group = tree({"Services": [{"Name": "web", "Connect": {"SidecarService": {"Port": ""}}}]})
     hcl = 'group "front" {\nservice {\nname = "web"\nconnect {\nsidecar_service {}\n}\n}\n}'
-    written = below(below(filled(read(job(hcl), "x")), "group"), "front")
+    written = below(below(canonicalize(read(job(hcl), "x")), "group"), "front")
     assert group["service"] == written["service"]
 
 

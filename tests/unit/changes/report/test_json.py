@@ -1,4 +1,4 @@
-"""What programs read of a report, and the schema that it keeps."""
+"""Reports as programs read them, and the schema that they keep."""
 
 import json
 from pathlib import Path

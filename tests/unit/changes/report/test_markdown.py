@@ -1,4 +1,4 @@
-"""What a pull request shows of a report. How a parser reads it: test_report_markdown_parsed.py."""
+"""Reports as a pull request shows them; test_markdown_parsed.py reads them with a parser."""
 
 import re
 

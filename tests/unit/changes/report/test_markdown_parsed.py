@@ -1,4 +1,4 @@
-"""How a parser of GitHub's Markdown reads a report whose names and values are not nice."""
+"""Reports whose names and values are not nice, as a parser of GitHub's Markdown reads them."""
 
 import re
 from collections.abc import Iterator

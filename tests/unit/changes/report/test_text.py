@@ -1,4 +1,4 @@
-"""What a terminal shows of a report."""
+"""Reports as a terminal shows them."""
 
 import re
 
@@ -11,12 +11,12 @@ from vllmjobs.changes.report.text import as_text
 
 
 def said(*groups: GroupChange) -> str:
-    """What is said of groups, less the headline."""
+    """Return the text about groups, less the headline."""
     return as_text(report(job(*groups)), color=False).partition("\n")[2]
 
 
 def field(before: str | None, after: str | None) -> str:
-    """How one value is shown."""
+    """Return the text about one value."""
     found = Field(path=("task", "vllm", "env", "A"), before=before, after=after)
     return said(group("chat", "destructive", gpus=0, fields=(found,))).partition("\n")[2]
 

@@ -1,4 +1,4 @@
-"""What cannot be placed, from what the scheduler and the nodes say; `tests/cluster` asks the real ones."""
+"""Reasons why there is no room, from answers of scheduler and nodes; `tests/cluster` asks real ones."""
 
 from typing import Any
 
@@ -91,7 +91,7 @@ def metric(
 
 
 class Explained:
-    """What cannot be placed, as values and in words."""
+    """Allocations that cannot be placed, as values and in words."""
 
     def __init__(self, unplaced: Unplaced) -> None:
         self.values = unplaced
