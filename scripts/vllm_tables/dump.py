@@ -39,7 +39,7 @@ def cli_args() -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `vllm serve`, whose help texts name the configuration field of each option."""
-    arg_utils = importlib.import_module("vllm.engine.arg_utils")
+    arg_utils: Any = importlib.import_module("vllm.engine.arg_utils")
     original = arg_utils.get_kwargs
 
     def get_kwargs(cls: type) -> dict[str, dict[str, Any]]:
