@@ -21,18 +21,18 @@ SECONDS = 30  # for one request
 
 
 class Forge(NamedTuple):
-    """What differs between the two."""
+    """The differences between GitHub and GitLab."""
 
     comments: str
-    """Where a request's comments are listed and made."""
+    """The address at which a request's comments are listed and made."""
     change: str
-    """Where one is changed; its id follows."""
+    """The address at which a comment is changed; its id follows."""
     verb: str
     author: str
-    """What names the author in a comment."""
+    """The key of a comment that holds its author."""
     header: tuple[str, str]
     me: str
-    """Who the token belongs to."""
+    """The name of the user whom the token belongs to."""
 
 
 def github() -> Forge:
