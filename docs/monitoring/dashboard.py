@@ -18,12 +18,12 @@ def quantile(q: float, metric: str, by: str = "model") -> str:
 
 
 def quantiles(metric: str) -> dict[str, str]:
-    """Its median, and what one of twenty and one of a hundred wait longer than."""
+    """Return the median, and the times that one of twenty and one of a hundred wait longer than."""
     return {f"{{{{model}}}} p{q * 100:g}": quantile(q, metric) for q in (0.5, 0.95, 0.99)}
 
 
 def rate(metric: str, by: str = "model", where: str = "") -> str:
-    """What a counter grows by in a second."""
+    """Return the growth of a counter in a second."""
     return f"sum by ({by}) (rate({metric}{{OF{where}}}[$__rate_interval]))"
 
 

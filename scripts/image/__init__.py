@@ -1,1 +1,1 @@
-"""What is in an image of vLLM, and whether any of it is known to be vulnerable; scripts/build runs it."""
+"""The packages in an image of vLLM, and their known vulnerabilities; scripts/build runs it."""

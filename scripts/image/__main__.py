@@ -38,7 +38,7 @@ def main() -> int:
 
 
 def _pip_audit(files: Iterable[str]) -> tuple[str, str]:
-    """What it prints to stdout and to stderr. Its exit code does not tell errors from vulnerabilities."""
+    """Return what pip-audit prints. Its exit code does not tell errors from vulnerabilities."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip_audit", "--progress-spinner=off", "--format=json"]
         command += ["--no-deps", "--disable-pip"]

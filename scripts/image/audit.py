@@ -1,4 +1,4 @@
-"""What pip-audit's answer is worth, and what it says of an image's packages.
+"""The worth of pip-audit's answer, and what it says of an image's packages.
 
 Where its database cannot be reached, or a mirror answers in its place, pip-audit can end with "no known
 vulnerabilities". So a package that has some is asked for in the same run: unless it is found, nothing was
@@ -48,7 +48,7 @@ class Report(TypedDict):
 
 
 class Verdict(NamedTuple):
-    """Whether the image may be used, and the words for it."""
+    """The verdict on an image: true where it may be used, and the words for it."""
 
     passes: bool
     label: str

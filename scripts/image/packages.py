@@ -13,7 +13,7 @@ class Package(NamedTuple):
     """One package, in all the places where that version of it is."""
 
     name: str
-    """As PyPI writes it in addresses: `flask-cors`."""
+    """The name as PyPI writes it in addresses: `flask-cors`."""
     version: str
     license: str | None
     prefixes: tuple[str, ...]

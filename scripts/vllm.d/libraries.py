@@ -69,7 +69,7 @@ def build(library: Path, symbols: list[tuple[str, str]]) -> None:
 
 
 def read(*command: object) -> str:
-    """What a program prints."""
+    """Return what a program prints."""
     return subprocess.run(list(map(str, command)), stdout=subprocess.PIPE, text=True, check=True).stdout
 
 

@@ -39,7 +39,7 @@ def cli_args() -> Any:
 
 def parser() -> argparse.ArgumentParser:
     """The parser of `vllm serve`, whose help texts name the configuration field of each option."""
-    arg_utils = importlib.import_module("vllm.engine.arg_utils")
+    arg_utils: Any = importlib.import_module("vllm.engine.arg_utils")
     original = arg_utils.get_kwargs
 
     def get_kwargs(cls: type) -> dict[str, dict[str, Any]]:
@@ -170,7 +170,7 @@ def origin(action: argparse.Action) -> tuple[str, str]:
 
 
 def _captured(function: Any, name: str) -> Any:
-    """What a nested function of arg_utils.py was made with: a cell, or a default argument."""
+    """Return what a nested function of arg_utils.py was made with: a cell, or a default argument."""
     while function is not None:
         defaults = getattr(function, "__defaults__", None) or ()
         if name == "cls" and defaults and isinstance(defaults[0], type):
@@ -181,7 +181,7 @@ def _captured(function: Any, name: str) -> Any:
 
 
 def _reader(read: Any) -> tuple[str, bool]:
-    """How the words of an option are read, and whether "" and "None" mean none."""
+    """Return the way the words of an option are read, and whether "" and "None" mean none."""
     if read is None:
         return "str", False
     if read in (int, float, str, bool):
@@ -206,7 +206,7 @@ def _reader(read: Any) -> tuple[str, bool]:
 
 
 def _probed(read: Callable[[str], Any]) -> str:
-    """What a lambda does, by what it answers."""
+    """Return what a lambda does, by its answers."""
     if read(FOLDED[0]) == FOLDED[1]:
         return "folded"
     if read("0,1") == [0, 1]:

@@ -1,4 +1,4 @@
-"""What a release's own parser, and its configuration classes, make of a command line."""
+"""Command lines, read by a release's own parser and its configuration classes."""
 
 import argparse
 import contextlib
@@ -49,7 +49,7 @@ def _serve() -> Any:
 
 @cache
 def _fields() -> dict[str, list[tuple[str, str]]]:
-    """Of every configuration class: the options that end in it, and in which field."""
+    """Return, for every configuration class, the options that end in it, and in which field."""
     found: dict[str, list[tuple[str, str]]] = {}
     for action in parser()._actions:
         cls, field = origin(action)
@@ -99,7 +99,7 @@ def _scheduled(given: dict[str, Any], arguments: argparse.Namespace) -> dict[str
 
 
 def _check_fields(cls: type, values: dict[str, Any]) -> None:
-    """What pydantic checks of single fields, where the whole needs a model."""
+    """Check single fields as pydantic does, where the whole needs a model."""
     for name, value in values.items():
         validator = _validator(cls, name)
         if validator:

@@ -1,4 +1,4 @@
-"""What pydantic checks of vLLM's configuration classes, as plain values."""
+"""The checks of pydantic in vLLM's configuration classes, as plain values."""
 
 import ast
 import dataclasses
@@ -27,7 +27,7 @@ class Names(NamedTuple):
     modules: str
     names: Callable[[Any], Iterable[str]]
     fold: str = ""
-    """How vLLM folds what is written before it looks."""
+    """The folding of a string before vLLM compares it."""
     of: Literal["value", "keys", "items", "also"] = "value"
     """The value itself, a map's keys, a map's items, or another way to write an object."""
 

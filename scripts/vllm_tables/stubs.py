@@ -92,7 +92,7 @@ class _AnyName(abc.ABCMeta):
 
 def stand_in(name: str) -> type:
     """A class of that name which accepts everything done to it."""
-    schema = {"__get_pydantic_core_schema__": classmethod(_schema)}
+    schema: dict[str, Any] = {"__get_pydantic_core_schema__": classmethod(_schema)}
     return _AnyName(name, (), {"stood_in": True, "__module__": "stood_in", **schema})
 
 
@@ -145,7 +145,7 @@ class _Finder(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def _operator_schema(function: Any, **_: object) -> str:
-    """As much of torch's own description of an operator as vllm/ir/op.py counts."""
+    """Return as much of torch's own description of an operator as vllm/ir/op.py counts."""
     returned = typing.get_args(function.__annotations__.get("return")) or ("one",)
     return f"() -> ({', '.join('Tensor' for _ in returned)})"
 
@@ -161,7 +161,7 @@ def import_vllm(folder: Path, version: str) -> None:
     from vllm.platforms.interface import DeviceCapability  # noqa: PLC0415
 
     class H100(CudaPlatformBase):  # type: ignore[misc]
-        """What vLLM asks a GPU at argument time."""
+        """The answers of a GPU to what vLLM asks while it reads arguments."""
 
         get_device_capability = classmethod(lambda *_, **__: DeviceCapability(9, 0))
         get_device_name = classmethod(lambda *_, **__: "NVIDIA H100 80GB HBM3")

@@ -1,1 +1,1 @@
-"""What would fail on the GPU, found offline: rules from an environment to findings."""
+"""Rules from an environment to findings: they find offline what would fail on the GPU."""

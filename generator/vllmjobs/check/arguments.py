@@ -204,7 +204,7 @@ def servers_can_be_reached(subject: Subject) -> Findings:
 
 
 def _mistakes(subject: Subject, rule: str) -> Findings:
-    """What the rule says of the arguments that the environment gives; of vllmjobs' own, at their own keys."""
+    """Yield the mistakes that a rule is about; those in vllmjobs' own arguments stand at their own keys."""
     if subject.table is None:
         return
     # What differs between versions is an error only where the table is of this very one.
@@ -238,6 +238,6 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
 
 
 def _of_ours(flag: str, message: str) -> str:
-    """Of an argument that vllmjobs gives by itself; vLLM has --shutdown-timeout since 0.18."""
+    """Return a message about an argument that vllmjobs gives; vLLM has --shutdown-timeout since 0.18."""
     way_out = "; args: {shutdown-timeout: null} leaves it out" if flag == "shutdown-timeout" else ""
     return message + way_out

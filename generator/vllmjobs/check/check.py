@@ -1,4 +1,4 @@
-"""Every rule over an environment, and which of them are wanted."""
+"""All rules over an environment, and the choice among them."""
 
 import re
 from collections.abc import Callable
@@ -59,7 +59,7 @@ SEVERITIES = {rule.id: rule.severity for rule in (*OTHERS, *RULES)}
 
 
 def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
-    """Every finding of every rule, each at the place that it is about."""
+    """Return every finding of every rule, each at the place that it is about."""
     whole = Whole(environment, facts)
     return [
         Problem(
@@ -75,7 +75,7 @@ def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
 
 
 def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
-    """Environments, by their files, that are one and the same job or service: each run disturbs the other."""
+    """Find environments, by their files, that are one job or service: each run disturbs the other."""
     jobs: dict[tuple[str | None, ...], str] = {}
     services: dict[tuple[str | None, ...], str] = {}
     problems: list[tuple[str, Path, str]] = []
@@ -105,7 +105,7 @@ def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
 
 
 def choice(select: str | None, ignore: str | None) -> Callable[[Problem], bool]:
-    """Which findings are wanted, by ids or their beginnings: `VJ1,VJ503`.
+    """Return a test for the findings that are wanted, by ids or their beginnings: `VJ1,VJ503`.
 
     What cannot be read as an environment is always among them. Raises `UnknownRuleError` for a word that
     begins no rule.

@@ -24,7 +24,7 @@ _CLASS = re.compile(r"\[\^?\]?(\[:\w+:\]|[^\]])*\]")
 
 
 def compare(operator: str, value: str, at: Path) -> Findings:
-    """What is wrong with the right-hand side of a constraint or affinity at `at`."""
+    """Yield what is wrong with the right-hand side of a constraint or affinity at `at`."""
     if operator in WITHOUT_VALUE:
         if value:
             yield (*at, "value"), f"operator {operator} takes no value"
@@ -50,7 +50,7 @@ def weight(value: int, at: Path) -> Findings:
 
 
 def _regexp(value: str, at: Path) -> Findings:
-    """What RE2 surely refuses; of the rest Nomad has the last word."""
+    """Return what RE2 surely refuses; on the rest Nomad has the last word."""
     escapes = "".join(_ESCAPE.findall(value))
     plain = _CLASS.sub("c", _ESCAPE.sub("e", value))
     if _NOT_IN_RE2.search(plain) or _ESCAPES_NOT_IN_RE2.search(escapes):

@@ -73,7 +73,7 @@ def gpu_has_its_whole_name(subject: Subject) -> Findings:
 
 
 def _asked(subject: Subject) -> Iterator[tuple[Path, str, float, str]]:
-    """What is asked of each GPU's memory: where, the operator, MiB, and as it is written."""
+    """Yield each demand on a GPU's memory: its key, the operator, MiB, and the text of the file."""
     wanted = subject.model.gpus
     if (wanted.vendor, wanted.type) != ("nvidia", "gpu"):
         return
@@ -96,5 +96,5 @@ def _reported(one: Gpu) -> str:
 
 
 def _way_out(one: Gpu) -> str:
-    """A round number a good deal below, which older drivers report too."""
+    """Return the way out: a round number a good deal below, which older drivers report too."""
     return f"ask for less, such as {int(one.memory_mib / 1024 * 0.9)} GiB"

@@ -72,7 +72,7 @@ def _is_remark(line: str) -> bool:
 
 
 def _strings(text: str) -> Iterator[tuple[int, int]]:
-    """Where the scalars of a YAML text begin and end: what looks like a comment there is none."""
+    """Return the beginning and end of each scalar of a YAML text, in which nothing is a comment."""
     try:
         for token in yaml.scan(text, Loader=LOADER):
             if isinstance(token, yaml.ScalarToken):

@@ -140,7 +140,7 @@ def _length(subject: Subject) -> Path:
 
 
 def _numbers(subject: Subject) -> Path:
-    """What the weights are kept in: `quantization`, else `dtype`, else the model's own on this GPU."""
+    """Return the key that decides the form of the weights: `quantization`, else `dtype`, else the GPU."""
     for name in ("quantization", "dtype"):
         if (path := _argument(subject, name)) != ("args",):
             return path

@@ -1,4 +1,4 @@
-"""What each model takes of its GPUs, as a table for people and as JSON."""
+"""The size of each model on its GPUs, as a table for people and as JSON."""
 
 import json
 from typing import Any, NamedTuple
@@ -32,12 +32,12 @@ class Figure(NamedTuple):
 
     @property
     def off(self) -> float | None:
-        """How much the estimate is above what was said, as a part of it."""
+        """Return how far the estimate is above vLLM's figure, as a part of that figure."""
         return None if self.estimated is None or not self.said else self.estimated / self.said - 1
 
 
 class Beside(NamedTuple):
-    """What a log says: figures by their key in `FIGURES`, and why some have no estimate beside them."""
+    """The figures of a log by their key in `FIGURES`, and why some have no estimate beside them."""
 
     device: str | None
     figures: dict[str, Figure]
@@ -183,7 +183,7 @@ def _said(beside: Beside) -> dict[str, Any]:
 
 
 def _beside(beside: Beside) -> list[str]:
-    """A line for each figure, what vLLM said first."""
+    """Yield a line for each figure, vLLM's own first."""
 
     def shown(name: str, value: float | None) -> str:
         if value is None:

@@ -1,4 +1,4 @@
-"""What rules look at: an environment, each model of it, and what was found beside it."""
+"""The subjects of rules: an environment, each model of it, and what was found beside it."""
 
 import re
 from dataclasses import dataclass
@@ -30,7 +30,7 @@ class Before(NamedTuple):
 
 
 class Facts(NamedTuple):
-    """What the world says beside the environment: gathered by `project.py`, read by rules.
+    """Facts of the world beside the environment: `project/` gathers them, rules read them.
 
     `configs` has the config.json of models by their key in the environment, or why it cannot be read.
     `files` has the permission bits of the project's files that may hold secrets, by path.
@@ -52,17 +52,17 @@ class Subject:
 
     @cached_property
     def model(self) -> Model:
-        """The model itself."""
+        """The keys of the model."""
         return self.environment.models[self.name]
 
     @cached_property
     def written(self) -> dict[str, str]:
-        """How each argument is spelt in the environment, by the name that they are compared by."""
+        """The spelling of each argument in the environment, by the name that they are compared by."""
         return {argument_name(name): name for name in self.model.args}
 
     @cached_property
     def deadlines(self) -> Deadlines:
-        """Its deadlines, in seconds."""
+        """The deadlines of the model, in seconds."""
         return deadlines(self.model, self.environment.balancer)
 
     @cached_property
@@ -72,7 +72,7 @@ class Subject:
 
     @cached_property
     def table(self) -> Nearest | None:
-        """What that version accepts, or the nearest one below; None when the version is not known."""
+        """The table of that version, or of the nearest one below; None when the version is not known."""
         return table(self.version) if self.version else None
 
     @cached_property
@@ -93,7 +93,7 @@ class Subject:
 
     @cached_property
     def overrides(self) -> dict[str, Any]:
-        """What `hf-overrides` changes of the config.json."""
+        """The changes of the config.json that `hf-overrides` names."""
         found = self.reading.values.get("hf_overrides")
         return found if isinstance(found, dict) else {}
 
@@ -126,7 +126,7 @@ class Subject:
 
     @cached_property
     def serving(self) -> Serving:
-        """How it is served, in the words of the memory estimate."""
+        """The way the model is served, in the words of the memory estimate."""
         values = self.reading.values
         named = {key: value for key in _SAME if (value := values.get(key)) is not None}
         length = values.get("max_model_len")
@@ -143,7 +143,7 @@ class Subject:
 
     @cached_property
     def obstacles(self) -> list[Obstacle]:
-        """What keeps the model from running; empty where too little is known.
+        """The obstacles that keep the model from running; none where too little is known.
 
         Kernels are spoken of for a GPU that is named, memory also for the smallest that was asked for.
         """
@@ -154,7 +154,7 @@ class Subject:
         return obstacles(self.shape, self.serving, self.gpu, is_named=is_named, may_be_longer=may_be_longer)
 
     def on(self, gpu: Gpu) -> Estimate | str:
-        """Its memory on such a GPU, or why nothing can be said."""
+        """Return the memory that the model takes on such a GPU, or why no estimate can be made."""
         if not isinstance(self.shape, Shape):
             return self.shape or str(self.config)
         try:
@@ -163,7 +163,7 @@ class Subject:
             return str(error)
 
     def fits(self, gpu: Gpu) -> bool | None:
-        """Whether it fits such a GPU; None where nothing can be said."""
+        """Tell whether the model fits such a GPU; None where no estimate can be made."""
         try:
             return fits(self.shape, gpu, self.serving) if isinstance(self.shape, Shape) else None
         except UnknownShapeError:
@@ -180,7 +180,7 @@ _NOMADS = re.compile(r"\$\{NOMAD_PORT_\w+\}")
 
 
 def _over(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:
-    """A config.json with other values; inner maps are laid over each other, as vLLM does it."""
+    """Return a config.json with other values; inner maps are laid over each other, as vLLM does it."""
     return config | {
         key: _over(config[key], value)
         if isinstance(value, dict) and isinstance(config.get(key), dict)

@@ -1,4 +1,4 @@
-"""What follows from an environment's own figures: every deadline, in one place.
+"""The deadlines and names that follow from an environment's own figures, all in one place.
 
 pull_time + load_time = start
 pull_time × 1.25      → image_pull_timeout
@@ -72,7 +72,7 @@ def deadlines(model: Model, balancer: Balancer) -> Deadlines:
 
 
 def canaries(model: Model) -> int:
-    """How many new instances stand beside the old ones before a promotion."""
+    """Return the number of new instances that stand beside the old ones before a promotion."""
     return {
         "canary": model.rollout.canaries,
         "blue_green": model.replicas,
@@ -94,12 +94,12 @@ def vllm_version(environment: Environment, model: Model) -> str | None:
 
 
 def is_root(user: str | None) -> bool:
-    """Whether a task's user, by name or number, with or without a group, is root."""
+    """Tell whether a task's user, by name or number, with or without a group, is root."""
     return bool(re.match(r"(0+|root)(:|$)", user or ""))
 
 
 def is_bridged(model: Model) -> bool:
-    """Whether the server has a network namespace of its own."""
+    """Tell whether the server has a network namespace of its own."""
     return model.driver == "docker" and model.container.network == "bridge"
 
 

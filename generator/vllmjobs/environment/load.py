@@ -21,7 +21,7 @@ MAX_JOB_NAME = 63
 
 
 class Loaded(NamedTuple):
-    """What was read: the types hold of `environment`, the rules of `check` may not.
+    """An environment that was read: it is of the types, and may still break rules of `check`.
 
     Where some models are not of the types, `environment` has the others, so that everything is said at
     once; where too little is, it is None. `texts` are the files by the name that marks call them.
@@ -34,7 +34,7 @@ class Loaded(NamedTuple):
 
 
 class _Sources(NamedTuple):
-    """Where files are read from, and what was read."""
+    """A reader of files, which remembers what it has read."""
 
     files: Files
     texts: Texts

@@ -1,4 +1,4 @@
-"""What an environment may say: one class per block of the file, one field per key.
+"""The types of an environment: one class per block of the file, one field per key.
 
 The descriptions are the reference: `vllmjobs schema` and docs/environment.md are made from them.
 Defaults that depend on other keys are `None` here and are worked out in `derive.py`.
@@ -55,7 +55,7 @@ class Nomad(Placement, frozen=True):
 
 
 class Ports(Block, frozen=True):
-    """What a server listens on."""
+    """The address and ports that a server listens on."""
 
     host: Annotated[
         Text | None,
@@ -72,7 +72,7 @@ class Ports(Block, frozen=True):
 
 
 class Route(Block, frozen=True):
-    """Under which address the balancer serves the model."""
+    """The address under which the balancer serves the model."""
 
     host: Annotated[HostName, described("Host name to match; any when empty.", "chat.example.com")] = ""
     path: Annotated[RoutePath, described("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
@@ -108,7 +108,7 @@ class Health(Block, frozen=True):
 
 
 class Drain(Block, frozen=True):
-    """How an instance is stopped without cutting a stream."""
+    """The steps that stop an instance without cutting a stream."""
 
     longest_stream: Annotated[
         Duration, described("Longest answer that is waited for (vLLM's `--shutdown-timeout`).")
@@ -123,7 +123,7 @@ class Drain(Block, frozen=True):
 
 
 class ModelDefaults(Block, frozen=True):
-    """What every model of the environment starts from; each model may say otherwise."""
+    """The keys that every model of the environment starts from; each model may say otherwise."""
 
     served_name: Annotated[
         Text | list[Text] | None,
@@ -231,7 +231,7 @@ class Images(Block, frozen=True):
 
 
 class Balancer(Block, frozen=True):
-    """What stands in front of the models."""
+    """The balancer in front of the models."""
 
     kind: Annotated[
         Literal["fabio", "nginx", "none"], described("Which balancer the services register for.")

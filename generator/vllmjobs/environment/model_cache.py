@@ -12,7 +12,7 @@ Store = Annotated[
 
 
 class CacheJob(Block, frozen=True):
-    """What every job of the caches needs."""
+    """The keys that every job of the caches needs."""
 
     python: Annotated[
         Text,
@@ -26,11 +26,11 @@ class CacheJob(Block, frozen=True):
 
 
 class Prefetch(CacheJob, frozen=True):
-    """What downloads the models of a `cache` ahead of a deployment: `vllmjobs render ENV --job prefetch`."""
+    """The job that fills the caches ahead of a deployment: `vllmjobs render ENV --job prefetch`."""
 
 
 class CacheBackup(CacheJob, frozen=True, kw_only=True):
-    """What copies the caches, `vllmjobs render ENV --job cache-backup`, and back, `--job cache-restore`."""
+    """The jobs that copy the caches, `vllmjobs render ENV --job cache-backup`, and back, `cache-restore`."""
 
     store: Annotated[
         Store,

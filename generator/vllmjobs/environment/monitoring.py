@@ -1,4 +1,4 @@
-"""What watches an environment: a Prometheus, as a job of its own."""
+"""The Prometheus that watches an environment, as a job of its own."""
 
 from typing import Annotated
 
@@ -67,7 +67,7 @@ class PrometheusJob(Block, frozen=True):
 
 
 class Monitoring(Block, frozen=True):
-    """What watches the environment."""
+    """The monitoring of the environment."""
 
     prometheus: Annotated[
         PrometheusJob | None, described("A Prometheus of its own; none when not given.")

@@ -1,4 +1,4 @@
-"""Where things run: constraints, affinities and spreads, as Nomad has them."""
+"""The choice of nodes and GPUs: constraints, affinities and spreads, as Nomad has them."""
 
 from typing import Annotated
 
@@ -9,7 +9,7 @@ from vllmjobs.environment.values import AffinityOperator, DeviceOperator, Operat
 
 
 def described(description: str, *examples: object) -> Meta:
-    """What a key is for, and examples of it."""
+    """Return the annotation of a key: what it is for, and examples of it."""
     return Meta(description=description, examples=list(examples) or None)
 
 
@@ -46,7 +46,7 @@ class Spread(Block, frozen=True):
 
 
 class Placement(Block, frozen=True):
-    """Where a model may run, beside what the whole job says under `nomad`."""
+    """The nodes on which a model may run, beside what the whole job says under `nomad`."""
 
     constraints: Annotated[list[Constraint], described("Requirements, as Nomad's `constraint` blocks.")] = []
     affinities: Annotated[list[Affinity], described("Preferences, as Nomad's `affinity` blocks.")] = []

@@ -1,4 +1,4 @@
-"""Where something is wrong in an environment, and what is wrong: values, not prints."""
+"""Problems of an environment as values: the place, and what is wrong there."""
 
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
@@ -45,7 +45,7 @@ class Problem(NamedTuple):
 
 
 class UserError(Exception):
-    """What a person can mend, in words for them: the command line prints it, and no traceback."""
+    """An error that a person can mend, in words for them: the command line prints it, and no traceback."""
 
     exit_code = 1
 

@@ -1,4 +1,4 @@
-"""How a change reaches the running instances, and what it is judged by."""
+"""The release of a change to the running instances, and the limits by which it is judged."""
 
 from typing import Annotated, Literal
 
@@ -16,7 +16,7 @@ Cron = Annotated[str, matching(r"\S+( \S+){4}", "cron schedule")]
 
 
 class Limit(Block, frozen=True):
-    """What a canary may show of one metric. Both bounds hold where both are given."""
+    """The bounds of one metric of a canary. Both hold where both are given."""
 
     max: Annotated[Amount | None, described("At most so much, whatever the others show.")] = None
     ratio: Annotated[Ratio | None, described("At most so many times what the stable instances show.")] = None
@@ -24,7 +24,7 @@ class Limit(Block, frozen=True):
 
 
 class Limits(Block, frozen=True):
-    """What is compared; `null` leaves a metric out. Latencies are in seconds."""
+    """The metrics that are compared; `null` leaves one out. Latencies are in seconds."""
 
     error_rate: Annotated[
         Limit | None,
@@ -47,7 +47,7 @@ class Limits(Block, frozen=True):
 
 
 class Prometheus(Block, frozen=True):
-    """Where the metrics are read, when not from the instances themselves."""
+    """The Prometheus in which the metrics are read, when not from the instances themselves."""
 
     address: Annotated[Url, described("Its HTTP address.", "http://prometheus.service.consul:9090")]
     instance_label: Annotated[
@@ -56,7 +56,7 @@ class Prometheus(Block, frozen=True):
 
 
 class Analysis(Block, frozen=True):
-    """How the canaries of a step are judged, against the stable instances in the same time."""
+    """The judgement of the canaries of a step, against the stable instances in the same time."""
 
     interval: Annotated[Duration, described("Time between two measurements.")] = "10s"
     window: Annotated[
@@ -93,14 +93,14 @@ class Window(Block, frozen=True):
 
 
 class Maintenance(Block, frozen=True):
-    """When changes may be deployed; at any other time `--now REASON` is needed."""
+    """The times at which changes may be deployed; at any other time `--now REASON` is needed."""
 
     windows: Annotated[Annotated[list[Window], Meta(min_length=1)], described("Any of them will do.")]
     time_zone: Annotated[Text, described("Of the schedules, by its IANA name.", "Europe/Berlin")] = "UTC"
 
 
 class Rollout(Block, frozen=True):
-    """How a change reaches the running instances."""
+    """The way a change reaches the running instances."""
 
     strategy: Annotated[
         Literal["canary", "blue_green", "rolling"],

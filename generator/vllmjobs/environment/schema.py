@@ -105,7 +105,7 @@ def _said(error: Any) -> Iterator[tuple[Path, str]]:
 
 
 def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
-    """What a value that may be one of several types (most often: or null) should have been."""
+    """Yield the errors of a value that may be one of several types (most often: or null)."""
     nearer = [inner for inner in error.context if inner.validator not in ("type", "enum")]
     words = [word for inner in error.context if inner.validator == "enum" for word in inner.validator_value]
     if nearer:

@@ -1,4 +1,4 @@
-"""What looks like a secret, by its form or by its variable's name, and is never shown."""
+"""Texts that look like a secret, by their form or by their variable's name, and are never shown."""
 
 import re
 

@@ -1,4 +1,4 @@
-"""What each server gets of its node: GPUs, other resources, container, model cache, logs."""
+"""The share of its node that each server gets: GPUs, other resources, container, model cache, logs."""
 
 from typing import Annotated, Literal
 
@@ -29,7 +29,7 @@ class Gpus(Block, frozen=True):
 
 
 class Resources(Block, frozen=True):
-    """What each server gets beside its GPUs."""
+    """The resources that each server gets beside its GPUs."""
 
     cpu: Annotated[
         Positive | None, described("CPU share in MHz; 1000 when neither cpu nor cores is given.")
@@ -47,7 +47,7 @@ class Resources(Block, frozen=True):
 
 
 class Container(Block, frozen=True):
-    """How the container is hardened; docker only."""
+    """The hardening of the container; docker only."""
 
     network: Annotated[Literal["bridge", "host"], described("Docker's network mode.")] = "bridge"
     read_only: Annotated[bool, described("Root file system is read-only.")] = True
@@ -67,7 +67,7 @@ class Container(Block, frozen=True):
 
 
 class Cache(Block, frozen=True):
-    """Where models and compiled kernels are kept between starts (MODEL_CACHE_PATH)."""
+    """The place where models and compiled kernels are kept between starts (MODEL_CACHE_PATH)."""
 
     volume: Annotated[Text | None, described("Name of a Nomad host volume.")] = None
     bind: Annotated[AbsolutePath | None, described("Directory of the host.", "/srv/models")] = None
@@ -84,7 +84,7 @@ class Cache(Block, frozen=True):
 
 
 class Logs(Block, frozen=True):
-    """Where a server's output goes and how much of it is kept."""
+    """The destination of a server's output, and how much of it is kept."""
 
     driver: Annotated[Literal["json-file", "fluentd"], described("Docker's log driver.")] = "json-file"
     max_size: Annotated[Size, described("Size at which a log file is rotated.")] = "10 MiB"

@@ -1,4 +1,4 @@
-"""What follows from a supervisor in the image: `vllmjobs-supervise`, which restarts and drains.
+"""Consequences of a supervisor in the image: `vllmjobs-supervise`, which restarts and drains.
 
 It restarts what fails on this node. Nomad is given no restarts of its own, since the budgets of two levels
 multiply, and places elsewhere what the supervisor gives up.
@@ -23,7 +23,7 @@ LAST_WORDS_S = 2.0  # of the supervisor, for its output and Nomad's executor
 
 
 def is_supervised(environment: Environment, model: Model) -> bool:
-    """Whether a model's server is started by the supervisor: as it says, else by its entrypoint or image."""
+    """Tell whether the supervisor starts a server: as the model says, else by its entrypoint or image."""
     if model.supervised is not None:
         return model.supervised
     if model.entrypoint or model.driver != "docker":
@@ -32,7 +32,7 @@ def is_supervised(environment: Environment, model: Model) -> bool:
 
 
 def is_ours(image: str) -> bool:
-    """Whether an image is of images/vllm, by its name: `acme.example:5000/ml/vllmjobs-vllm:0.24.0`."""
+    """Tell whether an image is of images/vllm, by its name: `acme.example:5000/ml/vllmjobs-vllm:0.24.0`."""
     return _last(image).partition("@")[0].partition(":")[0] == IMAGE
 
 
@@ -55,7 +55,7 @@ def term_timeout(deadlines: Deadlines) -> float:
 
 
 def supervisor_variables(model: Model, deadlines: Deadlines) -> dict[str, str]:
-    """What the supervisor is told; its port and address on the node it has from Nomad."""
+    """Return the variables for the supervisor; its port and address on the node it has from Nomad."""
     told = {
         "VLLMJOBS_LOAD_TIMEOUT": duration(load_timeout(model)),
         "VLLMJOBS_DRAIN_TIMEOUT": duration(deadlines.longest_stream),

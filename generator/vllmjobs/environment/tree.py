@@ -98,7 +98,7 @@ def merge(base: Node, over: Node) -> Node:
 
 
 def locate(node: Node, path: Path) -> Mark:
-    """Where the key or list item at `path` stands, or the nearest thing above it that does."""
+    """Return the place of the key or list item at `path`, or of the nearest one above it."""
     mark = node.mark
     for part in path:
         if isinstance(node, Map) and isinstance(part, str) and part in node.entries:

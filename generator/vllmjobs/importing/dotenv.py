@@ -16,12 +16,12 @@ MAX_VALUE = 32_768  # characters: variables that refer to each other twice doubl
 
 
 class Note(NamedTuple):
-    """What was not carried over, or not as it stood: the place, and a sentence that holds no secret."""
+    """A note on what was not carried over, or not as it stood: the place, and a sentence without secrets."""
 
     mark: Mark
     message: str
     is_of_a_fleet: bool = False
-    """Whether one box does as the file says."""
+    """True where one box does as the file says, and only a fleet does not."""
 
     def __str__(self) -> str:
         return f"{self.mark}: {self.message}"
@@ -33,7 +33,7 @@ class Variable(NamedTuple):
     value: str
     mark: Mark
     secret: bool
-    """By the variable's name, by the look of the value, or because it refers to one that is."""
+    """True for a secret, by the variable's name or the form of the value, or where it refers to a secret."""
 
 
 class DotEnv(NamedTuple):

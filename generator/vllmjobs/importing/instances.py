@@ -30,7 +30,7 @@ class Instance(NamedTuple):
 
 
 def is_instances(text: str) -> bool:
-    """Whether the first line that says something has at least three colons before any `=`."""
+    """Tell whether the first line that says something has at least three colons before any `=`."""
     lines = (line for line in text.split("\n") if line.strip() and not line.lstrip().startswith("#"))
     return bool(re.match(r"([^:=]*:){3}", next(lines, "")))
 

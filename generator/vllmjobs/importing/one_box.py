@@ -1,4 +1,4 @@
-"""What an `.env` file means for the machine that it stands on, and an environment does not say."""
+"""The settings of an `.env` file for its own machine, which an environment does not hold."""
 
 from typing import NamedTuple
 
@@ -11,10 +11,10 @@ from vllmjobs.importing.settings import ALL_GPUS
 
 
 class OfTheBox(NamedTuple):
-    """What is not part of the environment."""
+    """The settings of the machine that are not part of the environment."""
 
     takes_all: bool
-    """Whether VLLM_GPU_COUNT asks for every GPU, as it does where it is not set."""
+    """True where VLLM_GPU_COUNT asks for every GPU, as it does where it is not set."""
     secrets: dict[str, str]
     cache: str | None
     """MODEL_CACHE_PATH, which holds models as HF_HOME does; relative to the file's folder."""

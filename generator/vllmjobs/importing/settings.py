@@ -81,7 +81,7 @@ def length(model: str, asked: int) -> tuple[int, str]:
 
 
 class Settings:
-    """What the variables of one file say; collects notes and problems as each is asked for."""
+    """A reader of the variables of one file; it collects notes and problems as each is read."""
 
     def __init__(self, found: DotEnv, source: str) -> None:
         self.notes = list(found.notes)

@@ -1,1 +1,1 @@
-"""What vLLM accepts, and what it needs."""
+"""Knowledge of vLLM: its releases, the arguments that each accepts, the memory that a model needs."""

@@ -1,1 +1,1 @@
-"""Which arguments each release of vLLM accepts."""
+"""The arguments that each release of vLLM accepts."""

@@ -1,4 +1,4 @@
-"""What `vllm serve` makes of a command line, without vLLM."""
+"""A command line, read as `vllm serve` reads it, without vLLM."""
 
 import json
 import re
@@ -23,7 +23,7 @@ class Reading(NamedTuple):
     """A command line as vLLM reads it."""
 
     values: dict[str, Any]
-    """What was given, by vLLM's own names (`max_num_seqs`); JSON options as objects of what was given."""
+    """The values that were given, by vLLM's own names (`max_num_seqs`); JSON options as objects."""
     mistakes: list[Mistake]
 
 
@@ -169,7 +169,7 @@ def _model_twice(model: str | None) -> list[Mistake]:
 
 
 def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:
-    """What FlexibleArgumentParser looks at by the place of words: vllm/utils/argparse_utils.py."""
+    """Yield the mistakes of misplaced words (FlexibleArgumentParser, vllm/utils/argparse_utils.py)."""
     mistakes = []
     if any(word.startswith("--config=") for word in words):
         message = "is ignored when joined by =; vLLM reads the file of `--config FILE`, in two words"
@@ -189,7 +189,7 @@ def _explained(table: Table, mistake: Mistake) -> Mistake:
 
 
 def _past(flag: str, version: str) -> str:
-    """Where an unknown flag is known, as the end of a sentence; empty where it never was."""
+    """Return the releases that know an unknown flag, as the end of a sentence; empty where none does."""
     known = history(flag)
     place = VERSIONS.index(version)
     before = [one for one in known if VERSIONS.index(one) < place]

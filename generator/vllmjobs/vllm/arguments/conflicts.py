@@ -1,4 +1,4 @@
-"""What vLLM refuses of arguments that are each right: rules that need neither a GPU nor the model.
+"""Conflicts between arguments that are each right: rules that need neither a GPU nor the model.
 
 Each rule names its place in vLLM's source, as of 0.33.0.
 """
@@ -25,7 +25,7 @@ DRAFTED = ("draft_model", "eagle", "eagle3", "medusa", "mlp_speculator")
 
 
 def conflicts(table: Table, values: dict[str, Any]) -> list[Mistake]:
-    """What vLLM refuses of the arguments together; `values` are those of a Reading without mistakes."""
+    """Return the conflicts between arguments; `values` are those of a Reading without mistakes."""
     arguments = Arguments(table, values)
     return [mistake for rule in RULES for mistake in rule(arguments)]
 

@@ -10,7 +10,7 @@ Rule = Callable[["Arguments"], Iterator[Mistake]]
 
 
 class Arguments:
-    """What was given, over vLLM's defaults."""
+    """The arguments that were given, over vLLM's defaults."""
 
     def __init__(self, table: Table, values: dict[str, Any]) -> None:
         self.table = table

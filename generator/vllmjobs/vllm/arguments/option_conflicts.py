@@ -1,4 +1,4 @@
-"""What vLLM refuses inside one JSON option, beyond the type of each key.
+"""Conflicts inside one JSON option, beyond the type of each key.
 
 Each rule names its place in vLLM's source, as of 0.33.0.
 """

@@ -22,7 +22,7 @@ MistakeKind = Literal[
 
 
 class Mistake(NamedTuple):
-    """What vLLM refuses, or takes otherwise than it was meant."""
+    """A mistake in a command line: vLLM refuses it, or takes it otherwise than it was meant."""
 
     flag: str
     """The long name without dashes; inside a JSON option with the key: `speculative-config.method`."""
@@ -37,7 +37,7 @@ class Option(NamedTuple):
     flag: Flag
     spelling: str
     words: list[str]
-    """Its values, not yet read."""
+    """The values of the option, not yet read."""
     merged: Any = None
     """The object that dotted keys (`--x.y=1`) make; None for an option that was written whole."""
 
@@ -174,7 +174,7 @@ def _merge(into: dict[str, Any], keys: list[str], value: Any) -> bool:
 
 
 def _take_options(table: Table, words: list[str], mistakes: list[Mistake]) -> tuple[str | None, list[Option]]:
-    """What argparse does with the remaining words: each option takes the values that it can."""
+    """Give each option the words that it can take as values, as argparse does."""
     model: str | None = None
     options: list[Option] = []
     position = 0

@@ -1,4 +1,4 @@
-"""What `vllm serve` accepts, per release: tables made by scripts/vllm-tables from vLLM's own parser."""
+"""Tables of what each release of `vllm serve` accepts, made by scripts/vllm-tables from vLLM's own parser."""
 
 import pkgutil
 import zlib
@@ -31,15 +31,15 @@ Read = Literal[
 
 
 class Type(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_fields=True, gc=False):
-    """What pydantic checks of a value in one of vLLM's configuration classes."""
+    """The type that pydantic checks in one of vLLM's configuration classes."""
 
     kind: Kind
     null: bool = False
     choices: tuple[str | int | float | bool | None, ...] = ()
     fold: Literal["", "upper", "lower", "snake", "number"] = ""
-    """What vLLM does to a string before it compares."""
+    """The folding of a string before vLLM compares it."""
     by_path: bool = False
-    """Whether a class by its path can be another choice."""
+    """True where the path of a class is a choice, too."""
     keys: tuple[str, ...] = ()
     """The keys that a map may have; any where it is empty."""
     of: tuple["Type", ...] = ()
@@ -60,11 +60,11 @@ class Flag(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     names: tuple[str, ...]
     dest: str
     read: Read
-    """How a word becomes a value."""
+    """The way a word becomes a value."""
     off: tuple[str, ...] = ()
-    """Those of `names` that set a switch to false."""
+    """The names, among `names`, that set a switch to false."""
     optional: bool = False
-    """Whether "" and "None" mean none."""
+    """True where "" and "None" mean none."""
     appended: bool = False
     nargs: str = ""
     choices: tuple[str | int | float, ...] = ()
@@ -73,7 +73,7 @@ class Flag(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     origin: str = ""
     """The field that the value ends in, as `SchedulerConfig.max_num_seqs`."""
     value: Type | None = None
-    """What that field checks, once the words have been read."""
+    """The type that this field checks, once the words have been read."""
 
     @property
     def name(self) -> str:
@@ -86,11 +86,11 @@ class Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     keys: dict[str, Type]
     closed: bool
-    """Whether another key is an error; vLLM otherwise ignores it."""
+    """True where another key is an error; vLLM otherwise ignores it."""
 
 
 class Table(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
-    """What one release of vLLM accepts."""
+    """The table of what one release of vLLM accepts."""
 
     version: str
     flags: tuple[Flag, ...]
@@ -98,19 +98,19 @@ class Table(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
     level_flag: str
     """The destination of `-O3`: `compilation_config` up to 0.11, then `optimization_level`."""
     dotted_suffixes: bool
-    """Whether `--option.key 1k` means 1000."""
+    """True where `--option.key 1k` means 1000."""
     json_suffixes: bool
-    """Whether `--option {"key": 1k}` means 1000."""
+    """True where `--option {"key": 1k}` means 1000."""
     deprecated_quantization: tuple[str, ...]
 
     @cached_property
     def by_name(self) -> dict[str, Flag]:
-        """Every spelling, with its dashes."""
+        """The flags by each of their spellings, with dashes."""
         return {name: flag for flag in self.flags for name in flag.names}
 
     @cached_property
     def by_dest(self) -> dict[str, Flag]:
-        """Every flag by the name that vLLM's code uses."""
+        """The flags by the names that vLLM's code uses."""
         return {flag.dest: flag for flag in self.flags}
 
 
@@ -123,7 +123,7 @@ class Nearest(NamedTuple):
 
     @property
     def note(self) -> str:
-        """What a person should know when there is no table of this very version; empty otherwise."""
+        """A note for a person when there is no table of this very version; empty otherwise."""
         if self.exact:
             return ""
         older = "; no older one is known" if precedes(self.asked, self.table.version) else ""
@@ -131,7 +131,7 @@ class Nearest(NamedTuple):
 
 
 def table(version: str) -> Nearest:
-    """The table of a version, else of the nearest lower one; below all of them, the lowest.
+    """Return the table of a version, else of the nearest lower one; below all of them, the lowest.
 
     A local suffix (`+cu129`) changes nothing. What is no version number (`nightly`, a commit) counts as
     newer than every release.
@@ -143,7 +143,7 @@ def table(version: str) -> Nearest:
 
 
 def history(flag: str) -> list[str]:
-    """The releases whose parser knows a flag, by any of its names (`max-num-seqs`), oldest first."""
+    """Return the releases whose parser knows a flag, by any of its names (`max-num-seqs`), oldest first."""
     name = "--" + flag.lstrip("-").replace("_", "-")
     return [version for version in VERSIONS if name in _load(version).by_name]
 

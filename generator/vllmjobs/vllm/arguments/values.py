@@ -1,4 +1,4 @@
-"""Whether a value is what one of vLLM's configuration classes takes, as pydantic decides it."""
+"""Values, checked as pydantic checks them for vLLM's configuration classes."""
 
 import json
 from typing import Any, NamedTuple

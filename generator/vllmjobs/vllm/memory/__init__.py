@@ -1,1 +1,1 @@
-"""How much memory a model needs of its GPUs."""
+"""The memory that a model needs of its GPUs."""

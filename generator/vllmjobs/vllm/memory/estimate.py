@@ -1,4 +1,4 @@
-"""What a model needs of a GPU, as vLLM counts it: weights, activations, CUDA graphs, and the KV cache.
+"""The estimate of what a model needs of a GPU: weights, activations, CUDA graphs, and the KV cache.
 
     KV cache = CUDA's total x gpu_memory_utilization - weights - activations - CUDA graphs - the rest
 
@@ -82,7 +82,7 @@ def batch_defaults(gpu: Gpu, serving: Serving) -> tuple[int, int]:
 
 
 def estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
-    """What serving this takes of each GPU of this kind, and whether it fits.
+    """Return what serving a model takes of each GPU of a kind, and whether it fits.
 
     The fullest pipeline stage is given. When it does not fit, `smallest` names the request that would.
     Raises UnknownShapeError for a `kv_cache_dtype` whose layout is not known, for numbers that no server
@@ -97,12 +97,12 @@ def estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
 
 
 def fits(shape: Shape, gpu: Gpu, serving: Serving) -> bool:
-    """Whether it fits; `estimate`, where it does not, also looks through all GPUs for what would."""
+    """Tell whether a model fits; where it does not, `estimate` also searches all GPUs for one."""
     return _estimate(shape, gpu, serving).fits
 
 
 def on_cpu(shape: Shape, serving: Serving, kv_cache: int) -> Estimate:
-    """What a KV cache of so many bytes holds on the CPU, where all but `kv_tokens` and `concurrency` is void.
+    """Return what a KV cache of so many bytes holds on the CPU: only `kv_tokens` and `concurrency` count.
 
     Raises UnknownShapeError as `estimate` does.
     """

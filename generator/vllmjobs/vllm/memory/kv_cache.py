@@ -1,4 +1,4 @@
-"""How vLLM lays out the KV cache: blocks, groups of layers, and what one request takes of them.
+"""The layout of the KV cache: blocks, groups of layers, and what one request takes of them.
 
 `vllm/v1/core/kv_cache_planning.py` and `vllm/v1/kv_cache_interface.py` of vLLM 0.33.
 """
@@ -15,7 +15,7 @@ DENSE_MLA_FP8, SPARSE_MLA_FP8 = 576, 656  # bytes per token; sparse: fp8_ds_mla 
 
 
 class Spec(NamedTuple):
-    """What one layer keeps: a page of `page` bytes holds `block` tokens, or one state.
+    """The KV cache of one layer: a page of `page` bytes holds `block` tokens, or one state.
 
     `bound` is the tokens of a request that are kept behind what is being computed, None for all.
     """

@@ -31,7 +31,7 @@ WIDTH = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 
 
 class Family(NamedTuple):
-    """How the models of one `model_type` are laid out."""
+    """The layout of the models of one `model_type`."""
 
     layers: Callable[[Config, "Family"], list[Layer]]
     tied: bool = False  # the default of tie_word_embeddings

@@ -1,4 +1,4 @@
-"""What vLLM refuses whatever the memory: what does not divide, and kernels that a GPU does not have."""
+"""Limits that no memory lifts: sizes that do not divide, and kernels that a GPU does not have."""
 
 from typing import Literal
 
@@ -31,7 +31,7 @@ class Obstacle(msgspec.Struct, frozen=True):
 
 
 def impossible(shape: Shape, gpu: Gpu, serving: Serving) -> list[Obstacle]:
-    """What vLLM refuses, or asserts when it builds the model, whatever the memory."""
+    """Return what vLLM refuses, or asserts when it builds the model, whatever the memory."""
     return [*dividing(shape, serving), *blocks(shape, serving), *capability(shape, gpu, serving)]
 
 
@@ -124,7 +124,7 @@ def _one_of(sizes: list[int]) -> str:
 
 
 def capability(shape: Shape, gpu: Gpu, serving: Serving) -> list[Obstacle]:
-    """Whether the GPU has kernels for the quantization and the dtype: kind capability.
+    """Return a GPU's lack of kernels for the quantization or the dtype: kind capability.
 
     An error where vLLM refuses it, else a warning. A dtype that is not given is never refused: vLLM then
     takes float16 (`check_if_supports_dtype`, `vllm/platforms/cuda.py`).

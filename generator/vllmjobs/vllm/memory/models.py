@@ -10,7 +10,7 @@ from vllmjobs.vllm.memory.shape import Shape, shape
 
 
 class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """What is kept of one repository: those keys of its `config.json` that decide about memory.
+    """The entry of one repository: the keys of its `config.json` that decide about memory.
 
     `like` names a repository of the table whose keys these complete; `parameters` is the published
     number, in billions.
@@ -29,7 +29,7 @@ def names() -> list[str]:
 
 
 def entry(name: str) -> Entry | None:
-    """What is kept of a repository, or None. Case makes no difference."""
+    """Return the entry of a repository, or None. Case makes no difference."""
     key = _spelt().get(name.lower())
     return None if key is None else msgspec.json.decode(_raw()[key], type=Entry)
 

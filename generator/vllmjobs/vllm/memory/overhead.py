@@ -39,12 +39,12 @@ def _forward(shape: Shape, serving: Serving, batched: int) -> int:
 
 
 def _encoder_cache(shape: Shape, batched: int) -> int:
-    """What one image of the largest size leaves in the encoder's cache; its activations are not known."""
+    """Return the bytes of the largest image in the encoder's cache; its activations are not known."""
     return 0 if shape.vision is None else 2 * max(batched, 16384) * shape.hidden
 
 
 def cuda_graph_bytes(shape: Shape, gpu: Gpu, serving: Serving, seqs: int, batched: int) -> int:
-    """What vLLM estimates the captured graphs to take, and has counted since 0.21.
+    """Return the bytes that vLLM estimates for the captured graphs, and has counted since 0.21.
 
     A graph per size and layer takes about 0.25 MiB; 0.15 MiB with the second model runner, which serves
     dense models since 0.25.

@@ -1,4 +1,4 @@
-"""What a model is made of, in the sizes that decide its memory: of the whole model, not of one GPU."""
+"""The parts of a model, in the sizes that decide its memory: of the whole model, not of one GPU."""
 
 import reprlib
 from collections.abc import Mapping, Sequence
@@ -110,7 +110,7 @@ class Config:
         self.values = values
 
     def has(self, *names: str) -> bool:
-        """Whether one of the names has a value other than null."""
+        """Tell whether one of the names has a value other than null."""
         return any(self.values.get(name) is not None for name in names)
 
     def any(self, *names: str, default: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""How the weights of a checkpoint are stored: bits, scales, and what is left as it was."""
+"""The storage of the weights of a checkpoint: bits, scales, and what is left as it was."""
 
 import re
 from functools import cached_property
@@ -32,7 +32,7 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
         return self.bits / 8 + self.scale
 
     def covers(self, name: str) -> bool:
-        """Whether the module of this name (`layers.3.mlp.down_proj`) is quantized."""
+        """Tell whether the module of this name (`layers.3.mlp.down_proj`) is quantized."""
         if self.experts_only and ".experts" not in name:
             return False
         exact, patterns, parts = self._left_out
@@ -97,7 +97,7 @@ def quantization(config: Config) -> Quantization | None:
 
 
 def online(method: str | None) -> Quantization | None:
-    """What `--quantization` makes of a checkpoint that is not quantized; None when it stays as it is.
+    """Return what `--quantization` makes of a checkpoint that is not quantized; None when it stays as it is.
 
     The shorthands of `vllm/config/quantization.py`, and fp8.
     """

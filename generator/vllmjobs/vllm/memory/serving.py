@@ -1,4 +1,4 @@
-"""How a model is served: the settings that decide its memory."""
+"""The settings of a server that decide its memory."""
 
 import re
 from typing import Literal
@@ -24,7 +24,7 @@ RANGES: dict[str, tuple[float, float]] = {
 
 
 class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    """How a model is served, in vLLM's own words. None: what vLLM takes then.
+    """The settings of a server, in vLLM's own words. None leaves the choice to vLLM.
 
     `max_model_len` "auto" is vLLM's `auto` and -1: the longest context that fits.
     """
@@ -79,7 +79,7 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def split(self) -> Split:
-        """How the weights are spread."""
+        """The spread of the weights over the GPUs."""
         return Split(self.tensor_parallel, self.pipeline_parallel, self.data_parallel, self.expert_parallel)
 
     @property

@@ -1,4 +1,4 @@
-"""What vLLM says of its memory when it starts, found in a log by its words.
+"""The lines in which vLLM tells its memory when it starts, found in a log by their words.
 
 They are those of vLLM 0.32, and the older ones since 0.5: `update_kv_cache_capacity` and its forerunners in
 `vllm/v1/core/kv_cache_utils.py`, `load_model` in `vllm/v1/worker/gpu_model_runner.py`, and
@@ -40,7 +40,7 @@ _INSTANCE = re.compile(r'"instance": ?"(?P<of>[^"]{1,128}?)(?:-[0-9]+)?"')
 
 
 class StartupLog(NamedTuple):
-    """What one start said, None for what it did not.
+    """The figures that one start logged, None for each that it did not.
 
     `weights` and `kv_cache` are bytes of one GPU, rounded as the log rounds them: the most and the least of
     all that speak, as `kv_tokens` and `concurrency` are the least. `concurrency` is of requests of
@@ -58,7 +58,7 @@ class StartupLog(NamedTuple):
 def startup_log(
     lines: Iterable[str], others: Collection[str] = (), block_size: int = BLOCK_SIZE
 ) -> StartupLog | None:
-    """What the last start in a log said; None where no line says any of it.
+    """Return the figures of the last start in a log; None where no line holds any.
 
     Lines of instances of the models `others` are left out. Versions that counted blocks are taken to have
     blocks of `block_size` tokens.
@@ -83,7 +83,7 @@ def startup_log(
 
 
 def _read(found: re.Match[str], block_size: int) -> StartupLog:
-    """What one match says."""
+    """Return the figures of one match."""
     if blocks := found["blocks"]:
         return StartupLog("GPU", _count(blocks) * block_size)
     if tokens := found["tokens"]:
@@ -100,7 +100,7 @@ def _count(text: str) -> int:
 
 
 def _and(one: StartupLog, other: StartupLog) -> StartupLog:
-    """What two matches of the same start say together."""
+    """Return the figures of two matches of the same start together."""
     return StartupLog(
         device=other.device or one.device,
         kv_tokens=min(_given(one.kv_tokens, other.kv_tokens), default=None),

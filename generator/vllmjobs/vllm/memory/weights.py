@@ -39,7 +39,7 @@ class Matrix(NamedTuple):
 
 
 class Split(msgspec.Struct, frozen=True):
-    """How a model is spread over GPUs. Data parallel replicas share the experts between them."""
+    """The spread of a model over GPUs. Data parallel replicas share the experts between them."""
 
     tensor: int = 1
     pipeline: int = 1
@@ -121,7 +121,7 @@ def _padded(matrix: Matrix, split: Split) -> int:
 
 
 def before(shape: Shape) -> Iterator[Matrix]:
-    """What comes before the first layer: embeddings and the vision tower."""
+    """The bytes before the first layer: embeddings and the vision tower."""
     yield _table("embed_tokens", shape)
     if shape.learned_positions:
         yield Matrix("positions", shape.learned_positions, shape.hidden, plain=True)
@@ -133,7 +133,7 @@ def before(shape: Shape) -> Iterator[Matrix]:
 
 
 def after(shape: Shape) -> Iterator[Matrix]:
-    """What comes after the last layer: the output table, unless it is the input table."""
+    """The bytes after the last layer: the output table, unless it is the input table."""
     if not shape.tied and not shape.pooling:
         yield _table("lm_head", shape)
 

@@ -1,4 +1,4 @@
-"""What is known of GPUs and models: files of data, each number with its source beside it."""
+"""Data of GPUs and models: files, each number with its source beside it."""
 
 import pkgutil
 
