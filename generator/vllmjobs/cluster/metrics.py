@@ -24,17 +24,17 @@ _LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
 UNANSWERED = "does not answer within"
-"""What is said of an instance that takes a question, and is silent."""
+"""The words for an instance that takes a request, and is silent."""
 
 
 class MetricsError(UserError):
-    """Why an instance's metrics could not be read: one line, with the address."""
+    """A reason why an instance's metrics could not be read: one line, with the address."""
 
 
 def scrape(
     addresses: Iterable[str], timeout: float, path: str = "/metrics"
 ) -> dict[str, Sample | MetricsError]:
-    """Read the instances' own metrics, several at a time; by `host:port`, what each shows or why it does not.
+    """Read the instances' own metrics, several at a time; by `host:port`, a sample or why there is none.
 
     `timeout`, in seconds, is for the connection and for each read.
     """
@@ -58,7 +58,7 @@ class Prometheus:
     """A server that scrapes the instances, at an `address` as in `rollout.analysis.prometheus`."""
 
     def __init__(self, address: str, label: str = "instance", timeout: float = 10) -> None:
-        """`label` is the one that holds an instance's `host:port`; MetricsError for what cannot be one."""
+        """Take the label that holds an instance's `host:port`; raises `MetricsError` for no label."""
         if not _LABEL.fullmatch(label):
             raise MetricsError(f"{label!r} cannot be the name of a label: it takes letters, digits and _")
         self._url = f"{address.rstrip('/')}/api/v1/query"
@@ -66,40 +66,43 @@ class Prometheus:
         self._timeout = timeout
 
     def samples(self, addresses: Iterable[str]) -> dict[str, Sample]:
-        """Ask for the newest samples of these instances, by `host:port`, in one query; an instance that it
-        has not scraped in the last 5 minutes (its query.lookback-delta) is absent. Raises `MetricsError`.
-        """  # fmt: skip
+        """Return the newest samples of these instances, by `host:port`, from one query.
+
+        An instance that was not scraped in the last 5 minutes (query.lookback-delta) is absent. Raises
+        `MetricsError`.
+        """
         wanted = sorted(set(addresses))
         if not wanted:
             return {}
         query = f"{{{_one_of('__name__', SERIES)},{_one_of(self._label, wanted)}}}"
-        said = without_secrets(re.sub(r"//[^/@]*@", "//", self._url))
+        shown_url = without_secrets(re.sub(r"//[^/@]*@", "//", self._url))
         try:
             response = _ask("POST", self._url, self._timeout, data={"query": query})
             answer = response.json()
         except requests.JSONDecodeError:
             raise MetricsError(
-                f"{said} answers {_status(response)}, and no JSON; is it a Prometheus?"
+                f"{shown_url} answers {_status(response)}, and no JSON; is it a Prometheus?"
             ) from None
         except requests.RequestException as error:
-            raise MetricsError(f"{said} {_why(error, self._timeout)}") from error
+            raise MetricsError(f"{shown_url} {_why(error, self._timeout)}") from error
         if not isinstance(answer, dict) or answer.get("status") != "success":
             why = answer.get("error") if isinstance(answer, dict) else None
-            raise MetricsError(f"{said} answers {_status(response)}: {why or response.text[:200]}")
+            raise MetricsError(f"{shown_url} answers {_status(response)}: {why or response.text[:200]}")
         try:
             return from_query(answer["data"]["result"], self._label)
         except (SampleError, LookupError, TypeError) as error:
-            raise MetricsError(f"{said}: its answer {error}") from error
+            raise MetricsError(f"{shown_url}: its answer {error}") from error
 
 
 def probe(address: str, served_name: str, timeout: float, key: str | None = None) -> str | None:
-    """Ask an instance for one token; why it could not be asked, or None once it has answered: a 5xx is an
-    answer, too, which its metrics tell of. `key` is one of vLLM's --api-key.
-    """  # fmt: skip
-    asked = {"model": served_name, "max_tokens": 1, "temperature": 0}
+    """Ask an instance for one token; return why it could not be asked, or None once it has answered.
+
+    A 5xx is an answer, too, which its metrics count. `key` is one of vLLM's --api-key.
+    """
+    request = {"model": served_name, "max_tokens": 1, "temperature": 0}
     bodies: dict[str, Any] = {
-        "/v1/completions": {**asked, "prompt": "1"},
-        "/v1/chat/completions": {**asked, "messages": [{"role": "user", "content": "1"}]},
+        "/v1/completions": {**request, "prompt": "1"},
+        "/v1/chat/completions": {**request, "messages": [{"role": "user", "content": "1"}]},
     }
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     why = None
@@ -142,9 +145,9 @@ def _is_loopback(url: str) -> bool:
 
 
 def _one_of(label: str, values: Iterable[str]) -> str:
-    """A matcher of exactly these, with RE2's quoting inside of PromQL's, which is Go's."""
-    either = "|".join(re.sub(r"([^\w:/-])", r"\\\1", value, flags=re.ASCII) for value in values)
-    return f"{label}=~{json.dumps(either, ensure_ascii=False)}"
+    """Return a matcher of exactly these, with RE2's quoting inside of PromQL's, which is Go's."""
+    alternatives = "|".join(re.sub(r"([^\w:/-])", r"\\\1", value, flags=re.ASCII) for value in values)
+    return f"{label}=~{json.dumps(alternatives, ensure_ascii=False)}"
 
 
 def _why(error: requests.RequestException, timeout: float) -> str:
@@ -162,10 +165,10 @@ def _status(response: requests.Response) -> str:
 
 
 def _complaint(response: requests.Response) -> str:
-    """What vLLM has to say: {"error": {"message": …}}, or before 0.12 {"message": …}, too."""
+    """Return vLLM's message: {"error": {"message": …}}, or before 0.12 {"message": …}, too."""
     try:
-        said = response.json()
-        error = said.get("error", said)
+        answer = response.json()
+        error = answer.get("error", answer)
         return str(error["message"] if isinstance(error, dict) else error)[:300]
     except (ValueError, AttributeError, KeyError):
         return response.text[:300].strip() or "without a word"

@@ -183,7 +183,7 @@ class Back:
 
     def _hold_room(self, job: Json) -> None:
         planner = Planner(self._releases.cluster, self._environment.nomad.namespace, [])
-        plan = planner.planned("vllm", {**job, "Stop": False})
+        plan = planner.plan_parsed("vllm", {**job, "Stop": False})
         if is_unplaceable(plan):
             why = [
                 f"{group.name}: {', '.join(reasons(group.unplaced))}"

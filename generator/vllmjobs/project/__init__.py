@@ -1,1 +1,1 @@
-"""A project: its files and commits, as environments, templates and jobs; what a cluster plans for them."""
+"""A project: its files and commits as environments, templates and jobs, and a cluster's plans for them."""

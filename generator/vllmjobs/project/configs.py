@@ -12,7 +12,7 @@ Configs = dict[str, dict[str, Any] | str]
 
 
 def configs(environment: Environment, tree: Node) -> Configs:
-    """The config.json of each model that has one on this machine, or why the one named cannot be read.
+    """Return the config.json of each model that has one on this machine, or why it cannot be read.
 
     A model without an entry has none here: it may be in the table of known models.
     """
@@ -23,21 +23,19 @@ def configs(environment: Environment, tree: Node) -> Configs:
             source = locate(tree, ("models", name, "config")).source
             folder = Path() if source.startswith("--set") else Path(source).parent
             found[name] = _read(folder / model.config)
-        elif isinstance(
-            config := _local(model), dict
-        ):  # what is broken there is no reason not to look further
+        elif isinstance(config := _local(model), dict):  # a broken one is no error: nobody has named it
             found[name] = config
     return found
 
 
 def _local(model: Model) -> dict[str, Any] | str | None:
-    """The config.json in the model's own folder, or in the Hugging Face cache of this user."""
+    """Return the config.json in the model's own folder, or in the Hugging Face cache of this user."""
     folder = Path(model.model) if model.model.startswith(("/", "./")) else _snapshot(model)
     return _read(folder / "config.json") if folder else None
 
 
 def _snapshot(model: Model) -> Path | None:
-    """The model in the cache of huggingface_hub: `models--ORG--NAME/snapshots/COMMIT`."""
+    """Return the model's folder in the cache of huggingface_hub: `models--ORG--NAME/snapshots/COMMIT`."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
     try:
@@ -45,7 +43,7 @@ def _snapshot(model: Model) -> Path | None:
         revision = str(model.args.get("revision") or "main")
         ref = folder / "refs" / revision
         return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
-    except (OSError, ValueError, RuntimeError):  # no home; a name that is no file's
+    except (OSError, ValueError, RuntimeError):  # no home; a name that no file can have
         return None
 
 

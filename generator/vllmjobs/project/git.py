@@ -10,14 +10,14 @@ from vllmjobs.environment.problems import UserError
 
 
 class GitError(UserError):
-    """What git said when it could not read a commit."""
+    """The message of git when it could not read a commit."""
 
 
 class Commit:
-    """A commit of the project's repository."""
+    """A commit of the project's repository, whose files are read without touching the work tree."""
 
     def __init__(self, ref: str, project: Path) -> None:
-        """Raises `GitError` where `ref` is no commit, or `project` in no repository."""
+        """Find the commit; raises `GitError` where `ref` is none, or `project` is in no repository."""
         self.ref = ref
         self._top = Path(os.fsdecode(_git(project, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
         found = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
@@ -30,14 +30,14 @@ class Commit:
         self._found = cache(self._object)  # a base is asked for by each environment that extends it
 
     def read(self, path: Path) -> bytes:
-        """A file of the project as the commit has it; FileNotFoundError where it does not."""
+        """Return a file of the project as the commit has it; raises FileNotFoundError where it does not."""
         kind, _, content = self._found(path)
         if kind != b"blob":
             raise FileNotFoundError(2, f"is not in {self.ref}", str(path))
         return content
 
     def files(self, folder: Path) -> list[Path]:
-        """The files right below a folder; none where the commit does not have it."""
+        """Return the files right below a folder; none where the commit does not have it."""
         kind, tree, _ = self._found(folder)
         if kind != b"tree":
             return []
@@ -46,28 +46,31 @@ class Commit:
         return sorted(folder / os.fsdecode(name) for kind, _, name in entries if b" blob " in kind)
 
     def _object(self, path: Path) -> tuple[bytes, bytes, bytes]:
-        """Kind, id and content of what stands there, by the commit's own links; no kind for nothing."""
+        """Return kind, ID and content of what a path leads to in the commit; an empty kind for nothing.
+
+        Links are followed as the commit has them.
+        """
         nothing = b"", b"", b""
         try:
             name = os.fsencode(f"{self._id}:{self._name(path)}")
         except ValueError:  # outside of the repository
             return nothing
-        if b"\n" in name:  # would be two questions
+        if b"\n" in name:  # would be two requests
             return nothing
-        asked, answers = self._objects.stdin, self._objects.stdout
-        assert asked and answers
-        asked.write(name + b"\n")
-        asked.flush()
+        requests, answers = self._objects.stdin, self._objects.stdout
+        assert requests and answers
+        requests.write(name + b"\n")
+        requests.flush()
         # git-cat-file(1), "BATCH OUTPUT": ID TYPE SIZE and the content; `symlink SIZE` and where it leads, of
         # a link that leads nowhere in the commit; or NAME missing.
-        told = answers.readline().split()
-        if len(told) < 2 or not told[-1].isdigit():
+        header = answers.readline().split()
+        if len(header) < 2 or not header[-1].isdigit():
             return nothing
-        content = answers.read(int(told[-1]) + 1)[:-1]
-        return (told[1], told[0], content) if len(told) == 3 else nothing
+        content = answers.read(int(header[-1]) + 1)[:-1]
+        return (header[1], header[0], content) if len(header) == 3 else nothing
 
     def _name(self, path: Path) -> str:
-        """From the repository's top; links below it are left for the commit to follow."""
+        """Return a path below the repository's top; links below it are left for the commit to follow."""
         path = Path(os.path.normpath(Path.cwd() / path))
         top = os.path.realpath(self._top)
         above = next((folder for folder in path.parents if os.path.realpath(folder) == top), None)
@@ -82,11 +85,11 @@ def _git(folder: Path, *arguments: str) -> bytes:
     except FileNotFoundError as error:
         raise GitError("git is not on PATH") from error
     if done.returncode:
-        said = re.sub(r"^(fatal|error): ", "", done.stderr.decode(errors="replace").strip())
-        raise GitError(said or f"{arguments[-1].removesuffix('^{commit}')} is no commit")
+        message = re.sub(r"^(fatal|error): ", "", done.stderr.decode(errors="replace").strip())
+        raise GitError(message or f"{arguments[-1].removesuffix('^{commit}')} is no commit")
     return done.stdout
 
 
 def _env() -> dict[str, str]:
-    """A hook of git's has variables that name another work tree."""
+    """Return the environment without GIT_*: a hook of git's has variables that name another work tree."""
     return {key: value for key, value in os.environ.items() if not key.startswith("GIT_")}

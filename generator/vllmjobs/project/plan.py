@@ -1,4 +1,4 @@
-"""What the cluster's scheduler would do with the jobs of an environment."""
+"""Plans: what the cluster's scheduler would do with the jobs of an environment."""
 
 import shlex
 from collections.abc import Mapping, Sequence
@@ -13,19 +13,19 @@ from vllmjobs.text.json import Json
 
 
 class Planner:
-    """Asks for plans, and only where something has no room for the nodes."""
+    """A reader of plans, which reads the nodes only where something has no room."""
 
     def __init__(self, cluster: Cluster, namespace: str | None, render: Sequence[str]) -> None:
-        """`render` is the command that prints the jobs, less its `--job`; `namespace` is theirs."""
+        """Take the namespace of the jobs, and the command that prints them, without its `--job`."""
         self._cluster, self._namespace, self._render = cluster, namespace, render
         self._nodes = cache(self._read_nodes)
 
     def plan(self, name: str, hcl: str) -> JobChange:
-        """The scheduler's dry run of a job, by its name for `render --job`. Raises `NomadError`."""
-        return self.planned(name, self._cluster.parse(hcl, self._namespace))
+        """Return the scheduler's dry run of a job, by its name for `render --job`. Raises `NomadError`."""
+        return self.plan_parsed(name, self._cluster.parse(hcl, self._namespace))
 
-    def planned(self, name: str, job: Json) -> JobChange:
-        """As `plan`, of a job as Nomad's API has it."""
+    def plan_parsed(self, name: str, job: Json) -> JobChange:
+        """Return what `plan` does, for a job as Nomad's API has it."""
         where = (job["ID"], job["Namespace"], job["Region"])
         running = self._cluster.job(*where)
         if running and running["Type"] != job["Type"]:  # a plan says nothing of it: nomad/job_endpoint.go
@@ -61,6 +61,6 @@ class Planner:
 def plans(
     jobs: Mapping[str, str], cluster: Cluster, namespace: str | None, render: Sequence[str]
 ) -> tuple[JobChange, ...]:
-    """The plan of each job, which is HCL by its name for `render --job`; see `Planner`."""
+    """Return the plan of each job, which is HCL by its name for `render --job`; see `Planner`."""
     planner = Planner(cluster, namespace, render)
     return tuple(planner.plan(name, hcl) for name, hcl in jobs.items())

@@ -1,4 +1,4 @@
-"""What comes with the package: templates, examples, pages."""
+"""The folders that come with the package: templates, examples, pages."""
 
 from pathlib import Path
 
@@ -6,6 +6,6 @@ _PACKAGE = Path(__file__).parents[1]
 
 
 def shipped(folder: str) -> Path:
-    """`jobs`, `envs` or `docs` as shipped: inside the package in a wheel, at the top of a checkout."""
+    """Return `jobs`, `envs` or `docs` as shipped: in the package of a wheel, at the top of a checkout."""
     installed = _PACKAGE / folder
     return installed if installed.is_dir() else _PACKAGE.parents[1] / folder

@@ -1,4 +1,4 @@
-"""Where templates are read from: the project's own folder, then what is shipped."""
+"""The templates of a project: its own folder's, then the shipped ones."""
 
 import os
 from contextlib import suppress
@@ -13,7 +13,7 @@ from vllmjobs.render.job import RenderError, Templates
 
 
 def templates(project: Path, files: Files | None = None) -> Templates:
-    """Templates by name; one in the project's `jobs/` wins over the shipped one of that name.
+    """Return the templates; one in the project's `jobs/` wins over the shipped one of that name.
 
     `files` reads the project's from elsewhere, such as a commit; it raises FileNotFoundError for what is not
     there.
@@ -39,7 +39,10 @@ def _text(raw: bytes, path: Path) -> str:
 
 
 def _compiled() -> jinja2.BytecodeCache | None:
-    """Compiling takes a sixth of a cold start, so it is done once per template and user."""
+    """Return a cache of compiled templates: compiling takes a sixth of a cold start.
+
+    A template is compiled once for each user.
+    """
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vllmjobs", "templates")
     try:
         folder = folder.expanduser()
@@ -50,7 +53,7 @@ def _compiled() -> jinja2.BytecodeCache | None:
 
 
 class _BestEffort(jinja2.FileSystemBytecodeCache):
-    """A full or read-only disk is no reason not to render."""
+    """A cache that does without a disk: a full or read-only one is no reason not to render."""
 
     def dump_bytecode(self, bucket: jinja2.bccache.Bucket) -> None:
         with suppress(OSError):
