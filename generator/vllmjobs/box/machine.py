@@ -210,10 +210,10 @@ class Box:
         answer = self._ask("POST", path, body)
         if answer is None:
             raise BoxError(f"{self.job} is not up on this machine")
-        status, body = answer
+        status, content = answer
         if status >= http.client.BAD_REQUEST:
-            raise BoxError(f"{self.job} refuses: {body.get('error')}")
-        return body
+            raise BoxError(f"{self.job} refuses: {content.get('error')}")
+        return content
 
     def _try_nginx(self, configuration: Json, nginx_conf: str) -> None:
         """Let nginx check the configuration in a folder where nothing else reads it."""
