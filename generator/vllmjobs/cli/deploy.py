@@ -56,14 +56,14 @@ def deploy(
     from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
     from vllmjobs.cluster.nomad import Nomad, Where  # noqa: PLC0415
-    from vllmjobs.deploy import deploy as steps  # noqa: PLC0415
+    from vllmjobs.deploy.deploy import PATIENCE_S, DeployRequest, deploy_jobs  # noqa: PLC0415
     from vllmjobs.deploy.gates import approved, maintenance  # noqa: PLC0415
-    from vllmjobs.deploy.record_keeper import now, who  # noqa: PLC0415
+    from vllmjobs.deploy.records import now, who  # noqa: PLC0415
     from vllmjobs.project.jobs import rendered  # noqa: PLC0415
     from vllmjobs.project.plan import plans  # noqa: PLC0415
     from vllmjobs.project.templates import templates  # noqa: PLC0415
     from vllmjobs.rollout.gates import RefusedError, digest  # noqa: PLC0415
-    from vllmjobs.rollout.model import Entry  # noqa: PLC0415
+    from vllmjobs.rollout.model import Record  # noqa: PLC0415
 
     path = find(project, env)
     (found,) = checked([path], settings, project)
@@ -83,26 +83,26 @@ def deploy(
         click.echo(as_text(Report(command="plan", environments=(changes,)), color=False), err=True, nl=False)
         raise click.exceptions.Exit(NO_ROOM)
 
-    def gate(where: Where, version: int, is_resumed: bool) -> Entry:
+    def gate(where: Where, version: int, is_resumed: bool) -> Record:
         """Approvals also of a release that is resumed: it may have been registered by somebody else."""
         closed = None if is_resumed else maintenance(environment.maintenance, datetime.now(UTC))
         if closed and not reason:
             raise RefusedError(closed.refusal(str(path)))
         said = digest(whole)
         approved(releases, where, environment.approvals, version, said, f"vllmjobs approve {env}")
-        return Entry(version=0, at=now(), by=who(releases), now=reason or "", digest=said)
+        return Record(version=0, at=now(), by=who(releases), now=reason or "", digest=said)
 
     with following(f"deploy {env}", env, in_json, hooks, to_stderr=detach) as reporter:
-        asked = steps.Deploy(
+        request = DeployRequest(
             name=env,
             environment=environment,
             jobs=jobs,
-            releases=Deployments(Nomad(patience=steps.PATIENCE_S)),
+            releases=Deployments(Nomad(patience=PATIENCE_S)),
             reporter=reporter,
             gate=gate,
             consul=Consul,
             timeout=timeout,
             detach=detach,
         )
-        outcome = steps.deploy(asked, planned)
+        outcome = deploy_jobs(request, planned)
     end(outcome)

@@ -11,7 +11,7 @@ from vllmjobs.cli.common import environment_options, models_job
 from vllmjobs.cli.following import DURATION, end, follow_options, following
 
 if TYPE_CHECKING:
-    from vllmjobs.deploy.manual import Back
+    from vllmjobs.deploy.manual import Manual
     from vllmjobs.rollout.model import Outcome
 
 _Does = Callable[..., "Outcome"]
@@ -34,8 +34,8 @@ def _on(command: _Does) -> Callable[..., None]:
         from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
         from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
         from vllmjobs.deploy.deploy import PATIENCE_S  # noqa: PLC0415
-        from vllmjobs.deploy.manual import Back  # noqa: PLC0415
-        from vllmjobs.deploy.release import Cluster  # noqa: PLC0415
+        from vllmjobs.deploy.manual import Manual  # noqa: PLC0415
+        from vllmjobs.deploy.release import Clients  # noqa: PLC0415
         from vllmjobs.deploy.traffic import Traffic  # noqa: PLC0415
 
         environment, job = models_job(project, env, settings)
@@ -50,8 +50,8 @@ def _on(command: _Does) -> Callable[..., None]:
                 except ConsulError as error:  # at night, what can be done is done
                     reporter.warn(f"shares of canaries stay in Consul: {error}")
                     traffic = None
-            cluster = Cluster(Deployments(Nomad(patience=PATIENCE_S)), traffic, reporter)
-            outcome = command(Back(environment, job, cluster, timeout), **others)
+            clients = Clients(Deployments(Nomad(patience=PATIENCE_S)), traffic, reporter)
+            outcome = command(Manual(environment, job, clients, timeout), **others)
         end(outcome)
 
     timed = click.option("--timeout", type=DURATION, metavar="DURATION", help="For all of it, such as 45m.")
@@ -60,29 +60,29 @@ def _on(command: _Does) -> Callable[..., None]:
 
 @click.command()
 @_on
-def promote(back: "Back") -> "Outcome":
+def promote(manual: "Manual") -> "Outcome":
     """Promote the canaries of ENV, whatever the verdict.
 
     Follows until the old instances have ended their streams.
     """
-    return back.promote()
+    return manual.promote()
 
 
 @click.command()
 @_on
 @click.option("--force", is_flag=True, help="Also where no other instance is healthy.")
-def abort(back: "Back", force: bool) -> "Outcome":
+def abort(manual: "Manual", force: bool) -> "Outcome":
     """Stop the canaries of ENV; the old version serves on.
 
     The deployment is failed, and the last version that was deployed with success is the job's again.
     """
-    return back.abort(force)
+    return manual.abort(force)
 
 
 @click.command()
 @_on
 @click.argument("version", type=click.IntRange(0), required=False)
-def rollback(back: "Back", version: int | None) -> "Outcome":
+def rollback(manual: "Manual", version: int | None) -> "Outcome":
     """Go back to an old version of ENV.
 
     To VERSION, or to the last other one that was deployed with success. A new deployment of the old
@@ -90,4 +90,4 @@ def rollback(back: "Back", version: int | None) -> "Outcome":
     promotion it is at once: the canaries are stopped. Interrupted and run again, it goes on.
     `vllmjobs history` lists the versions.
     """
-    return back.rollback(version)
+    return manual.rollback(version)

@@ -54,7 +54,7 @@ def status(
     from vllmjobs.cluster.consul import Consul  # noqa: PLC0415 (these take 200 ms)
     from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
     from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
-    from vllmjobs.deploy.status import look  # noqa: PLC0415
+    from vllmjobs.deploy.status import read_overview  # noqa: PLC0415
     from vllmjobs.rollout.overview_text import status_text  # noqa: PLC0415
 
     if watch and in_json:
@@ -75,7 +75,9 @@ def status(
     environment, where = models_job(project, env, settings)
 
     def seen(releases: Deployments) -> "Overview":
-        return look(env, environment, releases, where, lambda: Consul(timeout=(2.0, 5.0), pauses=()), _warn)
+        return read_overview(
+            env, environment, releases, where, lambda: Consul(timeout=(2.0, 5.0), pauses=()), _warn
+        )
 
     if watch:
         releases = Deployments(Nomad(pauses=()))
@@ -117,20 +119,20 @@ def history(env: str, settings: tuple[str, ...], project: Path, in_json: bool) -
     """
     from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
     from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
-    from vllmjobs.deploy.record_keeper import iso  # noqa: PLC0415
-    from vllmjobs.deploy.status import absent, remembered  # noqa: PLC0415 (these take 200 ms)
-    from vllmjobs.rollout import history as past  # noqa: PLC0415
+    from vllmjobs.deploy.records import iso  # noqa: PLC0415
+    from vllmjobs.deploy.status import no_job, read_records  # noqa: PLC0415 (these take 200 ms)
+    from vllmjobs.rollout.history import past_releases  # noqa: PLC0415
     from vllmjobs.rollout.overview_text import history_text  # noqa: PLC0415
 
     _, where = models_job(project, env, settings)
     releases = Deployments(Nomad())
     versions = releases.versions(where)
     if not versions:
-        raise absent(env, releases, where)
-    rows = past.history(
+        raise no_job(env, releases, where)
+    rows = past_releases(
         versions,
         releases.deployments(where),
-        remembered(releases, where, _warn),
+        read_records(releases, where, _warn),
         lambda nanoseconds: iso(datetime.fromtimestamp(nanoseconds / 1e9, UTC)),
     )
     if in_json:
