@@ -16,7 +16,7 @@ import pytest
 from vllmjobs.cluster.deployments import Deployments, where
 from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.deploy import records
-from vllmjobs.rollout.model import Entry
+from vllmjobs.rollout.model import Record
 from vllmjobs_sandbox.cluster.deploying import Clock, Command, deploying
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease
@@ -53,7 +53,7 @@ def test_killed_after_it_has_failed_a_change_the_next_run_ends_as_that_would_hav
     served.is_forgiven = lambda said: "500 Internal" in said
     with deploying(served.release, "--detach", **BAD) as detached:
         assert detached.end() == DEPLOYED
-    entry = Entry(
+    entry = Record(
         version=1,
         at="2026-11-23T21:04:05.678Z",
         by="alice",

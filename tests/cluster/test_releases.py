@@ -21,7 +21,7 @@ from vllmjobs.cluster.nomad import Nomad, Where
 from vllmjobs.cluster.task_logs import TaskLogs
 from vllmjobs.deploy import records
 from vllmjobs.rollout.deployments import address
-from vllmjobs.rollout.model import Entry, Number, Verdict
+from vllmjobs.rollout.model import Number, Record, Verdict
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease, Release
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -184,8 +184,8 @@ def test_a_variable_is_written_only_where_it_is_as_it_was_read(
     assert nomad.variable(path, there)[0] == {"a": "2"}
 
 
-def entry(version: int, **more: Any) -> Entry:
-    return Entry(version=version, at="2026-11-23T21:04:05.678Z", by="me", **more)
+def entry(version: int, **more: Any) -> Record:
+    return Record(version=version, at="2026-11-23T21:04:05.678Z", by="me", **more)
 
 
 def test_records_are_kept_of_the_newest_versions_whoever_else_writes(

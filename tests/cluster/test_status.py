@@ -21,7 +21,7 @@ from vllmjobs.cluster.deployments import Deployments, where
 from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.deploy import records
 from vllmjobs.environment.problems import UserError
-from vllmjobs.rollout.model import Entry, Number, Verdict
+from vllmjobs.rollout.model import Number, Record, Verdict
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease, Release
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -67,7 +67,7 @@ def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
     assert "next:" not in text
     new.run(max_model_len=2048)
     releases, there = Deployments(Nomad(sandbox.env)), where(new.job)
-    entry = Entry(
+    entry = Record(
         version=1, at="2026-11-23T21:04:05.678Z", by="alice", steps={"chat": 0}, verdicts={"chat": VERDICT}
     )
     records.write(releases, there, entry)
@@ -111,7 +111,7 @@ def test_history_tells_what_nomad_knows_and_what_was_recorded(sandbox: Sandbox, 
     new.run()
     assert re.search(r"\n0 +20\d\d-\d\d-\d\d .*  -  +successful +- .*current, stable\n", run(history, new))
     new.run(max_model_len=2048)
-    refused = Entry(
+    refused = Record(
         version=1, at="2026-11-23T21:04:05.678Z", by="alice", outcome="refused", reason="too slow",
         now="fire", verdicts={"chat": VERDICT},
     )  # fmt: skip

@@ -12,8 +12,7 @@ from vllmjobs.cli.selection import JOB, Selection, environment_options
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad
-from vllmjobs.deploy.deploy import PATIENCE_S, Deploy
-from vllmjobs.deploy.deploy import deploy as deploy_jobs
+from vllmjobs.deploy.deploy import PATIENCE_S, DeployRequest, deploy_jobs
 from vllmjobs.deploy.gates import Gates
 from vllmjobs.rollout.gates import digest
 
@@ -70,7 +69,7 @@ def deploy(
     typed = [*(["--detach"] if detach else []), *(["--now", reason] if reason else [])]
     resume = selection.command("deploy", *typed, *timeout_words(timeout))
     with following(selection, resume, in_json, hooks, is_release=True, to_stderr=detach) as reporter:
-        release = Deploy(
+        request = DeployRequest(
             command=selection.command,
             environment=selection.environment,
             jobs=selection.selected_jobs,
@@ -81,5 +80,5 @@ def deploy(
             timeout=timeout,
             detach=detach,
         )
-        outcome = deploy_jobs(release, change.jobs)
+        outcome = deploy_jobs(request, change.jobs)
     end(outcome)

@@ -9,9 +9,9 @@ from vllmjobs.cli.common import show
 from vllmjobs.cli.selection import Selection, environment_options
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad
-from vllmjobs.deploy.record_keeper import iso
-from vllmjobs.deploy.status import absent, remembered
-from vllmjobs.rollout.history import history as releases_of
+from vllmjobs.deploy.records import iso
+from vllmjobs.deploy.status import no_job, read_records
+from vllmjobs.rollout.history import past_releases
 from vllmjobs.rollout.overview_text import history_text
 
 
@@ -28,11 +28,11 @@ def history(selection: Selection, in_json: bool) -> None:
     releases = Deployments(Nomad())
     versions = releases.versions(where)
     if not versions:
-        raise absent(selection.command, releases, where)
-    rows = releases_of(
+        raise no_job(selection.command, releases, where)
+    rows = past_releases(
         versions,
         releases.deployments(where),
-        remembered(releases, where, warn),
+        read_records(releases, where, warn),
         lambda nanoseconds: iso(datetime.fromtimestamp(nanoseconds / 1e9, UTC)),
     )
     if in_json:

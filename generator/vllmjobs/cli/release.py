@@ -13,8 +13,8 @@ from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.deploy.deploy import PATIENCE_S
-from vllmjobs.deploy.manual import Back
-from vllmjobs.deploy.release import Cluster
+from vllmjobs.deploy.manual import Manual
+from vllmjobs.deploy.release import Clients
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
@@ -38,10 +38,9 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
         typed = [*_words(**decision), *timeout_words(timeout)]
         resume = selection.command(act.__name__, *typed)
         with following(selection, resume, in_json, hooks) as reporter:
-            cluster = Cluster(
-                Deployments(Nomad(patience=PATIENCE_S)), _traffic(environment, reporter), reporter
-            )
-            outcome = act(Back(environment, where, cluster, selection.command, timeout), **decision)
+            deployments = Deployments(Nomad(patience=PATIENCE_S))
+            clients = Clients(deployments, _traffic(environment, reporter), reporter)
+            outcome = act(Manual(environment, where, clients, selection.command, timeout), **decision)
         end(outcome)
 
     timed = click.option("--timeout", type=DURATION, metavar="DURATION", help="For all of it, such as 45m.")
@@ -71,29 +70,29 @@ def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
 
 @click.command()
 @_on_models_job
-def promote(back: Back) -> Outcome:
+def promote(manual: Manual) -> Outcome:
     """Promote the canaries of ENV, whatever the verdict.
 
     Follows until the old instances have ended their streams.
     """
-    return back.promote()
+    return manual.promote()
 
 
 @click.command()
 @_on_models_job
 @click.option("--force", is_flag=True, help="Also where no other instance is healthy.")
-def abort(back: Back, force: bool) -> Outcome:
+def abort(manual: Manual, force: bool) -> Outcome:
     """Stop the canaries of ENV; the old version serves on.
 
     The deployment is failed, and the last version that was deployed with success is the job's again.
     """
-    return back.abort(force)
+    return manual.abort(force)
 
 
 @click.command()
 @_on_models_job
 @click.argument("version", type=click.IntRange(0), required=False)
-def rollback(back: Back, version: int | None) -> Outcome:
+def rollback(manual: Manual, version: int | None) -> Outcome:
     """Go back to an old version of ENV.
 
     To VERSION, or to the last other one that was deployed with success. A new deployment of the old
@@ -101,4 +100,4 @@ def rollback(back: Back, version: int | None) -> Outcome:
     promotion it is at once: the canaries are stopped. Interrupted and run again, it goes on.
     `vllmjobs history` lists the versions.
     """
-    return back.rollback(version)
+    return manual.rollback(version)

@@ -15,7 +15,7 @@ from vllmjobs.cli.selection import Selection, environment_options
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad
-from vllmjobs.deploy.status import look
+from vllmjobs.deploy.status import read_overview
 from vllmjobs.rollout.overview import Overview
 from vllmjobs.rollout.overview_text import status_text
 
@@ -57,7 +57,7 @@ def status(selection: Selection, is_watched: bool, interval: float, in_json: boo
 
     def observed() -> Overview:
         consul = partial(Consul, timeout=(2.0, 5.0), pauses=())
-        return look(selection.command, selection.environment, releases, where, consul, warn)
+        return read_overview(selection.command, selection.environment, releases, where, consul, warn)
 
     _show(observed, status_text, interval if is_watched else None, in_json)
 

@@ -1,4 +1,4 @@
-"""`deploy`: check and plan are done; gate, register and follow each job of an environment that changes."""
+"""`deploy`, after check and plan: pass the gates, then register and follow each job that changes."""
 
 from __future__ import annotations
 
@@ -13,200 +13,237 @@ from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments, where, where_of
 from vllmjobs.cluster.failures import ConflictError
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.deploy.release import Cluster, Release, kept
+from vllmjobs.deploy.release import Clients, Release, records_by_version
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
 from vllmjobs.rollout.deployments import is_way_back
-from vllmjobs.rollout.events import Happening
+from vllmjobs.rollout.events import Event
 from vllmjobs.rollout.gates import RefusedError, version_to_be
-from vllmjobs.rollout.model import Entry, Outcome
-from vllmjobs.rollout.plans import held, only_shrinks, shares
+from vllmjobs.rollout.model import Outcome, Record
+from vllmjobs.rollout.plans import counts_to_keep, only_shrinks, shares
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ACTIVE
 
 PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
 
 
-class Deploy(NamedTuple):
-    """What is to be deployed, and how."""
+class DeployRequest(NamedTuple):
+    """One run of `deploy`: what is to be deployed, and how."""
 
     command: Callable[[str], str]
     """Returns what a person is to type for a command on this environment."""
     environment: Environment
+    """The environment."""
     jobs: Mapping[str, str]
-    """HCL by name for `render --job`."""
+    """The HCL of each job, by the name that `render --job` takes."""
     releases: Deployments
+    """The client of Nomad."""
     reporter: Reporter
-    gate: Callable[[Where, int, bool], Entry]
-    """Raises `RefusedError`, or returns what is kept of the release; given the version that it is to be, and
-    whether it is registered already: canaries are not left alone because a maintenance window has ended."""
+    """The reporter of events."""
+    gate: Callable[[Where, int, bool], Record]
+    """The gates. Raises `RefusedError`, or returns the record of the release; given the version that it is to
+    be, and whether it is registered already: canaries are not left alone because a maintenance window has
+    ended."""
     consul: Callable[[], Consul]
+    """Makes the client of Consul, where one is needed."""
     timeout: float | None = None
+    """Seconds for each job; None for what follows from the environment."""
     detach: bool = False
+    """True to register, and leave the rest to a later run."""
 
 
-def deploy(asked: Deploy, planned: tuple[JobChange, ...]) -> Outcome:
-    """Deploy what a plan says: the balancer first, which has to know the models' routes. Exits at the first
-    job that is not deployed, with how that ended.
+def deploy_jobs(request: DeployRequest, planned: tuple[JobChange, ...]) -> Outcome:
+    """Deploy the jobs that a plan changes: the balancer first, which has to know the models' routes.
 
-    Raises `RefusedError` where a gate is closed, `NomadError`, `ConsulError`, `ConflictError`.
+    Ends at the first job that is not deployed, and returns how that ended. Raises `RefusedError` where a gate
+    is closed, `NomadError`, `ConsulError`, `ConflictError`.
     """
-    work = [_Work(asked, job) for job in sorted(planned, key=lambda job: job.job == "vllm")]
-    if not any(one.is_open for one in work):
-        for one in work:
+    in_order = sorted(planned, key=lambda job: job.job == "vllm")
+    deploys = [_JobDeploy(request, job, _read_state(request, job)) for job in in_order]
+    if not any(one.is_open for one in deploys):
+        for one in deploys:
             one.leave()
         return "successful"
-    entry = _gate(asked, next((one for one in work if one.job.job == "vllm"), None))
-    for one in work:
-        if one.is_open and (outcome := one.run(entry)) != "successful":
+    record = _gate(request, next((one for one in deploys if one.job.job == "vllm"), None))
+    for one in deploys:
+        if one.is_open and (outcome := one.run(record)) != "successful":
             return outcome
     return "successful"
 
 
-def _gate(asked: Deploy, models: _Work | None) -> Entry:
-    """Approvals are of a version of the models' job, whichever job changes."""
-    nomad = asked.environment.nomad
-    there = models.where if models else where(asked.environment.job or "", nomad.namespace, nomad.region)
+def _gate(request: DeployRequest, models: _JobDeploy | None) -> Record:
+    """Pass the gates; approvals are for a version of the models' job, whichever job changes."""
+    nomad = request.environment.nomad
     if models:
-        *earlier, last = models.versions_of_release
+        place, versions, is_resumed = models.where, models.versions_of_release, models.is_resumed
     else:
-        running = asked.releases.cluster.job(*there)
-        *earlier, last = [version_to_be(running["Version"] if running else None)]
-    is_resumed = models is not None and models.is_resumed
+        place = where(request.environment.job or "", nomad.namespace, nomad.region)
+        running = request.releases.cluster.job(*place)
+        versions, is_resumed = [version_to_be(running["Version"] if running else None)], False
+    *earlier, last = versions
     for version in earlier:
         with suppress(RefusedError):
-            return asked.gate(there, version, is_resumed)
-    return asked.gate(there, last, is_resumed)
+            return request.gate(place, version, is_resumed)
+    return request.gate(place, last, is_resumed)
 
 
-class _Work:
-    """One job, as it is to be and as it runs."""
+class _State(NamedTuple):
+    """A job as it is to be, and as it runs."""
 
-    def __init__(self, asked: Deploy, job: JobChange) -> None:
-        self._asked, self.job = asked, job
-        self._hcl = asked.jobs[job.job]
-        self._spec: Json = asked.releases.cluster.parse(self._hcl, asked.environment.nomad.namespace)
+    spec: Json
+    """The job as it is to be, as Nomad's API has it."""
+    version: int | None
+    """The version that is registered; None without one."""
+    status: str | None
+    """The status of that version's deployment; None without one."""
+
+
+def _read_state(request: DeployRequest, job: JobChange) -> _State:
+    """Ask Nomad for a job. Raises `ConflictError` where it has changed since it was planned."""
+    spec = request.releases.cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
+    place = where_of(spec)
+    running = request.releases.cluster.job(*place)
+    assert job.plan
+    if running is None:
+        return _State(spec, None, None)
+    if running["JobModifyIndex"] != job.plan.modify_index:
+        raise ConflictError(f"{place.id}: somebody else has just changed it; look, and try again")
+    version: int = running["Version"]
+    latest = request.releases.cluster.deployment(*place)
+    is_of_version = latest is not None and latest["JobVersion"] == version
+    return _State(spec, version, latest["Status"] if latest and is_of_version else None)
+
+
+class _JobDeploy:
+    """The deploy of one job."""
+
+    def __init__(self, request: DeployRequest, job: JobChange, state: _State) -> None:
+        self._request, self.job = request, job
+        self._spec, self.version, status = state
         self.where = where_of(self._spec)
-        running = asked.releases.cluster.job(*self.where)
-        assert job.plan
-        if running and running["JobModifyIndex"] != job.plan.modify_index:
-            raise ConflictError(f"{self.where.id}: somebody else has just changed it; look, and try again")
-        self.version: int | None = running["Version"] if running else None
-        latest = asked.releases.cluster.deployment(*self.where) if running else None
-        is_latest = bool(latest and latest["JobVersion"] == self.version)
-        self._is_active = bool(is_latest and latest and latest["Status"] in ACTIVE)
-        self._has_failed = bool(is_latest and latest and latest["Status"] == "failed")
+        self._is_active, self._has_failed = status in ACTIVE, status == "failed"
         self._is_same = job.action == "none"
         self.is_resumed = (self._is_same and (self._is_active or self._has_failed)) or (
             self._is_active and only_shrinks(job)
         )
         self.is_open = self.is_resumed or not self._is_same
+        self._registered: int | None = None
+        """The version that we registered."""
 
     @property
     def versions_of_release(self) -> list[int]:
-        """The versions that may have been approved: the one that is registered, where this is the rest of it,
-        and the one that is to be."""
+        """The versions that may have been approved.
+
+        They are the one that is registered, where this is the rest of it, and the one that is to be.
+        """
         if self.version is None or not (self.is_resumed or only_shrinks(self.job)):
             return [version_to_be(self.version)]
         return [self.version] if self._is_same else [self.version, version_to_be(self.version)]
 
-    def run(self, entry: Entry) -> Outcome:
-        self._asked.reporter.begin(self.where.id, self.version)
+    def run(self, record: Record) -> Outcome:
+        """Register and follow what is to be, or go on with what is registered already."""
+        self._request.reporter.begin(self.where.id, self.version)
         if self._is_active and not self.is_resumed:
-            command = self._asked.command
-            if self._is_way_back():
-                raise RefusedError(
-                    f"{self.where.id}: version {self.version} is a way back that has not ended; "
-                    f"`{command('rollback')}` goes on with it, `{command('abort')}` ends it"
-                )
-            raise RefusedError(
-                f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
-                f"promote it with `{command('promote')}`, or end it with `{command('abort')}`"
-            )
+            self._refuse_another_change()
         if self.is_resumed:
             assert self.version is not None
-            self.tell("resumed", f"version {self.version} is registered already, and is followed")
+            self._tell("resumed", f"version {self.version} is registered already, and is followed")
             outcome = self._follow(self.version)
             if outcome == "failed" and self._has_failed:
-                self.tell("warning", "Nomad does not try the same version again: change it, or stop the job")
+                self._tell("warning", "Nomad does not try the same version again: change it, or stop the job")
             if outcome != "successful" or self._is_same:
                 return outcome
-            return self._register(self._spec, entry)
+            return self._register(self._spec, record)
         for group in filter(is_changed, self.job.groups):
-            self.tell("planned", describe(group), group.name)
-        kept = held(self.job)
-        if kept:
-            self.tell("held", f"{', '.join(kept)}: the count shrinks after the release")
-            outcome = self._register(_with_counts(self._spec, kept), entry)
-            if outcome != "successful" or self._asked.detach:
+            self._tell("planned", describe(group), group.name)
+        counts = counts_to_keep(self.job)
+        if counts:
+            self._tell("held", f"{', '.join(counts)}: the count shrinks after the release")
+            outcome = self._register(_with_counts(self._spec, counts), record)
+            if outcome != "successful" or self._request.detach:
                 return outcome
-        return self._register(self._spec, entry)
-
-    def _is_way_back(self) -> bool:
-        """Whether what runs is an older version that was registered again."""
-        assert self.version is not None
-        entry = kept(self._asked.releases, self.where).get(self.version)
-        return is_way_back(self.version, entry, self._asked.releases.versions(self.where))
+        return self._register(self._spec, record)
 
     def leave(self) -> None:
         """Tell that nothing is to be done; a run that was killed may have left shares all the same."""
-        self._asked.reporter.begin(self.where.id, self.version)
-        self.tell("unchanged", "nothing is to be done")
+        self._request.reporter.begin(self.where.id, self.version)
+        self._tell("unchanged", "nothing is to be done")
         with suppress(ConsulError):
-            if self.job.job == "vllm" and self._asked.environment.balancer.kind != "none":
-                Traffic(self._asked.environment, self._asked.consul(), 0).clean()
+            if self.job.job == "vllm" and self._request.environment.balancer.kind != "none":
+                Traffic(self._request.environment, self._request.consul(), 0).clean()
 
-    def tell(self, kind: str, text: str, group: str | None = None) -> None:
-        self._asked.reporter.tell(Happening(kind, text, group))
+    def _refuse_another_change(self) -> None:
+        command = self._request.command
+        if self._is_way_back():
+            raise RefusedError(
+                f"{self.where.id}: version {self.version} is a way back that has not ended; "
+                f"`{command('rollback')}` goes on with it, `{command('abort')}` ends it"
+            )
+        raise RefusedError(
+            f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
+            f"promote it with `{command('promote')}`, or end it with `{command('abort')}`"
+        )
 
-    def _register(self, spec: Json, entry: Entry) -> Outcome:
-        """At the index at which it was planned; the second of two, at the one that the first has left."""
-        assert self.job.plan
-        index = self.job.plan.modify_index
-        if not self._is_same and self.version is not None:
-            running = self._asked.releases.cluster.job(*self.where)
-            mine = running and running["Version"] == self._mine
-            index = running["JobModifyIndex"] if running and mine else index
+    def _is_way_back(self) -> bool:
+        """Tell whether an older version that was registered again runs."""
+        assert self.version is not None
+        record = records_by_version(self._request.releases, self.where).get(self.version)
+        return is_way_back(self.version, record, self._request.releases.versions(self.where))
+
+    def _tell(self, kind: str, text: str, group: str | None = None) -> None:
+        self._request.reporter.tell(Event(kind, text, group))
+
+    def _register(self, spec: Json, record: Record) -> Outcome:
+        """Register a job where nobody has changed it since, and follow it, unless it is to be detached."""
+        index = self._expected_index()
         traffic = self._traffic(0)
         if traffic:
-            if found := traffic.problems():
-                raise RefusedError("\n".join(found))
+            if problems := traffic.problems():
+                raise RefusedError("\n".join(problems))
             traffic.clean()
-        release = Release(self._asked.environment, self.where, self._cluster(None), self._asked.timeout)
-        self._mine = release.register(spec, index, self._hcl, entry)
-        if self._asked.detach:
-            deployment = release.wait_until_evaluated(self._mine)
-            self.tell("detached", deployment or "no deployment: no instance has to be started")
-            if deployment:
-                self._asked.reporter.answer(deployment)
-            return "successful"
-        return self._follow(self._mine)
+        hcl = self._request.jobs[self.job.job]
+        version = self._registered = self._release(None).register(spec, index, hcl, record)
+        if not self._request.detach:
+            return self._follow(version)
+        deployment = self._release(None).wait_until_evaluated(version)
+        self._tell("detached", deployment or "no deployment: no instance has to be started")
+        if deployment:
+            self._request.reporter.answer(deployment)
+        return "successful"
 
-    _mine: int | None = None
-    """The version that we registered."""
+    def _expected_index(self) -> int:
+        """Return the index at which the job was planned; after a first part, the one that this has left."""
+        assert self.job.plan
+        if not self._is_same and self.version is not None:
+            running = self._request.releases.cluster.job(*self.where)
+            if running and running["Version"] == self._registered:
+                index: int = running["JobModifyIndex"]
+                return index
+        return self.job.plan.modify_index
 
     def _follow(self, version: int) -> Outcome:
-        release = Release(
-            self._asked.environment, self.where, self._cluster(self._traffic(version)), self._asked.timeout
-        )
-        return release.follow(version).outcome
+        return self._release(self._traffic(version)).follow(version).outcome
 
-    def _cluster(self, traffic: Traffic | None) -> Cluster:
-        return Cluster(self._asked.releases, traffic, self._asked.reporter)
+    def _release(self, traffic: Traffic | None) -> Release:
+        clients = Clients(self._request.releases, traffic, self._request.reporter)
+        return Release(self._request.environment, self.where, clients, self._request.timeout)
 
     def _traffic(self, version: int) -> Traffic | None:
-        """None for a balancer's own job, and without a balancer; Consul is needed for more than one step."""
-        environment = self._asked.environment
+        """Return the shares of a version; None for a balancer's own job, and without a balancer.
+
+        Raises `ConsulError` only where more than one step needs Consul.
+        """
+        environment = self._request.environment
         if self.job.job != "vllm" or environment.balancer.kind == "none":
             return None
         try:
-            traffic = Traffic(environment, self._asked.consul(), version)
+            traffic = Traffic(environment, self._request.consul(), version)
             traffic.asked()
         except ConsulError as error:
             if any(len(shares(environment, model)) > 1 for model in environment.models.values()):
                 raise
-            self._asked.reporter.warn(f"canaries keep their first share: {error}")
+            self._request.reporter.warn(f"canaries keep their first share: {error}")
             return None
         return traffic
 

@@ -1,4 +1,4 @@
-"""Measures canaries and stable instances, each step from its begin."""
+"""The measurements of canaries and stable instances, each step from its beginning."""
 
 from __future__ import annotations
 
@@ -16,26 +16,17 @@ from vllmjobs.environment.quantity import seconds
 from vllmjobs.environment.rollout import Analysis
 from vllmjobs.render.arguments import served_names
 from vllmjobs.rollout.analysis import Measurement, Side, compare, judge, side
-from vllmjobs.rollout.model import Value, Verdict
+from vllmjobs.rollout.model import Verdict
+from vllmjobs.rollout.observe import Comparison
 from vllmjobs.rollout.samples import Sample, Timed
 
 ALL = 0.95  # of the requests: the others then have too few to be compared with
 TIMEOUT_S = 5.0  # of one /metrics: the loop waits for the slowest
 
 
-class Sides(Value, frozen=True):
-    """Whom a step compares; addresses are `ip:port`."""
-
-    step: int
-    share: float
-    """Of the requests that the canaries get."""
-    canaries: frozenset[str]
-    stable: frozenset[str]
-
-
 @dataclass
 class _Step:
-    sides: Sides
+    comparison: Comparison
     since: float
     due: float
     samples: dict[str, list[Timed]] = field(default_factory=dict)
@@ -44,12 +35,12 @@ class _Step:
 
 
 class Evidence:
-    """The verdicts of an environment's groups."""
+    """The verdicts on an environment's groups."""
 
     def __init__(
         self, environment: Environment, warn: Callable[[str], None], environ: Mapping[str, str] = os.environ
     ) -> None:
-        """Probes have VLLM_API_KEY, where the servers want one; `warn` is told once what cannot be asked."""
+        """Probes have VLLM_API_KEY, where the servers want one; `warn` is called once for an address."""
         self._prober = Prober(environ.get("VLLM_API_KEY"), warn)
         self._warn = warn
         self._warned: set[str] = set()
@@ -61,98 +52,107 @@ class Evidence:
         }
         self._steps: dict[str, _Step] = {}
         self._earlier: dict[str, Side] = {}
-        """What the stable instances of a group showed while they still had requests."""
+        """The stable instances of a group while they still had requests."""
 
     def due(self, now: float) -> float:
-        """The seconds until the next measurement; infinite while nothing is judged."""
+        """Return the seconds until the next measurement; infinite while nothing is measured."""
         return min((max(0.0, step.due - now) for step in self._steps.values()), default=math.inf)
 
-    def verdicts(self, judged: Mapping[str, Sides], now: float) -> dict[str, Verdict]:
-        """What is to be said now of these groups, whose canaries are healthy and get their share.
+    def verdicts(self, comparisons: Mapping[str, Comparison], now: float) -> dict[str, Verdict]:
+        """Measure these groups where they are due, and return the verdicts that there are.
 
         A group that was not among them before, or is now at another step or has other canaries, begins anew.
         """
-        self._steps = {name: step for name, step in self._steps.items() if name in judged}
-        for name, sides in judged.items():
+        self._steps = {name: step for name, step in self._steps.items() if name in comparisons}
+        for name, comparison in comparisons.items():
             step = self._steps.get(name)
-            if step is None or (step.sides.step, step.sides.canaries) != (sides.step, sides.canaries):
-                self._steps[name] = _Step(sides, now, now)
+            if step and _is_same_step(step.comparison, comparison):
+                step.comparison = comparison
             else:
-                step.sides = sides
+                self._steps[name] = _Step(comparison, now, now)
         due = [name for name, step in self._steps.items() if step.due <= now]
-        self._measure(due, now)
+        samples = self._samples(due)
+        for name in due:
+            self._measure(name, samples, now)
         return {name: step.verdict for name, step in self._steps.items() if step.verdict}
 
     def close(self) -> None:
         """Send no more probes."""
         self._prober.close()
 
-    def _measure(self, due: list[str], now: float) -> None:
-        shown = self._shown(due)
-        for name in due:
-            step, analysis = self._steps[name], self._analyses[name]
-            for address in step.sides.canaries | step.sides.stable:
-                if address in shown:
-                    kept = step.samples.setdefault(address, [])
-                    kept.append(Timed(at=now, sample=shown[address]))
-                    while len(kept) > 1 and kept[1].at <= now - seconds(analysis.window):
-                        del kept[0]  # nothing looks back further than to the newest before the window
-            canaries, stable = (
-                side(analysis, [step.samples[one] for one in sorted(among) if one in step.samples], now)
-                for among in (step.sides.canaries, step.sides.stable)
-            )
-            if step.sides.share < ALL:
-                self._earlier[name] = stable
-            found = compare(analysis, canaries, self._earlier.get(name, stable), now)
-            if now > step.since:
-                step.measurements.append(self._with_silence(found, step.sides))
-                step.verdict = judge(analysis, step.measurements, now - step.since)
-            step.due = now + seconds(analysis.interval)
-            if analysis.probe:
-                if found.canary_requests < analysis.min_requests:
-                    self._probe(name, step.sides.canaries, analysis)
-                if found.stable_requests < analysis.min_requests:
-                    self._probe(name, step.sides.stable, analysis)
+    def _measure(self, name: str, samples: Mapping[str, Sample], now: float) -> None:
+        step, analysis = self._steps[name], self._analyses[name]
+        comparison = step.comparison
+        for address in comparison.canaries | comparison.stable:
+            if address in samples:
+                kept = step.samples.setdefault(address, [])
+                kept.append(Timed(at=now, sample=samples[address]))
+                while len(kept) > 1 and kept[1].at <= now - seconds(analysis.window):
+                    del kept[0]  # nothing looks back further than to the newest before the window
+        canaries, stable = (
+            side(analysis, [step.samples[one] for one in sorted(addresses) if one in step.samples], now)
+            for addresses in (comparison.canaries, comparison.stable)
+        )
+        if comparison.share < ALL:
+            self._earlier[name] = stable
+        measurement = compare(analysis, canaries, self._earlier.get(name, stable), now)
+        if now > step.since:
+            step.measurements.append(self._with_silence(measurement, comparison))
+            step.verdict = judge(analysis, step.measurements, now - step.since)
+        step.due = now + seconds(analysis.interval)
+        if analysis.probe:
+            if measurement.canary_requests < analysis.min_requests:
+                self._probe(name, comparison.canaries, analysis)
+            if measurement.stable_requests < analysis.min_requests:
+                self._probe(name, comparison.stable, analysis)
 
-    def _with_silence(self, found: Measurement, sides: Sides) -> Measurement:
-        """The measurement, which fails where a canary answers no probe: what hangs counts no error."""
-        silent = [address for address in sides.canaries if self._prober.unanswered(address) >= UNANSWERED]
-        if not silent or found.result == "fail":
-            return found
-        said = f"{', '.join(sorted(silent))} answered none of the last {UNANSWERED} probes"
-        return replace(found, result="fail", reason=f"the canary at {said}")
+    def _with_silence(self, measurement: Measurement, comparison: Comparison) -> Measurement:
+        """Return the measurement, failed where a canary answers no probe: one that hangs counts no error."""
+        silent = [
+            address for address in comparison.canaries if self._prober.unanswered(address) >= UNANSWERED
+        ]
+        if not silent or measurement.result == "fail":
+            return measurement
+        reason = f"the canary at {', '.join(sorted(silent))} answered none of the last {UNANSWERED} probes"
+        return replace(measurement, result="fail", reason=reason)
 
-    def _shown(self, due: list[str]) -> dict[str, Sample]:
-        """What the instances of these groups show; those that do not answer are missing."""
-        shown: dict[str, Sample] = {}
+    def _samples(self, due: list[str]) -> dict[str, Sample]:
+        """Return the samples of the groups' instances, by address, without those that do not answer."""
+        samples: dict[str, Sample] = {}
         direct: set[str] = set()
         for name in due:
-            sides, prometheus = self._steps[name].sides, self._analyses[name].prometheus
+            comparison, prometheus = self._steps[name].comparison, self._analyses[name].prometheus
+            addresses = comparison.canaries | comparison.stable
             if prometheus is None:
-                direct |= sides.canaries | sides.stable
+                direct |= addresses
                 continue
-            there = metrics.Prometheus(prometheus.address, prometheus.instance_label)
             try:
-                shown |= there.samples(sides.canaries | sides.stable)
+                samples |= metrics.Prometheus(prometheus.address, prometheus.instance_label).samples(
+                    addresses
+                )
             except metrics.MetricsError as error:
                 self._warn_once(prometheus.address, error)
         for address, answer in metrics.scrape(sorted(direct), TIMEOUT_S).items():
             if isinstance(answer, Sample):
-                shown[address] = answer
+                samples[address] = answer
             else:
                 self._warn_once(address, answer)
-        return shown
+        return samples
 
     def _warn_once(self, address: str, error: Exception) -> None:
         if address not in self._warned:
             self._warned.add(address)
             self._warn(f"no metrics: {error}")
 
-    def _probe(self, name: str, side: frozenset[str], analysis: Analysis) -> None:
-        """As many requests an interval as make a window's `min_requests`, over the instances of a side."""
-        for address in side:
-            each = math.ceil(_each_interval(analysis) / len(side))
+    def _probe(self, name: str, addresses: frozenset[str], analysis: Analysis) -> None:
+        """Send as many requests an interval as make a window's `min_requests`, over a side's instances."""
+        for address in addresses:
+            each = math.ceil(_each_interval(analysis) / len(addresses))
             self._prober.send(address, self._served[name], each)
+
+
+def _is_same_step(old: Comparison, new: Comparison) -> bool:
+    return (old.step, old.canaries) == (new.step, new.canaries)
 
 
 def _each_interval(analysis: Analysis) -> float:

@@ -1,103 +1,128 @@
-"""Follows a version of a job: look, decide, act, until it has ended."""
+"""The loop of a release: observe, decide, act, until it has ended."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from vllmjobs.cluster.consul import ConsulError
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import ConflictError, DeploymentEndedError, NotHealthyError, UnsureError
 from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy.observe import Observer
-from vllmjobs.deploy.record_keeper import Record
+from vllmjobs.deploy.records import RecordKeeper
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic, TrafficError
 from vllmjobs.rollout.decide import decide
-from vllmjobs.rollout.events import Happening, Seen, happenings
-from vllmjobs.rollout.model import Action, End, Fail, Promote, Revert, Shift, Wait
+from vllmjobs.rollout.events import Event, Snapshot, events
+from vllmjobs.rollout.model import (
+    Action,
+    End,
+    Fail,
+    Observation,
+    Promote,
+    ReleasePlan,
+    Revert,
+    Shift,
+    Wait,
+)
+from vllmjobs.rollout.observe import Memory, attempted
 
-AGAIN_S = 2.0  # after what did not work; somebody else may have done it, which the next look tells
-# What the next look tells more of.
+RETRY_S = 2.0  # after an action that failed; somebody else may have done it, which is observed next
+# Errors after which the next observation tells more.
 PASSING = (ConflictError, DeploymentEndedError, NotHealthyError, UnsureError, ConsulError, TrafficError)
 
 
+class Ended(NamedTuple):
+    """The end of a release, and what was observed then."""
+
+    end: End
+    """The outcome, with its reason."""
+    observation: Observation
+    """The last observation."""
+
+
 class Follower:
-    """Does what `decide` says."""
+    """Carries out what `decide` returns."""
 
     def __init__(
         self,
         releases: Deployments,
         where: Where,
+        plan: ReleasePlan,
         observer: Observer,
         traffic: Traffic | None,
-        record: Record,
+        keeper: RecordKeeper,
         reporter: Reporter,
     ) -> None:
         """`traffic` is None where no balancer is to be asked for anything."""
-        self._releases, self._where, self._traffic = releases, where, traffic
-        self._observer, self._record, self._reporter = observer, record, reporter
-        self._said = ""
+        self._releases, self._where, self._plan = releases, where, plan
+        self._observer, self._traffic = observer, traffic
+        self._keeper, self._reporter = keeper, reporter
+        self._last_refusal = ""
 
-    def follow(self) -> End:
-        """Until the release has ended. Raises `NomadError`, with everything left as it is."""
-        before: Seen | None = None
+    def follow(self, memory: Memory) -> Ended:
+        """Follow the release to its end. Raises `NomadError`, with everything left as it is."""
+        before: Snapshot | None = None
         wait = 0.0
         while True:
-            seen = self._observer.look(wait)
-            self._reporter.deployment = self._observer.deployment
-            for happening in happenings(before, seen):
-                self._reporter.tell(happening)
-            self._record.judged(seen[0])
-            before = seen
-            action = decide(self._observer.plan, seen[0])
-            if isinstance(action, End):
-                self._reporter.show(seen, "")
-                return action
-            if isinstance(action, Wait):
-                self._reporter.show(seen, action.reason)
-                wait = self._observer.patience(seen[0])
-            else:
-                wait = 0.0 if self._does(action, seen) else AGAIN_S
+            memory, snapshot = self._observer.observe(memory, wait)
+            self._report(before, snapshot)
+            before, observation = snapshot, snapshot.observation
+            action = decide(self._plan, observation)
+            match action:
+                case End():
+                    self._reporter.show(snapshot, "")
+                    return Ended(action, observation)
+                case Wait():
+                    self._reporter.show(snapshot, action.reason)
+                    wait = self._observer.poll_within(observation)
+                case _:
+                    memory, is_done = self._attempt(action, memory, observation)
+                    wait = 0.0 if is_done else RETRY_S
 
-    def _does(self, action: Action, seen: Seen) -> bool:
-        """Whether it was done; what stands in the way is told, once."""
+    def _report(self, before: Snapshot | None, snapshot: Snapshot) -> None:
+        self._reporter.deployment = snapshot.observation.deployment
+        for event in events(before, snapshot):
+            self._reporter.tell(event)
+        self._keeper.judged(snapshot.observation)
+
+    def _attempt(self, action: Action, memory: Memory, observation: Observation) -> tuple[Memory, bool]:
+        """Act; return what is to be remembered, and whether it was done. A refusal is reported once."""
         try:
-            self._act(action, seen)
+            self._act(action, observation)
         except PASSING as error:
-            if str(error) != self._said:
-                self._said = str(error)
-                self._reporter.tell(Happening("refused", self._said))
-            return False
-        return True
+            if str(error) != self._last_refusal:
+                self._last_refusal = str(error)
+                self._reporter.tell(Event("refused", str(error)))
+            # After a conflict, it is certain that no older version was registered by us.
+            is_undone = isinstance(action, Revert) and isinstance(error, ConflictError)
+            return memory if is_undone else attempted(memory, action), False
+        return attempted(memory, action), True
 
-    def _act(self, action: Action, seen: Seen) -> None:
-        deployment = self._observer.deployment or ""
+    def _act(self, action: Action, observation: Observation) -> None:
+        deployment = observation.deployment or ""
         match action:
             case Shift():
                 self._shift(action)
             case Promote():
                 self._releases.promote(deployment, self._where)
-                self._reporter.tell(Happening("promoting", "all canaries are to be promoted"))
+                self._reporter.tell(Event("promoting", "all canaries are to be promoted"))
             case Fail():
-                self._observer.failed = action
-                self._record.failing(action)
+                self._keeper.failing(action)
                 self._releases.fail(deployment, self._where)
-                self._reporter.tell(Happening("failing", f"the deployment is to fail: {action.reason}"))
+                self._reporter.tell(Event("failing", f"the deployment is to fail: {action.reason}"))
             case Revert():
-                self._observer.has_reverted = True  # also where the answer does not come
-                try:
-                    self._releases.revert(self._where, action.version, self._observer.plan.version)
-                except ConflictError:
-                    self._observer.has_reverted = False
-                    raise
+                self._releases.revert(self._where, action.version, self._plan.version)
                 text = f"back to version {action.version}, the last that was deployed with success"
-                self._reporter.tell(Happening("reverted", text, None, {"to": action.version}))
+                self._reporter.tell(Event("reverted", text, None, {"to": action.version}))
 
     def _shift(self, action: Shift) -> None:
-        """A share is of all canaries of a group together."""
+        """Ask for the share of each group; it is the share of all its canaries together."""
         if not self._traffic:
             return
-        plans = {group.name: group for group in self._observer.plan.groups}
+        plans = {group.name: group for group in self._plan.groups}
         shares = {name: plans[name].shares[step] for name, step in action.steps.items()}
         self._traffic.ask(shares)
         for name, share in shares.items():
             text = f"canaries are to get {share:.4%} of the requests".replace(".0000%", " %")
-            self._reporter.tell(Happening("shifted", text, name, {"share": share}))
+            self._reporter.tell(Event("shifted", text, name, {"share": share}))

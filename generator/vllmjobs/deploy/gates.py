@@ -13,13 +13,13 @@ from cronsim import CronSim, CronSimError
 
 from vllmjobs.cluster.deployments import Deployments, Token
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.deploy.record_keeper import iso, who
+from vllmjobs.deploy.records import iso, who
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Maintenance, Window
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, count, current, refusal
-from vllmjobs.rollout.model import Entry
+from vllmjobs.rollout.model import Record
 from vllmjobs.text.english import did_you_mean
 
 # More than a clock was ever set back, so that a start in the hour that comes twice is not passed over.
@@ -40,7 +40,7 @@ class Gates(NamedTuple):
     """The command with which others approve the change."""
     releases: Deployments
 
-    def admit(self, where: Where, version: int, is_resumed: bool) -> Entry:
+    def admit(self, where: Where, version: int, is_resumed: bool) -> Record:
         """Return what is kept of the release of this version; raise `RefusedError` where one is closed.
 
         A release that is resumed needs no window: its canaries are not left alone because one has ended. It
@@ -53,18 +53,18 @@ class Gates(NamedTuple):
         required = self.environment.approvals
         approved(self.releases, where, required, version, self.digest, self.approve)
         by = who(self.releases)
-        return Entry(version=0, at=iso(now), by=by, now=self.reason, digest=self.digest)
+        return Record(version=0, at=iso(now), by=by, now=self.reason, digest=self.digest)
 
 
 def approvals(releases: Deployments, where: Where) -> list[Approval]:
-    """What the Variable of a job holds, void or not. Needs `read` on it. Raises `NomadError`."""
+    """Return the approvals in the Variable of a job, void or not. Needs `read` on it. Raises `NomadError`."""
     return list(_read(releases.variable(_path(where), where)[0]))
 
 
 def approve(
     releases: Deployments, where: Where, latest: int | None, version: int, digest: str, now: datetime
 ) -> list[Approval]:
-    """Write the approval of whoever NOMAD_TOKEN belongs to; return all that are kept then.
+    """Write the approval of the person whose NOMAD_TOKEN it is; return all that are kept then.
 
     `latest` is the job's version now, None where it is not there; see `current` for what is dropped. Needs
     `read` and `write` on the Variable. Raises `RefusedError` where ACLs are off, `NomadError`.
@@ -88,18 +88,18 @@ def approve(
 def approved(
     releases: Deployments, where: Where, required: int, version: int, digest: str, command: str
 ) -> Approved | None:
-    """Who has approved, where enough others than the one who deploys have; None where none are required.
+    """Return the approvals, where enough people other than the one who deploys approve.
 
-    `command` is what others are to run. Raises `RefusedError` where approvals are missing, or cannot be told
-    apart because ACLs are off; `NomadError`.
+    None where no approvals are required. `command` is what others are to run. Raises `RefusedError` where
+    approvals are missing, or cannot be told apart because ACLs are off; `NomadError`.
     """
     if not required:
         return None
     token = _person(releases, "deploys")
-    found = count(approvals(releases, where), required, where.id, version, digest, token)
-    if found.missing:
-        raise RefusedError(refusal(found, command))
-    return found
+    counted = count(approvals(releases, where), required, where.id, version, digest, token)
+    if counted.missing:
+        raise RefusedError(refusal(counted, command))
+    return counted
 
 
 def _person(releases: Deployments, does: str) -> Token:
@@ -116,12 +116,12 @@ def _path(where: Where) -> str:
 
 
 def _key(approval: Approval) -> str:
-    """One for each version, so that to approve the next one takes nothing from a release that goes on."""
+    """Return a key for each version: to approve the next one takes nothing from a release that goes on."""
     return f"v{approval.version}.{approval.accessor}"
 
 
 def _read(items: dict[str, str]) -> Iterator[Approval]:
-    """What others have written there is no approval."""
+    """Yield the approvals; anything else that is written there is left out."""
     for key, text in items.items():
         try:
             approval = msgspec.json.decode(text, type=Approval)
@@ -132,16 +132,18 @@ def _read(items: dict[str, str]) -> Iterator[Approval]:
 
 
 class Closed(NamedTuple):
-    """No maintenance window is open."""
+    """The state in which no maintenance window is open."""
 
     now: datetime
-    """In UTC."""
+    """The time, in UTC."""
     opens: datetime | None
-    """In the environment's time zone; None where none opens in the next 50 years."""
+    """The time at which a window opens, in the environment's time zone; None where none does in the next 50
+    years."""
     time_zone: str
+    """The name of the environment's time zone."""
 
     def refusal(self, file: str) -> str:
-        """Why a change is refused, and the way out; `file` is the environment's."""
+        """Write why a change is refused, and the way out; `file` is the environment's."""
         if self.opens is None:
             until = "closed, and no window ever opens"
         else:
@@ -157,7 +159,7 @@ class Closed(NamedTuple):
 
 
 def maintenance(maintenance: Maintenance | None, now: datetime) -> Closed | None:
-    """None where a change may be deployed at this time, which has a time zone.
+    """Return the closed state, or None where a change may be deployed at this time, which has a time zone.
 
     A window lasts its duration in real time, whatever is done to the clocks meanwhile. Its schedule is read
     as Debian's cron does it: a start in the hour that a clock leaves out is at the end of that hour, and one
@@ -188,10 +190,10 @@ def _next_starts(windows: Iterable[Window], now: datetime, zone: tzinfo) -> Iter
 
 
 def _starts(window: Window, origin: datetime, zone: tzinfo, reverse: bool = False) -> Iterator[datetime]:
-    """In UTC: Python compares and subtracts times of one zone by the faces of its clocks."""
+    """Yield starts in UTC: Python compares and subtracts times of one zone by the faces of its clocks."""
     try:
         starts = CronSim(window.schedule, origin.astimezone(zone), reverse)
-    except (CronSimError, AssertionError, ValueError) as error:  # `check` says which field
+    except (CronSimError, AssertionError, ValueError) as error:  # `check` names the field
         raise UserError(
             f"maintenance: schedule {window.schedule!r} cannot be read, or never comes"
         ) from error

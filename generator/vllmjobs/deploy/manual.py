@@ -1,4 +1,4 @@
-"""`promote`, `abort` and `rollback`: what a person decides, followed to its end."""
+"""`promote`, `abort` and `rollback`: a person decides, and it is followed to its end."""
 
 from __future__ import annotations
 
@@ -10,55 +10,65 @@ from vllmjobs.changes.room.sentences import reasons
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import DeploymentEndedError
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.deploy.record_keeper import now, who
-from vllmjobs.deploy.release import Cluster, Release, kept
+from vllmjobs.deploy.records import now, who
+from vllmjobs.deploy.release import Clients, Release, records_by_version
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.project.plan import Planner
-from vllmjobs.rollout.deployments import groups, instances, is_way_back, spec, stable
-from vllmjobs.rollout.events import Happening
-from vllmjobs.rollout.model import Entry, Fail, Outcome
+from vllmjobs.rollout.deployments import (
+    group_states,
+    is_way_back,
+    parse_allocations,
+    spec,
+    stable,
+)
+from vllmjobs.rollout.events import Event
+from vllmjobs.rollout.model import Fail, Outcome, Record
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ACTIVE
 
 
 class NoRoomError(UserError):
-    """There is no node for the canaries of the way back."""
+    """The canaries of the way back have no node."""
 
     exit_code = 3
 
 
 class Running(NamedTuple):
-    """What is deployed now."""
+    """The version that is deployed now."""
 
     version: int
+    """The job's version."""
     deployment: Json | None
-    """The version's."""
+    """The version's deployment; None without one."""
 
     @property
     def is_active(self) -> bool:
-        """Whether its deployment has not ended."""
+        """True until its deployment has ended."""
         return self.deployment is not None and self.deployment["Status"] in ACTIVE
 
 
-class Back:
-    """Decides nothing: a person has."""
+class Manual:
+    """The commands by which a person decides about one job."""
 
     def __init__(
         self,
         environment: Environment,
         where: Where,
-        cluster: Cluster,
+        clients: Clients,
         command: Callable[[str], str],
         timeout: float | None = None,
     ) -> None:
-        """Take `command`, which returns what a person is to type for a command on this environment."""
-        self._where, self._cluster, self._command = where, cluster, command
+        """Take `command`, which returns what a person is to type for a command on this environment.
+
+        `timeout`, in seconds, is for the whole of it, instead of what follows from the environment.
+        """
+        self._where, self._clients, self._command = where, clients, command
         self._environment, self._timeout = environment, timeout
-        self._releases: Deployments = cluster.releases
+        self._releases: Deployments = clients.releases
 
     def promote(self) -> Outcome:
-        """Promote the canaries, and follow them; whatever the verdict. Goes on where they are promoted."""
+        """Promote the canaries, whatever the verdict, and follow them; also where that is done already."""
         running = self._running()
         if _is_promoted(running):
             self._tell(running.version, "resumed", "the canaries are promoted already, and are followed")
@@ -71,11 +81,12 @@ class Back:
     def abort(self, force: bool) -> Outcome:
         """Fail the deployment: the canaries stop, and the old version serves on.
 
-        Without `force`, not where no other instance of their group is healthy.
+        Without `force`, it is refused where no other instance of their group is healthy.
         """
         running = self._waiting("abort")
         deployment = running.deployment or {}
-        self._hold_last(deployment, force)
+        if not force:
+            self._refuse_to_stop_the_last(deployment)
         failed = Fail(reason=f"aborted by {who(self._releases)}", outcome="refused")
         try:
             self._releases.fail(deployment["ID"], self._where)
@@ -92,18 +103,18 @@ class Back:
         """
         running = self._running()
         versions = {one["Version"]: one for one in self._releases.versions(self._where)}
-        if self._is_on_its_way(running, versions, version):
-            said = f"version {running.version} is the way back, and is followed"
-            self._tell(running.version, "resumed", said, is_way_back=True)
+        if self._is_going_back(running, versions, version):
+            text = f"version {running.version} is the way back, and is followed"
+            self._tell(running.version, "resumed", text, is_way_back=True)
             return self._release().follow(running.version, is_judged=False).outcome
         if version is None and _is_waiting(running):
             return self.abort(force=False)
-        to = self._to(versions, running.version, version)
-        self._hold_room(versions[to])
+        to = self._target(versions, running.version, version)
+        self._check_room(versions[to])
         self._releases.revert(self._where, to, running.version)
         job = self._releases.cluster.job(*self._where)
         assert job
-        entry = Entry(
+        record = Record(
             version=job["Version"],
             at=now(),
             by=who(self._releases),
@@ -111,26 +122,26 @@ class Back:
             is_way_back=True,
         )
         release = self._release()
-        release.keep(entry)
-        said = f"version {to} is registered again, as {job['Version']}"
-        self._tell(job["Version"], "registered", said, is_way_back=True)
+        release.keep(record)
+        text = f"version {to} is registered again, as {job['Version']}"
+        self._tell(job["Version"], "registered", text, is_way_back=True)
         return release.follow(job["Version"], is_judged=False).outcome
 
     def _release(self) -> Release:
-        return Release(self._environment, self._where, self._cluster, self._timeout)
+        return Release(self._environment, self._where, self._clients, self._timeout)
 
-    def _is_on_its_way(self, running: Running, versions: Mapping[int, Json], wanted: int | None) -> bool:
-        """Whether what runs is the way back that is asked for, and has not ended yet."""
+    def _is_going_back(self, running: Running, versions: Mapping[int, Json], wanted: int | None) -> bool:
+        """Tell whether the way back that is asked for is registered already, and has not ended yet."""
         current = running.version
-        entry = kept(self._releases, self._where).get(current)
-        if not is_way_back(current, entry, versions.values()):
+        record = records_by_version(self._releases, self._where).get(current)
+        if not is_way_back(current, record, versions.values()):
             return False
         if wanted is not None and spec(versions.get(wanted, {})) != spec(versions[current]):
             return False
         if running.is_active:
             return True
-        if entry:
-            return entry.outcome is None
+        if record:
+            return record.outcome is None
         # Nomad, or a run that was killed, went back from the version before, and nobody has followed it.
         deployments = self._releases.deployments(self._where)
         return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in deployments)
@@ -144,7 +155,7 @@ class Back:
         return Running(job["Version"], latest if is_of_version else None)
 
     def _waiting(self, command: str) -> Running:
-        """What is deployed, where its canaries wait for a promotion."""
+        """Return the version that is deployed; refuse where none of its canaries waits for a promotion."""
         running = self._running()
         if not _is_waiting(running):
             what = "has no canaries that wait for a promotion"
@@ -153,17 +164,21 @@ class Back:
             raise UserError(f"{self._where.id}: version {running.version} {what}{back}")
         return running
 
-    def _hold_last(self, deployment: Json, force: bool) -> None:
-        seen = groups(deployment, instances(self._releases.allocations(self._where), deployment))
-        alone = [name for name, group in seen.items() if group.healthy_canaries and not group.old_healthy]
-        if alone and not force:
+    def _refuse_to_stop_the_last(self, deployment: Json) -> None:
+        allocations = parse_allocations(self._releases.allocations(self._where), deployment)
+        groups = group_states(deployment, allocations)
+        alone = [name for name, group in groups.items() if group.healthy_canaries and not group.old_healthy]
+        if alone:
             raise UserError(
                 f"{self._where.id}: only the canaries of {', '.join(alone)} are healthy, and would be "
                 "stopped; --force stops them all the same"
             )
 
-    def _to(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
-        """The version to go back to: the newest that was deployed with success and is another job."""
+    def _target(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
+        """Return the version to go back to.
+
+        Without a wanted one, it is the newest that was deployed with success and is another job.
+        """
         others = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
         if wanted is not None:
             if wanted not in versions or wanted == current:
@@ -173,28 +188,28 @@ class Back:
                     f"{self._where.id}: as version {wanted} the job was stopped; Nomad keeps {others}"
                 )
             return wanted
-        found = stable(versions.values(), current)
-        if found is None:
+        newest = stable(versions.values(), current)
+        if newest is None:
             raise UserError(
                 f"{self._where.id}: no other version was deployed with success; "
                 f"Nomad keeps {others}: name one"
             )
-        return found
+        return newest
 
-    def _hold_room(self, job: Json) -> None:
+    def _check_room(self, job: Json) -> None:
         planner = Planner(self._releases.cluster, self._environment.nomad.namespace, [])
         plan = planner.plan_parsed("vllm", {**job, "Stop": False})
         if is_unplaceable(plan):
-            why = [
+            lines = [
                 f"{group.name}: {', '.join(reasons(group.unplaced))}"
                 for group in plan.groups
                 if group.unplaced
             ]
-            raise NoRoomError(f"{self._where.id}: version {job['Version']} has no room\n" + "\n".join(why))
+            raise NoRoomError(f"{self._where.id}: version {job['Version']} has no room\n" + "\n".join(lines))
 
     def _tell(self, version: int, kind: str, text: str, is_way_back: bool = False) -> None:
-        self._cluster.reporter.begin(self._where.id, version, is_way_back)
-        self._cluster.reporter.tell(Happening(kind, text))
+        self._clients.reporter.begin(self._where.id, version, is_way_back)
+        self._clients.reporter.tell(Event(kind, text))
 
 
 def _is_waiting(running: Running) -> bool:
@@ -202,11 +217,11 @@ def _is_waiting(running: Running) -> bool:
 
 
 def _is_promoted(running: Running) -> bool:
-    """Whether all canaries are, and its deployment has not failed since."""
+    """Tell whether all canaries are promoted, and the deployment has not failed since."""
     deployment = running.deployment or {}
     states = _with_canaries(running)
-    is_well = running.is_active or deployment.get("Status") == "successful"
-    return is_well and bool(states) and all(state["Promoted"] for state in states)
+    has_not_failed = running.is_active or deployment.get("Status") == "successful"
+    return has_not_failed and bool(states) and all(state["Promoted"] for state in states)
 
 
 def _with_canaries(running: Running) -> list[Json]:

@@ -1,4 +1,4 @@
-"""`--notify`: each event of a release as JSON, to commands and to webhooks."""
+"""Hooks of `--notify`: commands and webhooks that get each event of a release as JSON."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ import requests
 
 from vllmjobs import __version__
 from vllmjobs.environment.secrets import without_secrets
-from vllmjobs.rollout.model import Event
+from vllmjobs.rollout.model import Notification
 
 HTTP_S = 10.0  # seconds until connected, and until the answer begins
 COMMAND_S = 30.0
@@ -31,15 +31,15 @@ _URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
 
 
 class NotSentError(Exception):
-    """Why an event did not arrive, in words without a secret."""
+    """An event did not arrive; the text says why, without a secret."""
 
 
 class Notifier:
     """Passes events on to hooks, to each in their order and in a thread of its own: nothing waits for one.
 
     A hook that begins with http:// or https:// gets a POST, any other is a command for `sh -c`, with the
-    event on its standard input. Of each hook the first failure is said at once, through `warn`, from the
-    hook's thread; how many events did not arrive, at the end.
+    event on its standard input. The first failure of each hook is reported at once, through `warn`, from the
+    hook's thread; the count of events that did not arrive, at the end.
     """
 
     def __init__(
@@ -52,8 +52,8 @@ class Notifier:
         """`warn` must not fail and must not wait; `limit` is for a command, in seconds."""
         self._hooks = [_Hook(hook, warn, pauses, limit) for hook in hooks]
 
-    def send(self, event: Event) -> None:
-        """Have the hooks get an event. Returns at once and never fails."""
+    def send(self, event: Notification) -> None:
+        """Hand an event to the hooks. Returns at once and never fails."""
         text = without_secrets(msgspec.json.encode(event).decode()).encode()
         for hook in self._hooks:
             hook.put(text)
@@ -66,7 +66,7 @@ class Notifier:
         until = time.monotonic() + timeout
         for hook in self._hooks:
             hook.no_more()
-        return [said for hook in self._hooks if (said := hook.end(until))]
+        return [line for hook in self._hooks if (line := hook.end(until))]
 
 
 class _Hook:
@@ -136,9 +136,9 @@ class _Hook:
                 raise NotSentError(why)
 
     def _command(self, text: bytes) -> None:
-        """Files, not pipes: a command need not read the event, and may leave others running behind it."""
+        """Run a command with files, not pipes: it need not read the event, and may leave others running."""
         try:
-            with tempfile.TemporaryFile() as event, tempfile.TemporaryFile() as said:
+            with tempfile.TemporaryFile() as event, tempfile.TemporaryFile() as stderr:
                 event.write(text)
                 event.seek(0)
                 # A session of its own: Ctrl-C is for the release, and what it starts is killed with it.
@@ -146,7 +146,7 @@ class _Hook:
                     ["/bin/sh", "-c", self._hook],
                     stdin=event,
                     stdout=subprocess.DEVNULL,
-                    stderr=said,
+                    stderr=stderr,
                     start_new_session=True,
                 )
                 if self._given_up.is_set():
@@ -160,8 +160,8 @@ class _Hook:
                 finally:
                     self._process = None
                 if code:
-                    said.seek(0)
-                    raise NotSentError(_ended(code, said.read(100_000).decode(errors="replace")))
+                    stderr.seek(0)
+                    raise NotSentError(_ended(code, stderr.read(100_000).decode(errors="replace")))
         except OSError as error:
             raise NotSentError(f"cannot be run ({error.strerror})") from error
 
@@ -171,15 +171,15 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def _ended(code: int, said: str) -> str:
-    lines = said.split("\n")
+def _ended(code: int, stderr: str) -> str:
+    lines = stderr.split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    last = _URL.sub(lambda found: _place(found[0]), without_secrets(last))[:200]
+    last = _URL.sub(lambda match: _place(match[0]), without_secrets(last))[:200]
     return f"exit code {code}{last and f': {last}'}" if code > 0 else f"ended by signal {-code}"
 
 
 def _called(hook: str) -> str:
-    """A hook without what may be a secret: of a URL scheme and host, of a command its program."""
+    """Name a hook without what may be a secret: a URL by scheme and host, a command by its program."""
     if _URL.match(hook):
         return f"--notify {_place(hook)}"
     try:
@@ -191,7 +191,7 @@ def _called(hook: str) -> str:
 
 
 def _place(url: str) -> str:
-    """The path of a webhook is its password."""
+    """Return a webhook's scheme and host: its path is its password."""
     try:
         parts = urlsplit(url)
         return f"{parts.scheme}://{parts.hostname}/…"

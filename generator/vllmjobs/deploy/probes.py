@@ -1,4 +1,4 @@
-"""Real requests for one token where there are too few others, in the background."""
+"""Probes: real requests for one token, in the background, where there are too few others."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ UNANSWERED = 3  # in a row: one may meet a kernel that is compiled
 
 
 class Prober:
-    """Sends probes, and keeps count of those that had no answer."""
+    """The sender of probes. It counts those that had no answer."""
 
     def __init__(self, key: str | None, warn: Callable[[str], None]) -> None:
-        """`key` is for servers with --api-key; `warn` is told why one could not be asked, once for each."""
+        """`key` is for servers with --api-key; `warn` is called once for each server that cannot be asked."""
         self._key, self._warn = key, warn
         self._lock, self._slots = threading.Lock(), threading.Semaphore(AT_ONCE)
         self._open: Counter[str] = Counter()
@@ -26,7 +26,7 @@ class Prober:
         self._is_closed = False
 
     def send(self, address: str, served_name: str, count: int) -> None:
-        """Ask an instance so many times more, unless as many questions are open."""
+        """Ask an instance so many times more, unless as many requests are open."""
         with self._lock:
             fresh = count - self._open[address]
             self._open[address] += max(0, fresh)
@@ -35,7 +35,7 @@ class Prober:
             threading.Thread(target=self._ask, args=(address, served_name), daemon=True).start()
 
     def unanswered(self, address: str) -> int:
-        """How many probes in a row had no answer though the instance took the question."""
+        """Return the count of probes in a row that had no answer though the instance took the request."""
         return self._unanswered[address]
 
     def close(self) -> None:

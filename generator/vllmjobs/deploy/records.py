@@ -1,15 +1,24 @@
-"""What is remembered of a job's releases: one Nomad Variable for each job, one item for each version."""
+"""The records of a job's releases: one Nomad Variable for each job, one item for each version.
+
+`history` and `status` show them, and a run that was killed goes on with them.
+"""
 
 from __future__ import annotations
 
+import getpass
 import re
-from collections.abc import Iterable
+import socket
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from datetime import UTC, datetime
 
 import msgspec
+from msgspec.structs import replace
 
 from vllmjobs.cluster.deployments import Deployments
+from vllmjobs.cluster.failures import NomadError
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.rollout.model import Entry
+from vllmjobs.rollout.model import End, Fail, Observation, Record
 
 PATH = "vllmjobs/releases"
 KEPT = 20  # versions, where Nomad keeps six of the job by default
@@ -19,59 +28,129 @@ LARGEST = (
 _KEY = re.compile(r"v\d+")
 
 
-def read(releases: Deployments, where: Where) -> list[Entry]:
-    """The records of a job, the newest version first; what cannot be read as one is left out.
+class RecordKeeper:
+    """The record of one version, and its writer.
+
+    A token that may not write it is warned of once, and fails nothing.
+    """
+
+    def __init__(
+        self, releases: Deployments, where: Where, record: Record, warn: Callable[[str], None]
+    ) -> None:
+        self._releases, self._where, self._warn = releases, where, warn
+        self._is_writable = True
+        self.record = record
+
+    def keep(self) -> None:
+        """Write the record as it is."""
+        if not self._is_writable:
+            return
+        try:
+            write(self._releases, self._where, self.record)
+        except NomadError as error:
+            self._is_writable = False
+            self._warn(f"no history is kept: {error}")
+
+    def judged(self, observation: Observation) -> None:
+        """Record new verdicts: a step's first one, and one with another result than the one before."""
+        groups = {name: group for name, group in observation.groups.items() if group.verdict}
+        verdicts = {name: group.verdict for name, group in groups.items() if group.verdict}
+        old = {
+            name: (self.record.steps.get(name), verdict.result)
+            for name, verdict in self.record.verdicts.items()
+        }
+        new = {name: (groups[name].step, verdict.result) for name, verdict in verdicts.items()}
+        if any(old.get(name) != result for name, result in new.items()):
+            self.record = replace(
+                self.record,
+                verdicts=self.record.verdicts | verdicts,
+                steps=self.record.steps | {name: group.step for name, group in groups.items()},
+            )
+            self.keep()
+
+    def failing(self, action: Fail) -> None:
+        """Record why the deployment is failed, before it is."""
+        self.record = replace(self.record, outcome=action.outcome, reason=action.reason)
+        self.keep()
+
+    def ended(self, end: End) -> None:
+        """Record how the release ended."""
+        self.record = replace(self.record, outcome=end.outcome, reason=end.reason)
+        self.keep()
+
+
+def read(releases: Deployments, where: Where) -> list[Record]:
+    """Return the records of a job, the newest version first, without items that cannot be read as one.
 
     Raises `NomadError`; needs read on the variable `vllmjobs/releases/JOB`.
     """
     items, _ = releases.variable(f"{PATH}/{where.id}", where)
-    return _entries(items)
+    return _records(items)
 
 
-def write(releases: Deployments, where: Where, entry: Entry) -> None:
-    """Record a version, in place of what was recorded of it; the oldest make room.
+def write(releases: Deployments, where: Where, record: Record) -> None:
+    """Write a record in place of the one of its version; the oldest make room.
 
-    A write of which the answer was lost is repeated: it says the same. Raises `NomadError`; a
+    A write whose answer was lost is repeated: it has the same content. Raises `NomadError`; a
     `ForbiddenError` without read and write on the variable `vllmjobs/releases/JOB`.
     """
 
-    def with_entry(items: dict[str, str]) -> dict[str, str]:
-        others = (one for one in _entries(items) if one.version != entry.version)
+    def with_record(items: dict[str, str]) -> dict[str, str]:
+        others = (one for one in _records(items) if one.version != record.version)
         foreign = {key: text for key, text in items.items() if not _KEY.fullmatch(key)}
-        return {**foreign, **_items((entry, *others))}
+        return {**foreign, **_items((record, *others))}
 
-    releases.update_variable(f"{PATH}/{where.id}", where, with_entry)
+    releases.update_variable(f"{PATH}/{where.id}", where, with_record)
 
 
-def _entries(items: dict[str, str]) -> list[Entry]:
-    found = []
+def who(releases: Deployments) -> str:
+    """Return the name of the ACL token in use; without ACLs, or where the token has no name, user@host."""
+    with suppress(NomadError):
+        token = releases.token()
+        if token and token.name:
+            return token.name
+    with suppress(KeyError, OSError):
+        return f"{getpass.getuser()}@{socket.gethostname()}"
+    return socket.gethostname()
+
+
+def iso(at: datetime) -> str:
+    """Write a moment in the form of `Notification.at`."""
+    return at.astimezone(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def now() -> str:
+    """Return this moment in the form of `Notification.at`."""
+    return iso(datetime.now(UTC))
+
+
+def _records(items: dict[str, str]) -> list[Record]:
+    records = []
     for key, text in items.items():
         if _KEY.fullmatch(key):
-            try:
-                found.append(msgspec.json.decode(text, type=Entry))
-            except msgspec.MsgspecError:  # of another vllmjobs
-                continue
-    return sorted(found, key=lambda one: one.version, reverse=True)
+            with suppress(msgspec.MsgspecError):  # another release of vllmjobs wrote it
+                records.append(msgspec.json.decode(text, type=Record))
+    return sorted(records, key=lambda one: one.version, reverse=True)
 
 
-def _items(entries: Iterable[Entry]) -> dict[str, str]:
-    """The newest as items; to be small enough, the oldest of them lose their numbers, and then go."""
-    newest = sorted(entries, key=lambda one: one.version, reverse=True)[:KEPT]
-    items = {f"v{one.version}": msgspec.json.encode(one).decode() for one in newest}
+def _items(records: Iterable[Record]) -> dict[str, str]:
+    """Return the newest records as items. To be small enough, the oldest lose their numbers, and then go."""
+    newest = sorted(records, key=lambda one: one.version, reverse=True)[:KEPT]
+    items = {f"v{one.version}": _encode(one) for one in newest}
     for one in reversed(newest):
         if _size(items) <= LARGEST:
             break
-        verdicts = {
-            group: msgspec.structs.replace(verdict, numbers=()) for group, verdict in one.verdicts.items()
-        }
-        items[f"v{one.version}"] = msgspec.json.encode(
-            msgspec.structs.replace(one, verdicts=verdicts)
-        ).decode()
+        verdicts = {group: replace(verdict, numbers=()) for group, verdict in one.verdicts.items()}
+        items[f"v{one.version}"] = _encode(replace(one, verdicts=verdicts))
     for one in reversed(newest[1:]):
         if _size(items) <= LARGEST:
             break
         del items[f"v{one.version}"]
     return items
+
+
+def _encode(record: Record) -> str:
+    return msgspec.json.encode(record).decode()
 
 
 def _size(items: dict[str, str]) -> int:

@@ -1,4 +1,4 @@
-"""Tells what happens: a line each on stdout, or JSON; to hooks; and on a terminal, a table that lives."""
+"""The reports of a release: lines or JSON on stdout, hooks, and on a terminal, a table that lives."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from rich.live import Live
 from rich.table import Table
 
 from vllmjobs.deploy.notify import Notifier
-from vllmjobs.deploy.record_keeper import now
+from vllmjobs.deploy.records import now
 from vllmjobs.environment.secrets import without_secrets
-from vllmjobs.rollout.events import Happening, Seen
-from vllmjobs.rollout.model import Event, Group
+from vllmjobs.rollout.events import Event, Snapshot
+from vllmjobs.rollout.model import GroupState, Notification
 
 _WARNING = (
     "unhealthy",
@@ -28,13 +28,11 @@ _WARNING = (
     "refused",
     "warning",
 )
-
-
 FLUSH_S = 15.0  # seconds at the end for hooks that are slow
 
 
 class Reporter:
-    """Of one release after the other; a context, as its table and its hooks have an end."""
+    """The reporter of one release after the other; a context, as its table and its hooks have an end."""
 
     def __init__(
         self,
@@ -43,9 +41,9 @@ class Reporter:
         console: Console | None = None,
         to_stderr: bool = False,
     ) -> None:
-        """With a `console`, which is a terminal, a table shows how things are.
+        """A `console`, which is a terminal, gets a table of the groups.
 
-        Lines go to stdout, or where that is for an answer, to stderr.
+        Lines go to stdout, or with `to_stderr`, where stdout is for an answer, to stderr.
         """
         self._in_json, self._console, self._to_stderr = in_json, console, to_stderr
         self._notifier = Notifier(hooks, _warn)
@@ -63,55 +61,56 @@ class Reporter:
         self._notifier.close(FLUSH_S)
 
     def begin(self, job: str, version: int | None, is_way_back: bool = False) -> None:
-        """What follows is about that version of that job."""
+        """Begin with that version of that job: events from now on are about it."""
         self.job, self.version, self.deployment = job, version, None
         self.is_way_back = is_way_back
 
     def warn(self, text: str) -> None:
-        """Tell what is not as it should be, and fails nothing."""
-        self.tell(Happening("warning", text))
+        """Tell of something that is not as it should be, and fails nothing."""
+        self.tell(Event("warning", text))
 
-    def tell(self, happening: Happening) -> None:
-        """Tell one thing that happened."""
-        event = Event(
+    def tell(self, event: Event) -> None:
+        """Tell one event."""
+        notification = Notification(
             at=now(),
-            kind=happening.kind,
-            text=without_secrets(happening.text),
+            kind=event.kind,
+            text=without_secrets(event.text),
             job=self.job,
-            group=happening.group,
+            group=event.group,
             version=self.version,
             deployment=self.deployment,
-            data=happening.data,
+            data=event.data,
         )
-        self._notifier.send(event)
+        self._notifier.send(notification)
         if self._in_json:
-            click.echo(without_secrets(msgspec.json.encode(event).decode()))
+            click.echo(without_secrets(msgspec.json.encode(notification).decode()))
         elif event.kind != "measured":
-            self._line(f"{datetime.fromisoformat(event.at).astimezone():%H:%M:%S}", event)
+            self._line(notification)
 
     def answer(self, text: str) -> None:
-        """Print what a script asked for, alone on its line; in JSON, an event has it."""
+        """Print the answer that a script waits for, alone on its line; in JSON, an event has it."""
         if not self._in_json:
             click.echo(text)
 
-    def show(self, seen: Seen, reason: str) -> None:
-        """Let the table, where there is one, say how things are."""
+    def show(self, snapshot: Snapshot, reason: str) -> None:
+        """Update the table, where there is one."""
         if self._console is None or self._in_json:
             return
         if self._live is None:
             self._live = Live(console=self._console, refresh_per_second=4, transient=True)
             self._live.start()
-        self._live.update(_table(f"{self.job} version {self.version}: {reason}", seen))
+        self._live.update(_table(f"{self.job} version {self.version}: {reason}", snapshot))
 
-    def _line(self, clock: str, event: Event) -> None:
-        place = f"{event.job}{f'/{event.group}' if event.group else ''}"
+    def _line(self, notification: Notification) -> None:
+        clock = f"{datetime.fromisoformat(notification.at).astimezone():%H:%M:%S}"
+        place = f"{notification.job}{f'/{notification.group}' if notification.group else ''}"
         if self._live:
-            style = "yellow" if event.kind in _WARNING else None
+            style = "yellow" if notification.kind in _WARNING else None
             self._live.console.print(
-                f"{clock} {place}: {event.text}", style=style, markup=False, highlight=False
+                f"{clock} {place}: {notification.text}", style=style, markup=False, highlight=False
             )
         else:
-            click.echo(f"{clock} {place}: {event.text}", err=self._to_stderr)
+            click.echo(f"{clock} {place}: {notification.text}", err=self._to_stderr)
 
     def _stop(self) -> None:
         if self._live:
@@ -123,16 +122,16 @@ def _warn(line: str) -> None:
     click.echo(line, err=True)
 
 
-def _table(title: str, seen: Seen) -> Table:
+def _table(title: str, snapshot: Snapshot) -> Table:
     table = Table(title=title, title_justify="left", box=None, pad_edge=False)
     for column in ("group", "old", "new", "canaries", "step", "verdict"):
         table.add_column(column)
-    for name, group in seen[0].groups.items():
+    for name, group in snapshot.observation.groups.items():
         table.add_row(name, *_cells(group))
     return table
 
 
-def _cells(group: Group) -> tuple[str, ...]:
+def _cells(group: GroupState) -> tuple[str, ...]:
     verdict = group.verdict
     return (
         f"{group.old_healthy} serving",

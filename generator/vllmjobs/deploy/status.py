@@ -1,4 +1,4 @@
-"""What runs of an environment's job, looked up in Nomad and, where there are canaries, at the balancers."""
+"""The state of an environment's job: Nomad is asked and, where there are canaries, the balancers."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vllmjobs.deploy import records
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
-from vllmjobs.rollout.model import Entry
+from vllmjobs.rollout.model import Record
 from vllmjobs.rollout.overview import Command, Overview, Weight, overview
 
 Warn = Callable[[str], None]
 
 
 class NoJobError(UserError):
-    """There is nothing to look at yet."""
+    """The job does not exist."""
 
 
-def look(
+def read_overview(
     command: Command,
     environment: Environment,
     releases: Deployments,
@@ -30,32 +30,30 @@ def look(
     consul: Callable[[], Consul],
     warn: Warn,
 ) -> Overview:
-    """What runs of an environment; `command` returns what a person is to type for a command on it.
+    """Return what runs of an environment; `command` returns what a person is to type for a command on it.
 
     Without a Consul to ask, the shares of canaries are unknown; without leave to read the records, the
     verdicts. Raises `NomadError`, and `NoJobError` where there is no such job.
     """
     job = releases.cluster.job(*where)
     if job is None:
-        raise absent(command, releases, where)
+        raise no_job(command, releases, where)
     deployments = releases.deployments(where)
+    newest = deployments[0] if deployments else None
     versions, allocations = releases.versions(where), releases.allocations(where)
-    entries = remembered(releases, where, warn)
+    recorded = read_records(releases, where, warn)
 
-    def seen(weights: dict[str, Weight] | None) -> Overview:
-        newest = deployments[0] if deployments else None
-        return overview(command, job, versions, newest, allocations, entries, weights)
+    def with_weights(weights: dict[str, Weight] | None) -> Overview:
+        return overview(command, job, versions, newest, allocations, recorded, weights)
 
-    found = seen(None)
-    return (
-        seen(_weights(environment, consul, job["Version"]))
-        if any(group.weight for group in found.groups)
-        else found
-    )
+    answer = with_weights(None)
+    if any(group.weight for group in answer.groups):
+        return with_weights(_weights(environment, consul, job["Version"]))
+    return answer
 
 
-def remembered(releases: Deployments, where: Where, warn: Warn) -> list[Entry]:
-    """The records of a job; none, with a warning, where the token may not read them."""
+def read_records(releases: Deployments, where: Where, warn: Warn) -> list[Record]:
+    """Return the records of a job; none, with a warning, where the token may not read them."""
     try:
         return records.read(releases, where)
     except ForbiddenError as error:
@@ -63,8 +61,8 @@ def remembered(releases: Deployments, where: Where, warn: Warn) -> list[Entry]:
         return []
 
 
-def absent(command: Command, releases: Deployments, where: Where) -> NoJobError:
-    """What to say where there is no such job."""
+def no_job(command: Command, releases: Deployments, where: Where) -> NoJobError:
+    """Return the error for a job that does not exist."""
     return NoJobError(
         f'{releases.address}: there is no job {where.id} in namespace "{where.namespace}"; '
         f"`{command('deploy')}` starts it"
@@ -74,7 +72,7 @@ def absent(command: Command, releases: Deployments, where: Where) -> NoJobError:
 def _weights(
     environment: Environment, consul: Callable[[], Consul], version: int
 ) -> dict[str, Weight] | None:
-    """By group; until a share was asked for, canaries are to have `rollout.weight` by themselves."""
+    """Return the shares by group; until one was asked for, canaries have `rollout.weight` by themselves."""
     try:
         traffic = Traffic(environment, consul(), version)
         asked, given = traffic.asked(), traffic.given()

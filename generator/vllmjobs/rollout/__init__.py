@@ -1,1 +1,1 @@
-"""What a release does next, given what was observed, and whether a canary is well."""
+"""The pure half of a release: what is observed, the next action, and the verdict on a canary."""

@@ -1,6 +1,7 @@
-"""Whether canaries are well: their samples against those of the stable instances, in the same time.
+"""The analysis of canaries: their samples against those of the stable instances, in the same time.
 
-`compare` says what one look showed, `judge` what the looks of a step add up to.
+`side` sums up the samples of a window, `compare` makes one measurement of two sides, and `judge` a verdict of
+the measurements of a step.
 """
 
 from collections.abc import Sequence
@@ -24,34 +25,40 @@ _SHARES = ("error_rate", "kv_cache_usage")
 
 
 class Side(Value, frozen=True):
-    """What the canaries, or the stable instances, showed together in the window."""
+    """The canaries, or the stable instances, taken together over the window."""
 
     requests: int = 0
-    """See `Sample.counts`."""
+    """The count of requests: see `Sample.counts`."""
     values: dict[str, float] = {}
-    """By metric; absent where there is no data: latencies in seconds, shares from 0 to 1."""
+    """The value of each metric that has data: latencies in seconds, shares from 0 to 1."""
 
 
 class Measurement(Value, frozen=True):
-    """What one look showed."""
+    """The result of one comparison of canaries and stable instances."""
 
     at: float
     """Seconds, on the clock of `rollout.model`."""
     result: Result
+    """The result for all metrics together."""
     reason: str
     """One clause, as `Verdict.reason`."""
     numbers: tuple[Number, ...] = ()
+    """One number for each metric that has a limit."""
     canary_requests: int = 0
+    """The requests that the canaries had in the window."""
     stable_requests: int = 0
+    """The requests that the stable instances had in the window."""
 
 
 def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> Side:
-    """Take the last `window` of several instances together: counts are added up, gauges are the mean over
-    an instance's samples and then over the instances. Each inner sequence is one instance's, in order of
-    time; what it counted before its first sample is not known to be of this time, and left out.
+    """Take the last `window` of several instances together.
 
-    error_rate is the share of answers with a 5xx, or that of ended requests that ended in an error, if it is
-    higher: the error that cuts a stream comes after its 200, and some servers show no answers.
+    Counts are added up, gauges are the mean over an instance's samples and then over the instances. Each
+    inner sequence is one instance's, in order of time. The counts of its first sample may be older than the
+    window, and are left out.
+
+    error_rate is the share of answers with a 5xx, or the share of ended requests that ended in an error, if
+    it is higher: the error that cuts a stream comes after its 200, and some servers show no answers.
     """
     since = now - seconds(analysis.window)
     windows = [window for samples in instances if len(window := _since(since, samples)) > 1]
@@ -69,16 +76,17 @@ def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -
     for metric in HISTOGRAMS:
         values[metric] = histogram.quantile(analysis.quantile, grown.get(metric, {}))
     for metric in GAUGES:
-        shown = [
-            [one.sample.gauges[metric] for one in of[1:] if metric in one.sample.gauges] for of in windows
+        gauges = [
+            [one.sample.gauges[metric] for one in window[1:] if metric in one.sample.gauges]
+            for window in windows
         ]
-        values[metric] = _mean([_mean(one) for one in shown if one])
+        values[metric] = _mean([_mean(one) for one in gauges if one])
     known = {metric: value for metric, value in values.items() if value is not None and not isnan(value)}
     return Side(round(count.get("requests", 0)), known)
 
 
 def compare(analysis: Analysis, canary: Side, stable: Side, now: float) -> Measurement:
-    """Hold the canaries against their limits, and against a stable side that may be of another time."""
+    """Compare the canaries with their limits, and with a stable side that may be of another time."""
     least = analysis.min_requests
     limits: dict[str, Limit] = {
         metric: limit for metric in METRICS if (limit := getattr(analysis.limits, metric)) is not None
@@ -87,10 +95,10 @@ def compare(analysis: Analysis, canary: Side, stable: Side, now: float) -> Measu
     is_comparable = stable.requests >= least
     numbers, clauses = [], []
     for metric, limit in limits.items():
-        value, held_against = canary.values.get(metric), stable.values.get(metric)
-        usable = held_against if is_comparable else None
+        value, reference = canary.values.get(metric), stable.values.get(metric)
+        usable = reference if is_comparable else None
         result, clause = _check(metric, limit, value, usable) if has_enough else ("undecided", "")
-        numbers.append(Number(metric, value, held_against, _in_words(limit, held_against), result))
+        numbers.append(Number(metric, value, reference, _in_words(limit, reference), result))
         if result == "fail" or (result == "undecided" and metric != _MAY_BE_MISSING):
             clauses.append((result, clause))
 
@@ -110,19 +118,9 @@ def judge(analysis: Analysis, measurements: Sequence[Measurement], elapsed: floa
     One failure too many fails it at once. Else the last measurement decides once the window is over: a
     failure that is allowed waits for the next one, and where there is too little data `on_no_data` decides.
     """
-    failures = [one for one in measurements if one.result == "fail"]
     last = measurements[-1] if measurements else Measurement(0, "undecided", "nothing was measured")
-    result, reason = last.result, last.reason
-    if len(failures) > analysis.max_failures:
-        result, reason = "fail", failures[-1].reason
-    elif elapsed < seconds(analysis.window):
-        result, reason = "undecided", f"watched for {duration(elapsed)} of {analysis.window}; {reason}"
-    elif result == "fail":
-        result = "undecided"
-        reason = f"failed {len(failures)} of {analysis.max_failures} times that are allowed; {reason}"
-    elif result == "undecided" and analysis.on_no_data != "hold":
-        result = "fail" if analysis.on_no_data == "fail" else "pass"
-        reason = f"{reason}; on_no_data is {analysis.on_no_data}"
+    failures = [one for one in measurements if one.result == "fail"]
+    result, reason = _result(analysis, last, failures, elapsed)
     return Verdict(
         result,
         reason,
@@ -135,8 +133,29 @@ def judge(analysis: Analysis, measurements: Sequence[Measurement], elapsed: floa
     )
 
 
+def _result(
+    analysis: Analysis, last: Measurement, failures: Sequence[Measurement], elapsed: float
+) -> tuple[Result, str]:
+    """Return the result of a step, and its reason: of the rules below, the first one that holds decides."""
+    failed_too_often = len(failures) > analysis.max_failures
+    if failed_too_often:
+        return "fail", failures[-1].reason
+    is_window_open = elapsed < seconds(analysis.window)
+    if is_window_open:
+        return "undecided", f"watched for {duration(elapsed)} of {analysis.window}; {last.reason}"
+    is_allowed_failure = last.result == "fail"
+    if is_allowed_failure:
+        allowed = f"failed {len(failures)} of {analysis.max_failures} times that are allowed"
+        return "undecided", f"{allowed}; {last.reason}"
+    decides_without_data = last.result == "undecided" and analysis.on_no_data != "hold"
+    if decides_without_data:
+        reason = f"{last.reason}; on_no_data is {analysis.on_no_data}"
+        return ("fail" if analysis.on_no_data == "fail" else "pass"), reason
+    return last.result, last.reason
+
+
 def _since(since: float, samples: Sequence[Timed]) -> Sequence[Timed]:
-    """Those after that time, and before them the newest of the others, from which they count."""
+    """Return the samples after that time, and the newest one before them, from which they count."""
     before = sum(one.at <= since for one in samples)
     return samples[max(0, before - 1) :]
 
@@ -149,22 +168,22 @@ def _check(metric: str, limit: Limit, value: float | None, stable: float | None)
     if value is None:
         return "undecided", f"the canaries show no {metric}"
     if limit.max is not None and value > limit.max:
-        return "fail", f"{metric} is {_said(metric, value)}, more than {_said(metric, limit.max)}"
+        return "fail", f"{metric} is {_amount(metric, value)}, more than {_amount(metric, limit.max)}"
     if limit.ratio is None or value <= limit.floor:
         return "pass", ""
     if stable is None:
         return "undecided", f"the stable instances show no {metric}"
     if value > limit.ratio * stable:
-        said = f"more than {limit.ratio:g} times the stable instances' {_said(metric, stable)}"
-        return "fail", f"{metric} is {_said(metric, value)}, {said}"
+        more = f"more than {limit.ratio:g} times the stable instances' {_amount(metric, stable)}"
+        return "fail", f"{metric} is {_amount(metric, value)}, {more}"
     return "pass", ""
 
 
-def _sum_up(failed: list[str], open_: list[str], canary: Side, stable: Side) -> tuple[Result, str]:
+def _sum_up(failed: list[str], undecided: list[str], canary: Side, stable: Side) -> tuple[Result, str]:
     if failed:
         return "fail", "; ".join(failed)
-    if open_:
-        return "undecided", "; ".join(open_)
+    if undecided:
+        return "undecided", "; ".join(undecided)
     return "pass", (
         f"within all limits over {_requests(canary.requests)} to the canaries and {stable.requests} to the "
         "stable instances"
@@ -172,17 +191,17 @@ def _sum_up(failed: list[str], open_: list[str], canary: Side, stable: Side) -> 
 
 
 def _in_words(limit: Limit, stable: float | None) -> str:
-    said = [] if limit.max is None else [f"at most {limit.max:g}"]
+    clauses = [] if limit.max is None else [f"at most {limit.max:g}"]
     if limit.ratio is not None:
         shown = (
             "what the stable instances show" if stable is None else f"the stable instances' {_short(stable)}"
         )
         above = f"above {limit.floor:g}, " if limit.floor else ""
-        said.append(f"{above}at most {limit.ratio:g} times {shown}")
-    return "; ".join(said) or "none"
+        clauses.append(f"{above}at most {limit.ratio:g} times {shown}")
+    return "; ".join(clauses) or "none"
 
 
-def _said(metric: str, value: float) -> str:
+def _amount(metric: str, value: float) -> str:
     if metric in _SHARES:
         return f"{_short(100 * value)} %"
     return f"{_short(value)} s" if metric in _SECONDS else _short(value)

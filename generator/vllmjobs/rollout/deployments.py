@@ -1,13 +1,13 @@
-"""What a deployment and its job's allocations say, as Nomad's API gives them, in a release's words."""
+"""Nomad's versions, deployments and allocations, read from its API's answers into the values of a release."""
 
 from collections.abc import Iterable
 from typing import Any
 
-from vllmjobs.rollout.model import Entry, Group, Value
+from vllmjobs.rollout.model import GroupState, Record, Value
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
-# What Nomad counts, or changes by itself, in a job: api/jobs.go.
+# The fields of a job that Nomad counts, or changes by itself: api/jobs.go.
 _COUNTED = (
     "Version", "Stable", "Status", "StatusDescription", "CreateIndex", "ModifyIndex", "JobModifyIndex",
     "SubmitTime", "VersionTag", "Stop",
@@ -15,70 +15,78 @@ _COUNTED = (
 
 
 def spec(job: Json) -> dict[str, Any]:
-    """What somebody wrote of a job: two versions with the same are one job."""
+    """Return the part of a job that somebody wrote: two versions with the same spec are one job."""
     return {key: value for key, value in job.items() if key not in _COUNTED}
 
 
 def stable(versions: Iterable[Json], current: int) -> int | None:
-    """The newest version to go back to: deployed with success, not a stopped job, and another job than the
-    current one, to which Nomad would not change it.
+    """Return the newest version to go back to, or None.
+
+    It was deployed with success, is no stopped job, and is another job than the current one, to which Nomad
+    would not change it.
     """
-    kept = {one["Version"]: one for one in versions}
-    mine = spec(kept[current]) if current in kept else {}
+    kept = {version["Version"]: version for version in versions}
+    current_spec = spec(kept[current]) if current in kept else {}
     fit = [
         number
         for number, job in kept.items()
-        if job["Stable"] and not job.get("Stop") and number != current and spec(job) != mine
+        if job["Stable"] and not job.get("Stop") and number != current and spec(job) != current_spec
     ]
     return max(fit, default=None)
 
 
-def is_way_back(version: int, entry: Entry | None, versions: Iterable[Json]) -> bool:
-    """Whether a version is an older one that was registered again, and needs no verdict.
+def is_way_back(version: int, record: Record | None, versions: Iterable[Json]) -> bool:
+    """Tell whether a version is an older one that was registered again, and needs no verdict.
 
-    As its record says. Without one, as after a kill or where Nomad went back by itself: whether it is the
-    same job as an older version that was deployed with success.
+    Its record says so. Without a record, as after a kill or where Nomad went back by itself, it is one where
+    it is the same job as an older version that was deployed with success.
     """
-    if entry:
-        return entry.is_way_back
+    if record:
+        return record.is_way_back
     kept = {one["Version"]: one for one in versions}
     if version not in kept or kept[version].get("Stop"):
         return False
-    mine = spec(kept[version])
+    own_spec = spec(kept[version])
     return any(
-        number < version and job.get("Stable") and not job.get("Stop") and spec(job) == mine
+        number < version and job.get("Stable") and not job.get("Stop") and spec(job) == own_spec
         for number, job in kept.items()
     )
 
 
-class Instance(Value, frozen=True):
-    """One allocation of a group."""
+class Allocation(Value, frozen=True):
+    """One allocation of a group: one instance of a model's server."""
 
     id: str
+    """The allocation's ID."""
     group: str
+    """The group's name."""
     node: str
+    """The node's name."""
     version: int
+    """The job's version that it runs."""
     is_canary: bool
-    """Of the deployment that is followed, and not promoted."""
+    """True for a canary of the deployment that is followed, until its promotion."""
     is_of_deployment: bool
-    """Placed, or changed in place, by the deployment that is followed."""
+    """True where the deployment that is followed placed it, or changed it in place."""
     is_wanted: bool
-    """Not told to stop."""
+    """False once it is told to stop."""
     state: str
-    """ClientStatus: pending, running, complete, failed, lost, unknown."""
+    """Nomad's ClientStatus: pending, running, complete, failed, lost, unknown."""
     is_starting: bool
-    """Whether a task of it waits to be started, for the first time or again."""
+    """True while one of its tasks waits to be started, for the first time or again."""
     healthy: bool | None
-    """As the deployment has it; None where that is not known yet."""
+    """The health that the deployment has for it; None until that is known."""
     restarts: int
+    """The count of restarts of its tasks."""
     address: str | None
-    """`ip:port` of its API."""
+    """The `ip:port` of its API."""
     why: str = ""
     """The last thing that happened to a task that did not end well, in Nomad's words."""
 
 
-def instances(allocations: Iterable[Json], deployment: Json | None) -> list[Instance]:
-    """Every allocation of a job (api/allocations.go AllocationListStub, with resources), as an `Instance`.
+def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[Allocation]:
+    """Return every allocation of a job, from Nomad's list (api/allocations.go AllocationListStub, with
+    resources).
 
     A list of allocations does not name their deployments, but a version has no more than one.
     """
@@ -88,62 +96,64 @@ def instances(allocations: Iterable[Json], deployment: Json | None) -> list[Inst
         for id in group["PlacedCanaries"] or ()
     }
     version = deployment["JobVersion"] if deployment else None
-    return [_instance(allocation, version, canaries) for allocation in allocations]
+    return [_allocation(allocation, version, canaries) for allocation in answer]
 
 
-def is_old(instance: Instance) -> bool:
-    """Whether it serves, and what is released is to take its place."""
+def is_old(allocation: Allocation) -> bool:
+    """Tell whether an allocation serves, and is to be replaced by what is released."""
     return (
-        not instance.is_of_deployment
-        and instance.is_wanted
-        and instance.state == "running"
-        and not instance.is_starting
-        and instance.healthy is not False
+        not allocation.is_of_deployment
+        and allocation.is_wanted
+        and allocation.state == "running"
+        and not allocation.is_starting
+        and allocation.healthy is not False
     )
 
 
-def is_ready(instance: Instance) -> bool:
-    """Whether it runs, and was found healthy."""
+def is_ready(allocation: Allocation) -> bool:
+    """Tell whether an allocation runs, and the deployment has found it healthy."""
     return (
-        instance.is_wanted
-        and instance.state == "running"
-        and not instance.is_starting
-        and instance.healthy is True
+        allocation.is_wanted
+        and allocation.state == "running"
+        and not allocation.is_starting
+        and allocation.healthy is True
     )
 
 
-def groups(deployment: Json, seen: Iterable[Instance]) -> dict[str, Group]:
-    """What is seen of each group of a deployment; without what only balancers and metrics tell."""
-    by_group: dict[str, list[Instance]] = {}
-    for instance in seen:
-        by_group.setdefault(instance.group, []).append(instance)
+def group_states(deployment: Json, allocations: Iterable[Allocation]) -> dict[str, GroupState]:
+    """Return the state of each group, by name, with what Nomad alone tells (api/deployments.go)."""
+    by_group: dict[str, list[Allocation]] = {}
+    for allocation in allocations:
+        by_group.setdefault(allocation.group, []).append(allocation)
     version = deployment["JobVersion"]
     return {
-        name: _group(state, by_group.get(name, []), version)
-        for name, state in (deployment.get("TaskGroups") or {}).items()
+        name: _group_state(group, by_group.get(name, []), version)
+        for name, group in (deployment.get("TaskGroups") or {}).items()
     }
 
 
-def _group(state: Json, found: list[Instance], version: int) -> Group:
-    canaries = [one for one in found if one.is_canary and one.is_wanted and one.state not in ENDED]
-    return Group(
-        desired_canaries=state["DesiredCanaries"],
+def _group_state(group: Json, allocations: list[Allocation], version: int) -> GroupState:
+    canaries = [one for one in allocations if one.is_canary and one.is_wanted and one.state not in ENDED]
+    return GroupState(
+        desired_canaries=group["DesiredCanaries"],
         placed_canaries=len(canaries),
         healthy_canaries=sum(map(is_ready, canaries)),
-        promoted=state["Promoted"],
-        desired_total=state["DesiredTotal"],
-        healthy=state["HealthyAllocs"],
-        unhealthy=state["UnhealthyAllocs"],
-        old_healthy=sum(map(is_old, found)),
-        old_running=sum(one.version != version and one.state in ("pending", "running") for one in found),
+        promoted=group["Promoted"],
+        desired_total=group["DesiredTotal"],
+        healthy=group["HealthyAllocs"],
+        unhealthy=group["UnhealthyAllocs"],
+        old_healthy=sum(map(is_old, allocations)),
+        old_running=sum(
+            one.version != version and one.state in ("pending", "running") for one in allocations
+        ),
     )
 
 
 def address(allocation: Json, label: str = "http") -> str | None:
-    """`ip:port` of a port of an allocation, as /v1/allocations lists it with resources; None without one.
+    """Return the `ip:port` of a port of an allocation, as /v1/allocations lists it with resources, or None.
 
-    Group networks are under Shared.Ports, those of a task under its Networks, which Nomad deprecates
-    (nomad/structs/structs.go AllocatedResources).
+    The ports of group networks are under Shared.Ports, those of a task under its Networks, which Nomad
+    deprecates (nomad/structs/structs.go AllocatedResources).
     """
     resources = allocation.get("AllocatedResources") or {}
     for port in (resources.get("Shared") or {}).get("Ports") or ():
@@ -161,10 +171,10 @@ def _joined(ip: str, port: int) -> str:
     return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
 
 
-def _instance(allocation: Json, version: int | None, canaries: set[str]) -> Instance:
+def _allocation(allocation: Json, version: int | None, canaries: set[str]) -> Allocation:
     status = allocation.get("DeploymentStatus") or {}
     tasks = list((allocation.get("TaskStates") or {}).values())
-    return Instance(
+    return Allocation(
         id=allocation["ID"],
         group=allocation["TaskGroup"],
         node=allocation.get("NodeName", ""),
@@ -177,12 +187,12 @@ def _instance(allocation: Json, version: int | None, canaries: set[str]) -> Inst
         healthy=status.get("Healthy"),
         restarts=sum(task["Restarts"] for task in tasks),
         address=address(allocation),
-        why=_why(tasks),
+        why=_last_failure(tasks),
     )
 
 
-def _why(tasks: list[Any]) -> str:
-    """The newest event of a task that says that it ended badly (api/tasks.go TaskEvent)."""
+def _last_failure(tasks: list[Any]) -> str:
+    """Return the newest event of a task that says that it ended badly (api/tasks.go TaskEvent)."""
     bad = ("Terminated", "Driver Failure", "Failed Validation", "Setup Failure", "Not Restarting", "Killing")
     events = [event for task in tasks for event in task.get("Events") or () if event["Type"] in bad]
     newest = max(events, key=lambda event: event["Time"], default=None)

@@ -1,80 +1,98 @@
-"""What happened between two looks, one line for a person each."""
+"""The events of a release: what happened between two snapshots, one line for a person each."""
 
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from vllmjobs.rollout.deployments import Instance, is_ready
-from vllmjobs.rollout.model import Observation, Verdict
+from vllmjobs.rollout.deployments import Allocation, is_ready
+from vllmjobs.rollout.model import GroupState, Observation, Verdict
 
 
-class Happening(NamedTuple):
-    """An `Event` without its time and place."""
+class Event(NamedTuple):
+    """One thing that happened: a `Notification` without its time and place."""
 
     kind: str
+    """A word, as `Notification.kind`."""
     text: str
+    """One line for a person."""
     group: str | None = None
+    """The group's name, where the event is about one."""
     data: dict[str, Any] = {}
+    """The facts of this kind of event."""
 
 
-Seen = tuple[Observation, Mapping[str, Instance]]
-"""A look: the observation, and every allocation by its id."""
+class Snapshot(NamedTuple):
+    """A release at one moment, with its allocations."""
+
+    observation: Observation
+    """The observation that is decided on."""
+    allocations: Mapping[str, Allocation]
+    """Every allocation of the job, by its ID."""
 
 
-def happenings(before: Seen | None, after: Seen) -> Iterator[Happening]:
-    """What is new since the look before; at the first look, what there is of what is released."""
-    was, now = (before[0] if before else None), after[0]
-    for id, instance in after[1].items():
-        yield from _of_instance(before[1].get(id) if before else None, instance, before is None)
+def events(before: Snapshot | None, after: Snapshot) -> Iterator[Event]:
+    """Yield what is new since the snapshot before; without one, the state of what is released."""
+    was, now = (before.observation if before else None), after.observation
+    for id, allocation in after.allocations.items():
+        yield from _of_allocation(
+            before.allocations.get(id) if before else None, allocation, is_first=before is None
+        )
     if now.status != "none" and (was is None or was.status != now.status):
-        said = f": {now.description}" if now.description else ""
-        yield Happening("deployment", f"deployment {now.status}{said}", None, {"status": now.status})
+        description = f": {now.description}" if now.description else ""
+        yield Event("deployment", f"deployment {now.status}{description}", None, {"status": now.status})
     for name, group in now.groups.items():
-        old = was.groups.get(name) if was else None
-        if group.promoted and old and not old.promoted:
-            yield Happening("promoted", "canaries are promoted", name)
-        if old and old.step == group.step and group.routed and not old.routed:
-            yield Happening("routed", "the balancers give that share", name)
-        if group.verdict and (news := _verdict(old.verdict if old else None, group.verdict)):
-            yield news._replace(group=name, data=news.data | {"step": group.step})
+        yield from _of_group(name, was.groups.get(name) if was else None, group)
 
 
-def _of_instance(old: Instance | None, new: Instance, is_first: bool) -> Iterator[Happening]:
-    """Of instances of other versions only that they stop is news."""
+def _of_group(name: str, old: GroupState | None, new: GroupState) -> Iterator[Event]:
+    if new.is_share_assumed and not (old and old.is_share_assumed):
+        yield Event(
+            "warning", f"{name}: no balancer can be asked which share the canaries get; it is taken as given"
+        )
+    if new.promoted and old and not old.promoted:
+        yield Event("promoted", "canaries are promoted", name)
+    if old and old.step == new.step and new.routed and not old.routed:
+        yield Event("routed", "the balancers give that share", name)
+    if new.verdict and (event := _of_verdict(old.verdict if old else None, new.verdict)):
+        yield event._replace(group=name, data=event.data | {"step": new.step})
+
+
+def _of_allocation(old: Allocation | None, new: Allocation, is_first: bool) -> Iterator[Event]:
+    """Yield the events of one allocation; of other versions, only that they stop is an event."""
     data = {"allocation": new.id, "node": new.node, "version": new.version}
     name = f"{'canary' if new.is_canary else 'instance'} {new.id[:8]}"
 
-    def happened(kind: str, text: str) -> Happening:
-        return Happening(kind, f"{name} {text}", new.group, data)
+    def event(kind: str, text: str) -> Event:
+        return Event(kind, f"{name} {text}", new.group, data)
 
     if new.is_of_deployment:
         if old is None:
-            yield happened("placed", f"is {'' if is_first else 'placed '}on {new.node}")
+            yield event("placed", f"is {'' if is_first else 'placed '}on {new.node}")
         if is_ready(new) and not (old and is_ready(old)):
-            yield happened("healthy", "is healthy")
+            yield event("healthy", "is healthy")
         if new.healthy is False and not (old and old.healthy is False):
-            yield happened("unhealthy", f"is unhealthy{_because(new)}")
+            yield event("unhealthy", f"is unhealthy{_because(new)}")
         if old and new.restarts > old.restarts:
-            yield happened("restarted", f"ended and was restarted{_because(new)}")
+            yield event("restarted", f"ended and was restarted{_because(new)}")
     if old is None and (is_first or not new.is_of_deployment):
         return
     if old and old.is_wanted and not new.is_wanted:
-        yield happened("stopping", f"of version {new.version} is told to stop")
+        yield event("stopping", f"of version {new.version} is told to stop")
     if old and old.state != new.state:
         if new.state == "complete":
-            yield happened("stopped", f"of version {new.version} has stopped")
+            yield event("stopped", f"of version {new.version} has stopped")
         elif new.state in ("failed", "lost", "unknown"):
-            yield happened(new.state, f"is {new.state}{_because(new)}")
+            yield event(new.state, f"is {new.state}{_because(new)}")
 
 
-def _because(instance: Instance) -> str:
-    return f": {instance.why}" if instance.why else ""
+def _because(allocation: Allocation) -> str:
+    return f": {allocation.why}" if allocation.why else ""
 
 
-def _verdict(old: Verdict | None, new: Verdict) -> Happening | None:
-    """Whether a verdict is news: its result, or one more failed measurement. All are in the JSON."""
+def _of_verdict(old: Verdict | None, new: Verdict) -> Event | None:
+    """Return `verdict` for another result or one more failed measurement, else `measured`, for the JSON."""
     if old and new.measurements == old.measurements:
         return None
     is_other = new.result != (old.result if old else "undecided")
     is_news = is_other or new.failures > (old.failures if old else 0)
     kind = "verdict" if is_news else "measured"
-    return Happening(kind, f"{new.result}: {new.reason}", None, {"verdict": new})
+    return Event(kind, f"{new.result}: {new.reason}", None, {"verdict": new})

@@ -1,4 +1,4 @@
-"""What has to be granted before a change is registered: approvals of others, and the time for it."""
+"""The gates of a release: approvals by others, counted and written out."""
 
 import hashlib
 from collections.abc import Iterable, Mapping
@@ -14,17 +14,18 @@ class RefusedError(UserError):
 
 
 class Approval(Value, frozen=True):
-    """One person's word for one version of a job with one content."""
+    """One person's approval of one version of a job with one content."""
 
     accessor: str
-    """Of the ACL token; no secret."""
+    """The accessor ID of the ACL token; no secret."""
     name: str
-    """Of the ACL token; empty where it has none."""
+    """The name of the ACL token; empty where it has none."""
     version: int
+    """The job's version that is approved."""
     digest: str
-    """See `digest`."""
+    """The digest of the content: see `rollout.gates.digest`."""
     at: str
-    """When, as `Event.at`."""
+    """The time of the approval, as `Notification.at`."""
 
     @property
     def who(self) -> str:
@@ -36,30 +37,34 @@ class Approved(Value, frozen=True):
     """The approvals of one content, counted."""
 
     job: str
+    """The job's ID."""
     version: int
+    """The job's version that is to be."""
     digest: str
+    """The digest of its content."""
     required: int
+    """The count of people that have to approve."""
     by: tuple[Approval, ...] = ()
-    """One for each person whose approval counts."""
+    """One approval for each person whose approval counts."""
     own: bool = False
-    """Whether the one who deploys has approved too, which does not count."""
+    """True where the one who deploys has approved too, which does not count."""
 
     @property
     def missing(self) -> int:
-        """How many more people have to approve."""
+        """The count of people who still have to approve."""
         return max(0, self.required - len(self.by))
 
 
 def digest(jobs: Mapping[str, str]) -> str:
-    """SHA-256, in hex, of all jobs of an environment: their HCL as rendered, one after the other.
+    """Return the SHA-256, in hex, of all jobs of an environment: their HCL as rendered, one after the other.
 
-    The balancer's job belongs to a change as the models' does: who approves has seen both.
+    The balancer's job belongs to a change as the models' does: the one who approves has read both.
     """
     return hashlib.sha256("".join(jobs.values()).encode()).hexdigest()
 
 
 def version_to_be(latest: int | None) -> int:
-    """The version that a change of a job will have, by the latest one; None for a job that is not there.
+    """Return the version that a change of a job will have; `latest` is None for a job that is not there.
 
     Nomad counts from 0, anew after a purge (nomad/state/state_store.go, upsertJobImpl).
     """
@@ -76,8 +81,9 @@ def count(
 ) -> Approved:
     """Count the people who approve exactly this content as exactly this version, less the one who deploys.
 
-    Two tokens are one person's where their accessor IDs or their names are the same; so is what either shares
-    with a third. `deployer` is the accessor ID and the name of who deploys, None where that is not known.
+    Two tokens belong to one person where their accessor IDs or their names are the same; so does a third that
+    shares one with either. `deployer` is the accessor ID and the name of the one who deploys, None where that
+    is not known.
     """
     people: list[list[Approval]] = []
     if deployer:
@@ -108,7 +114,7 @@ def _is_same(one: Approval, other: Approval) -> bool:
 
 
 def current(approvals: Iterable[Approval], latest: int | None) -> list[Approval]:
-    """The approvals to keep: of the latest version, whose release may be resumed, and of the next.
+    """Return the approvals to keep: of the latest version, whose release may be resumed, and of the next.
 
     All others are void.
     """
@@ -117,7 +123,7 @@ def current(approvals: Iterable[Approval], latest: int | None) -> list[Approval]
 
 
 def listed(approved: Approved, approvals: Iterable[Approval]) -> str:
-    """What is approved, how far it has come, by whom, and whose approvals are of other content: as lines."""
+    """Write what is approved, how far it has come, by whom, and which approvals are of other content."""
     lines = [_has(approved)]
     lines += [f"  {each.who}, {each.at}" for each in approved.by]
     lines += [
@@ -129,7 +135,7 @@ def listed(approved: Approved, approvals: Iterable[Approval]) -> str:
 
 
 def refusal(approved: Approved, command: str) -> str:
-    """Why a change that lacks approvals is refused, and the `command` with which others approve it."""
+    """Write why a change that lacks approvals is refused, and the `command` with which others approve it."""
     names = f" ({', '.join(each.who for each in approved.by)})" if approved.by else ""
     own = "; your own does not count" if approved.own else ""
     others = "one other person" if approved.missing == 1 else f"{approved.missing} other people"
@@ -137,6 +143,6 @@ def refusal(approved: Approved, command: str) -> str:
 
 
 def _has(approved: Approved) -> str:
-    """vllm-prod, version 8, 3f2a9c1b04de: 1 of 2 approvals."""
+    """Write the count: vllm-prod, version 8, 3f2a9c1b04de: 1 of 2 approvals."""
     what = f"{approved.job}, version {approved.version}, {approved.digest[:12]}"
     return f"{what}: {len(approved.by)} of {approved.required} approvals"

@@ -13,7 +13,7 @@ Counts = Mapping[str, Buckets]
 
 
 def quantile(q: float, buckets: Buckets) -> float:
-    """What `histogram_quantile(q, …)` of Prometheus says (promql/quantile.go bucketQuantile), 0 < q < 1.
+    """Return `histogram_quantile(q, …)` of Prometheus (promql/quantile.go bucketQuantile), 0 < q < 1.
 
     Linear within the bucket, whose lower end is 0 for the lowest one, unless that ends at 0 or below; from
     the +Inf bucket, the upper bound of the second highest. A bucket that counts less than a lower one is
@@ -38,19 +38,19 @@ def quantile(q: float, buckets: Buckets) -> float:
     return low + (bounds[at] - low) * ((rank - below) / (counts[at] - below))
 
 
-def increase(seen: Sequence[Counts]) -> dict[str, dict[float, float]]:
-    """What was counted between the first and the last of one instance's counts, given in order of time.
+def increase(counts: Sequence[Counts]) -> dict[str, dict[float, float]]:
+    """Return what was counted between the first and the last of one instance's counts, in order of time.
 
-    Where any of them is lower than before, the instance was started anew, and all that it now counts is new;
+    Where any count is lower than before, the instance was started anew, and all that it now counts is new;
     Prometheus looks at each series alone and misses a counter that has already overtaken its old value. And
     unlike its increase(), this is the plain difference, without extrapolation to the window's edges: of
     counters that stand for requests, it is a whole number.
     """
-    return total(_between(before, after) for before, after in pairwise(seen))
+    return total(_between(before, after) for before, after in pairwise(counts))
 
 
 def total(counts: Iterable[Counts]) -> dict[str, dict[float, float]]:
-    """The sum of each bucket, as Prometheus's `sum by (le)`."""
+    """Return the sum of each bucket, as Prometheus's `sum by (le)`."""
     summed: dict[str, dict[float, float]] = {}
     for one in counts:
         for name, buckets in one.items():

@@ -1,51 +1,56 @@
-"""What was released of a job: what `history` shows."""
+"""The past releases of a job, as `history` shows them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-from vllmjobs.rollout.model import Entry, Outcome, Value, Verdict
+from vllmjobs.rollout.model import Outcome, Record, Value, Verdict
 from vllmjobs.text.json import Json
 
 
-class Release(Value, frozen=True):
-    """One version of a job: a row of `history`."""
+class PastRelease(Value, frozen=True):
+    """The release of one version of a job: a row of `history`."""
 
     version: int
+    """The job's version."""
     at: str
-    """When it was registered; UTC, ISO 8601."""
+    """The time of its registration; UTC, ISO 8601."""
     by: str | None
-    """None where `vllmjobs` did not register it, or could not record it."""
+    """The person or token that registered it; None where `vllmjobs` did not, or could not record it."""
     outcome: Outcome | str | None
-    """As recorded, else the status of its deployment."""
+    """The recorded outcome, else the status of its deployment."""
     reason: str
+    """The reason for the outcome."""
     now: str
     """The reason for a release outside of a maintenance window."""
     is_current: bool
+    """True for the job's version now."""
     is_stable: bool
-    """Whether it was once deployed with success: what can be rolled back to."""
+    """True where it was once deployed with success, so that it can be rolled back to."""
     images: dict[str, str | None]
-    """By group, as `models`."""
+    """The image of the server, by group."""
     models: dict[str, str | None]
+    """The model of the server, by group."""
     verdicts: dict[str, Verdict]
+    """The last verdict, by group."""
 
 
-def history(
+def past_releases(
     versions: Sequence[Json],
     deployments: Sequence[Json],
-    entries: Iterable[Entry],
+    records: Iterable[Record],
     moment: Callable[[int], str],
-) -> tuple[Release, ...]:
-    """The versions that Nomad keeps, and older ones that were recorded; the newest first.
+) -> tuple[PastRelease, ...]:
+    """Return the versions that Nomad keeps, and older ones that were recorded; the newest first.
 
-    `moment` writes nanoseconds since 1970 as ISO 8601. Records above the job's version are of one of that
-    name that was purged, and left out.
+    `moment` writes nanoseconds since 1970 as ISO 8601. Records above the job's version belong to a job of
+    that name that was purged, and are left out.
     """
     if not versions:
         return ()
     current = max(one["Version"] for one in versions)
     kept = {one["Version"]: one for one in versions}
-    recorded = {one.version: one for one in entries if one.version <= current}
+    recorded = {one.version: one for one in records if one.version <= current}
     status = {one["JobVersion"]: one["Status"] for one in reversed(deployments)}  # the newest of each wins
     return tuple(
         _release(number, kept.get(number), recorded.get(number), status.get(number), current, moment)
@@ -56,34 +61,34 @@ def history(
 def _release(
     number: int,
     job: Json | None,
-    entry: Entry | None,
+    record: Record | None,
     status: str | None,
     current: int,
     moment: Callable[[int], str],
-) -> Release:
-    return Release(
+) -> PastRelease:
+    return PastRelease(
         version=number,
-        at=moment(job["SubmitTime"]) if job else entry.at if entry else "",
-        by=entry.by if entry else None,
-        outcome=(entry.outcome if entry else None) or status,
-        reason=entry.reason if entry else "",
-        now=entry.now if entry else "",
+        at=moment(job["SubmitTime"]) if job else record.at if record else "",
+        by=record.by if record else None,
+        outcome=(record.outcome if record else None) or status,
+        reason=record.reason if record else "",
+        now=record.now if record else "",
         is_current=number == current,
         is_stable=bool(job and job.get("Stable")),
-        images={group["Name"]: image(group) for group in groups(job)},
-        models={group["Name"]: model(group) for group in groups(job)},
-        verdicts=entry.verdicts if entry else {},
+        images={group["Name"]: image(group) for group in task_groups(job)},
+        models={group["Name"]: model(group) for group in task_groups(job)},
+        verdicts=record.verdicts if record else {},
     )
 
 
 def image(group: Json) -> str | None:
-    """What a group's server is run from; None with a driver that has no images."""
-    found: str | None = _config(group).get("image")
-    return found
+    """Return the image of a group's server; None with a driver that has no images."""
+    name: str | None = _config(group).get("image")
+    return name
 
 
 def model(group: Json) -> str | None:
-    """The model of a group's server, as on the command line: `vllm serve MODEL`, or in --model."""
+    """Return the model of a group's server, from its command line: `vllm serve MODEL`, or --model."""
     arguments = [str(word) for word in _config(group).get("args") or ()]
     for word, following in zip(arguments, [*arguments[1:], None], strict=True):
         if word.startswith("--model="):
@@ -96,10 +101,10 @@ def model(group: Json) -> str | None:
 
 def _config(group: Json) -> Json:
     tasks = {task["Name"]: task for task in group.get("Tasks") or ()}
-    found: Json = (tasks.get("vllm") or {}).get("Config") or {}
-    return found
+    config: Json = (tasks.get("vllm") or {}).get("Config") or {}
+    return config
 
 
-def groups(job: Json | None) -> list[Json]:
-    """The task groups of a job as Nomad's API has it."""
+def task_groups(job: Json | None) -> list[Json]:
+    """Return the task groups of a job as Nomad's API has it."""
     return list((job or {}).get("TaskGroups") or ())

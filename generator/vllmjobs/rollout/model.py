@@ -1,4 +1,4 @@
-"""A release, what is seen of it, and what can be done about it, as plain values.
+"""The values of a release: its plan, what is observed of it, what can be done next, and what is recorded.
 
 Times are seconds on one clock that never goes back; nothing here knows the time of day.
 """
@@ -11,134 +11,159 @@ Result = Literal["pass", "fail", "undecided"]
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True):
-    """A base of all: never changed."""
+    """The base of all values: a struct that never changes."""
 
 
 class Number(Value, frozen=True):
-    """One metric of a measurement: what the canaries show, and what it is held against."""
+    """One metric of a measurement: what the canaries show, and what it is compared with."""
 
     metric: str
     """A key of `rollout.analysis.limits`: error_rate, time_to_first_token …"""
     canary: float | None
-    """None where there is no data, as in `stable`."""
+    """The canaries' value; None without data."""
     stable: float | None
+    """The stable instances' value; None without data."""
     limit: str
-    """In words: at most 0.05; above 0.01, at most 2 times the stable instances' 0.004."""
+    """The limit in words: at most 0.05; above 0.01, at most 2 times the stable instances' 0.004."""
     result: Result
+    """The result for this metric alone."""
 
 
 class Verdict(Value, frozen=True):
-    """What is to be said of one step of one group, and the numbers that it rests on."""
+    """The result for one step of one group, with its reason and the numbers that it rests on."""
 
     result: Result
+    """The result for all metrics together."""
     reason: str
     """One clause: time_to_first_token is 1.31 s, more than 2 times the stable instances' 0.21 s."""
     numbers: tuple[Number, ...] = ()
-    """Of the last measurement."""
+    """The numbers of the last measurement."""
     canary_requests: int = 0
+    """The requests that the canaries had in the last window."""
     stable_requests: int = 0
+    """The requests that the stable instances had in the last window."""
     measurements: int = 0
+    """The count of measurements of this step."""
     failures: int = 0
-    """Measurements of this step that failed."""
+    """The count of measurements of this step that failed."""
     elapsed: float = 0
     """Seconds since the step began."""
 
 
 class GroupPlan(Value, frozen=True):
-    """How one group's canaries come to be promoted."""
+    """The steps by which one group's canaries come to be promoted."""
 
     name: str
+    """The group's name."""
     shares: tuple[float, ...] = ()
-    """One a step, of the requests; the first is what canaries have of themselves. Empty without canaries."""
+    """The canaries' share of the requests at each step. Canaries have the first one by themselves; a group
+    without canaries has no shares."""
     is_judged: bool = True
-    """Whether each step needs a passing verdict; else canaries are promoted as soon as they are healthy."""
+    """True where each step needs a passing verdict; else canaries are promoted once they are healthy."""
 
 
-class Plan(Value, frozen=True):
-    """One version of one job, on its way to be the stable one."""
+class ReleasePlan(Value, frozen=True):
+    """The release of one version of one job: its steps and its deadlines."""
 
     job: str
+    """The job's ID."""
     version: int
+    """The job's version that is released."""
     groups: tuple[GroupPlan, ...]
+    """The plan of each group."""
     place_within: float
     """Seconds in which a canary is to have a node."""
     promote_by: float
-    """When canaries that are not promoted have taken too long: Nomad would wait for ever."""
+    """The time at which canaries that are not promoted have taken too long: Nomad would wait for ever."""
     until: float
-    """When the whole release has."""
+    """The time at which the whole release has taken too long."""
     is_way_back: bool = False
-    """Whether it is a person's word, or goes back: it is never failed for a lack of room or time."""
+    """True where a person asked for it, or it goes back: it is never failed for a lack of room or time."""
 
 
-class Group(Value, frozen=True):
-    """What is seen of a group of the deployment."""
+class GroupState(Value, frozen=True):
+    """The state of one group of the deployment."""
 
     desired_canaries: int = 0
+    """The count of canaries that the deployment wants."""
     placed_canaries: int = 0
-    """That have not ended."""
+    """The count of canaries that have a node and have not ended."""
     unplaced_for: float = 0
-    """Seconds for which fewer are placed than desired."""
+    """Seconds for which fewer canaries are placed than desired."""
     healthy_canaries: int = 0
-    """That run now, and became healthy."""
+    """The count of canaries that run now and became healthy."""
     restarted_canaries: int = 0
-    """Whose task ended by itself after they were healthy, and was started again."""
+    """The count of canaries whose task ended by itself after they were healthy, and was started again."""
     promoted: bool = False
+    """True once the canaries are promoted."""
     desired_total: int = 0
+    """The count of instances that the deployment wants, canaries included."""
     healthy: int = 0
-    """Of the deployment, canaries included."""
+    """The count of the deployment's healthy instances, canaries included."""
     unhealthy: int = 0
+    """The count of the deployment's unhealthy instances."""
     old_healthy: int = 0
-    """Instances of other versions that run and pass their check, and are not told to stop."""
+    """The count of instances of other versions that run, pass their check, and are not told to stop."""
     old_running: int = 0
-    """Instances of other versions that have not ended, told to stop or not."""
+    """The count of instances of other versions that have not ended, told to stop or not."""
     step: int = 0
-    """Which of the plan's shares was asked for last."""
+    """The index of the plan's share that was asked for last."""
     routed: bool = True
-    """Whether the balancers give the canaries that share; also where no balancer can be asked."""
+    """True where the balancers give the canaries that share; also where no balancer can be asked."""
     unrouted_for: float = 0
-    """Seconds for which that share was asked and not given."""
-    is_fed: bool = False
-    """Whether the balancers give the canaries another share than that."""
+    """Seconds for which that share was asked for and not given."""
+    gets_another_share: bool = False
+    """True where the balancers give the canaries another share than that."""
+    is_share_assumed: bool = False
+    """True once no balancer could be asked for the canaries' share, so that it was taken as given."""
     verdict: Verdict | None = None
-    """Of this step."""
+    """The verdict on this step, once there is one."""
 
 
 Status = Literal[
     "none", "initializing", "pending", "blocked", "unblocking", "running", "paused",
     "successful", "failed", "cancelled",
 ]  # fmt: skip
-"""Nomad's words for a deployment (api/deployments.go), and `none` where there is none."""
+"""Nomad's words for a deployment (api/deployments.go), and `none` without a deployment."""
 
 
 class Observation(Value, frozen=True):
-    """What is seen at one moment."""
+    """A release as it is at one moment."""
 
     now: float
+    """The time of the observation."""
     version: int | None
-    """The job's; None where the job was stopped or purged."""
+    """The job's version; None where the job was stopped or purged."""
     status: Status
+    """The status of the version's deployment."""
+    deployment: str | None = None
+    """The ID of the version's deployment, once there is one."""
     description: str = ""
+    """Nomad's description of the deployment's status."""
     is_evaluated: bool = True
-    """Whether the scheduler has looked at the version."""
-    groups: dict[str, Group] = {}
+    """True once the scheduler has evaluated the version."""
+    groups: dict[str, GroupState] = {}
+    """The state of each group of the deployment, by name."""
     stable: int | None = None
     """The newest version of the job that was deployed with success and is another job than the plan's."""
     has_reverted: bool = False
-    """Whether we registered an older version in its place."""
+    """True once we registered an older version in its place."""
     failed: "Fail | None" = None
-    """What we failed the deployment for, if it was us."""
+    """The reason for which we failed the deployment, if we did."""
 
 
 class Wait(Value, frozen=True, tag=True):
-    """Nothing is to be done before something changes."""
+    """Do nothing before something changes."""
 
     reason: str
+    """The thing that is waited for, in one clause."""
 
 
 class Shift(Value, frozen=True, tag=True):
-    """Give the canaries of these groups the share of that step."""
+    """Give the canaries of some groups another share of the requests."""
 
     steps: dict[str, int]
+    """The index of the plan's share, by group."""
 
 
 class Promote(Value, frozen=True, tag=True):
@@ -149,24 +174,29 @@ class Fail(Value, frozen=True, tag=True):
     """Fail the deployment: the canaries are stopped."""
 
     reason: str
+    """The reason, in one clause."""
     outcome: "Outcome"
+    """The outcome of the release that follows from it."""
 
 
 class Revert(Value, frozen=True, tag=True):
     """Register the last stable version anew; Nomad has not done so by itself."""
 
     version: int
+    """The version to register."""
 
 
 class End(Value, frozen=True, tag=True):
-    """Nothing is left to be done."""
+    """Stop following: nothing is left to be done."""
 
     outcome: "Outcome"
+    """The outcome of the release."""
     reason: str
+    """The reason, in one clause; empty after a success."""
 
 
 Outcome = Literal["successful", "failed", "refused", "no-room", "superseded", "stopped", "left"]
-"""How a release ended: `refused` by a verdict, `no-room` for its canaries, `superseded` by a newer version,
+"""The end of a release: `refused` by a verdict, `no-room` for its canaries, `superseded` by a newer version,
 `stopped` with the job; `left` as it is, after its time was up."""
 
 Action = Wait | Shift | Promote | Fail | Revert | End
@@ -182,40 +212,50 @@ EXIT_CODES: dict[Outcome, int] = {
 }
 
 
-class Event(Value, frozen=True):
-    """One thing that happened, as `--json` and `--notify` give it."""
+class Notification(Value, frozen=True):
+    """One event with its time and its place, as `--json` and `--notify` give it."""
 
     at: str
-    """UTC, ISO 8601 with milliseconds: 2026-11-23T21:04:05.678Z."""
+    """The time in UTC, ISO 8601 with milliseconds: 2026-11-23T21:04:05.678Z."""
     kind: str
     """A word or two with a hyphen: registered, canary-healthy, verdict, shifted, promoted, failed, done …"""
     text: str
     """One line for a person, without time, job and group."""
     job: str
+    """The job's ID."""
     group: str | None = None
+    """The group's name, where the event is about one."""
     version: int | None = None
+    """The job's version, where it is known."""
     deployment: str | None = None
+    """The deployment's ID, once there is one."""
     data: dict[str, Any] = {}
+    """The facts of this kind of event."""
 
 
-class Entry(Value, frozen=True):
-    """What is kept of one version in the Nomad Variable `vllmjobs/releases/JOB`, as JSON under `vN`."""
+class Record(Value, frozen=True):
+    """The record of one version's release, kept in the Nomad Variable `vllmjobs/releases/JOB` as JSON.
+
+    Its key there is `vN`, with the version's number.
+    """
 
     version: int
+    """The job's version."""
     at: str
-    """When it was registered, as `Event.at`."""
+    """The time of its registration, as `Notification.at`."""
     by: str
     """The name of the ACL token, else user@host."""
     outcome: Outcome | None = None
+    """The outcome; None until the release has ended."""
     reason: str = ""
-    """Why it ended so; while it has not, empty."""
+    """The reason for the outcome; empty until the release has ended."""
     now: str = ""
-    """What `--now` said, where it was deployed outside of a maintenance window."""
+    """The reason given with `--now`, where it was deployed outside of a maintenance window."""
     steps: dict[str, int] = {}
-    """By group: the step that the verdict is of."""
+    """The step that the verdict is about, by group."""
     verdicts: dict[str, Verdict] = {}
-    """By group: the last."""
+    """The last verdict, by group."""
     digest: str = ""
-    """Of all jobs of the environment: `rollout.gates.digest`."""
+    """The digest of all jobs of the environment: see `rollout.gates.digest`."""
     is_way_back: bool = False
-    """Whether it is an older version, registered again by a person's word or after a failure."""
+    """True where it is an older version, registered again by a person or after a failure."""

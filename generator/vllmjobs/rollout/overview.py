@@ -1,4 +1,4 @@
-"""What runs of a job, and what can be done about it: what `status` shows."""
+"""The overview of a job that `status` shows: its instances, its deployment, and the commands to type next."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
 from vllmjobs.rollout import deployments
-from vllmjobs.rollout.history import groups, image, model
-from vllmjobs.rollout.model import Entry, Value, Verdict
+from vllmjobs.rollout.history import image, model, task_groups
+from vllmjobs.rollout.model import Record, Value, Verdict
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ACTIVE, ENDED
 
@@ -21,21 +21,28 @@ class Part(Value, frozen=True):
     """The instances of one version in one group."""
 
     version: int
+    """The job's version."""
     role: Role
-    """`canary` and `new` are of a deployment that runs, before and after its promotion; `old` are on their
-    way out; `current` is what serves otherwise."""
+    """`canary` and `new` belong to a deployment that runs, before and after its promotion; `old` ones are
+    about to end; `current` ones serve otherwise."""
     desired: int
+    """The count of instances that are wanted."""
     healthy: int
-    """That run, and are healthy as far as the last deployment has looked."""
+    """The count of instances that run, and are healthy as far as the last deployment has checked."""
     placed: int
-    """That have a node, and have not ended."""
+    """The count of instances that have a node, and have not ended."""
     failed: int
-    """That ended, and not well, and that Nomad still remembers."""
+    """The count of instances that did not end well, as long as Nomad remembers them."""
     restarts: int
+    """The count of restarts of instances that have not ended."""
     gpus: int
+    """The count of GPUs in use."""
     nodes: tuple[str, ...]
+    """The names of their nodes."""
     image: str | None
+    """The image of their server."""
     model: str | None
+    """The model of their server."""
     why: str
     """The last thing that went wrong with one of them, in Nomad's words."""
 
@@ -44,47 +51,62 @@ class Weight(Value, frozen=True):
     """The canaries' share of the requests, 0 to 1; None where it is not known."""
 
     asked: float | None
+    """The share that was asked for."""
     given: float | None
+    """The share that the balancers give."""
 
 
 class GroupView(Value, frozen=True):
-    """One group: one model."""
+    """One group, which serves one model."""
 
     name: str
+    """The group's name."""
     parts: tuple[Part, ...]
-    """The newest version first."""
+    """The group's versions, the newest first."""
     is_well: bool
-    """Whether all that are wanted are healthy."""
+    """True where all wanted instances are healthy."""
     weight: Weight | None
-    """While there are canaries."""
+    """The canaries' share; None without canaries."""
     progress_by: str | None
-    """When the next instance has to be healthy, or the deployment fails; UTC, ISO 8601."""
+    """The time by which the next instance has to be healthy, or the deployment fails; UTC, ISO 8601."""
     step: int | None
+    """The index of the step that the verdict is on."""
     verdict: Verdict | None
-    """The last of this version's release."""
+    """The last verdict of this version's release."""
 
 
 class DeploymentView(Value, frozen=True):
     """The newest deployment."""
 
     id: str
+    """The deployment's ID."""
     version: int
+    """The job's version that it deploys."""
     status: str
+    """Nomad's status."""
     description: str
+    """Nomad's description of the status."""
 
 
 class Overview(Value, frozen=True):
-    """What a person on call wants to see first."""
+    """The things that a person on call wants to see first."""
 
     job: str
+    """The job's ID."""
     namespace: str
+    """The job's namespace."""
     version: int
+    """The job's version now."""
     is_well: bool
+    """True where every group has the instances that it wants, and no release has failed."""
     summary: str
+    """One line: the state of it all."""
     next: tuple[tuple[str, str], ...]
-    """What to type, and what it does."""
+    """Commands to type next, each with what it does."""
     deployment: DeploymentView | None
+    """The newest deployment; None without one."""
     groups: tuple[GroupView, ...]
+    """The groups, in the job's order."""
 
 
 def overview(
@@ -93,23 +115,23 @@ def overview(
     versions: Iterable[Json],
     deployment: Json | None,
     allocations: Iterable[Json],
-    entries: Iterable[Entry] = (),
+    records: Iterable[Record] = (),
     weights: Mapping[str, Weight] | None = None,
 ) -> Overview:
-    """What runs, from what Nomad's API returned (all of `Deployments`), the records and the canaries' shares.
+    """Return the overview, from the answers of Nomad's API, the records and the canaries' shares.
 
     `command` is for this environment; without `weights`, those of canaries are not known.
     """
     allocations = list(allocations)
     jobs = {one["Version"]: one for one in versions} | {job["Version"]: job}
-    entry = next((one for one in entries if one.version == job["Version"]), None)
+    record = next((one for one in records if one.version == job["Version"]), None)
     phase = _phase(job, deployment)
-    is_way_back = deployments.is_way_back(job["Version"], entry, jobs.values())
+    is_way_back = deployments.is_way_back(job["Version"], record, jobs.values())
     views = []
-    for name in (group["Name"] for group in groups(job)):
+    for name in (group["Name"] for group in task_groups(job)):
         state = ((deployment or {}).get("TaskGroups") or {}).get(name) or {}
-        found = [one for one in allocations if one["TaskGroup"] == name]
-        parts = _parts(name, job["Version"], jobs, phase, state, found, deployment)
+        own = [one for one in allocations if one["TaskGroup"] == name]
+        parts = _parts(name, job["Version"], jobs, phase, state, own, deployment)
         has_canaries = any(part.role == "canary" for part in parts)
         progress = state.get("RequireProgressBy") if phase == "releasing" else None
         views.append(
@@ -119,8 +141,8 @@ def overview(
                 is_well=all(part.healthy >= part.desired for part in parts),
                 weight=(weights or {}).get(name, Weight(asked=None, given=None)) if has_canaries else None,
                 progress_by=None if (progress or "0001-").startswith("0001-") else progress,  # Go's zero time
-                step=entry.steps.get(name) if entry else None,
-                verdict=entry.verdicts.get(name) if entry else None,
+                step=record.steps.get(name) if record else None,
+                verdict=record.verdicts.get(name) if record else None,
             )
         )
     return Overview(
@@ -151,14 +173,14 @@ def _parts(
     allocations: list[Json],
     deployment: Json | None,
 ) -> tuple[Part, ...]:
-    """The versions of a group: the job's, and others as long as an instance of them has not ended."""
-    there = {one["JobVersion"] for one in allocations if one["ClientStatus"] not in ENDED}
+    """Return the versions of a group: the job's, and others as long as an instance of them has not ended."""
+    alive = {one["JobVersion"] for one in allocations if one["ClientStatus"] not in ENDED}
     # Until its canaries are promoted, and after it was failed before that, the version before it serves.
     waits = phase in ("releasing", "failed") and state.get("DesiredCanaries") and not state.get("Promoted")
-    before = max((one for one in there if one != current), default=None)
+    before = max((one for one in alive if one != current), default=None)
     serving = before if waits and before is not None else current
     parts = []
-    for version in sorted({current, *there}, reverse=True):
+    for version in sorted({current, *alive}, reverse=True):
         role: Role = "current" if version == serving else "old"
         wanted = _count(jobs.get(version), name) if version == serving else 0
         if phase == "stopped":
@@ -166,36 +188,36 @@ def _parts(
         elif phase == "releasing" and version == current:
             role = "canary" if waits else "new"
             wanted = state["DesiredCanaries"] if waits else wanted
-        found = [one for one in allocations if one["JobVersion"] == version]
+        own = [one for one in allocations if one["JobVersion"] == version]
         judging = deployment if phase == "releasing" else None
-        parts.append(_part(version, role, wanted, found, _named(jobs.get(version), name), judging))
+        parts.append(_part(version, role, wanted, own, _named(jobs.get(version), name), judging))
     return tuple(parts)
 
 
 def _part(
-    version: int, role: Role, wanted: int, found: list[Json], group: Json | None, deployment: Json | None
+    version: int, role: Role, wanted: int, answer: list[Json], group: Json | None, deployment: Json | None
 ) -> Part:
-    alive = [one for one in found if one["ClientStatus"] not in ENDED]
-    instances = deployments.instances(found, deployment)
+    alive = [one for one in answer if one["ClientStatus"] not in ENDED]
+    allocations = deployments.parse_allocations(answer, deployment)
     return Part(
         version=version,
         role=role,
         desired=wanted,
-        healthy=sum(map(_serves, instances)),
+        healthy=sum(map(_serves, allocations)),
         placed=len(alive),
-        failed=sum(one.state in ("failed", "lost") for one in instances),
-        restarts=sum(one.restarts for one in instances if one.state not in ENDED),
+        failed=sum(one.state in ("failed", "lost") for one in allocations),
+        restarts=sum(one.restarts for one in allocations if one.state not in ENDED),
         gpus=sum(map(_gpus, alive)),
         nodes=tuple(sorted({one["NodeName"] for one in alive})),
         image=image(group) if group else None,
         model=model(group) if group else None,
-        why=next((one.why for one in instances if one.why and not _serves(one)), ""),
+        why=next((one.why for one in allocations if one.why and not _serves(one)), ""),
     )
 
 
-def _serves(instance: deployments.Instance) -> bool:
-    """What a running deployment has placed is to be found healthy; what came after one, nothing calls so."""
-    return deployments.is_ready(instance) or deployments.is_old(instance)
+def _serves(allocation: deployments.Allocation) -> bool:
+    """Tell whether it serves: healthy if a running deployment placed it, else not known to be unhealthy."""
+    return deployments.is_ready(allocation) or deployments.is_old(allocation)
 
 
 def _gpus(allocation: Json) -> int:
@@ -205,7 +227,7 @@ def _gpus(allocation: Json) -> int:
 
 
 def _named(job: Json | None, name: str) -> Json | None:
-    return next((group for group in groups(job) if group["Name"] == name), None)
+    return next((group for group in task_groups(job) if group["Name"] == name), None)
 
 
 def _count(job: Json | None, name: str) -> int:
@@ -231,24 +253,24 @@ def _summary(job: Json, phase: Phase, deployment: Json | None, views: Sequence[G
     if phase == "releasing":
         canaries = [part for part in parts if part.role == "canary"]
         new = canaries or [part for part in parts if part.role == "new"]
-        said = f"{_healthy(new)} {'canaries ' if canaries else ''}healthy"
+        counts = f"{_healthy(new)} {'canaries ' if canaries else ''}healthy"
         if missing := sum(max(part.desired - part.placed, 0) for part in new):
-            said += f", {missing} without a node"
+            counts += f", {missing} without a node"
         if canaries and all(part.healthy >= part.desired for part in canaries):
-            return f"version {version} waits for its promotion: {said}"
-        return f"version {version} is being deployed: {said}"
+            return f"version {version} waits for its promotion: {counts}"
+        return f"version {version} is being deployed: {counts}"
     wanted = [part for part in parts if part.desired]
     if phase == "failed" and deployment:
-        said = deployment["StatusDescription"]
+        description = deployment["StatusDescription"]
         ended = "was cancelled" if deployment["Status"] == "cancelled" else "has failed"
         serving = " and ".join(str(one) for one in sorted({part.version for part in wanted}))
         return (
-            f"the deployment of version {version} {ended}{f' ({said})' if said else ''}; "
+            f"the deployment of version {version} {ended}{f' ({description})' if description else ''}; "
             f"version {serving} serves: {_healthy(wanted)} healthy"
         )
     unwell = ", ".join(view.name for view in views if not view.is_well)
-    said = f"version {version}, {_healthy(wanted)} instances healthy"
-    return f"{unwell} lacks instances: {said}" if unwell else f"all is well: {said}"
+    counts = f"version {version}, {_healthy(wanted)} instances healthy"
+    return f"{unwell} lacks instances: {counts}" if unwell else f"all is well: {counts}"
 
 
 def _healthy(parts: Sequence[Part]) -> str:

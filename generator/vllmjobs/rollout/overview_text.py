@@ -1,22 +1,22 @@
-"""What `status` and `history` show, as text."""
+"""The screens of `status` and `history`, as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from vllmjobs.rollout.history import Release
+from vllmjobs.rollout.history import PastRelease
 from vllmjobs.rollout.model import Number, Verdict
 from vllmjobs.rollout.overview import GroupView, Overview, Part, Weight
 from vllmjobs.text.english import counted
 
 
-def status_text(seen: Overview) -> str:
-    """The screen: whether all is well, the deployment, each group, and what to type."""
-    return "".join(f"{line}\n" for line in _status(seen))
+def status_text(overview: Overview) -> str:
+    """Write the screen: whether all is well, the deployment, each group, and what to type next."""
+    return "".join(f"{line}\n" for line in _status(overview))
 
 
-def history_text(releases: Sequence[Release]) -> str:
-    """A table, one row for each version; below it, the reasons."""
+def history_text(releases: Sequence[PastRelease]) -> str:
+    """Write a table, one row for each version; below it, the reasons."""
     rows = [("VERSION", "WHEN (UTC)", "BY", "OUTCOME", "VERDICT", "IMAGE", "MODEL", "")]
     rows += [
         (
@@ -42,22 +42,21 @@ def history_text(releases: Sequence[Release]) -> str:
     return "\n".join([_table(rows), *(["".join(notes)] if notes else [])])
 
 
-def _status(seen: Overview) -> Iterator[str]:
-    yield f"{seen.job}: {seen.summary}"
-    if seen.deployment:
-        there = seen.deployment
-        said = f": {there.description}" if there.description else ""
+def _status(overview: Overview) -> Iterator[str]:
+    yield f"{overview.job}: {overview.summary}"
+    if newest := overview.deployment:
+        description = f": {newest.description}" if newest.description else ""
         yield ""
-        yield f"deployment {there.id[:8]} of version {there.version}, {there.status}{said}"
-    for group in seen.groups:
+        yield f"deployment {newest.id[:8]} of version {newest.version}, {newest.status}{description}"
+    for group in overview.groups:
         yield ""
         yield from _group(group)
-    if seen.next:
+    if overview.next:
         yield ""
         yield "next:"
-        width = max(len(command) for command, _ in seen.next)
-        for command, does in seen.next:
-            yield f"  {command.ljust(width)}  {does}"
+        width = max(len(command) for command, _ in overview.next)
+        for command, effect in overview.next:
+            yield f"  {command.ljust(width)}  {effect}"
 
 
 def _group(group: GroupView) -> Iterator[str]:
@@ -76,8 +75,8 @@ def _group(group: GroupView) -> Iterator[str]:
     ]
     yield from _table(rows).splitlines()
     for part in group.parts:
-        if said := _trouble(part):
-            yield f"  version {part.version}: {said}"
+        if trouble := _trouble(part):
+            yield f"  version {part.version}: {trouble}"
     if group.weight:
         yield f"  weight    {_weight(group.weight)}"
     if group.progress_by:
@@ -88,17 +87,17 @@ def _group(group: GroupView) -> Iterator[str]:
 
 def _trouble(part: Part) -> str:
     missing = part.desired - part.placed
-    said = [f"{missing} without a node"] if missing > 0 else []
+    clauses = [f"{missing} without a node"] if missing > 0 else []
     if part.failed:
-        said.append(f"{part.failed} failed")
+        clauses.append(f"{part.failed} failed")
     if part.why and part.healthy < part.desired:
-        said.append(part.why)
-    return "; ".join(said)
+        clauses.append(part.why)
+    return "; ".join(clauses)
 
 
 def _weight(weight: Weight) -> str:
-    def share(of: float | None) -> str:
-        return "unknown" if of is None else f"{of * 100:.3g} %"
+    def share(value: float | None) -> str:
+        return "unknown" if value is None else f"{value * 100:.3g} %"
 
     return f"{share(weight.given)} given, {share(weight.asked)} asked"
 
@@ -115,14 +114,14 @@ def _verdict(verdict: Verdict, step: int | None) -> Iterator[str]:
 
 
 def _number(number: Number) -> tuple[str, ...]:
-    def amount(of: float | None) -> str:
-        return "no data" if of is None else f"{of:.4g}"
+    def amount(value: float | None) -> str:
+        return "no data" if value is None else f"{value:.4g}"
 
     return (f"    {number.metric}", amount(number.canary), amount(number.stable), number.limit, number.result)
 
 
 def _verdicts(verdicts: dict[str, Verdict]) -> str:
-    """One word where the groups agree."""
+    """Write one word where the groups agree, else one for each."""
     results = {verdict.result for verdict in verdicts.values()}
     if len(results) == 1:
         return results.pop()
@@ -130,12 +129,12 @@ def _verdicts(verdicts: dict[str, Verdict]) -> str:
 
 
 def _second(at: str) -> str:
-    """ISO 8601, without the fraction and the zone."""
+    """Write a time of ISO 8601 without the fraction and the zone."""
     return at.partition(".")[0].replace("T", " ").rstrip("Z")
 
 
 def _each(values: dict[str, str | None]) -> str:
-    """Each once, in the order of the groups."""
+    """Write each value once, in the order of the groups."""
     return ", ".join(dict.fromkeys(value for value in values.values() if value)) or "-"
 
 

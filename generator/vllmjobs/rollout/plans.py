@@ -1,4 +1,4 @@
-"""How an environment wants a version to be released: steps and deadlines, from its own figures."""
+"""The plan of a release, with steps and deadlines that follow from the environment."""
 
 import math
 
@@ -7,14 +7,14 @@ from vllmjobs.environment.derive import canaries, deadlines
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.rollout.decide import ROUTE_WITHIN_S
-from vllmjobs.rollout.model import GroupPlan, Plan
+from vllmjobs.rollout.model import GroupPlan, ReleasePlan
 
 PATIENCE = 3  # windows that a step may take: failed measurements and too few requests prolong it
 BALANCER_S = 1800.0  # for a job that is not the models': its update stanza ends it long before
 
 
 def shares(environment: Environment, model: Model) -> tuple[float, ...]:
-    """The shares of the requests that a model's canaries get, one a step; none without canaries."""
+    """Return the share of the requests that a model's canaries get at each step; none without canaries."""
     rollout = model.rollout
     if not canaries(model):
         return ()
@@ -25,10 +25,11 @@ def shares(environment: Environment, model: Model) -> tuple[float, ...]:
 
 def plan(
     environment: Environment, version: int, now: float, timeout: float | None = None, is_judged: bool = True
-) -> Plan:
-    """The way of a version of the models' job from `now` on, in seconds as `timeout`, which is for all of it.
+) -> ReleasePlan:
+    """Return the plan for a version of the models' job, from `now` on.
 
-    Without `is_judged`, canaries are promoted as soon as they are healthy: for a way back.
+    `timeout`, in seconds as `now`, is for the whole release. Without `is_judged`, canaries are promoted as
+    soon as they are healthy: for a way back.
     """
     groups = tuple(
         GroupPlan(
@@ -42,7 +43,7 @@ def plan(
     to_promote = max(_to_promote(environment, model, is_judged) for model in models)
     after = max(_rounds(model) * deadlines(model, environment.balancer).progress_deadline for model in models)
     until = now + (to_promote + after if timeout is None else timeout)
-    return Plan(
+    return ReleasePlan(
         job=environment.job or "",
         version=version,
         groups=groups,
@@ -53,16 +54,16 @@ def plan(
     )
 
 
-def balancer_plan(job: str, version: int, now: float, timeout: float | None = None) -> Plan:
-    """The way of a version of a balancer's job, which has no canaries."""
+def balancer_plan(job: str, version: int, now: float, timeout: float | None = None) -> ReleasePlan:
+    """Return the plan for a version of a balancer's job, which has no canaries."""
     until = now + (BALANCER_S if timeout is None else timeout)
-    return Plan(job=job, version=version, groups=(), place_within=0, promote_by=until, until=until)
+    return ReleasePlan(job=job, version=version, groups=(), place_within=0, promote_by=until, until=until)
 
 
-def held(job: JobChange) -> dict[str, int]:
-    """The groups that shrink while instances are replaced, and the counts to keep until that is done.
+def counts_to_keep(job: JobChange) -> dict[str, int]:
+    """Return the counts to keep until instances are replaced, by group: of those that shrink meanwhile.
 
-    A verdict is of the whole job, so it comes before any instance is given up. And beside canaries, Nomad
+    A verdict is on the whole job, so it comes before any instance is given up. And beside canaries, Nomad
     stops old instances at once where a count shrinks, and does not start them again when the canaries fail
     (hashicorp/nomad#19643).
     """
@@ -76,13 +77,13 @@ def held(job: JobChange) -> dict[str, int]:
 
 
 def only_shrinks(job: JobChange) -> bool:
-    """Whether all that is left of a change is smaller counts, as after the first part of a `held` one."""
+    """Tell whether only smaller counts are left of a change, as after a release that kept its counts."""
     fields = [field for group in job.groups for field in group.fields]
-    less = [(group.count_before or 0) >= (group.count_after or 0) for group in job.groups]
+    shrinks = [(group.count_before or 0) >= (group.count_after or 0) for group in job.groups]
     return (
         job.action == "changed"
         and not job.fields
-        and all(less)
+        and all(shrinks)
         and {*(f.path for f in fields)} == {("count",)}
     )
 
@@ -97,5 +98,5 @@ def _to_promote(environment: Environment, model: Model, is_judged: bool) -> floa
 
 
 def _rounds(model: Model) -> int:
-    """How often Nomad waits for new instances to be healthy after a promotion."""
+    """Return how often Nomad waits for new instances to be healthy after a promotion."""
     return max(1, math.ceil((model.replicas - canaries(model)) / model.rollout.max_parallel))

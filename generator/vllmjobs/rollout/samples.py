@@ -1,4 +1,4 @@
-"""What an instance shows of itself at one moment, from its /metrics or from Prometheus.
+"""A sample of one instance's metrics at one moment, from its /metrics or from Prometheus.
 
 Names are those of vLLM 0.11 to 0.33 (`vllm/v1/metrics/loggers.py`), and of the
 prometheus-fastapi-instrumentator that it mounts (`vllm/entrypoints/serve/instrumentator/metrics.py`).
@@ -14,8 +14,8 @@ from prometheus_client.parser import text_string_to_metric_families
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.model import Value
 
-# What is judged by → vLLM's names for it, the newest first: an instance may show two of them at once, as
-# 0.11 does, and only the first one counts.
+# A metric of `rollout.analysis` → vLLM's names for it, the newest first: an instance may show two of them at
+# once, as 0.11 does, and only the first one counts.
 HISTOGRAMS = {
     "time_to_first_token": ("vllm:time_to_first_token_seconds",),
     "inter_token_latency": ("vllm:inter_token_latency_seconds", "vllm:time_per_output_token_seconds"),
@@ -48,29 +48,33 @@ _BEGINNINGS = tuple(name + end for name in SERIES for end in ("{", " "))
 
 
 class SampleError(UserError):
-    """A page that is no vLLM's; one clause."""
+    """A page is not one of vLLM's metrics; the text is one clause."""
 
 
 class Sample(Value, frozen=True):
     """One instance at one moment, over all its engines and model names."""
 
     counts: dict[str, dict[float, float]] = {}
-    """By name, as `histogram.Counts`. Of those in `HISTOGRAMS`, and counters, of which each is 0 as long as
-    vLLM does not show it:
+    """The counts by name, as `histogram.Counts`: each of `HISTOGRAMS`, and counters, which are 0 as long as
+    vLLM does not show them:
     requests: answers under /v1/, except its list of models, which says nothing of an engine; where there is
         no http_requests_total, requests that ended;
     answers, server_errors: of http_requests_total, and those of them with a 5xx; 0 without it;
     ended, ended_in_error: requests in the engine; an error after a stream's 200 shows only here;
     preemptions."""
     gauges: dict[str, float] = {}
-    """queue: requests that wait; kv_cache_usage: the engines' mean share of it. Absent where not shown."""
+    """The gauges by name; one that is not shown is missing:
+    queue: requests that wait;
+    kv_cache_usage: the engines' mean share of their KV cache in use."""
 
 
 class Timed(NamedTuple):
-    """A sample, and when it was taken: in seconds, on the clock of `rollout.model`."""
+    """A sample with its time."""
 
     at: float
+    """Seconds, on the clock of `rollout.model`."""
     sample: Sample
+    """The sample."""
 
 
 class _Series(NamedTuple):
@@ -96,50 +100,53 @@ def read(text: str) -> Sample:
 
 
 def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
-    """The instances' samples by their address, from the `result` of an instant query for `SERIES` (an
-    instant vector: prometheus.io/docs/prometheus/latest/querying/api). An instance without any series is
-    absent. Raises `SampleError` for anything else.
-    """  # fmt: skip
-    found: dict[str, list[_Series]] = {}
+    """Return the instances' samples by their address, from the `result` of an instant query for `SERIES`.
+
+    It is an instant vector: prometheus.io/docs/prometheus/latest/querying/api. An instance without any series
+    is missing. Raises `SampleError` for anything else.
+    """
+    by_instance: dict[str, list[_Series]] = {}
     try:
         for series in result:
             labels = series["metric"]
             one = _Series(labels["__name__"], labels, float(series["value"][1]))
-            found.setdefault(labels[instance_label], []).append(one)
-        return {instance: _sample(series) for instance, series in found.items()}
+            by_instance.setdefault(labels[instance_label], []).append(one)
+        return {instance: _sample(series) for instance, series in by_instance.items()}
     except (ValueError, LookupError, TypeError) as error:
         raise SampleError(f"is no instant vector of metrics by {instance_label}: {error!r}") from error
 
 
 def _sample(series: Iterable[_Series]) -> Sample:
-    found: dict[str, list[_Series]] = {}
+    by_name: dict[str, list[_Series]] = {}
     for one in series:
-        found.setdefault(one.name.replace("vllm_", "vllm:"), []).append(one)
+        by_name.setdefault(one.name.replace("vllm_", "vllm:"), []).append(one)
 
-    answers = [one for one in found.get(_ANSWERS, ()) if _is_asked_of_an_engine(one.labels)]
-    ended = found.get(_ENDED, [])
+    answers = [one for one in by_name.get(_ANSWERS, ()) if _is_asked_of_an_engine(one.labels)]
+    ended = by_name.get(_ENDED, [])
     counters = {
-        "requests": answers if _ANSWERS in found else ended,
+        "requests": answers if _ANSWERS in by_name else ended,
         "answers": answers,
         # Grouped by the instrumentator's default, `5xx`; else the status itself.
         "server_errors": [one for one in answers if one.labels.get("status", "").startswith("5")],
         "ended": ended,
         "ended_in_error": [one for one in ended if one.labels.get("finished_reason") == "error"],
-        "preemptions": found.get(_PREEMPTIONS, []),
+        "preemptions": by_name.get(_PREEMPTIONS, []),
     }
-    counts = {name: {inf: sum(one.value for one in of)} for name, of in counters.items()}
+    counts = {name: {inf: sum(one.value for one in series)} for name, series in counters.items()}
     for metric, names in HISTOGRAMS.items():
         buckets: dict[float, float] = {}
-        for one in _first(found, [f"{name}_bucket" for name in names]):
+        for one in _first(by_name, [f"{name}_bucket" for name in names]):
             bound = float(one.labels["le"])
             buckets[bound] = buckets.get(bound, 0) + one.value
         counts[metric] = buckets
-    gauges = {metric: [one.value for one in _first(found, names)] for metric, names in GAUGES.items()}
-    return Sample(counts, {metric: _over_engines(metric, of) for metric, of in gauges.items() if of})
+    gauges = {metric: [one.value for one in _first(by_name, names)] for metric, names in GAUGES.items()}
+    return Sample(
+        counts, {metric: _over_engines(metric, values) for metric, values in gauges.items() if values}
+    )
 
 
-def _first(found: Mapping[str, list[_Series]], names: Iterable[str]) -> list[_Series]:
-    return next((found[name] for name in names if name in found), [])
+def _first(by_name: Mapping[str, list[_Series]], names: Iterable[str]) -> list[_Series]:
+    return next((by_name[name] for name in names if name in by_name), [])
 
 
 def _is_asked_of_an_engine(labels: Mapping[str, str]) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from vllmjobs.deploy.notify import WAITING, Notifier
-from vllmjobs.rollout.model import Event
+from vllmjobs.rollout.model import Notification
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.fakes.listening import listening
 
@@ -23,8 +23,10 @@ SECRET = "/services/T0/B0/correct-horse"  # what Slack's webhooks look like
 SOON = 10.0  # seconds
 
 
-def event(text: str = "promoted", number: int = 0) -> Event:
-    return Event(at="2026-11-23T21:04:05.678Z", kind="promoted", text=text, job="vllm-prod", version=number)
+def event(text: str = "promoted", number: int = 0) -> Notification:
+    return Notification(
+        at="2026-11-23T21:04:05.678Z", kind="promoted", text=text, job="vllm-prod", version=number
+    )
 
 
 @dataclass
@@ -62,9 +64,9 @@ def server() -> Iterator[Server]:
 
 
 def notified(
-    hook: str, *events: Event, close: float = SOON, limit: float = SOON
+    hook: str, *events: Notification, close: float = SOON, limit: float = SOON
 ) -> tuple[list[str], list[str]]:
-    """What is said of a hook while it runs, and at the end."""
+    """Return the warnings about a hook while it runs, and the lines at the end."""
     said: list[str] = []
     notifier = Notifier([hook], said.append, pauses=(0, 0), limit=limit)
     for one in events or (event(),):

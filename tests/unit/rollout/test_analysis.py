@@ -1,4 +1,4 @@
-"""Whether canaries are well."""
+"""The analysis of canaries."""
 
 from collections.abc import Sequence
 from math import inf, nan

@@ -1,4 +1,4 @@
-"""What a release does next: the rules one by one, then a hundred thousand orders of events."""
+"""The next action of a release: the rules one by one, then a hundred thousand orders of events."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from vllmjobs.rollout.model import (
     Action,
     End,
     Fail,
-    Group,
     GroupPlan,
+    GroupState,
     Observation,
-    Plan,
     Promote,
+    ReleasePlan,
     Revert,
     Shift,
     Verdict,
@@ -28,7 +28,7 @@ from vllmjobs.rollout.model import (
 PASS = Verdict(result="pass", reason="all metrics are within their limits")
 FAIL = Verdict(result="fail", reason="error_rate is 40 %, more than 5 %")
 UNDECIDED = Verdict(result="undecided", reason="3 of 20 requests")
-PLAN = Plan(
+PLAN = ReleasePlan(
     job="vllm-prod",
     version=7,
     groups=(GroupPlan(name="chat", shares=(0.05, 0.25, 0.5)),),
@@ -36,69 +36,69 @@ PLAN = Plan(
     promote_by=1000,
     until=2000,
 )
-CANARY = Group(
+CANARY = GroupState(
     desired_canaries=1, placed_canaries=1, healthy_canaries=1, desired_total=3, healthy=1,
     old_healthy=3, old_running=3,
 )  # fmt: skip
 
 
-def seen(group: Group = CANARY, **others: Any) -> Observation:
-    said: dict[str, Any] = {
+def observed(group: GroupState = CANARY, **others: Any) -> Observation:
+    fields: dict[str, Any] = {
         "now": 100.0,
         "version": 7,
         "status": "running",
         "groups": {"chat": group},
     } | others
-    return Observation(**said)
+    return Observation(**fields)
 
 
 def test_canaries_that_load_are_waited_for() -> None:
-    assert isinstance(decide(PLAN, seen(replace(CANARY, healthy_canaries=0))), Wait)
+    assert isinstance(decide(PLAN, observed(replace(CANARY, healthy_canaries=0))), Wait)
 
 
 def test_a_healthy_canary_is_not_promoted_before_it_was_measured() -> None:
-    assert isinstance(decide(PLAN, seen()), Wait)
-    assert isinstance(decide(PLAN, seen(replace(CANARY, verdict=UNDECIDED))), Wait)
+    assert isinstance(decide(PLAN, observed()), Wait)
+    assert isinstance(decide(PLAN, observed(replace(CANARY, verdict=UNDECIDED))), Wait)
 
 
 def test_a_passing_verdict_gives_the_canaries_the_next_share() -> None:
-    assert decide(PLAN, seen(replace(CANARY, verdict=PASS))) == Shift(steps={"chat": 1})
+    assert decide(PLAN, observed(replace(CANARY, verdict=PASS))) == Shift(steps={"chat": 1})
 
 
 def test_a_passing_verdict_on_the_last_share_promotes() -> None:
-    assert decide(PLAN, seen(replace(CANARY, verdict=PASS, step=2))) == Promote()
+    assert decide(PLAN, observed(replace(CANARY, verdict=PASS, step=2))) == Promote()
 
 
 def test_a_verdict_before_the_balancers_took_the_share_promotes_nothing() -> None:
     unrouted = replace(CANARY, verdict=PASS, step=2, routed=False)
-    assert isinstance(decide(PLAN, seen(unrouted)), Wait)
+    assert isinstance(decide(PLAN, observed(unrouted)), Wait)
 
 
 def test_a_share_that_no_balancer_takes_ends_the_release() -> None:
     unrouted = replace(CANARY, routed=False, unrouted_for=ROUTE_WITHIN_S)
-    action = decide(PLAN, seen(unrouted))
+    action = decide(PLAN, observed(unrouted))
     assert isinstance(action, Fail)
     assert "do not give the canaries their share of 0.05" in action.reason
 
 
 def test_canaries_are_left_where_the_balancers_would_go_on_sending_them_requests() -> None:
     """A table that takes no share over does not lose the canaries either."""
-    frozen = replace(CANARY, step=1, routed=False, is_fed=True, unrouted_for=ROUTE_WITHIN_S)
-    action = decide(PLAN, seen(frozen))
+    frozen = replace(CANARY, step=1, routed=False, gets_another_share=True, unrouted_for=ROUTE_WITHIN_S)
+    action = decide(PLAN, observed(frozen))
     assert isinstance(action, End)
     assert action.outcome == "left"
     sooner = replace(frozen, unrouted_for=ROUTE_WITHIN_S - 1)
-    assert isinstance(decide(PLAN, seen(sooner)), Wait)
-    assert isinstance(decide(PLAN, seen(sooner, now=1000.0)), End)
+    assert isinstance(decide(PLAN, observed(sooner)), Wait)
+    assert isinstance(decide(PLAN, observed(sooner, now=1000.0)), End)
 
 
 def test_a_failing_verdict_fails_the_deployment_and_says_why() -> None:
-    action = decide(PLAN, seen(replace(CANARY, verdict=FAIL)))
+    action = decide(PLAN, observed(replace(CANARY, verdict=FAIL)))
     assert action == Fail(reason="chat: error_rate is 40 %, more than 5 %", outcome="refused")
 
 
 def test_a_canary_that_ended_by_itself_is_refused() -> None:
-    action = decide(PLAN, seen(replace(CANARY, restarted_canaries=1, verdict=PASS)))
+    action = decide(PLAN, observed(replace(CANARY, restarted_canaries=1, verdict=PASS)))
     assert isinstance(action, Fail)
     assert action.outcome == "refused"
 
@@ -106,8 +106,8 @@ def test_a_canary_that_ended_by_itself_is_refused() -> None:
 def test_canaries_without_room_are_given_up_in_time() -> None:
     """Nomad would wait for GPUs for ever."""
     blocked = replace(CANARY, placed_canaries=0, healthy_canaries=0, unplaced_for=59)
-    assert isinstance(decide(PLAN, seen(blocked)), Wait)
-    action = decide(PLAN, seen(replace(blocked, unplaced_for=60)))
+    assert isinstance(decide(PLAN, observed(blocked)), Wait)
+    action = decide(PLAN, observed(replace(blocked, unplaced_for=60)))
     assert isinstance(action, Fail)
     assert action.outcome == "no-room"
 
@@ -115,22 +115,22 @@ def test_canaries_without_room_are_given_up_in_time() -> None:
 def test_canaries_without_room_when_the_time_is_up_have_no_room() -> None:
     """A timeout may be shorter than the time in which a canary is to have a node."""
     blocked = replace(CANARY, placed_canaries=0, healthy_canaries=0, unplaced_for=30)
-    action = decide(PLAN, seen(blocked, now=1000.0))
+    action = decide(PLAN, observed(blocked, now=1000.0))
     assert action == Fail(reason="chat: canaries have no node, and the time is up", outcome="no-room")
-    slow = decide(PLAN, seen(replace(CANARY, healthy_canaries=0), now=1000.0))
+    slow = decide(PLAN, observed(replace(CANARY, healthy_canaries=0), now=1000.0))
     assert slow == Fail(reason="chat: canaries are not healthy, and the time is up", outcome="failed")
 
 
 def test_undecided_until_the_time_is_up_is_refused() -> None:
     """Nomad would wait for a promotion for ever."""
-    action = decide(PLAN, seen(replace(CANARY, verdict=UNDECIDED), now=1000.0))
+    action = decide(PLAN, observed(replace(CANARY, verdict=UNDECIDED), now=1000.0))
     assert isinstance(action, Fail)
     assert action.outcome == "refused"
 
 
 def test_without_analysis_healthy_canaries_are_promoted() -> None:
     plan = replace(PLAN, groups=(replace(PLAN.groups[0], is_judged=False),))
-    assert decide(plan, seen()) == Promote()
+    assert decide(plan, observed()) == Promote()
 
 
 def test_one_group_that_is_not_done_holds_the_promotion_of_all() -> None:
@@ -138,15 +138,15 @@ def test_one_group_that_is_not_done_holds_the_promotion_of_all() -> None:
     plan = replace(PLAN, groups=(*PLAN.groups, replace(PLAN.groups[0], name="large")))
     done = replace(CANARY, verdict=PASS, step=2)
     both = {"chat": done, "large": replace(CANARY, verdict=UNDECIDED, step=2)}
-    assert isinstance(decide(plan, seen(groups=both)), Wait)
+    assert isinstance(decide(plan, observed(groups=both)), Wait)
     both["large"] = done
-    assert decide(plan, seen(groups=both)) == Promote()
+    assert decide(plan, observed(groups=both)) == Promote()
 
 
 def test_the_last_healthy_instance_is_left_whatever_the_verdict() -> None:
     alone = replace(CANARY, verdict=FAIL, old_healthy=0)
-    assert isinstance(decide(PLAN, seen(alone)), Wait)
-    assert decide(PLAN, seen(alone, now=2000.0)) == End(
+    assert isinstance(decide(PLAN, observed(alone)), Wait)
+    assert decide(PLAN, observed(alone, now=2000.0)) == End(
         outcome="left",
         reason="chat: error_rate is 40 %, more than 5 %; left, as only the canaries of chat are healthy; "
         "the time is up, and it goes on without us",
@@ -154,36 +154,36 @@ def test_the_last_healthy_instance_is_left_whatever_the_verdict() -> None:
 
 
 def test_a_newer_version_ends_it() -> None:
-    action = decide(PLAN, seen(version=8, status="cancelled"))
+    action = decide(PLAN, observed(version=8, status="cancelled"))
     assert isinstance(action, End)
     assert action.outcome == "superseded"
 
 
 def test_somebody_elses_promotion_is_followed() -> None:
     promoted = replace(CANARY, promoted=True, verdict=UNDECIDED)
-    assert isinstance(decide(PLAN, seen(promoted)), Wait)
+    assert isinstance(decide(PLAN, observed(promoted)), Wait)
     ended = replace(promoted, old_running=0)
-    assert decide(PLAN, seen(ended, status="successful")) == End(outcome="successful", reason="")
+    assert decide(PLAN, observed(ended, status="successful")) == End(outcome="successful", reason="")
 
 
 def test_old_instances_end_their_streams_before_it_is_done() -> None:
     promoted = replace(CANARY, promoted=True)
-    assert isinstance(decide(PLAN, seen(promoted, status="successful")), Wait)
+    assert isinstance(decide(PLAN, observed(promoted, status="successful")), Wait)
 
 
 def test_a_failed_version_is_replaced_where_nomad_does_not_revert() -> None:
     """Later placements would be of the version that failed (hashicorp/nomad#5619)."""
-    assert decide(PLAN, seen(status="failed", stable=5)) == Revert(version=5)
+    assert decide(PLAN, observed(status="failed", stable=5)) == Revert(version=5)
 
 
 def test_a_failure_ends_as_what_it_was_failed_for() -> None:
     failed = Fail(reason="chat: slow", outcome="refused")
-    ended = decide(PLAN, seen(status="failed", version=8, failed=failed))
+    ended = decide(PLAN, observed(status="failed", version=8, failed=failed))
     assert ended == End(outcome="refused", reason="chat: slow")
 
 
 def test_a_job_that_was_stopped_ends_it() -> None:
-    action = decide(PLAN, seen(version=None, status="cancelled"))
+    action = decide(PLAN, observed(version=None, status="cancelled"))
     assert isinstance(action, End)
     assert action.outcome == "stopped"
 
@@ -221,12 +221,12 @@ class Cluster:
         self.groups = {name: self._group() for name in self.GROUPS}
         self.passed: dict[str, int] = {}
 
-    def _group(self) -> Group:
+    def _group(self) -> GroupState:
         canaries = self.chance.choice([0, 1, 2])
         old = self.chance.choice([0, 1, 3])
-        return Group(desired_canaries=canaries, desired_total=3, old_healthy=old, old_running=old)
+        return GroupState(desired_canaries=canaries, desired_total=3, old_healthy=old, old_running=old)
 
-    def look(self) -> Observation:
+    def observe(self) -> Observation:
         return Observation(
             now=self.now, version=self.version, status=self.status, is_evaluated=self.is_evaluated,
             groups=dict(self.groups) if self.status != "none" else {}, stable=self.stable, failed=self.failed,
@@ -262,7 +262,9 @@ class Cluster:
                 self.groups[name] = replace(group, verdict=verdict)
             case 14:
                 fed = group.routed and chance.random() < 0.5
-                self.groups[name] = replace(group, routed=not group.routed, unrouted_for=0, is_fed=fed)
+                self.groups[name] = replace(
+                    group, routed=not group.routed, unrouted_for=0, gets_another_share=fed
+                )
             case 15 if not group.routed:
                 self.groups[name] = replace(group, unrouted_for=group.unrouted_for + 30)
             case 16 if waits and group.placed_canaries < group.desired_canaries:
@@ -283,7 +285,7 @@ class Cluster:
         ):
             self.status = chance.choice(["running", "successful"])
 
-    def _is_measured(self, group: Group) -> bool:
+    def _is_measured(self, group: GroupState) -> bool:
         return 0 < group.desired_canaries <= group.healthy_canaries
 
     def _fail(self) -> None:
@@ -305,7 +307,7 @@ class Cluster:
             self.groups[name] = replace(group, promoted=True, old_healthy=0)
 
     def do(self, action: Action) -> None:
-        """What decide asks for, held to its promises; now and then it does not work."""
+        """Do what `decide` asks for, and hold it to its promises; now and then it does not work."""
         works = self.chance.random() < 0.8
         match action:
             case Promote():
@@ -354,15 +356,15 @@ def test_in_any_order_of_events_it_is_safe_and_ends(part: int, long: bool) -> No
         cluster = Cluster(random.Random(seed))
         action: Action = Wait(reason="")
         for _ in range(2_000):
-            action = decide(cluster.plan, cluster.look())
+            action = decide(cluster.plan, cluster.observe())
             if isinstance(action, End):
                 break
             try:
                 cluster.do(action)
             except AssertionError as broken:
-                raise AssertionError(f"seed {seed}: {broken}: {action} on {cluster.look()}") from broken
+                raise AssertionError(f"seed {seed}: {broken}: {action} on {cluster.observe()}") from broken
             cluster.happen()
-        assert isinstance(action, End), f"seed {seed} has not ended: {action} on {cluster.look()}"
+        assert isinstance(action, End), f"seed {seed} has not ended: {action} on {cluster.observe()}"
         assert cluster.now <= cluster.plan.until + LAST_TRIES_S + 60, f"seed {seed} ended late"
         ends[action.outcome] += 1
     # Each way to end is among them, or the events were not random enough to prove anything.

@@ -1,4 +1,4 @@
-"""Who has approved what, and whether a maintenance window is open."""
+"""Approvals, counted, and maintenance windows, open or closed."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ def test_a_list_names_approvals_of_other_content_too() -> None:
 
 
 def said(schedule: str, duration: str, now: datetime, zone: str = "Europe/Berlin") -> str | None:
-    """What is said at that time; None where a window is open."""
+    """Return the refusal at that time; None where a window is open."""
     closed = maintenance(Maintenance(windows=[Window(schedule, duration)], time_zone=zone), now)
     return closed.refusal("envs/prod.yaml") if closed else None
 

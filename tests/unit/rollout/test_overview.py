@@ -1,4 +1,4 @@
-"""What `status` and `history` show, from what Nomad says."""
+"""The screens of `status` and `history`, from what Nomad answers."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from typing import Any
 
 from vllmjobs.cluster.logs import select
-from vllmjobs.rollout.history import history, image, model
-from vllmjobs.rollout.model import Entry, Number, Verdict
+from vllmjobs.rollout.history import image, model, past_releases
+from vllmjobs.rollout.model import Number, Record, Verdict
 from vllmjobs.rollout.overview import Overview, Weight, overview
 from vllmjobs.rollout.overview_text import history_text, status_text
 
@@ -100,8 +100,8 @@ def test_after_the_promotion_the_old_are_on_their_way_out() -> None:
 
 
 def test_a_way_back_is_gone_on_with_by_rollback() -> None:
-    entry = Entry(version=1, at=AT, by="alice", is_way_back=True)
-    found = seen(job(1), deployment(1), *STABLE, entries=[entry])
+    record = Record(version=1, at=AT, by="alice", is_way_back=True)
+    found = seen(job(1), deployment(1), *STABLE, records=[record])
     assert found.next[0] == ("vllmjobs rollback prod", "go on with the way back")
     assert "vllmjobs deploy prod" not in dict(found.next)
 
@@ -130,14 +130,14 @@ def test_the_screen() -> None:
     verdict = Verdict(
         result="undecided", reason="too few requests", numbers=numbers, canary_requests=12, stable_requests=40
     )
-    entry = Entry(version=1, at=AT, by="alice", steps={"chat": 1}, verdicts={"chat": verdict})
+    record = Record(version=1, at=AT, by="alice", steps={"chat": 1}, verdicts={"chat": verdict})
     state: Json = {"PlacedCanaries": ["c"], "RequireProgressBy": "2026-11-23T21:31:05.678Z"}
     found = seen(
         job(1),
         deployment(1, **state),
         *STABLE,
         canary,
-        entries=[entry],
+        records=[record],
         weights={"chat": Weight(asked=0.25, given=0.2487)},
     )
     assert status_text(found) == SCREEN
@@ -171,11 +171,11 @@ def moment(nanoseconds: int) -> str:
 
 def test_history_joins_versions_deployments_and_records() -> None:
     records = [
-        Entry(version=1, at=AT, by="alice", outcome="refused", reason="too slow", now="fire"),
-        Entry(version=9, at=AT, by="of a job that was purged"),
+        Record(version=1, at=AT, by="alice", outcome="refused", reason="too slow", now="fire"),
+        Record(version=9, at=AT, by="of a job that was purged"),
     ]
     versions = [job(2), job(1), job(0, Stable=True)]
-    rows = history(versions, [deployment(2), deployment(0, "successful")], records, moment)
+    rows = past_releases(versions, [deployment(2), deployment(0, "successful")], records, moment)
     assert [(row.version, row.by, row.outcome) for row in rows] == [
         (2, None, "running"),
         (1, "alice", "refused"),
@@ -192,7 +192,7 @@ def test_history_joins_versions_deployments_and_records() -> None:
 
 
 def test_a_version_that_nomad_has_forgotten_is_known_from_its_record() -> None:
-    rows = history([job(2)], [], [Entry(version=1, at=AT, by="alice", outcome="successful")], moment)
+    rows = past_releases([job(2)], [], [Record(version=1, at=AT, by="alice", outcome="successful")], moment)
     assert [(row.version, row.at, row.images) for row in rows][1] == (1, AT, {})
 
 

@@ -1,4 +1,4 @@
-"""How an environment wants a version to be released."""
+"""The plan of a release, from its environment."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from vllmjobs.cli import main
 from vllmjobs.cli.following import DURATION
 from vllmjobs.environment.model import Balancer, Environment, Model
 from vllmjobs.environment.rollout import Analysis, Rollout
-from vllmjobs.rollout.plans import held, only_shrinks, plan, shares
+from vllmjobs.rollout.plans import counts_to_keep, only_shrinks, plan, shares
 
 
 def environment(balancer: str = "fabio", **rollout: Any) -> Environment:
@@ -88,14 +88,14 @@ def test_a_way_back_is_not_judged() -> None:
 
 
 def test_a_count_that_shrinks_beside_a_change_is_held() -> None:
-    assert held(changed(group("destructive", "scale-down", before=4, after=2))) == {"chat": 4}
-    assert held(changed(group("scale-down", before=4, after=2))) == {}
-    assert held(changed(group("destructive", "scale-up", before=4, after=6))) == {}
+    assert counts_to_keep(changed(group("destructive", "scale-down", before=4, after=2))) == {"chat": 4}
+    assert counts_to_keep(changed(group("scale-down", before=4, after=2))) == {}
+    assert counts_to_keep(changed(group("destructive", "scale-up", before=4, after=6))) == {}
 
 
 def test_a_group_that_only_shrinks_waits_for_the_verdict_on_the_others() -> None:
     other = group("scale-down", before=3, after=0)
-    assert held(changed(group("destructive"), replace(other, name="large"))) == {"large": 3}
+    assert counts_to_keep(changed(group("destructive"), replace(other, name="large"))) == {"large": 3}
 
 
 def test_what_is_left_of_a_held_change_is_smaller_counts() -> None:

@@ -1,4 +1,4 @@
-"""What is read of an instance's metrics."""
+"""The samples that are read from an instance's metrics."""
 
 from contextlib import suppress
 from math import inf, isnan
