@@ -30,6 +30,7 @@ def _on(command: _Does) -> Callable[..., None]:
         hooks: tuple[str, ...],
         **others: Any,
     ) -> None:
+        from vllmjobs.balancers import balancer_of  # noqa: PLC0415
         from vllmjobs.cluster.consul import Consul, ConsulError  # noqa: PLC0415 (these take 200 ms)
         from vllmjobs.cluster.deployments import Deployments  # noqa: PLC0415
         from vllmjobs.cluster.nomad import Nomad  # noqa: PLC0415
@@ -43,7 +44,7 @@ def _on(command: _Does) -> Callable[..., None]:
         words = f"{command.__name__} {env}{version}"
         with following(words, env, in_json, hooks) as reporter:
             traffic = None
-            if environment.balancer.kind != "none":
+            if balancer_of(environment).gives_shares:
                 try:
                     traffic = Traffic(environment, Consul(), 0)
                     traffic.asked()

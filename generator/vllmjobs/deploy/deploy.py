@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.changes.model import JobChange
 from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report.sentences import describe
@@ -154,7 +155,7 @@ class _Work:
         self._asked.reporter.begin(self.where.id, self.version)
         self.tell("unchanged", "nothing is to be done")
         with suppress(ConsulError):
-            if self.job.job == "vllm" and self._asked.environment.balancer.kind != "none":
+            if self.job.job == "vllm" and balancer_of(self._asked.environment).gives_shares:
                 Traffic(self._asked.environment, self._asked.consul(), 0).clean()
 
     def tell(self, kind: str, text: str, group: str | None = None) -> None:
@@ -198,7 +199,7 @@ class _Work:
     def _traffic(self, version: int) -> Traffic | None:
         """None for a balancer's own job, and without a balancer; Consul is needed for more than one step."""
         environment = self._asked.environment
-        if self.job.job != "vllm" or environment.balancer.kind == "none":
+        if self.job.job != "vllm" or not balancer_of(environment).gives_shares:
             return None
         try:
             traffic = Traffic(environment, self._asked.consul(), version)
