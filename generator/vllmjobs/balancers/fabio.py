@@ -38,7 +38,11 @@ def fabio_has_its_ports_to_itself(environment: Environment) -> Iterator[tuple[Pa
 
 
 class Fabio(LoadBalancer):
-    """Fabio in front of an environment's models."""
+    """Fabio in front of an environment's models.
+
+    It shows metrics where the environment says so: it can from 1.6 on (feature/metrics in its manual), and an
+    older one ends on the flags.
+    """
 
     kind = "fabio"
     title = "Fabio"
@@ -50,14 +54,6 @@ class Fabio(LoadBalancer):
     shares_path = "/api/routes"
     kv_prefix = PREFIX
     rules = (OwnRule("VJ407", "warning", fabio_has_its_ports_to_itself),)
-
-    @property
-    def shows_metrics(self) -> bool:
-        """Tell whether it shows Prometheus its metrics: where the environment says so.
-
-        Fabio can from 1.6 on (feature/metrics in its manual), and an older one ends on the flags.
-        """
-        return bool(self.settings.metrics)
 
     def route_tags(self, route: Route, weight: float | None) -> list[str]:
         """Return a `urlprefix-` tag for each form of the host under which clients reach a route."""
