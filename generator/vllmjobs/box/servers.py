@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from msgspec import structs
 
-from vllmjobs.environment.derive import balancer_port, deadlines
+from vllmjobs.balancers import balancer_of
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import mebibytes
@@ -137,8 +137,8 @@ def missing(environment: Environment, environ: Mapping[str, str]) -> list[str]:
 
 
 def _hold_ports(environment: Environment, ports: Mapping[str, int]) -> None:
-    balancer = environment.balancer
-    for key, port in (("port", balancer_port(balancer)), ("admin_port", balancer.admin_port)):
+    balancer = balancer_of(environment)
+    for key, port in (("port", balancer.port), ("admin_port", balancer.settings.admin_port)):
         for name, taken in ports.items():
             if port == taken:
                 raise BoxError(
@@ -151,7 +151,7 @@ def _server(environment: Environment, wanted: _Wanted, place: Place, machine: Ma
     model = wanted.model
     gpus = structs.replace(model.gpus, count=wanted.gpus)
     bare = structs.replace(model, gpus=gpus, driver="raw_exec", supervised=False)
-    times = deadlines(bare, environment.balancer)
+    times = balancer_of(environment).deadlines(bare)
     fills = {
         "${NOMAD_PORT_http}": str(place.port),
         "${NOMAD_IP_http}": LOOPBACK,

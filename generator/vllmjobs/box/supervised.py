@@ -5,11 +5,11 @@ from __future__ import annotations
 import signal
 from collections.abc import Iterable, Sequence
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.box.servers import LOOPBACK, BoxError, Place, Server, secrets_of
-from vllmjobs.environment.derive import balancer_port, deadlines
+from vllmjobs.environment.derive import KEEP_ALIVE_S
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.supervision import load_timeout, term_timeout
-from vllmjobs.render.arguments import KEEP_ALIVE_S
 from vllmjobs.text.json import Json
 
 NGINX = "nginx"  # its name among the servers
@@ -21,7 +21,7 @@ LEAVE_S = 1.0  # nginx has new workers by then; the old ones take no more reques
 def configuration(environment: Environment, servers: Sequence[Server], folder: str, nginx: str) -> Json:
     """Return what `vllmjobs-supervise --config` reads, with paths in `folder`; `nginx` is the program."""
     models = environment.models.values()
-    times = [deadlines(model, environment.balancer) for model in models]
+    times = [balancer_of(environment).deadlines(model) for model in models]
     return {
         "identity": folder,  # no other box has it, however the environment is called
         "admin_path": f"{folder}/{SOCKET}",
@@ -68,9 +68,9 @@ def nginx_conf(environment: Environment, rendered: str) -> str:
 
     Raises `BoxError` for a template of the project's own that asks Nomad for more.
     """
-    balancer = environment.balancer
-    text = rendered.replace('{{ env "NOMAD_ADDR_http" }}', f"0.0.0.0:{balancer_port(balancer)}")
-    text = text.replace('{{ env "NOMAD_ADDR_admin" }}', f"{LOOPBACK}:{balancer.admin_port}")
+    balancer = balancer_of(environment)
+    text = rendered.replace('{{ env "NOMAD_ADDR_http" }}', f"0.0.0.0:{balancer.port}")
+    text = text.replace('{{ env "NOMAD_ADDR_admin" }}', f"{LOOPBACK}:{balancer.settings.admin_port}")
     if "{{" in text:
         line = text[: text.index("{{")].count("\n") + 1
         raise BoxError(f"nginx.conf, line {line}: asks Nomad for something, and there is none on one box")

@@ -1,18 +1,15 @@
 """VJ401 to VJ407: where requests would be lost between the balancer and vLLM."""
 
+from collections.abc import Callable
+from functools import wraps
+
+from vllmjobs.balancers import KINDS, balancer_of
+from vllmjobs.balancers.balancer import LoadBalancer, OwnRule
 from vllmjobs.check.job import MIN_MEMORY_MIB
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
-from vllmjobs.environment.derive import (
-    BALANCER_KEEP_ALIVE_S,
-    KEEP_ALIVE,
-    SHUTDOWN_DELAY_S,
-    argument_name,
-    balancer_port,
-    is_root,
-)
-from vllmjobs.environment.model import Balancer, Route
-from vllmjobs.environment.placement import Placement
+from vllmjobs.environment.derive import KEEP_ALIVE, argument_name
+from vllmjobs.environment.model import Route
 from vllmjobs.environment.quantity import duration, mebibytes
 
 # The first parts of the paths of vLLM's server (vllm/entrypoints).
@@ -28,7 +25,7 @@ def routes_differ(whole: Whole) -> Findings:
 
     Requests for the one reach the other, which answers 404.
     """
-    if whole.environment.balancer.kind == "none":
+    if not balancer_of(whole.environment).routes_by_path:
         return
     first: dict[tuple[str, str], str] = {}  # requests below `/v1` are below `/v1/` too
     for name, model in whole.environment.models.items():
@@ -49,7 +46,7 @@ def what_is_stripped_is_there(subject: Subject) -> Findings:
     The path is cut in whole parts, so that what is left is a path too.
     """
     route = subject.model.route
-    if subject.environment.balancer.kind != "none" and not _begins(route):
+    if subject.balancer.routes_by_path and not _begins(route):
         yield (
             ("route", "strip"),
             f"{route.strip} is not the first part of path {route.path}; vLLM would get a path that it does "
@@ -60,16 +57,16 @@ def what_is_stripped_is_there(subject: Subject) -> Findings:
 @environment_rule("VJ403", "error")
 def balancer_can_listen(whole: Whole) -> Findings:
     """Find a port that the balancer cannot have, or memory that Nomad refuses it."""
-    balancer = whole.environment.balancer
-    if balancer.kind == "none":
+    balancer = balancer_of(whole.environment)
+    if balancer.job is None:
         return
-    port = balancer_port(balancer)
-    if port == balancer.admin_port:
-        yield ("balancer", "admin_port"), f"is {balancer.admin_port}, as port is; give each its own"
-    if mebibytes(balancer.memory) < MIN_MEMORY_MIB:
-        yield ("balancer", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {balancer.memory})"
-    for key, number in (("port", port), ("admin_port", balancer.admin_port)):
-        if number < 1024 and not _may_listen_below_1024(balancer):
+    port, settings = balancer.port, balancer.settings
+    if port == settings.admin_port:
+        yield ("balancer", "admin_port"), f"is {settings.admin_port}, as port is; give each its own"
+    if mebibytes(settings.memory) < MIN_MEMORY_MIB:
+        yield ("balancer", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {settings.memory})"
+    for key, number in (("port", port), ("admin_port", settings.admin_port)):
+        if number < 1024 and not balancer.may_listen_below_1024:
             yield (
                 ("balancer", key),
                 f"{number} is below 1024, where {balancer.kind} may not listen without root; "
@@ -83,17 +80,17 @@ def connections_outlast_the_balancer(subject: Subject) -> Findings:
 
     A request on a connection that vLLM closes at that moment is lost with a 502.
     """
-    balancer = subject.environment.balancer.kind
+    balancer = subject.balancer
     if subject.model.secrets.get(KEEP_ALIVE):
         yield ("secrets", KEEP_ALIVE), "is no secret; its value stands under env, or is left out (120 s)"
-    given, least = subject.model.env.get(KEEP_ALIVE), BALANCER_KEEP_ALIVE_S[balancer]
+    given, least = subject.model.env.get(KEEP_ALIVE), balancer.keep_alive_s
     if given is not None and not str(given).isdecimal():
         yield ("env", KEEP_ALIVE), "must be whole seconds; vLLM does not start with anything else"
-    elif given is not None and balancer != "none" and int(given) <= least:
+    elif given is not None and balancer.job and int(given) <= least:
         yield (
             ("env", KEEP_ALIVE),
-            f"{given} s is not above the {least:.0f} s for which {balancer} keeps idle connections: requests "
-            "that cross the close get a 502; leave it out (120 s), or make it longer",
+            f"{given} s is not above the {least:.0f} s for which {balancer.kind} keeps idle connections: "
+            "requests that cross the close get a 502; leave it out (120 s), or make it longer",
         )
 
 
@@ -103,13 +100,13 @@ def balancer_learns_of_a_stop(subject: Subject) -> Findings:
 
     Between leaving Consul and the signal, the balancer must have taken the instance out.
     """
-    balancer = subject.environment.balancer.kind
-    delay, least = subject.deadlines.shutdown_delay, SHUTDOWN_DELAY_S[balancer]
+    balancer = subject.balancer
+    delay, least = subject.deadlines.shutdown_delay, balancer.shutdown_delay_s
     if delay < least:
         yield (
             ("drain", "shutdown_delay"),
-            f"{duration(delay)} is shorter than the {duration(least)} in which {balancer} learns that an "
-            "instance stops: requests would still reach it; leave it out, or make it longer",
+            f"{duration(delay)} is shorter than the {duration(least)} in which {balancer.kind} learns that "
+            "an instance stops: requests would still reach it; leave it out, or make it longer",
         )
 
 
@@ -121,7 +118,7 @@ def paths_are_ones_that_vllm_has(subject: Subject) -> Findings:
     """
     route = subject.model.route
     args = {argument_name(name) for name, value in subject.model.args.items() if value is not None}
-    if subject.environment.balancer.kind == "none" or "root-path" in args or not _begins(route):
+    if not subject.balancer.routes_by_path or "root-path" in args or not _begins(route):
         return
     strip = (route.strip or "").rstrip("/")
     left = f"/{route.path.removeprefix(strip).strip('/')}"
@@ -135,26 +132,24 @@ def paths_are_ones_that_vllm_has(subject: Subject) -> Findings:
         )
 
 
-@environment_rule("VJ407", "warning")
-def fabio_has_its_ports_to_itself(whole: Whole) -> Findings:
-    """Find a model's fixed port that is Fabio's.
+def register_rules(kind: type[LoadBalancer]) -> None:
+    """Register the rules that only environments with this kind of balancer can break."""
+    for rule in kind.rules:
+        environment_rule(rule.id, rule.severity)(_only_of(kind, rule))
 
-    Fabio runs on every node, and a model with a port of Fabio's finds none.
-    """
-    balancer = whole.environment.balancer
-    if balancer.kind != "fabio" or balancer.node_pool or balancer.placement != Placement():
-        return
-    for name, model in whole.environment.models.items():
-        if model.ports.static in (balancer_port(balancer), balancer.admin_port):
-            yield ("models", name, "ports", "static"), f"{model.ports.static} is Fabio's, on every node"
+
+def _only_of(kind: type[LoadBalancer], rule: OwnRule) -> Callable[[Whole], Findings]:
+    @wraps(rule.find)
+    def find(whole: Whole) -> Findings:
+        if isinstance(balancer_of(whole.environment), kind):
+            yield from rule.find(whole.environment)
+
+    return find
+
+
+for _kind in KINDS.values():
+    register_rules(_kind)
 
 
 def _begins(route: Route) -> bool:
     return not route.strip or f"{route.path}/".startswith(f"{route.strip.rstrip('/')}/")
-
-
-def _may_listen_below_1024(balancer: Balancer) -> bool:
-    if balancer.driver == "docker":  # nginx has its own network there, and listens above 1024 inside
-        return balancer.kind == "nginx"
-    # exec gives NET_BIND_SERVICE; raw_exec runs as Nomad does, most often as root.
-    return balancer.driver == "exec" or not balancer.user or is_root(balancer.user)

@@ -1,10 +1,10 @@
 """VJ311 to VJ320: what Nomad refuses of a job, or takes and does not do."""
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.check.rule import Findings, environment_rule, in_models, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import (
     MAX_SERVICE_NAME,
-    balancer_name,
     canaries,
     is_bridged,
     is_root,
@@ -28,8 +28,8 @@ def service_names_fit(whole: Whole) -> Findings:
     named: dict[Path, str] = {
         ("models", name): service_name(environment, name) for name in environment.models
     }
-    if environment.balancer.kind != "none":
-        named[("balancer",)] = balancer_name(environment)
+    if service := balancer_of(environment).service:
+        named[("balancer",)] = service
     if environment.monitoring.prometheus:
         named[("monitoring", "prometheus")] = prometheus_name(environment)
     for path, service in named.items():
@@ -48,7 +48,9 @@ def service_names_differ(whole: Whole) -> Findings:
     Two services of one name share their instances: the balancer would send requests to itself.
     """
     environment = whole.environment
-    others: dict[str, str] = {environment.balancer.kind: "the balancer's"}
+    others: dict[str, str] = {}
+    if job := balancer_of(environment).job:
+        others[job] = "the balancer's"
     if environment.monitoring.prometheus:
         others["prometheus"] = "Prometheus's"
     for key, whose in others.items():

@@ -2,6 +2,7 @@
 
 import re
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.check.comparisons import WITHOUT_VALUE, compare, weight
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
@@ -38,13 +39,14 @@ def placement_is_possible(whole: Whole) -> Findings:
     """Find constraints, affinities and spreads that Nomad refuses, or that no node meets."""
     environment = whole.environment
     yield from _placement(environment.nomad, ("nomad",))
-    balancer = environment.balancer
-    yield from _placement(balancer.placement, ("balancer", "placement"))
+    balancer = balancer_of(environment)
+    placement = environment.balancer.placement
+    yield from _placement(placement, ("balancer", "placement"))
     for key in ("affinities", "spread"):
-        if balancer.kind == "fabio" and getattr(balancer.placement, key):
+        if balancer.is_system_job and getattr(placement, key):
             yield (
                 ("balancer", "placement", key),
-                "are not for Fabio, which is a system job; Nomad refuses them",
+                f"are not for {balancer.title}, which is a system job; Nomad refuses them",
             )
     for name, model in environment.models.items():
         yield from _placement(model.placement, ("models", name, "placement"))

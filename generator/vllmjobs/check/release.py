@@ -86,7 +86,7 @@ def steps_are_used(subject: Subject) -> Findings:
             "replaces one instance after the other" if rollout.strategy == "rolling" else "switches at once"
         )
         yield ("rollout", "steps"), f"strategy {rollout.strategy} {does} and uses no steps; leave them out"
-    elif subject.environment.balancer.kind == "none":
+    elif not subject.balancer.gives_shares:
         yield ("rollout", "steps"), "no balancer is there to give the canaries a share; leave them out"
 
 

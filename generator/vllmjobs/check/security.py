@@ -5,6 +5,7 @@ from collections.abc import Iterator
 
 import msgspec
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import image, is_root
@@ -100,7 +101,7 @@ def users_are_not_root(whole: Whole) -> Findings:
     tasks: dict[Path, Model | Balancer | PrometheusJob] = {
         ("models", name): it for name, it in environment.models.items()
     }
-    if environment.balancer.kind != "none":
+    if balancer_of(environment).job:
         tasks[("balancer",)] = environment.balancer
     if environment.monitoring.prometheus:
         tasks[("monitoring", "prometheus")] = environment.monitoring.prometheus

@@ -5,8 +5,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple
 
+from vllmjobs.balancers import balancer_of
+from vllmjobs.balancers.balancer import LoadBalancer
 from vllmjobs.changes.model import GroupChange
-from vllmjobs.environment.derive import Deadlines, argument_name, deadlines, vllm_version
+from vllmjobs.environment.derive import Deadlines, argument_name, vllm_version
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.render.arguments import arguments
@@ -56,6 +58,11 @@ class Subject:
         return self.environment.models[self.name]
 
     @cached_property
+    def balancer(self) -> LoadBalancer:
+        """The balancer in front of it."""
+        return balancer_of(self.environment)
+
+    @cached_property
     def written(self) -> dict[str, str]:
         """The spelling of each argument in the environment, by the name that they are compared by."""
         return {argument_name(name): name for name in self.model.args}
@@ -63,7 +70,7 @@ class Subject:
     @cached_property
     def deadlines(self) -> Deadlines:
         """The deadlines of the model, in seconds."""
-        return deadlines(self.model, self.environment.balancer)
+        return self.balancer.deadlines(self.model)
 
     @cached_property
     def version(self) -> str | None:

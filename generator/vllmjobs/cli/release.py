@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.cli.cluster import models_job
 from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
 from vllmjobs.cli.selection import Selection, environment_options
@@ -57,7 +58,7 @@ def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
 
     At night, what can be done is done.
     """
-    if environment.balancer.kind == "none":
+    if not balancer_of(environment).gives_shares:
         return None
     try:
         traffic = Traffic(environment, Consul(), 0)

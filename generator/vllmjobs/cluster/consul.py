@@ -11,13 +11,11 @@ import consul
 import requests
 from consul.exceptions import ConsulException
 
+from vllmjobs.balancers.instances import ServiceInstance
 from vllmjobs.cluster.reasons import FailedError, Failure, is_lost, reason
 from vllmjobs.cluster.retry import retry
 from vllmjobs.cluster.session import FALSE, TRUE, Names, connect
 from vllmjobs.environment.problems import UserError
-from vllmjobs.rollout.routes import Instance
-
-__all__ = ["Consul", "ConsulError", "Instance", "Key"]
 
 TIMEOUT = (5.0, 10.0)  # seconds until connected, and between two pieces of an answer
 # Seconds between attempts, 30 in all: an agent that is restarted answers after about ten, an election takes
@@ -123,12 +121,12 @@ class Consul:
         _, found = self._ask(needs, self._consul.catalog.services)
         return {name: tags or [] for name, tags in (found or self._nothing(needs)).items()}
 
-    def instances(self, service: str) -> list[Instance]:
+    def instances(self, service: str) -> list[ServiceInstance]:
         """Return every instance of a service, well or not. Needs service:read, and node:read for nodes."""
         needs = f'service "{service}" {{ policy = "read" }} and node_prefix "" {{ policy = "read" }}'
         _, found = self._ask(needs, lambda: self._consul.health.service(service))
         return [
-            Instance(
+            ServiceInstance(
                 id=one["Service"]["ID"],
                 node=one["Node"]["Node"],
                 address=one["Service"]["Address"] or one["Node"]["Address"],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import NamedTuple
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.changes.model import JobChange
 from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report.sentences import describe
@@ -170,7 +171,7 @@ class _JobDeploy:
         self._request.reporter.begin(self.where.id, self.version)
         self._tell("unchanged", "nothing is to be done")
         with suppress(ConsulError):
-            if self.job.job == "vllm" and self._request.environment.balancer.kind != "none":
+            if self.job.job == "vllm" and balancer_of(self._request.environment).gives_shares:
                 Traffic(self._request.environment, self._request.consul(), 0).clean()
 
     def _refuse_another_change(self) -> None:
@@ -235,7 +236,7 @@ class _JobDeploy:
         Raises `ConsulError` only where more than one step needs Consul.
         """
         environment = self._request.environment
-        if self.job.job != "vllm" or environment.balancer.kind == "none":
+        if self.job.job != "vllm" or not balancer_of(environment).gives_shares:
             return None
         try:
             traffic = Traffic(environment, self._request.consul(), version)

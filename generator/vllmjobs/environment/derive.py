@@ -13,19 +13,19 @@ import math
 import re
 from typing import NamedTuple
 
-from vllmjobs.environment.model import Balancer, Environment, Model
+from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import seconds
 
 START_MARGIN = 1.25  # a cold page cache or a busy registry is no reason to fail a deployment
 KILL_MARGIN_S = 15.0  # vLLM 0.32 left 7 s after its last stream; the rest is for the executor
-# Fabio follows Consul by a blocking query; nginx by a template that waits up to 5 s, then reloads.
-SHUTDOWN_DELAY_S = {"fabio": 10.0, "nginx": 15.0, "none": 0.0}
 # Of any image of vLLM, whoever built it: `vllm/vllm-openai:v0.24.0`, `ghcr.io/acme/vllm:0.24.0-cu129`.
 _VERSION_TAG = re.compile(r"vllm[^:@]*:v?(\d+\.\d+\.\d+(?:\.post\d+|rc\d+)?)(?![\w.])")
-# How long the balancer keeps an idle connection to vLLM: proxy.idleconntimeout of Fabio 1.6 and later
-# (before, it has no limit), and nginx's keepalive_timeout of an upstream.
-BALANCER_KEEP_ALIVE_S = {"fabio": 15.0, "nginx": 60.0, "none": 0.0}
 KEEP_ALIVE = "VLLM_HTTP_TIMEOUT_KEEP_ALIVE"
+# vLLM closes idle connections after 5 s unless told so, before the balancer does (LoadBalancer.keep_alive_s),
+# and a request that crosses the close is lost with a 502.
+KEEP_ALIVE_S = 120
+# The users of the tasks beside the models', by driver, where the environment names none.
+TASK_USERS = {"docker": "65534", "exec": "nobody", "raw_exec": None}
 MAX_SERVICE_NAME = 63  # RFC 1123, as Consul's DNS needs it
 MIN_PULL_S = 300.0  # the docker driver's own default
 MIN_ENGINE_READY_S = 600.0  # vLLM's own default
@@ -46,13 +46,16 @@ class Deadlines(NamedTuple):
     shutdown_delay: float
 
 
-def deadlines(model: Model, balancer: Balancer) -> Deadlines:
-    """The deadlines of one model, derived where the environment does not say; whole seconds, rounded up."""
+def deadlines(model: Model, shutdown_delay_s: float) -> Deadlines:
+    """Return the deadlines of one model in whole seconds, derived where the environment does not say.
+
+    `shutdown_delay_s` is the balancer's, in which it learns that an instance stops.
+    """
     start = math.ceil(seconds(model.pull_time) + seconds(model.load_time))
     patience = whole_minutes(start * START_MARGIN)
     longest_stream = math.ceil(seconds(model.drain.longest_stream))
     kill_timeout = _given(model.drain.kill_timeout, longest_stream + KILL_MARGIN_S)
-    shutdown_delay = _given(model.drain.shutdown_delay, SHUTDOWN_DELAY_S[balancer.kind])
+    shutdown_delay = _given(model.drain.shutdown_delay, shutdown_delay_s)
     min_healthy_time = math.ceil(seconds(model.rollout.min_healthy_time))
     healthy = _given(model.rollout.healthy_deadline, patience + whole_minutes(min_healthy_time))
     # A replacement waits for the GPUs of the instance that it replaces.
@@ -108,11 +111,6 @@ def service_name(environment: Environment, model_name: str) -> str:
     return f"{environment.job}-{model_name}"
 
 
-def balancer_name(environment: Environment) -> str:
-    """The name of the balancer's job and of its service in Consul."""
-    return f"{environment.job}-{environment.balancer.kind}"
-
-
 def prometheus_name(environment: Environment) -> str:
     """The name of the Prometheus's job and of its service in Consul."""
     return f"{environment.job}-prometheus"
@@ -121,11 +119,6 @@ def prometheus_name(environment: Environment) -> str:
 def cache_job_name(environment: Environment, job: str) -> str:
     """The name of a job of the model caches, such as `prefetch`."""
     return f"{environment.job}-{job}"
-
-
-def balancer_port(balancer: Balancer) -> int:
-    """The port that clients use."""
-    return balancer.port or {"fabio": 9999, "nginx": 80, "none": 0}[balancer.kind]
 
 
 def other_parallelism(model: Model) -> int:

@@ -5,14 +5,18 @@ import math
 from collections.abc import Iterator
 from operator import itemgetter
 
-from vllmjobs.environment.derive import KEEP_ALIVE, Deadlines, argument_name, is_bridged, tensor_parallel_size
+from vllmjobs.environment.derive import (
+    KEEP_ALIVE,
+    KEEP_ALIVE_S,
+    Deadlines,
+    argument_name,
+    is_bridged,
+    tensor_parallel_size,
+)
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.supervision import is_supervised, supervisor_variables
 from vllmjobs.environment.values import ArgValue
 
-# vLLM closes idle connections after 5 s unless told so, before the balancer does (derive.py), and a
-# request that crosses the close is lost with a 502.
-KEEP_ALIVE_S = 120
 # vllm/entrypoints/openai/cli_args.py: given once for each value; and read by json.loads.
 APPENDED = ("middleware",)
 JSON_LISTS = ("allowed-origins", "allowed-methods", "allowed-headers")

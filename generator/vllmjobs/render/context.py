@@ -4,16 +4,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.environment.derive import (
     Deadlines,
-    balancer_port,
     canaries,
-    deadlines,
     image,
     is_bridged,
     service_name,
 )
-from vllmjobs.environment.model import Balancer, Environment, Model, Route
+from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
 from vllmjobs.environment.supervision import ADMIN_PORT, health_path, is_supervised
 from vllmjobs.render.arguments import arguments, served_names, variables
@@ -69,8 +68,8 @@ def vllm_context(environment: Environment, only: str | None = None) -> dict[str,
 def group(environment: Environment, name: str) -> Group:
     """One model of the environment, as the job template writes it."""
     model = environment.models[name]
-    times = deadlines(model, environment.balancer)
-    count = canaries(model)
+    balancer = balancer_of(environment)
+    times = balancer.deadlines(model)
     words = arguments(name, model, times)
     # The exec driver sets HOME to that of the task's user, after `env`: /nonexistent for nobody.
     isolated = ["/usr/bin/env", "HOME=${NOMAD_TASK_DIR}"] if model.driver == "exec" else []
@@ -79,9 +78,9 @@ def group(environment: Environment, name: str) -> Group:
         name=name,
         model=model,
         service=service_name(environment, name),
-        tags=_tags(environment.balancer, model.route, None),
-        canary_tags=_tags(environment.balancer, model.route, model.rollout.weight / count) if count else [],
-        canaries=count,
+        tags=balancer.tags(model),
+        canary_tags=balancer.canary_tags(model),
+        canaries=canaries(model),
         deadlines=times,
         restart_attempts=RESTART_ATTEMPTS,
         # Long enough that servers which crash while they load use the attempts up, and are rescheduled.
@@ -100,24 +99,6 @@ def group(environment: Environment, name: str) -> Group:
         bridged=is_bridged(model),
         admin_port=ADMIN_PORT,
     )
-
-
-def _tags(balancer: Balancer, route: Route, canary_weight: float | None) -> list[str]:
-    """Consul tags: what Fabio routes on, and `vllm`, by which Prometheus finds every instance."""
-    tags = ["vllm"] if canary_weight is None else ["vllm", "canary"]
-    if balancer.kind != "fabio":
-        return tags
-    options = []
-    if route.strip:
-        options.append(f"strip={route.strip}")
-    if canary_weight is not None:
-        # Per instance; Fabio resolves 0.01 % (fabiolb/fabio#352 for the option itself).
-        options.append(f"weight={max(0.0001, round(canary_weight, 4)):g}")
-    hosts = [route.host]
-    if route.host and balancer_port(balancer) != 80:
-        # Clients name the port in the Host header, and Fabio compares that (table.go, normalizeHost).
-        hosts.append(f"{route.host}:{balancer_port(balancer)}")
-    return [*(" ".join([f"urlprefix-{host}{route.path}", *options]) for host in hosts), *tags]
 
 
 def secrets(references: dict[str, str | None]) -> dict[str, dict[str, list[tuple[str, str]]]]:

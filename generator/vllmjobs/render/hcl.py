@@ -1,4 +1,4 @@
-"""HCL as Nomad reads it: quoting, and the layout of `nomad fmt`."""
+"""HCL for Nomad: values quoted so that its parser gives them back, and the layout of `nomad fmt`."""
 
 import re
 from collections.abc import Iterable
@@ -12,12 +12,14 @@ _SPECIAL = r'["\\\x00-\x1f\x7f-\x9f\u2028\u2029\ufeff]|[$%](?=\{)'
 _REFERENCE = r"(?<!\$)\$\{(?:NOMAD_\w+|(?:attr|device|meta|node)(?:\.[A-Za-z_]\w*)+)\}(?!\})"
 _SPECIAL_IN_LABEL = re.compile(_SPECIAL)
 _SPECIAL_IN_VALUE = re.compile(rf"(?!{_REFERENCE})(?:{_SPECIAL})", re.ASCII)
-_ASSIGNMENT = re.compile(r'( *)([\w.-]+|"[^"]*") = (.+)')
+_ASSIGNMENT = re.compile(r'([\w.-]+|"[^"]*") = (.+)')
 _HEREDOC = re.compile(r"<<-?(\w+)$")
+_BRACKET = re.compile(r"[][(){}]")
+_STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|(?:#|//).*')
 
 
 def quote(value: object, *, label: bool = False) -> str:
-    r"""A value as an HCL literal: strings are quoted so that a parser gives them back as they were.
+    r"""Return a value as an HCL literal: strings are quoted so that a parser gives them back as they were.
 
     `quote('say "${hi}"')` is `"say \"$${hi}\""`; `${NOMAD_PORT_http}` stays readable, but not in the
     `label` of a block, which has no references. Booleans, numbers and lists work too.
@@ -35,20 +37,21 @@ def quote(value: object, *, label: bool = False) -> str:
     raise TypeError(f"no HCL literal for {type(value).__name__}")
 
 
-def quote_lines(values: Iterable[object], indent: int) -> str:
-    """A list with one value a line, its closing bracket indented by `indent` spaces."""
-    lines = [f"{' ' * (indent + 2)}{quote(value)},\n" for value in values]
-    return f"[\n{''.join(lines)}{' ' * indent}]" if lines else "[]"
+def quote_lines(values: Iterable[object], _indent: int = 0) -> str:
+    """Return a list with one value a line. The number is of older templates: `align` indents."""
+    lines = [f"{quote(value)},\n" for value in values]
+    return f"[\n{''.join(lines)}]" if lines else "[]"
 
 
 def align(text: str) -> str:
-    """Lay out rendered HCL as `nomad fmt` would: the `=` of neighbouring lines in one column.
+    """Lay out rendered HCL as `nomad fmt` would: by depth, the `=` of neighbouring lines in one column.
 
     Like hclwrite's `formatCells`: a line that opens a list over several lines takes no part. The lines
     of a heredoc are left alone; runs of empty lines, and those inside brackets, are taken out.
     """
     lines: list[str] = []
     chain: list[tuple[str, str, str]] = []
+    opened: list[int] = []
     heredoc_end = ""
 
     def close_chain() -> None:
@@ -61,21 +64,45 @@ def align(text: str) -> str:
             lines.append(line)
             heredoc_end = "" if line.strip() == heredoc_end else heredoc_end
             continue
-        line = line.rstrip()
-        match = _ASSIGNMENT.fullmatch(line)
-        if match and not line.endswith(("[", "{")):
-            chain.append((match[1], match[2], match[3]))
-            if opening := _HEREDOC.search(line):
+        code = line.strip()
+        indent = _indentation(code, opened)
+        match = _ASSIGNMENT.fullmatch(code)
+        if match and not code.endswith(("[", "{")):
+            chain.append((indent, match[1], match[2]))
+            if opening := _HEREDOC.search(code):
                 close_chain()
                 heredoc_end = opening[1]
             continue
         close_chain()
-        if line.strip() in ("}", "]") and lines and not lines[-1]:
+        if code in ("}", "]") and lines and not lines[-1]:
             lines.pop()
-        if line or (lines and lines[-1] and not lines[-1].endswith("{")):
-            lines.append(line)
+        if code:
+            lines.append(indent + code)
+        elif lines and lines[-1] and not lines[-1].endswith("{"):
+            lines.append("")
     close_chain()
     return "\n".join(lines).rstrip() + "\n"
+
+
+def _indentation(code: str, opened: list[int]) -> str:
+    """Return the indentation of a line, as hclwrite's `formatIndent` does.
+
+    `opened` are the brackets that are open before the line, a number for each line that opened some; it is
+    changed to those after the line.
+    """
+    net = 0
+    if _BRACKET.search(code):
+        brackets = "".join(_BRACKET.findall(_STRING_OR_COMMENT.sub("", code)))
+        net = sum(1 if bracket in "([{" else -1 for bracket in brackets)
+    closed = -net
+    while closed > 0 and opened:
+        closed, opened[-1] = closed - opened[-1], opened[-1] - closed
+        if opened[-1] <= 0:
+            opened.pop()
+    indent = "  " * len(opened)
+    if net > 0:
+        opened.append(net)
+    return indent
 
 
 def _escaped(match: re.Match[str]) -> str:

@@ -6,11 +6,11 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jinja2
-from msgspec import structs
 
+from vllmjobs.balancers import balancer_of
+from vllmjobs.balancers.nginx import without_container
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
-from vllmjobs.render.balancers import balancer_context
 from vllmjobs.render.context import FILTERS, vllm_context
 from vllmjobs.render.hcl import align
 from vllmjobs.render.model_cache import cache_context, cached_models
@@ -32,9 +32,8 @@ class RenderError(UserError):
 
 def jobs(environment: Environment) -> list[str]:
     """The jobs that this environment has: `vllm`, its balancer, and the Prometheus that watches them."""
-    balancer = [] if environment.balancer.kind == "none" else [environment.balancer.kind]
-    prometheus = ["prometheus"] if environment.monitoring.prometheus else []
-    return ["vllm", *balancer, *prometheus]
+    prometheus = "prometheus" if environment.monitoring.prometheus else None
+    return [job for job in ("vllm", balancer_of(environment).job, prometheus) if job]
 
 
 def jobs_on_demand(environment: Environment) -> list[str]:
@@ -68,11 +67,7 @@ def nginx_conf(
     Each has a `path` and an `address`. `metrics`: whether it is to show them, where the environment does not
     say of nginx. Raises `RenderError` as `render` does.
     """
-    given = environment.balancer
-    if given.kind == "nginx" and given.metrics is not None:
-        metrics = given.metrics
-    balancer = structs.replace(given, kind="nginx", driver="raw_exec", metrics=metrics)
-    context = balancer_context(structs.replace(environment, balancer=balancer))
+    context = without_container(environment, metrics=metrics).context()
     return _filled("nginx.conf.ctmpl.j2", {**context, "instances": instances}, templates)
 
 
@@ -81,7 +76,7 @@ def _context(environment: Environment, job: str, model: str | None) -> dict[str,
         return vllm_context(environment, model)
     if job in jobs_on_demand(environment):
         return cache_context(environment, job)
-    return prometheus_context(environment) if job == "prometheus" else balancer_context(environment)
+    return prometheus_context(environment) if job == "prometheus" else balancer_of(environment).context()
 
 
 def _filled(name: str, context: Mapping[str, Any], templates: Templates) -> str:

@@ -8,7 +8,8 @@ from typing import Any
 
 from msgspec import structs
 
-from vllmjobs.environment.derive import argument_name, cache_job_name, deadlines
+from vllmjobs.balancers import balancer_of
+from vllmjobs.environment.derive import argument_name, cache_job_name
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.model_cache import CacheBackup
 from vllmjobs.environment.placement import Constraint
@@ -92,7 +93,7 @@ def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
         name=name,
         model=model,
         image=server.image,
-        pull=deadlines(model, environment.balancer).pull,
+        pull=balancer_of(environment).deadlines(model).pull,
         user=server.user,
         volume=model.cache.volume,
         args=["-m", f"vllmjobs.{PROGRAM}", job, *_words(model), *_store(environment, model, job)],

@@ -8,12 +8,12 @@ import msgspec
 import yaml
 from msgspec import structs
 
-from vllmjobs.environment.derive import balancer_name, prometheus_name, service_name
+from vllmjobs.balancers import balancer_of
+from vllmjobs.environment.derive import TASK_USERS, prometheus_name, service_name
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.supervision import is_supervised
-from vllmjobs.render.balancers import USERS, shows_metrics
 
 THRESHOLD = "THRESHOLD"
 
@@ -66,11 +66,11 @@ def prometheus_context(environment: Environment) -> dict[str, Any]:
         "prometheus": prometheus,
         "retention": duration(seconds(prometheus.retention)),  # Prometheus knows no fractions of a unit
         "name": prometheus_name(environment),
-        "user": prometheus.user or USERS[prometheus.driver],
+        "user": prometheus.user or TASK_USERS[prometheus.driver],
         "bridged": prometheus.driver == "docker",
         "targets": _targets(environment, prometheus),
         "wanted": [name for name, model in environment.models.items() if model.replicas > 0],
-        "balancer": None if environment.balancer.kind == "none" else balancer_name(environment),
+        "balancer": balancer_of(environment).service,
         # What vLLM takes by itself is no reason to wake anybody.
         "planned_gpu_memory": max(model.gpu_memory_utilization for model in environment.models.values()),
         "alerts": alerts(),
@@ -79,6 +79,7 @@ def prometheus_context(environment: Environment) -> dict[str, Any]:
 
 def _targets(environment: Environment, prometheus: PrometheusJob) -> dict[str, dict[str, str | None]]:
     """What is scraped: by Prometheus's job, then by service in Consul, the model that it is of."""
+    balancer = balancer_of(environment)
     services = {name: service_name(environment, name) for name in sorted(environment.models)}
     by_job: dict[str, dict[str, str | None]] = {
         "vllm": {service: name for name, service in services.items()},
@@ -87,7 +88,7 @@ def _targets(environment: Environment, prometheus: PrometheusJob) -> dict[str, d
             for name, service in services.items()
             if is_supervised(environment, environment.models[name])
         },
-        "balancer": {balancer_name(environment): None} if shows_metrics(environment.balancer) else {},
+        "balancer": {balancer.service: None} if balancer.service and balancer.shows_metrics else {},
         "dcgm": {prometheus.dcgm: None} if prometheus.dcgm else {},
     }
     return {job: found for job, found in by_job.items() if found}

@@ -2,8 +2,9 @@
 
 import math
 
+from vllmjobs.balancers import balancer_of
 from vllmjobs.changes.model import JobChange
-from vllmjobs.environment.derive import canaries, deadlines
+from vllmjobs.environment.derive import canaries
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.rollout.decide import ROUTE_WITHIN_S
@@ -18,7 +19,7 @@ def shares(environment: Environment, model: Model) -> tuple[float, ...]:
     rollout = model.rollout
     if not canaries(model):
         return ()
-    if environment.balancer.kind == "none":  # nobody to ask for another share
+    if not balancer_of(environment).gives_shares:
         return (rollout.weight,)
     return (rollout.weight, 1.0) if rollout.strategy == "blue_green" else (rollout.weight, *rollout.steps)
 
@@ -41,7 +42,8 @@ def plan(
     )
     models = environment.models.values()
     to_promote = max(_to_promote(environment, model, is_judged) for model in models)
-    after = max(_rounds(model) * deadlines(model, environment.balancer).progress_deadline for model in models)
+    balancer = balancer_of(environment)
+    after = max(_rounds(model) * balancer.deadlines(model).progress_deadline for model in models)
     until = now + (to_promote + after if timeout is None else timeout)
     return ReleasePlan(
         job=environment.job or "",
@@ -89,7 +91,7 @@ def only_shrinks(job: JobChange) -> bool:
 
 
 def _to_promote(environment: Environment, model: Model, is_judged: bool) -> float:
-    times = deadlines(model, environment.balancer)
+    times = balancer_of(environment).deadlines(model)
     steps = 0.0
     if is_judged and model.rollout.analysis:
         window = seconds(model.rollout.analysis.window)

@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from vllmjobs.cluster.consul import PAUSES, Consul, ConsulError, Instance, Key
+from vllmjobs.balancers.instances import ServiceInstance
+from vllmjobs.cluster.consul import PAUSES, Consul, ConsulError, Key
 from vllmjobs_sandbox.fakes.listening import listening
 
 Answer = tuple[int, str, dict[str, str]]
@@ -104,9 +105,9 @@ def test_an_instance_is_well_when_all_checks_are_and_may_have_its_nodes_address(
     ill["Checks"] = [{"Status": "passing"}, {"Status": "warning"}]
     portless = {**INSTANCE, "Service": {"ID": "i2", "Address": "", "Tags": []}}
     assert server.consul((200, json.dumps([INSTANCE, ill, portless]), INDEX)).instances("chat") == [
-        Instance("i1", "gpu-1", "10.0.0.1", 8000, ("vllm",), True),
-        Instance("i1", "gpu-1", "10.0.0.2", 8000, (), False),
-        Instance("i2", "gpu-1", "10.0.0.1", 0, (), True),
+        ServiceInstance("i1", "gpu-1", "10.0.0.1", 8000, ("vllm",), True),
+        ServiceInstance("i1", "gpu-1", "10.0.0.2", 8000, (), False),
+        ServiceInstance("i2", "gpu-1", "10.0.0.1", 0, (), True),
     ]
 
 

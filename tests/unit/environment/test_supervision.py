@@ -2,8 +2,9 @@
 
 import pytest
 
+from vllmjobs.balancers.fabio import Fabio
 from vllmjobs.environment.derive import deadlines
-from vllmjobs.environment.model import Balancer, Drain, Environment, Health, Images, Model, ModelDefaults
+from vllmjobs.environment.model import Drain, Environment, Health, Images, Model, ModelDefaults
 from vllmjobs.environment.server import Container
 from vllmjobs.environment.supervision import (
     ADMIN_PORT,
@@ -28,7 +29,7 @@ def environment(model: Model, image: str = "vllm/vllm-openai:v0.33.0") -> Enviro
 
 
 def told(model: Model) -> dict[str, str]:
-    return supervisor_variables(model, deadlines(model, Balancer()))
+    return supervisor_variables(model, deadlines(model, Fabio.shutdown_delay_s))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +76,7 @@ def test_the_environment_has_the_last_word() -> None:
 @pytest.mark.parametrize(("stream", "kill"), [("15s", None), ("10m", None), ("15s", "40s"), ("15s", "23s")])
 def test_a_stop_of_the_supervisor_fits_into_kill_timeout(stream: str, kill: str | None) -> None:
     model = Model(model="m", drain=Drain(longest_stream=stream, kill_timeout=kill))
-    times = deadlines(model, Balancer())
+    times = deadlines(model, Fabio.shutdown_delay_s)
     assert 1 <= term_timeout(times) <= TERM_S
     took = times.longest_stream + term_timeout(times) + GONE_S + LAST_WORDS_S
     assert took <= times.kill_timeout

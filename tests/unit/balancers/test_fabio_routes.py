@@ -4,36 +4,35 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmjobs.rollout.routes import (
-    Instance,
-    Problem,
+from vllmjobs.balancers.fabio_routes import (
+    RouteProblem,
     fabio_share,
-    key,
-    lines,
-    nginx_share,
     parse,
+    routes_key,
+    share_lines,
     sources,
     targets,
     unmatched,
 )
+from vllmjobs.balancers.instances import ServiceInstance
 
 OTHER = "fabio/config/other"
 
 
-def instance(*tags: str, port: int = 8000, passing: bool = True) -> Instance:
-    return Instance(f"chat-{port}", "gpu-1", "10.0.0.1", port, tags, passing)
+def instance(*tags: str, port: int = 8000, passing: bool = True) -> ServiceInstance:
+    return ServiceInstance(f"chat-{port}", "gpu-1", "10.0.0.1", port, tags, passing)
 
 
 CHAT = targets("chat", [instance("urlprefix-/v1/", "vllm"), instance("urlprefix-/v1/", "canary", port=8001)])
 
 
-def problems(text: str) -> list[Problem]:
+def problems(text: str) -> list[RouteProblem]:
     commands, malformed = parse({OTHER: text})
     return malformed + unmatched(commands, CHAT)
 
 
 def test_a_share_is_a_weight_of_the_canaries_and_of_an_anchor_that_comes_and_goes() -> None:
-    assert lines("vllm-prod-chat", ["/v1/", "chat.example.com/v1/"], canaries=2, share=0.25) == (
+    assert share_lines("vllm-prod-chat", ["/v1/", "chat.example.com/v1/"], canaries=2, share=0.25) == (
         "# vllm-prod-chat: 25 % to 2 canaries; `vllmjobs deploy` removes it\n"
         'route add vllm-prod-chat /v1/ http://anchor.invalid/ tags "canary"\n'
         'route weight vllm-prod-chat /v1/ weight 0.375000 tags "canary"\n'
@@ -46,7 +45,7 @@ def test_a_share_is_a_weight_of_the_canaries_and_of_an_anchor_that_comes_and_goe
 
 @given(st.integers(1, 500), st.floats(0.001, 1))
 def test_a_share_has_something_to_match_even_when_nothing_is_registered(canaries: int, share: float) -> None:
-    commands, malformed = parse({key("vllm-prod"): lines("chat", ["/v1/"], canaries, share)})
+    commands, malformed = parse({routes_key("vllm-prod"): share_lines("chat", ["/v1/"], canaries, share)})
     assert not malformed
     assert not unmatched(commands, [])
 
@@ -56,7 +55,7 @@ def test_a_share_has_something_to_match_even_when_nothing_is_registered(canaries
 def test_each_canary_has_its_part_of_the_share_once_the_anchor_is_gone(canaries: int, share: float) -> None:
     (weight,) = (
         float(line.split()[5])
-        for line in lines("chat", ["/v1/"], canaries, share).splitlines()
+        for line in share_lines("chat", ["/v1/"], canaries, share).splitlines()
         if "weight" in line
     )
     assert weight / (canaries + 1) * canaries == pytest.approx(share, abs=1e-5)
@@ -152,9 +151,3 @@ def test_the_share_that_fabio_gives_is_the_weight_of_its_canaries() -> None:
     assert fabio_share([target("/v1/", 1, "canary")], "chat") == 1
     assert fabio_share([{"service": "chat", "src": "/v1/", "weight": 1}], "chat") == 0
     assert fabio_share(None, "chat") == 0  # what an empty table answers
-
-
-def test_the_share_that_nginx_gives_depends_on_what_there_is() -> None:
-    assert nginx_share({"stable": 3, "canary": 2, "canary_weight": 0.25}) == 0.25
-    assert nginx_share({"stable": 3, "canary": 0, "canary_weight": 0.25}) == 0
-    assert nginx_share({"stable": 0, "canary": 2, "canary_weight": 0.25}) == 1
