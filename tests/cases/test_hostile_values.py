@@ -14,7 +14,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from vllmjobs.environment.load import load as load_file
+from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.schema import json_schema
 from vllmjobs.project.templates import templates

@@ -26,7 +26,7 @@ from vllmjobs.check.rollout import canaries_try_a_change
 from vllmjobs.check.rule import in_models
 from vllmjobs.check.subject import Before, Facts, Whole
 from vllmjobs.cli import main
-from vllmjobs.environment.load import load
+from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.differences import differences
 from vllmjobs.project.jobs import rendered
@@ -157,7 +157,7 @@ def edited(hcl: str, old: str, new: str) -> str:
 
 
 def environment(sandbox: Sandbox, *settings: str, name: str = "dev") -> Environment:
-    found = load(Path(sandbox.env["VLLMJOBS_PROJECT"]) / f"envs/{name}.yaml", settings).environment
+    found = load_file(Path(sandbox.env["VLLMJOBS_PROJECT"]) / f"envs/{name}.yaml", settings).environment
     assert found is not None
     return found
 

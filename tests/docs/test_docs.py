@@ -13,7 +13,7 @@ import pytest
 from click import Option
 
 from vllmjobs.cli import EXIT_CODES, main
-from vllmjobs.environment.load import load
+from vllmjobs.environment.load import load_file
 from vllmjobs.render.model_cache import MODULES, CachedModel, cache_context
 from vllmjobs.render.monitoring import prometheus_context
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -78,7 +78,7 @@ def test_the_readme_lists_every_command_and_exit_code() -> None:
 
 def test_the_page_of_templates_has_every_template_and_what_it_sees() -> None:
     page = (ROOT / "docs/templates.md").read_text()
-    environment = load(ROOT / "envs/prod.yaml").environment
+    environment = load_file(ROOT / "envs/prod.yaml").environment
     assert environment
     seen = {f"`{path.name}`" for path in (ROOT / "jobs").glob("*.j2")}
     for context in (prometheus_context(environment), cache_context(environment, "cache-backup")):

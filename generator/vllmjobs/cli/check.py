@@ -10,7 +10,7 @@ from vllmjobs.check import report
 from vllmjobs.check.check import choice, shared_jobs
 from vllmjobs.cli.common import PROJECT, SETTINGS, no_environments, show
 from vllmjobs.environment.problems import in_order
-from vllmjobs.project.environments import checked, environments, named
+from vllmjobs.project.environments import checked, environment_files, environments
 from vllmjobs.project.shipped import shipped
 
 
@@ -48,7 +48,7 @@ def check(
     Exits 1 when there are errors. `vllmjobs explain RULE` says more about a finding.
     """
     wanted = choice(select, ignore)
-    paths = named(project, envs) or environments(project)
+    paths = environment_files(project, envs) or environments(project)
     if not paths:
         raise no_environments(project)
     earlier = None

@@ -7,8 +7,8 @@ import click
 from vllmjobs.changes.model import Report
 from vllmjobs.cli.common import PROJECT, SETTINGS, no_environments
 from vllmjobs.cli.reporting import print_report, report_options
-from vllmjobs.project.against import against, changes, either
-from vllmjobs.project.environments import named
+from vllmjobs.project.against import against, environment_changes, environments_of_both
+from vllmjobs.project.environments import environment_files
 
 
 @click.command()
@@ -43,8 +43,8 @@ def diff(
     Exits 2 when there are changes, 0 when there are none.
     """
     side = against(other, project)
-    paths = named(project, envs) or either(project, side)
+    paths = environment_files(project, envs) or environments_of_both(project, side)
     if not paths:
         raise no_environments(project)
-    report = Report(command="diff", environments=tuple(changes(paths, settings, project, side)))
+    report = Report(command="diff", environments=tuple(environment_changes(paths, settings, project, side)))
     print_report(report, form, color, detailed)

@@ -13,7 +13,7 @@ import click
 from vllmjobs.cli.common import PROJECT, SETTINGS
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.secrets import without_secrets
-from vllmjobs.project.environments import Checked, checked, find, sound
+from vllmjobs.project.environments import Checked, accepted, checked, environment_file
 from vllmjobs.project.jobs import rendered
 from vllmjobs.project.templates import templates
 from vllmjobs.render.job import RenderError, Templates, jobs_on_demand
@@ -33,7 +33,7 @@ class Selection:
     @property
     def path(self) -> Path:
         """The environment's file."""
-        return find(self.project, self.env)
+        return environment_file(self.project, self.env)
 
     @cached_property
     def checked(self) -> Checked:
@@ -44,7 +44,7 @@ class Selection:
     @cached_property
     def environment(self) -> Environment:
         """The environment, where nothing in it is an error; raises `InvalidEnvironmentError` otherwise."""
-        return sound(self.checked)
+        return accepted(self.checked)
 
     @cached_property
     def templates(self) -> Templates:

@@ -18,7 +18,7 @@ from vllmjobs.box.supervised import NGINX, places
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.common import PROJECT, SETTINGS
 from vllmjobs.cli.selection import Selection, with_selection
-from vllmjobs.environment.load import load
+from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.gpus.nvml import cards
@@ -233,7 +233,7 @@ def _of_env_file(file: Path, selection: Selection) -> tuple[Environment, OfTheBo
     """Return the environment that an .env file is imported as, and what else it says; print the notes."""
     text = file.read_bytes().decode(errors="surrogateescape")
     written = imported(text, str(file), selection.env, None)
-    loaded = load(Path(f"{selection.env}.yaml"), selection.settings, lambda _: written.text.encode())
+    loaded = load_file(Path(f"{selection.env}.yaml"), selection.settings, lambda _: written.text.encode())
     if loaded.environment is None or loaded.problems:
         raise InvalidEnvironmentError(loaded.problems)
     for note in written.notes:

@@ -40,7 +40,7 @@ class _Sources(NamedTuple):
     texts: Texts
 
 
-def load(path: FilePath, settings: Sequence[str] = (), files: Files = FilePath.read_bytes) -> Loaded:
+def load_file(path: FilePath, settings: Sequence[str] = (), files: Files = FilePath.read_bytes) -> Loaded:
     """Read an environment file, what it extends, and `--set` options laid over it.
 
     `files` reads them from elsewhere, such as a commit.

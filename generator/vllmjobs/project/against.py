@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import EnvironmentChange
-from vllmjobs.environment.load import Files
-from vllmjobs.environment.load import load as load_file
+from vllmjobs.environment.load import Files, load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
 from vllmjobs.project.differences import differences
-from vllmjobs.project.environments import Checked, checked, environments, find, findings, sound
+from vllmjobs.project.environments import Checked, accepted, checked, environment_file, environments, findings
 from vllmjobs.project.git import Commit, GitError
 from vllmjobs.project.jobs import rendered
 from vllmjobs.project.templates import templates
@@ -21,11 +20,11 @@ JOBS = (".hcl", ".nomad")
 
 
 class AgainstError(UserError):
-    """What is to be compared with cannot be had, or is not clear."""
+    """A reason why there is nothing to compare with, or why it is not clear what is meant."""
 
 
 class Against(NamedTuple):
-    """Either a commit, in which each environment is compared with itself, or one file for all."""
+    """The other side: a commit, in which each environment is compared with itself, or one file for all."""
 
     name: str
     templates: Templates
@@ -34,13 +33,13 @@ class Against(NamedTuple):
 
 
 def against(name: str, project: Path) -> Against:
-    """What `--against NAME` means: the file of that name, the environment, or else the commit.
+    """Return what `--against NAME` means: the file of that name, the environment, or else the commit.
 
     Raises `AgainstError` for what is an environment and a commit, and for what is none of the three.
     """
     if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
         return Against(name, templates(project), file=Path(name))
-    file = find(project, name)
+    file = environment_file(project, name)
     is_environment = file.suffix in ENVIRONMENTS and file.is_file()
     try:
         commit = Commit(name, project)
@@ -56,17 +55,17 @@ def against(name: str, project: Path) -> Against:
     return Against(name, templates(project, commit.read), commit)
 
 
-def either(project: Path, other: Against) -> list[Path]:
-    """Every environment of the project, on this side or the other."""
+def environments_of_both(project: Path, other: Against) -> list[Path]:
+    """Return every environment of the project, on this side or the other."""
     here = environments(project)
     there = environments(project, other.commit) if other.commit else []
     return sorted({*here, *there})
 
 
-def changes(
+def environment_changes(
     paths: Sequence[Path], settings: Sequence[str], project: Path, other: Against
 ) -> list[EnvironmentChange]:
-    """What differs in the jobs of each environment. `settings` are of this side only.
+    """Return what differs in the jobs of each environment; `settings` are for this side only.
 
     Raises `InvalidEnvironmentError` with all errors of this side, and `AgainstError` for another side that
     cannot be rendered.
@@ -86,8 +85,8 @@ def changes(
 def _changes(
     path: Path, found: Checked | None, ours: Templates, other: Against, there: Path
 ) -> EnvironmentChange:
-    """`there` is what the other commit calls the environment."""
-    after = rendered(sound(found), ours) if found else {}
+    """Return what differs in the jobs of an environment, whose file is `there` in the other commit."""
+    after = rendered(accepted(found), ours) if found else {}
     before = _before(there, other)
     if other.file and other.file.suffix in JOBS:
         name = _counterpart(before[""], after, other.name)
@@ -101,7 +100,7 @@ def _changes(
 
 
 def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]:
-    """Environments whose file has another name in the other commit, and whose job is the same.
+    """Return environments whose file has another name in the other commit, and whose job is the same.
 
     Else the job would be called gone, and a person would stop it.
     """
@@ -114,20 +113,20 @@ def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]
     return {path: before[job] for path, job in after.items() if job and job in before}
 
 
-def _job(path: Path, files: Files, with_templates: Templates) -> tuple[str, str] | None:
-    """The id and the namespace of the models' job; None where there is none."""
+def _job(path: Path, files: Files, sources: Templates) -> tuple[str, str] | None:
+    """Return the ID and the namespace of the models' job; None where there is none."""
     environment, _, _, problems = load_file(path, (), files)
     if environment is None or problems:
         return None
     try:
-        job = read(rendered(environment, with_templates, "vllm")["vllm"], str(path))
-    except UserError:  # said when it is compared
+        job = read(rendered(environment, sources, "vllm")["vllm"], str(path))
+    except UserError:  # reported when it is compared
         return None
     return job.id, str(job.tree.get("namespace"))
 
 
 def _before(path: Path, other: Against) -> dict[str, str]:
-    """The jobs of the other side; a file with one job has no name for it."""
+    """Return the jobs of the other side; a file with one job has no name for it."""
     if other.commit:
         found = _is_in(path, other.commit)
         return _rendered(path, other, other.commit.read, f"{other.name}:") if found else {}
@@ -138,11 +137,11 @@ def _before(path: Path, other: Against) -> dict[str, str]:
 
 
 def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, str]:
-    """The jobs of the other side, whatever the rules of `check` have against them."""
+    """Return the jobs of the other side, whatever the rules of `check` find in them."""
     environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
     if environment is None or problems:
-        said = "\n".join(f"{name}{problem}" for problem in problems)
-        raise AgainstError(f"{said}\nso there is nothing to compare with: name another side with --against")
+        errors = "\n".join(f"{name}{problem}" for problem in problems)
+        raise AgainstError(f"{errors}\nso there is nothing to compare with: name another side with --against")
     try:
         return rendered(environment, other.templates)
     except RenderError as error:
@@ -157,7 +156,7 @@ def _text(file: Path) -> str:
 
 
 def _counterpart(hcl: str, jobs: dict[str, str], source: str) -> str:
-    """The name of the job with the same id, or else of the models' job."""
+    """Return the name of the job with the same ID, or else of the models' job."""
     wanted = read(hcl, source).id
     return next((name for name, text in jobs.items() if read(text, name).id == wanted), "vllm")
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vllmjobs.check.subject import Before
-from vllmjobs.environment.load import load
+from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.differences import differences
 from vllmjobs.project.git import Commit
@@ -20,7 +20,7 @@ class Earlier:
 
     def environment(self, path: Path) -> Environment | None:
         """Return the environment of a file as it was; None where it was not, or cannot be read."""
-        return load(path, (), self._commit.read).environment
+        return load_file(path, (), self._commit.read).environment
 
     def before(self, was: Environment, now: Environment) -> Before:
         """Return what the checks of a change are to know: the environment before, and its groups' changes."""

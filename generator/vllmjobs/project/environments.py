@@ -12,8 +12,7 @@ from vllmjobs.changes.model import Finding
 from vllmjobs.check.check import RULES, check
 from vllmjobs.check.ignoring import without_ignored
 from vllmjobs.check.subject import Facts, Subject, Whole
-from vllmjobs.environment.load import Files
-from vllmjobs.environment.load import load as load_file
+from vllmjobs.environment.load import Files, load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, dotted, in_order
 from vllmjobs.environment.tree import Map, Node, Scalar, parse
@@ -38,23 +37,27 @@ class Checked(NamedTuple):
     """True where the earlier commit has the environment, to compare it with."""
 
 
-def find(project: Path, name: str) -> Path:
-    """The file of an environment: `envs/NAME.yaml` of the project, or NAME itself when it is a path."""
+def environment_file(project: Path, name: str) -> Path:
+    """Return an environment's file: `envs/NAME.yaml` of the project, or NAME itself when it is a path."""
     given = Path(name)
     if given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
         return given
     return project / "envs" / f"{name}.yaml"
 
 
-def named(project: Path, names: Sequence[str]) -> list[Path]:
-    """The files of environments, each once, however it is named."""
-    return list({os.path.realpath(path): path for path in (find(project, name) for name in names)}.values())
+def environment_files(project: Path, names: Sequence[str]) -> list[Path]:
+    """Return the files of environments, each once, however it is named."""
+    return list(
+        {
+            os.path.realpath(path): path for path in (environment_file(project, name) for name in names)
+        }.values()
+    )
 
 
 def environments(project: Path, commit: Commit | None = None) -> list[Path]:
-    """Every environment of the project: the files of `envs/`, less those that only others extend.
+    """Return every environment of the project: the files of `envs/`, less those that only others extend.
 
-    Those of a commit where one is given.
+    With a commit, they are read from the commit.
     """
     folder = project / "envs"
     listed = commit.files(folder) if commit else [file for file in folder.glob("*.y*ml") if file.is_file()]
@@ -77,14 +80,14 @@ def environments(project: Path, commit: Commit | None = None) -> list[Path]:
 
 
 def _is_environment(file: Path) -> bool:
-    """Not an editor's lock or a copy's resource fork: `.#prod.yaml`, `._prod.yaml`."""
+    """Tell an environment from an editor's lock and a copy's resource fork: `.#prod.yaml`, `._prod.yaml`."""
     return file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
 
 
 def _tree(file: Path, read: Files) -> Node | None:
     try:
         return parse(read(file).decode(errors="replace"), str(file))[0]
-    except OSError:  # said when it is checked
+    except OSError:  # reported when it is checked
         return None
 
 
@@ -110,16 +113,16 @@ def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier
 
 
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
-    """An environment in which nothing is called an error.
+    """Return an environment in which `check` finds no error.
 
     Raises `InvalidEnvironmentError` with every error that was found.
     """
     (found,) = checked([path], settings, project)
-    return sound(found)
+    return accepted(found)
 
 
-def sound(found: Checked) -> Environment:
-    """The environment of which nothing is called an error; raises `InvalidEnvironmentError` otherwise."""
+def accepted(found: Checked) -> Environment:
+    """Return an environment in which `check` found no error; raises `InvalidEnvironmentError` otherwise."""
     errors = [problem for problem in found.problems if problem.severity == "error"]
     if found.environment is None or errors:
         raise InvalidEnvironmentError(errors)
@@ -127,7 +130,7 @@ def sound(found: Checked) -> Environment:
 
 
 def findings(found: Checked) -> tuple[Finding, ...]:
-    """What `check` has found, as the reports of `diff` and `plan` hold it."""
+    """Return what `check` has found, as the reports of `diff` and `plan` hold it."""
     return tuple(
         Finding(
             file=problem.mark.source,
@@ -143,7 +146,7 @@ def findings(found: Checked) -> tuple[Finding, ...]:
 
 
 def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
-    """The models of an environment with what is known of each, whether its rules hold or not.
+    """Return the models of an environment with what is known of each, whether its rules hold or not.
 
     Raises `InvalidEnvironmentError` for a file that cannot be read as an environment.
     """
@@ -154,7 +157,7 @@ def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
 
 
 def _secret_files(project: Path) -> dict[str, int]:
-    """Permission bits of the files of a project that hold secrets by their name."""
+    """Return the permission bits of a project's files that hold secrets by their name."""
     found = (
         path for folder in (project, project / "envs") for name in SECRET_FILES for path in folder.glob(name)
     )

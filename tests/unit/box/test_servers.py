@@ -12,7 +12,7 @@ import yaml
 from vllmjobs.box.overview import overview
 from vllmjobs.box.servers import BoxError, Machine, Server, missing, servers, visible
 from vllmjobs.box.supervised import configuration, instances, nginx_conf, places
-from vllmjobs.environment.load import load
+from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.gpus.cards import Card
 from vllmjobs.importing.one_box import of_the_box
@@ -27,7 +27,7 @@ H100 = "NVIDIA H100 80GB HBM3"
 def environment(models: dict[str, Any] | None = None, **keys: Any) -> Environment:
     chat = {"model": "a/small", "replicas": 2}
     text = yaml.safe_dump({"models": models or {"chat": chat}, **keys})
-    loaded = load(Path("box.yaml"), (), lambda _: text.encode())
+    loaded = load_file(Path("box.yaml"), (), lambda _: text.encode())
     assert loaded.environment, loaded.problems
     return loaded.environment
 

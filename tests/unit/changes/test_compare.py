@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from vllmjobs.changes.compare import compare
 from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import Field, GroupChange, JobChange
-from vllmjobs.environment.load import load
+from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.differences import differences
 from vllmjobs.project.jobs import rendered
@@ -254,7 +254,7 @@ def shuffled(value: Any, draw: st.DrawFn) -> Any:
 
 @st.composite
 def other_order(draw: st.DrawFn) -> Environment:
-    environment = load(EVERY_KEY).environment
+    environment = load_file(EVERY_KEY).environment
     assert environment is not None
     return msgspec.convert(shuffled(msgspec.to_builtins(environment), draw), Environment)
 
