@@ -90,12 +90,12 @@ def named(word: str) -> str:
     return without_secrets(kept) if looks_secret(kept) else kept
 
 
-def _hidden(found: re.Match[str]) -> str:
-    return found[0] if _is_reference(found["value"]) else found["name"] + HIDDEN
+def _hidden(match: re.Match[str]) -> str:
+    return match[0] if _is_reference(match["value"]) else match["name"] + HIDDEN
 
 
-def _hidden_by_name(found: re.Match[str]) -> str:
-    return _hidden(found) if _may_be_secret(found["key"], found["value"].strip("\"'")) else found[0]
+def _hidden_by_name(match: re.Match[str]) -> str:
+    return _hidden(match) if _may_be_secret(match["key"], match["value"].strip("\"'")) else match[0]
 
 
 def _is_secret(path: tuple[str, ...], value: str, previous: str | None) -> bool:

@@ -14,7 +14,7 @@ GroupAction = Literal["new", "gone", "destructive", "in-place", "scale-up", "sca
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """A base of all: never changed, and every name always there."""
+    """The base of all these values: never changed, and every name is always there."""
 
 
 class Field(Value, frozen=True):

@@ -53,21 +53,21 @@ def _substituted(item: Item, known: Tree, depth: int) -> Item:
         return item
     if (whole := _USE.fullmatch(item)) and whole[1] in known:
         return _substituted(known[whole[1]], known, depth - 1)
-    return _USE.sub(lambda found: _text(found, known, depth), item)
+    return _USE.sub(lambda match: _text(match, known, depth), item)
 
 
-def _text(found: re.Match[str], known: Tree, depth: int) -> str:
-    value = _substituted(known[found[1]], known, depth - 1) if found[1] in known else None
+def _text(match: re.Match[str], known: Tree, depth: int) -> str:
+    value = _substituted(known[match[1]], known, depth - 1) if match[1] in known else None
     if isinstance(value, bool):
         return str(value).lower()
-    return str(value) if isinstance(value, (str, int, float)) else found[0]
+    return str(value) if isinstance(value, (str, int, float)) else match[0]
 
 
 def _mentioned(item: Item, known: Tree) -> set[str]:
     """Return what expressions of the tree use, and what these use in turn."""
-    found: set[str] = set()
+    mentioned: set[str] = set()
     new = set(_MENTION.findall(json.dumps(item))) & known.keys()
-    while new - found:
-        found |= new
-        new = set(_MENTION.findall(json.dumps([known[name] for name in found]))) & known.keys()
-    return found
+    while new - mentioned:
+        mentioned |= new
+        new = set(_MENTION.findall(json.dumps([known[name] for name in mentioned]))) & known.keys()
+    return mentioned

@@ -157,10 +157,10 @@ def _quoted(node: Node) -> str:
     return _ESCAPE.sub(_unescaped, _text(node)[1:-1])
 
 
-def _unescaped(found: re.Match[str]) -> str:
-    code = found[1]
+def _unescaped(match: re.Match[str]) -> str:
+    code = match[1]
     if code is None:  # `$${` is `${`, and no reference
-        return found[2]
+        return match[2]
     return _ESCAPED.get(code) or chr(int(code[1:], 16))
 
 
@@ -184,8 +184,8 @@ def _heredoc(text: str) -> str:
     return _DOUBLED.sub(r"\1", "".join(f"{line}\n" for line in lines))
 
 
-def _stand_in(found: re.Match[str]) -> str:
-    return _STAND_INS[found[1]]
+def _stand_in(match: re.Match[str]) -> str:
+    return _STAND_INS[match[1]]
 
 
 def _text(node: Node) -> str:

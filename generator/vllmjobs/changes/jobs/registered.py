@@ -59,7 +59,7 @@ def _with_service_names(tree: Tree, job: str, group: str, task: str) -> Tree:
         return tree
     services: Tree = {}
     for written, service in below(tree, "service").items():
-        name = re.sub(r"\$\{(\w+)\}", lambda found: known.get(found[1], found[0]), written)
+        name = re.sub(r"\$\{(\w+)\}", lambda match: known.get(match[1], match[0]), written)
         is_named = isinstance(service, dict) and name != written
         services[name] = {**service, "name": name} if is_named and isinstance(service, dict) else service
     return {**tree, "service": services}

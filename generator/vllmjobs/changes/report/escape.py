@@ -43,9 +43,9 @@ def fenced(lines: list[str], language: str) -> str:
     return f"{fence}{language}\n{text}\n{fence}\n"
 
 
-def _entity(found: re.Match[str]) -> str:
-    entities = "".join(f"&#{ord(character)};" for character in found[0])
-    return entities + (_NOTHING if found.groupdict().get("reference") else "")
+def _entity(match: re.Match[str]) -> str:
+    entities = "".join(f"&#{ord(character)};" for character in match[0])
+    return entities + (_NOTHING if match.groupdict().get("reference") else "")
 
 
 FOR_MARKDOWN = visible.Escaping(name, prose)

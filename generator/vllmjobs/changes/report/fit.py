@@ -13,7 +13,7 @@ class Piece(NamedTuple):
 
     entries: list[str]
     wrap: Callable[[list[str]], str]
-    what: str
+    noun: str
     """The noun for entries, in the plural."""
     ranks: list[int] | None = None
     """The rank of each entry, the lowest for the worst; where there are none, the first are kept."""
@@ -64,7 +64,7 @@ def fit(piece: Piece, room: int) -> str:
         kept.add(position)
     text = piece.wrap([piece.entries[position] for position in sorted(kept)]) if kept else ""
     more = "more " if kept else ""
-    return f"{text}… and {len(sizes) - len(kept):,} {more}{piece.what}\n\n"
+    return f"{text}… and {len(sizes) - len(kept):,} {more}{piece.noun}\n\n"
 
 
 def cut(details: list[Detail], room: int) -> Cut:
@@ -83,9 +83,9 @@ def cut(details: list[Detail], room: int) -> Cut:
         elif sizes[position] <= level:
             texts.append(detail.wrap(_lines(detail)))
         else:
-            one = _shortened(detail, level - sizes[position] + _sum(_lines(detail)))
-            texts += one.texts
-            left_out, shorter = left_out + one.left_out, shorter + one.shortened
+            shortened = _shortened(detail, level - sizes[position] + _sum(_lines(detail)))
+            texts += shortened.texts
+            left_out, shorter = left_out + shortened.left_out, shorter + shortened.shortened
     return Cut(texts, left_out, shorter)
 
 
@@ -124,9 +124,9 @@ def _sum(lines: list[str]) -> int:
 
 def _level(sizes: list[int], room: int) -> int:
     """Return the size to which the longest are cut so that all fit."""
-    for position, one in enumerate(sorted(sizes)):
+    for position, smallest in enumerate(sorted(sizes)):
         share = room // (len(sizes) - position)
-        if one > share:
+        if smallest > share:
             return share
-        room -= one
+        room -= smallest
     return max(sizes, default=0)

@@ -32,20 +32,20 @@ def schema() -> dict[str, Any]:
     text = msgspec.json.encode(msgspec.json.schema(Report)).decode()
     for type_, name in _PROMISED.items():
         text = text.replace(f'{type_.__name__}"', f'{name}"')
-    found = msgspec.json.decode(text)
-    found["$defs"]["Unplaced"]["properties"] |= {
+    described = msgspec.json.decode(text)
+    described["$defs"]["Unplaced"]["properties"] |= {
         name: {"description": description, "type": "array", "items": {"type": "string"}}
         for name, description in _SENTENCES.items()
     }
-    for block in found["$defs"].values():
+    for block in described["$defs"].values():
         block["required"] = list(block["properties"])
-        for described in block["properties"].values():
-            described.pop("default", None)
-    found["$defs"]["Report"]["properties"]["version"] = {"const": VERSION}
+        for field in block["properties"].values():
+            field.pop("default", None)
+    described["$defs"]["Report"]["properties"]["version"] = {"const": VERSION}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         "title": f"vllmjobs diff and plan, version {VERSION}",
-        **found,
+        **described,
     }
 
 

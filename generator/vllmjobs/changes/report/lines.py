@@ -42,7 +42,7 @@ def path_diffs(fields: Sequence[Field]) -> list[PathDiff]:
     paths: dict[tuple[str, ...], list[Field]] = {}
     for field in fields:
         paths.setdefault(field.path, []).append(field)
-    return [PathDiff(tuple(_block(path, found)), len(found)) for path, found in paths.items()]
+    return [PathDiff(tuple(_of_path(path, differing)), len(differing)) for path, differing in paths.items()]
 
 
 def dotted(path: tuple[str, ...]) -> str:
@@ -54,26 +54,26 @@ def _is_word(part: str) -> bool:
     return part != "" and not set(part) & set(' ."')
 
 
-def _block(path: tuple[str, ...], fields: list[Field]) -> Iterator[DiffLine]:
+def _of_path(path: tuple[str, ...], fields: list[Field]) -> Iterator[DiffLine]:
     where = dotted(path)
     mark = REPLACES if any(field.replaces for field in fields) else ""
     if len(fields) == 1:
-        yield from _one(where, mark, fields[0])
+        yield from _of_field(where, mark, fields[0])
         return
     yield DiffLine("~", f"{where}:{mark}")
     for field in fields:
-        for line in _one("", "", field):
+        for line in _of_field("", "", field):
             yield DiffLine(line.sign, f"  {line.text}")
 
 
-def _one(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
+def _of_field(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
     """Yield one field on a line; or below its path, if it has several lines itself."""
     before, after = field.before, field.after
     sign: Sign = "+" if before is None else "-" if after is None else "~"
     colon = f"{where}: " if where else ""
     if field.hidden and _tells_nothing(before, after):
-        does = {"+": "set", "-": "removed"}.get(sign, "changed")
-        yield DiffLine(sign, f"{colon}{does}, {UNSHOWN}{mark}")
+        change = {"+": "set", "-": "removed"}.get(sign, "changed")
+        yield DiffLine(sign, f"{colon}{change}, {UNSHOWN}{mark}")
     elif "\n" in (before or "") or "\n" in (after or ""):
         if where:
             yield DiffLine(sign, f"{where}:{mark}")

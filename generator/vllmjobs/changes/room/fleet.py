@@ -45,8 +45,8 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
         if allocation["ClientStatus"] not in ENDED:
             running.setdefault(allocation["NodeID"], []).append(allocation)
     known = allocations is not None
-    found = (_node(node, running.get(node["ID"], []) if known else None) for node in nodes)
-    return sorted(found, key=lambda node: (node.name, node.id))
+    values = (_node(node, running.get(node["ID"], []) if known else None) for node in nodes)
+    return sorted(values, key=lambda node: (node.name, node.id))
 
 
 def serving(job: Json, nodes: Iterable[Node]) -> list[Node]:
@@ -93,7 +93,7 @@ def _node(node: Json, running: Sequence[Json] | None) -> Node:
     free = None
     if running is not None:
         used = [_used(allocation["AllocatedResources"] or {}) for allocation in running]
-        free = {word: amount - sum(one[word] for one in used) for word, amount in total.items()}
+        free = {word: amount - sum(each[word] for each in used) for word, amount in total.items()}
     return Node(
         id=node["ID"],
         name=node["Name"],
@@ -122,12 +122,12 @@ def _meets(node: Node, rule: Json) -> bool:
         "${node.pool}": node.pool,
         "${node.class}": node.kind,
     }
-    said, value = known.get(rule["LTarget"]), rule["RTarget"]
+    actual, wanted = known.get(rule["LTarget"]), rule["RTarget"]
     match rule["Operand"]:
         case "=" | "==" | "is":
-            return said in (None, value)
+            return actual in (None, wanted)
         case "!=" | "not":
-            return bool(said != value)
+            return bool(actual != wanted)
     return True
 
 

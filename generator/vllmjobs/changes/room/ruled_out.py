@@ -98,8 +98,8 @@ def _explain(placement: FailedPlacement, text: str, nodes: int) -> Iterator[Reas
     elif key := _key_of(placement, text):
         yield Reason(kind="constraint", nodes=nodes, text=text)
         yield Remedy(kind="change-constraint", settings=(Setting(key=key),))
-    elif implied := next((found for start, found in _IMPLIED.items() if text.startswith("${" + start)), None):
-        reason, remedy = implied
+    elif kinds := next((kinds for start, kinds in _IMPLIED.items() if text.startswith("${" + start)), None):
+        reason, remedy = kinds
         yield Reason(kind=reason, nodes=nodes, text=text)
         if remedy:
             yield Remedy(kind=remedy)

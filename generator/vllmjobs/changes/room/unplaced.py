@@ -34,19 +34,19 @@ def _explain(placement: FailedPlacement) -> Iterator[Reason | Remedy]:
     filtered, gpus_filtered = _apart(metric.get("ConstraintFiltered") or {})
     exhausted, gpus_exhausted = _apart(metric.get("DimensionExhausted") or {})
     is_gpus = bool(gpus_filtered or gpus_exhausted)
-    found: list[Reason | Remedy] = []
+    explained: list[Reason | Remedy] = []
     if is_gpus:
         lacking, busy = sum(gpus_filtered.values()), sum(gpus_exhausted.values())
-        found += _gpus(placement, lacking, busy, ruled_out=sum(filtered.values()))
+        explained += _gpus(placement, lacking, busy, ruled_out=sum(filtered.values()))
     if not metric.get("NodesEvaluated"):
-        found += no_nodes(placement)
+        explained += no_nodes(placement)
     if quota := metric.get("QuotaExhausted"):
-        found += [Reason(kind="quota", text=", ".join(quota)), Remedy(kind="raise-quota")]
-    found += ruled_out(placement, filtered, is_gpus)
-    found += full(placement, exhausted, is_all=not found and len(exhausted) == 1)
+        explained += [Reason(kind="quota", text=", ".join(quota)), Remedy(kind="raise-quota")]
+    explained += ruled_out(placement, filtered, is_gpus)
+    explained += full(placement, exhausted, is_all=not explained and len(exhausted) == 1)
     if placement.nodes is None:
-        found.append(Reason(kind="nodes-unknown"))
-    yield from found
+        explained.append(Reason(kind="nodes-unknown"))
+    yield from explained
 
 
 def _apart(nodes_by_text: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
