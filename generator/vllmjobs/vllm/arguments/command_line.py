@@ -169,7 +169,7 @@ def _model_twice(model: str | None) -> list[Mistake]:
 
 
 def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:
-    """Yield the mistakes of misplaced words (FlexibleArgumentParser, vllm/utils/argparse_utils.py)."""
+    """Return the mistakes of misplaced words (FlexibleArgumentParser, vllm/utils/argparse_utils.py)."""
     mistakes = []
     if any(word.startswith("--config=") for word in words):
         message = "is ignored when joined by =; vLLM reads the file of `--config FILE`, in two words"
