@@ -12,7 +12,7 @@ Panel = tuple[str, str, dict[str, str]]
 
 
 def quantile(q: float, metric: str, by: str = "model") -> str:
-    """A quantile of one of vLLM's histograms."""
+    """Return the query for a quantile of one of vLLM's histograms."""
     rates = f"sum by ({by}, le) (rate(vllm:{metric}_bucket{{OF}}[$__rate_interval]))"
     return f"histogram_quantile({q}, {rates})"
 
@@ -141,7 +141,7 @@ ROWS: dict[str, list[Panel]] = {
 
 
 def dashboard() -> dict[str, Any]:
-    """The whole of it, as Grafana 10 and later import it."""
+    """Return the dashboard as Grafana 10 and later import it."""
     panels: list[dict[str, Any]] = []
     y = 0
     for row, of_row in ROWS.items():

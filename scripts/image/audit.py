@@ -56,7 +56,7 @@ class Verdict(NamedTuple):
 
 
 def requirements(packages: Sequence[Package]) -> list[str]:
-    """The files that pip-audit is to read, the canary's first; one file may not name a package twice.
+    """Return the files that pip-audit is to read, the canary's first; one file may not name a package twice.
 
     A local version (`2.9.0+cu130`) is asked for by its public one: PyPI knows no other.
     """
@@ -136,7 +136,7 @@ def verdict(found: Report, allow_unscanned: bool = False) -> Verdict:
 
 
 def _read(answer: str, error: str) -> tuple[dict[tuple[str, str], dict[str, Any]], str | None]:
-    """The dependencies of an answer by name and version; else why there are none."""
+    """Return the dependencies of an answer by name and version; else why there are none."""
     try:
         listed = json.loads(answer)["dependencies"]
     except (ValueError, LookupError, TypeError):

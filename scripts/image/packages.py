@@ -20,7 +20,7 @@ class Package(NamedTuple):
 
 
 def read(lines: Iterable[str]) -> list[Package]:
-    """Each package and version once, by name."""
+    """Return each package and version once, by name."""
     found: dict[tuple[str, str], Package] = {}
     for line in filter(str.strip, lines):
         listed = json.loads(line)

@@ -27,7 +27,7 @@ FOLDED = ("A-b", "a_b")
 
 
 def cli_args() -> Any:
-    """The module that holds `make_arg_parser`, wherever the release keeps it."""
+    """Return the module that holds `make_arg_parser`, wherever the release keeps it."""
     for room in ("common", "launchers", "openai"):
         try:
             return importlib.import_module(f"vllm.entrypoints.{room}.cli_args")
@@ -38,7 +38,7 @@ def cli_args() -> Any:
 
 
 def parser() -> argparse.ArgumentParser:
-    """The parser of `vllm serve`, whose help texts name the configuration field of each option."""
+    """Return the parser of `vllm serve`, whose help texts name the configuration field of each option."""
     arg_utils: Any = importlib.import_module("vllm.engine.arg_utils")
     original = arg_utils.get_kwargs
 
@@ -57,7 +57,7 @@ origins: dict[str, type] = {}  # filled by parser()
 
 
 def table(version: str) -> Table:
-    """Everything that `vllm serve` of this release accepts, in an order that does not depend on the day."""
+    """Return everything that `vllm serve` of this release accepts, always in the same order."""
     made, schemas = parser(), Schemas()
     flags = [
         _flag(action, schemas)
@@ -86,7 +86,7 @@ def table(version: str) -> Table:
 
 
 def _reachable(flags: list[dict[str, Any]], objects: dict[str, Table]) -> dict[str, Table]:
-    """The classes that some option is read into."""
+    """Return the classes that some option is read into."""
     found: dict[str, Table] = {}
     waiting = [flag.get("value", {}) for flag in flags]
     while waiting:
@@ -100,7 +100,7 @@ def _reachable(flags: list[dict[str, Any]], objects: dict[str, Table]) -> dict[s
 
 
 def config_class(name: str) -> type:
-    """A configuration class of the release by its name."""
+    """Return a configuration class of the release by its name."""
     for module in ("vllm.config", "vllm.config.watermarking", "vllm.config.diffusion"):
         try:
             found = getattr(importlib.import_module(module), name, None)
@@ -159,7 +159,7 @@ def _flag(action: argparse.Action, schemas: Schemas) -> dict[str, Any]:
 
 
 def origin(action: argparse.Action) -> tuple[str, str]:
-    """The class and the field that the values of an option end in; empty for the parser's own."""
+    """Return the class and the field that the values of an option end in; empty for the parser's own."""
     found = re.match(r"(\w+)\.(\w+)", action.help or "")
     if found and found[1] in origins:
         return found[1], found[2]

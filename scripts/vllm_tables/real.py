@@ -21,7 +21,7 @@ ALONE = {
 
 
 def read(words: list[str]) -> dict[str, Any]:
-    """`{"values": {dest: value}}`, or `{"refused": message, "by": "parser" | "check" | "configuration"}`."""
+    """Return `{"values": {dest: value}}` or `{"refused": message, "by": "parser"|"check"|"configuration"}`"""
     said = io.StringIO()
     by = "parser"
     try:
@@ -84,7 +84,7 @@ def _configure(arguments: argparse.Namespace) -> None:
 
 
 def _scheduled(given: dict[str, Any], arguments: argparse.Namespace) -> dict[str, Any]:
-    """The two figures that follow each other where only one is given: vllm/engine/arg_utils.py."""
+    """Return the two figures that follow each other where only one is given: vllm/engine/arg_utils.py."""
     tokens, sequences = given.get("max_num_batched_tokens"), given.get("max_num_seqs")
     length = getattr(arguments, "max_model_len", None)
     own = {

@@ -18,7 +18,7 @@ SIMPLE_JSON = "application/vnd.pypi.simple.v1+json"
 
 
 def fetch(version: str, cache: Path) -> Path:
-    """The folder that holds `vllm/` of this version, downloaded once.
+    """Return the folder that holds `vllm/` of this version, downloaded once.
 
     It comes from the source distribution (15 to 50 MB): the wheel has ten times that, for the kernels.
     """

@@ -96,7 +96,7 @@ def _quantization_names(module: Any, field: str) -> list[str]:
 
 
 def _written(package: Any, room: str, name: str) -> Iterator[str]:
-    """The keys of a dict in a module that cannot be imported without torch."""
+    """Yield the keys of a dict in a module that cannot be imported without torch."""
     source = Path(package.__file__).parent / room / "__init__.py"
     for node in ast.parse(source.read_text()).body:
         if isinstance(node, ast.AnnAssign | ast.Assign) and isinstance(node.value, ast.Dict):
@@ -106,14 +106,14 @@ def _written(package: Any, room: str, name: str) -> Iterator[str]:
 
 
 def registered_parsers(manager: Any) -> list[str]:
-    """The names that a manager of tool or reasoning parsers knows."""
+    """Return the names that a manager of tool or reasoning parsers knows."""
     if hasattr(manager, "list_registered"):
         return sorted(manager.list_registered())
     return sorted(next(value for value in vars(manager).values() if isinstance(value, dict)))
 
 
 def registered(origin: str, written: Type) -> Type:
-    """The type of a field `Class.field`, with the names that vLLM knows for it."""
+    """Return the type of a field `Class.field`, with the names that vLLM knows for it."""
     if origin in BY_PATH:
         return {**written, "by_path": True}
     if origin not in REGISTERED:
@@ -151,7 +151,7 @@ def _names(known: Names) -> Iterable[str]:
 
 
 def choice(choices: list[Any], **more: Any) -> Type:
-    """One of these."""
+    """Return the type of one of these values."""
     return {"kind": "choice", "choices": choices, **more}
 
 
@@ -164,13 +164,13 @@ class Schemas:
         self._fields: dict[type, dict[str, Type]] = {}
 
     def field(self, cls: type, name: str) -> Type:
-        """The type of one field of a configuration class."""
+        """Return the type of one field of a configuration class."""
         if cls not in self._fields:
             self._fields[cls] = self._keys(self._core(cls))
         return self._fields[cls].get(name, {"kind": "any"})
 
     def reference(self, cls: type) -> Type:
-        """The type of a whole class."""
+        """Return the type of a whole class."""
         return self._type(self._core(cls))
 
     def _core(self, cls: type) -> Any:
@@ -181,7 +181,7 @@ class Schemas:
         return schema
 
     def _keys(self, schema: Any) -> dict[str, Type]:
-        """The fields of a dataclass that can be given."""
+        """Return the fields of a dataclass that can be given."""
         name = ""
         while schema["type"] != "dataclass-args":
             if schema["type"] == "definition-ref":
@@ -234,7 +234,7 @@ class Schemas:
         return self._plain(kind, schema)
 
     def _converted(self, schema: Any, convert: Callable[..., Any]) -> Type:
-        """A type behind a function that sees the value first, by what that function does."""
+        """Return a type behind a function that sees the value first, by what that function does."""
         name, inner = convert.__name__, self._type(schema)
         if name == "_skip_none_validation":
             return {**inner, "null": True}
@@ -325,7 +325,7 @@ def _scalar(value: Any) -> Any:
 
 
 def plain(value: Any) -> Any:
-    """A default as JSON can hold it; a configuration object as the object without its keys."""
+    """Return a default as JSON can hold it; a configuration object as the object without its keys."""
     if isinstance(value, enum.Enum):
         return value.name
     if value is None or isinstance(value, bool | int | float | str):

@@ -91,7 +91,7 @@ class _AnyName(abc.ABCMeta):
 
 
 def stand_in(name: str) -> type:
-    """A class of that name which accepts everything done to it."""
+    """Return a class of that name which accepts everything done to it."""
     schema: dict[str, Any] = {"__get_pydantic_core_schema__": classmethod(_schema)}
     return _AnyName(name, (), {"stood_in": True, "__module__": "stood_in", **schema})
 

@@ -44,7 +44,7 @@ def compare(operator: str, value: str, at: Path) -> Findings:
 
 
 def weight(value: int, at: Path) -> Findings:
-    """A weight without effect."""
+    """Yield a weight without effect."""
     if value == 0:
         yield at, "weight 0 has no effect; Nomad refuses it"
 

@@ -109,5 +109,5 @@ def health_checks_are_valid(subject: Subject) -> Findings:
 
 
 def _kill_timeout(subject: Subject) -> Path:
-    """The key that kill_timeout comes from."""
+    """Return the key that kill_timeout comes from."""
     return ("drain", "kill_timeout" if subject.model.drain.kill_timeout else "longest_stream")

@@ -22,7 +22,7 @@ class _Comment(NamedTuple):
 
 
 def without_ignored(problems: list[Problem], texts: dict[str, str], known: Collection[str]) -> list[Problem]:
-    """The problems, less those that a comment on their line, or alone on a line above it, passes over.
+    """Return the problems without those that a comment on their line, or alone above it, passes over.
 
     Without a reason it passes over nothing, and is itself a problem, as is a rule that is not `known`. No
     comment passes over what cannot be read as an environment (VJ001).
@@ -60,7 +60,7 @@ def _comments(source: str, text: str) -> Iterator[_Comment]:
 
 
 def _about(lines: list[str], number: int) -> int:
-    """A comment that stands alone is for the next line that holds something else."""
+    """Return the line that a comment is for: the next that holds something, where it stands alone."""
     if not _is_remark(lines[number - 1]):
         return number
     below = (after for after, line in enumerate(lines[number:], number + 1) if not _is_remark(line))

@@ -239,6 +239,6 @@ def _driver(subject: Subject) -> Findings:
 
 
 def _logs(subject: Subject) -> int:
-    """MiB that Nomad's rotation keeps of each stream."""
+    """Return the MiB that Nomad's rotation keeps of each stream."""
     logs = subject.model.logs
     return mebibytes(logs.max_size) * logs.max_files

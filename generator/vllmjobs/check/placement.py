@@ -79,7 +79,7 @@ def gpus_can_match(subject: Subject) -> Findings:
 
 
 def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Findings:
-    """Nomad compares only what is of one kind: amounts with a unit of theirs, words with words."""
+    """Find comparisons across kinds: Nomad compares amounts with a unit of theirs, words with words."""
     if vendor == "nvidia" and name not in ATTRIBUTES and operator not in ("is_not_set", "!=", "not"):
         yield at, f"the nvidia plugin reports no {name}; it reports {', '.join(ATTRIBUTES)}"
     if operator in WITHOUT_VALUE or not value:
@@ -131,7 +131,7 @@ def _placement(placement: Placement, at: Path) -> Findings:
 
 
 def _attribute(attribute: str, at: Path) -> Findings:
-    """Anything else is compared as the very word that it is, or refused."""
+    """Find what is no attribute: Nomad compares it as the very word that it is, or refuses it."""
     if not NODE_ATTRIBUTE.fullmatch(attribute):
         yield (
             (*at, "attribute"),

@@ -22,13 +22,13 @@ _HIDDEN = re.compile(
 
 
 def as_text(problems: Iterable[Problem], texts: dict[str, str]) -> str:
-    """Each finding with its line of the file, and a caret below the place."""
+    """Return each finding with its line of the file, and a caret below the place."""
     lines = {source: text.splitlines() for source, text in texts.items()}
     return "".join(f"{problem}\n{_excerpt(problem, lines)}" for problem in problems)
 
 
 def summary(problems: list[Problem], files: int) -> str:
-    """`2 errors, 1 warning in 3 environments`."""
+    """Return a summary such as `2 errors, 1 warning in 3 environments`."""
     counts = {
         severity: sum(problem.severity == severity for problem in problems)
         for severity in ("error", "warning", "note")
@@ -38,12 +38,12 @@ def summary(problems: list[Problem], files: int) -> str:
 
 
 def rules() -> str:
-    """Every rule, a line each: id, severity, name."""
+    """Return every rule, a line each: id, severity, name."""
     return "".join(f"{rule}  {SEVERITIES[rule]:<7}  {NAMES[rule]}\n" for rule in sorted(NAMES))
 
 
 def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
-    """`{version, environments: [file], findings: [finding]}`, the keys of a finding as written below.
+    """Return `{version, environments: [file], findings: [finding]}`, the keys of a finding as written below.
 
     `line` and `column` are null for what was given by `--set` and for a file as a whole.
     """
@@ -64,7 +64,7 @@ def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
 
 
 def as_sarif(problems: Iterable[Problem], version: str) -> str:
-    """SARIF 2.1.0, as GitHub's code scanning and other viewers take it."""
+    """Return SARIF 2.1.0, as GitHub's code scanning and other viewers take it."""
     found = list(problems)
     rules = sorted(NAMES)
     driver = {
@@ -95,7 +95,7 @@ def as_sarif(problems: Iterable[Problem], version: str) -> str:
 
 
 def as_github(problems: Iterable[Problem]) -> str:
-    """Workflow commands, which GitHub shows as annotations of the lines of a pull request.
+    """Return workflow commands, which GitHub shows as annotations of the lines of a pull request.
 
     https://docs.github.com/actions/reference/workflow-commands-for-github-actions
     """
@@ -120,7 +120,7 @@ def _excerpt(problem: Problem, texts: dict[str, list[str]]) -> str:
 
 
 def _shown(line: str, problem: Problem) -> str:
-    """The line, less what may be a secret: values of variables, and whatever looks like a token."""
+    """Return the line, less what may be a secret: values of variables, and whatever looks like a token."""
     if {"env", "secrets"} & set(problem.path):
         key = re.match(r"[\w\"'-]+(?=\s*:)", line[problem.mark.column - 1 :])
         return " " * (problem.mark.column - 1) + (f"{key[0]}: …" if key else "…")

@@ -37,7 +37,7 @@ def canaries_try_a_change(subject: Subject) -> Findings:
 
 
 def _changed(before: Any, after: Any, path: Path = ()) -> Iterator[Path]:
-    """The keys whose values differ."""
+    """Yield the keys whose values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             yield from _changed(before.get(key), after.get(key), (*path, key))

@@ -150,7 +150,7 @@ def root_file_system_is_read_only(subject: Subject) -> Findings:
 
 
 def _texts(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Every string in plain data, keys too, and where it stands."""
+    """Yield every string in plain data, keys too, and where it stands."""
     if isinstance(value, str):
         yield path, value
     elif isinstance(value, dict):

@@ -64,7 +64,7 @@ class Size(NamedTuple):
 
 
 def size(subject: Subject, gpu: Gpu | None) -> Size:
-    """The memory of one model on `gpu`, or on the GPU that it asks for."""
+    """Return the memory of one model on `gpu`, or on the GPU that it asks for."""
     gpu = gpu or subject.gpu
     found = Size(subject.name, subject.model.model, subject.serving.gpu_count, gpu)
     if not isinstance(subject.shape, Shape):
@@ -118,18 +118,18 @@ def beside(subject: Subject, found: Size, log: StartupLog) -> Size:
 
 
 def _kv_cache_space(subject: Subject) -> int | None:
-    """Bytes of VLLM_CPU_KVCACHE_SPACE, which counts whole GiB."""
+    """Return the bytes of VLLM_CPU_KVCACHE_SPACE, which counts whole GiB."""
     text = str(subject.model.env.get("VLLM_CPU_KVCACHE_SPACE", ""))
     return int(text) * GIB if text.isascii() and text.isdigit() and len(text) < 9 else None
 
 
 def as_text(sizes: list[Size]) -> str:
-    """For each model a bar per part of the GPU, and what fits."""
+    """Return, for each model, a bar per part of the GPU, and what fits."""
     return "\n".join(_one(each) for each in sizes)
 
 
 def as_json(sizes: list[Size]) -> str:
-    """`{version, models: [...]}`; amounts in bytes per GPU, `null` where there is no estimate.
+    """Return `{version, models: [...]}`; amounts in bytes per GPU, `null` where there is no estimate.
 
     A model: name, model, gpu, count, estimate (see `Estimate`), said, smallest and smallest_of_this_gpu (each
     {gpu, count}), reason. `said` is null without a log, else {device, figures, notes}; of the figures, each

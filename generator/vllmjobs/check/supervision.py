@@ -113,7 +113,7 @@ def _starts_it(model: Model) -> bool:
 
 
 def _origin(environment: Environment, name: str, model: Model) -> Path:
-    """The key that an image or program comes from."""
+    """Return the key that an image or program comes from."""
     if model.driver != "docker":
         return ("models", name, "entrypoint")
     return ("models", name, "image") if model.image else ("images", model.install)

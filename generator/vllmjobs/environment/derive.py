@@ -84,12 +84,12 @@ def canaries(model: Model) -> int:
 
 
 def image(environment: Environment, model: Model) -> str:
-    """The container image of a model: its own, or the one of its `install`."""
+    """Return the container image of a model: its own, or the one of its `install`."""
     return model.image or getattr(environment.images, model.install)
 
 
 def vllm_version(environment: Environment, model: Model) -> str | None:
-    """vLLM's version: as the environment says, or as the tag of its image does (`:v0.24.0`); else None."""
+    """Return vLLM's version: as the environment says, or as the image's tag does (`:v0.24.0`); else None."""
     if model.vllm or model.driver != "docker":
         return model.vllm
     tag = _VERSION_TAG.search(image(environment, model))
@@ -107,40 +107,40 @@ def is_bridged(model: Model) -> bool:
 
 
 def service_name(environment: Environment, model_name: str) -> str:
-    """The name under which Consul knows a model's instances."""
+    """Return the name under which Consul knows a model's instances."""
     return f"{environment.job}-{model_name}"
 
 
 def prometheus_name(environment: Environment) -> str:
-    """The name of the Prometheus's job and of its service in Consul."""
+    """Return the name of the Prometheus's job and of its service in Consul."""
     return f"{environment.job}-prometheus"
 
 
 def cache_job_name(environment: Environment, job: str) -> str:
-    """The name of a job of the model caches, such as `prefetch`."""
+    """Return the name of a job of the model caches, such as `prefetch`."""
     return f"{environment.job}-{job}"
 
 
 def other_parallelism(model: Model) -> int:
-    """GPUs of a server that pipeline and data parallelism multiply tensor parallelism by."""
+    """Return the factor by which pipeline and data parallelism multiply the GPUs of a server."""
     sizes = {argument_name(key): value for key, value in model.args.items()}
     found = (str(sizes.get(f"{kind}-parallel-size", 1)) for kind in ("pipeline", "data"))
     return math.prod(int(size) for size in found if size.isdecimal() and size != "0")
 
 
 def tensor_parallel_size(model: Model) -> int:
-    """GPUs over which each layer is split: those of a server, less what other parallelism takes."""
+    """Return the GPUs over which each layer is split: a server's, less what other parallelism takes."""
     return max(1, model.gpus.count // other_parallelism(model))
 
 
 def argument_name(name: str) -> str:
-    """The spelling by which arguments are compared: vLLM reads `max_model_len` as `max-model-len`."""
+    """Return the spelling by which arguments are compared: vLLM reads `max_model_len` as `max-model-len`."""
     flag, dot, option = name.partition(".")
     return flag.replace("_", "-") + dot + option
 
 
 def whole_minutes(value: float) -> float:
-    """Seconds, rounded up to whole minutes."""
+    """Return seconds, rounded up to whole minutes."""
     return math.ceil(value / 60) * 60
 
 

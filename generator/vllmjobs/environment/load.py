@@ -79,7 +79,7 @@ def _typed(tree: Node, name: str) -> Environment:
 
 
 def _with_defaults(tree: Node) -> Node:
-    """Every model laid over `defaults`."""
+    """Lay every model over `defaults`."""
     defaults = tree.entries.get("defaults") if isinstance(tree, Map) else None
     if not isinstance(defaults, Map):
         return tree
@@ -94,7 +94,7 @@ def _without_broken_models(tree: Node, problems: list[Problem]) -> Node:
 
 
 def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]]) -> Node:
-    """The same tree with other models, where it has any."""
+    """Return the same tree with other models, where it has any."""
     if not (isinstance(tree, Map) and isinstance(models := tree.entries.get("models"), Map)):
         return tree
     changed = Map(models.mark, change(models.entries), models.keys)
@@ -104,7 +104,7 @@ def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]
 def _read(
     path: FilePath, sources: _Sources, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()
 ) -> Read:
-    """A file's tree over the trees that it extends; `asked` is where the file was named."""
+    """Return a file's tree over the trees that it extends; `asked` is where the file was named."""
     text, problems = _text(path, sources.files, asked)
     if text is None:
         return None, problems
@@ -132,7 +132,7 @@ def _read(
 
 
 def _text(path: FilePath, files: Files, asked: Mark | None) -> tuple[str | None, list[Problem]]:
-    """A file's text with line feeds only, and what is wrong with its bytes."""
+    """Return a file's text with line feeds only, and what is wrong with its bytes."""
     try:
         raw = files(path)
     except (OSError, ValueError) as error:  # the latter for a NUL in the name

@@ -17,7 +17,7 @@ class Mark(NamedTuple):
 
     @classmethod
     def at(cls, source: str, text: str, offset: int) -> "Mark":
-        """The place of a character of a text, by its offset."""
+        """Return the place of a character of a text, by its offset."""
         return cls(source, text.count("\n", 0, offset) + 1, offset - text.rfind("\n", 0, offset))
 
     def __str__(self) -> str:
@@ -59,7 +59,7 @@ class InvalidEnvironmentError(UserError):
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:
-    """The problems in reading order, each once: what `defaults` says is wrong in every model."""
+    """Return the problems in reading order, each once: what `defaults` says is wrong in every model."""
     once = {(problem.mark, problem.message): problem for problem in reversed(list(problems))}
     return [once[place] for place in sorted(once)]
 

@@ -14,13 +14,13 @@ def is_duration(text: str) -> bool:
 
 
 def seconds(duration: str) -> float:
-    """Seconds in a duration: `seconds("1m30s") == 90`."""
+    """Return the seconds in a duration: `seconds("1m30s") == 90`."""
     parts = re.findall(r"([0-9.]+)(ms|s|m|h)", duration)
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
 def duration(value: float) -> str:
-    """Whole seconds, rounded up, in the largest units that hold them: `duration(90) == "1m30s"`."""
+    """Return whole seconds, rounded up, in the largest units that hold them: `duration(90) == "1m30s"`."""
     whole = math.ceil(value)
     hours, minutes, rest = whole // 3600, whole // 60 % 60, whole % 60
     text = "".join(f"{n}{unit}" for n, unit in ((hours, "h"), (minutes, "m"), (rest, "s")) if n)
@@ -28,16 +28,16 @@ def duration(value: float) -> str:
 
 
 def size_bytes(size: str) -> int:
-    """Bytes in a size: `size_bytes("1 GiB") == 1073741824`."""
+    """Return the bytes in a size: `size_bytes("1 GiB") == 1073741824`."""
     number, unit = re.fullmatch(r"([0-9.]+) ?(\w+)", size).groups()  # type: ignore[union-attr]
     return int(float(number) * BYTES[unit])
 
 
 def mebibytes(size: str) -> int:
-    """MiB in a size, rounded up: what Nomad's `memory` and `size` count."""
+    """Return the MiB in a size, rounded up: what Nomad's `memory` and `size` count."""
     return -(-size_bytes(size) // 2**20)
 
 
 def spaced(size: str) -> str:
-    """The one spelling that is rendered: `70GiB` and `70 GiB` are both `70 GiB`."""
+    """Return the one spelling that is rendered: `70GiB` and `70 GiB` are both `70 GiB`."""
     return re.sub(r"([0-9]) ?([A-Z])", r"\1 \2", size, count=1)

@@ -18,7 +18,7 @@ One file per environment, `envs/NAME.yaml`. This page is made from the types
 
 
 def reference(schema: dict[str, Any]) -> str:
-    """The reference as a Markdown page: a table for each block, in the order in which they are met."""
+    """Return the reference as a Markdown page: a table for each block, in the order in which they are met."""
     definitions = schema["$defs"]
     order, queue = [], ["Environment"]
     while queue:
@@ -75,7 +75,7 @@ def _type(described: dict[str, Any]) -> str:
 
 
 def _mentioned(described: Any) -> list[str]:
-    """Names of the blocks that a schema refers to, in order."""
+    """Return the names of the blocks that a schema refers to, in order."""
     if isinstance(described, dict):
         own = [described["$ref"].rpartition("/")[2]] if "$ref" in described else []
         return own + [name for value in described.values() for name in _mentioned(value)]

@@ -43,7 +43,7 @@ _UNSHOWN = {"env", "secrets"}  # what stands below these may be a secret
 
 
 def json_schema(*, whole: bool = False) -> dict[str, Any]:
-    """The JSON Schema (2020-12) of an environment file, for editors and for error messages.
+    """Return the JSON Schema (2020-12) of an environment file, for editors and for error messages.
 
     A file that extends another needs no models, and its models no `model`: both are required only of a
     `whole` environment.
@@ -60,7 +60,7 @@ def json_schema(*, whole: bool = False) -> dict[str, Any]:
 
 
 def explain(tree: Node) -> list[Problem]:
-    """Everything in the tree that the schema does not allow, with place, rule and way out."""
+    """Return everything in the tree that the schema does not allow, with place, rule and way out."""
     found = _Validator(json_schema(whole=True)).iter_errors(plain(tree))
     return [Problem(locate(tree, path), path, message) for error in found for path, message in _said(error)]
 
@@ -73,7 +73,7 @@ _Validator = validators.extend(  # type: ignore[no-untyped-call]
 
 
 def _said(error: Any) -> Iterator[tuple[Path, str]]:
-    """One schema error as (path, message) pairs."""
+    """Yield one schema error as (path, message) pairs."""
     path: Path = tuple(error.absolute_path)
     value, rule, limit = error.instance, error.validator, error.validator_value
     got = "" if _UNSHOWN & set(path) else f" (got {_shown(value)})"

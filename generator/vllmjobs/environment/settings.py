@@ -27,7 +27,7 @@ def parse_setting(text: str) -> tuple[Node | None, list[Problem]]:
 
 
 def _remarked(node: Node, mark: Mark) -> Node:
-    """The same values, all said to stand at `mark`."""
+    """Return the same values, all with `mark` as their place."""
     if isinstance(node, Map):
         entries = {key: _remarked(value, mark) for key, value in node.entries.items()}
         return Map(mark, entries, dict.fromkeys(entries, mark))

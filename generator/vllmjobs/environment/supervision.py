@@ -37,19 +37,19 @@ def is_ours(image: str) -> bool:
 
 
 def health_path(environment: Environment, model: Model) -> str:
-    """The path that Consul asks, of the port `admin` where a supervisor has one."""
+    """Return the path that Consul asks, of the port `admin` where a supervisor has one."""
     return model.health.path or (READY if is_supervised(environment, model) else "/health")
 
 
 def load_timeout(model: Model) -> float:
-    """Seconds from a start to the first answer, after which the supervisor restarts."""
+    """Return the seconds from a start to the first answer, after which the supervisor restarts."""
     if model.health.grace is not None:
         return seconds(model.health.grace)
     return whole_minutes(seconds(model.load_time) * START_MARGIN)
 
 
 def term_timeout(deadlines: Deadlines) -> float:
-    """Seconds from SIGTERM to SIGKILL: what kill_timeout leaves, once the longest stream was waited for."""
+    """Return the seconds from SIGTERM to SIGKILL: what kill_timeout leaves after the longest stream."""
     left = deadlines.kill_timeout - deadlines.longest_stream - GONE_S - LAST_WORDS_S
     return max(1.0, min(TERM_S, left))
 

@@ -80,7 +80,7 @@ def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
 
 
 def plain(node: Node) -> Any:
-    """The tree as dicts, lists and scalars."""
+    """Return the tree as dicts, lists and scalars."""
     if isinstance(node, Map):
         return {key: plain(value) for key, value in node.entries.items()}
     return [plain(item) for item in node.items] if isinstance(node, Seq) else node.value

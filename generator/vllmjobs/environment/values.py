@@ -6,7 +6,7 @@ from msgspec import Meta
 
 
 def matching(pattern: str, title: str, description: str | None = None) -> Meta:
-    """A string that matches `pattern` as a whole; `title` is what an error calls it.
+    """Return a string that matches `pattern` as a whole; `title` is what an error calls it.
 
     The lookahead is for Python, where `$` also matches before a last newline.
     """

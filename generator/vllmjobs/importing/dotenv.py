@@ -91,7 +91,7 @@ def read(text: str, source: str) -> DotEnv:
 
 
 def shown(name: str) -> str:
-    """A variable's name, unless it may be a piece of a secret that was broken into lines."""
+    """Return a variable's name, unless it may be a piece of a secret that was broken into lines."""
     plain = name in (name.upper(), name.lower()) and len(name) <= MAX_SHOWN_NAME and not looks_secret(name)
     return name if plain else "a variable (name not shown)"
 

@@ -36,7 +36,7 @@ def is_instances(text: str) -> bool:
 
 
 def read_instances(text: str, source: str) -> tuple[list[Instance], list[Problem]]:
-    """The instances of a file, and the lines that are none; `text` has line feeds only."""
+    """Return the instances of a file, and the lines that are none; `text` has line feeds only."""
     found: list[Instance] = []
     problems: list[Problem] = []
     for number, line in enumerate(text.split("\n"), 1):
@@ -49,7 +49,7 @@ def read_instances(text: str, source: str) -> tuple[list[Instance], list[Problem
 
 
 def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[Note]]:
-    """A model for each line, or for several lines that differ only in name, port and GPUs."""
+    """Return a model for each line, or for several lines that differ only in name, port and GPUs."""
     models: dict[tuple[object, ...], list[Instance]] = {}
     for instance in instances:
         is_cpu = instance.device == "cpu"

@@ -38,6 +38,6 @@ def of_the_box(text: str, source: str) -> OfTheBox:
 
 
 def without_caches(environment: Environment) -> Environment:
-    """The same without the cache of a fleet, which is laid out otherwise."""
+    """Return the same without the cache of a fleet, which is laid out otherwise."""
     models = {key: structs.replace(model, cache=None) for key, model in environment.models.items()}
     return structs.replace(environment, models=models)

@@ -39,7 +39,7 @@ LOOPBACK = re.compile(r"127\..*|localhost|::1", re.DOTALL)
 
 
 def one_of(*words: str) -> Callable[[str], str]:
-    """Reads one of these words, in any case; else raises `ValueError` saying what it must be."""
+    """Read one of these words, in any case; else raise `ValueError` saying what it must be."""
 
     def convert(text: str) -> str:
         if text.lower() not in words:
@@ -50,7 +50,7 @@ def one_of(*words: str) -> Callable[[str], str]:
 
 
 def whole(lowest: int, highest: int) -> Callable[[str], int]:
-    """Reads a whole number in this range; else raises `ValueError` saying what it must be."""
+    """Read a whole number in this range; else raise `ValueError` saying what it must be."""
 
     def convert(text: str) -> int:
         number = int(text) if re.fullmatch("[0-9]{1,18}", text) else -1
@@ -62,14 +62,14 @@ def whole(lowest: int, highest: int) -> Callable[[str], int]:
 
 
 def model_name(text: str) -> str:
-    """Reads a model's name or path; else raises `ValueError`: vLLM takes what begins with - for an option."""
+    """Read a model's name or path; else raise `ValueError`: vLLM takes what begins with - for an option."""
     if text.startswith("-"):
         raise ValueError(f"must be a model's name or path (got {text[:40]!r})")
     return text
 
 
 def length(model: str, asked: int) -> tuple[int, str]:
-    """The context that a model is served with, and what to say where it is less than was asked for.
+    """Return the context that a model is served with, and what to say where it is less than was asked for.
 
     That project's own examples ask more of DialoGPT-medium than its 1024 tokens, and vLLM refuses to start.
     """
@@ -90,7 +90,7 @@ class Settings:
         self._source = source
 
     def environment(self, job: str) -> Block:
-        """The environment's keys; to be used only when `problems` is empty afterwards."""
+        """Return the environment's keys; to be used only when `problems` is empty afterwards."""
         model = self._commented("VLLM_MODEL", model_name)
         served = self._commented("VLLM_MODEL_NAME", str)
         named_after = served if self._given("VLLM_MODEL_NAME") else model
@@ -134,7 +134,7 @@ class Settings:
         self.notes.append(Note(mark, f"{shown(name)} {message}", is_of_a_fleet))
 
     def _commented(self, name: str, convert: Callable[[str], str | int | float]) -> Commented | None:
-        """A variable's value, or its default; None where there is neither, or a problem."""
+        """Return a variable's value, or its default; None where there is neither, or a problem."""
         text = self._given(name)
         if not text:
             default = VARIABLES[name]
@@ -222,7 +222,7 @@ class Settings:
         return None
 
     def _secrets(self, job: str) -> Block:
-        """References to the secrets, and a note with the one command that stores them all."""
+        """Return the references to the secrets, and a note with the one command that stores them all."""
         names = [
             name
             for name, variable in self._variables.items()
@@ -261,7 +261,7 @@ class Settings:
 
 
 def _store(job: str, fields: list[str]) -> str:
-    """The command that stores what is typed, for bash; Nomad takes a value's bytes as they are."""
+    """Return the command that stores what is typed, for bash; Nomad takes a value's bytes as they are."""
     path = f"nomad/jobs/{job}"
     if len(fields) == 1:
         return f'read -rs value && printf %s "$value" | nomad var put {path} {fields[0]}=-'

@@ -28,7 +28,7 @@ Block = Mapping[str, Union[Commented, "Block", None]]  # what is None, or holds 
 
 
 def yaml_text(block: Block) -> str:
-    """The block as YAML that `vllmjobs.environment.tree.parse` reads back as the same values.
+    """Return the block as YAML that `vllmjobs.environment.tree.parse` reads back as the same values.
 
     Blocks at the top stand apart by an empty line; so do blocks among the models.
     """
@@ -36,7 +36,7 @@ def yaml_text(block: Block) -> str:
 
 
 def scalar(value: str | int | float | bool) -> str:
-    """A value on one line: plain where that is read back as it was, else in double quotes."""
+    """Return a value on one line: plain where that is read back as it was, else in double quotes."""
     if isinstance(value, bool):
         return str(value).lower()
     if not isinstance(value, str):
@@ -48,7 +48,7 @@ def scalar(value: str | int | float | bool) -> str:
 
 
 def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
-    """The nearest name that a model may have, free, and short enough for its service in Consul."""
+    """Return the nearest name that a model may have, free, and short enough for its service in Consul."""
     room = MAX_SERVICE_NAME - len(f"{job}-")
     name = re.sub(r"[^a-z0-9]+", "-", wanted.lower()).strip("-")[:room].strip("-") or "model"
     numbered = (f"{name[: room - len(str(n)) - 1]}-{n}" for n in count(2))
@@ -56,7 +56,7 @@ def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
 
 
 def balancer(port: Commented | None) -> Block:
-    """The balancer that balanced-vllm-docker has, on its port."""
+    """Return the balancer that balanced-vllm-docker has, on its port."""
     moved = (
         Commented(ADMIN_PORT - 1, f"not {ADMIN_PORT}, which is port")
         if port and port.value == ADMIN_PORT

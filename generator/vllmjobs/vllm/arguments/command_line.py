@@ -93,7 +93,7 @@ def _converted(table: Table, option: Option) -> Any:
 
 
 def _word(table: Table, flag: Flag, word: str) -> Any:
-    """One word as the option's own converter reads it."""
+    """Return one word as the option's own converter reads it."""
     if flag.optional and word in ("", "None"):
         return None
     value = _read(table, flag, word)
@@ -145,7 +145,7 @@ def _json(word: str, *, sizes: bool = False) -> Any:
 
 
 def _lora(word: str) -> dict[str, Any]:
-    """`name=path`, or JSON: LoRAParserAction in vllm/entrypoints/openai/cli_args.py."""
+    """Return `name=path`, or JSON: LoRAParserAction in vllm/entrypoints/openai/cli_args.py."""
     if "=" in word and "," not in word:
         name, _, path = word.partition("=")
         return {"name": name, "path": path}
@@ -169,7 +169,7 @@ def _model_twice(model: str | None) -> list[Mistake]:
 
 
 def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:
-    """Yield the mistakes of misplaced words (FlexibleArgumentParser, vllm/utils/argparse_utils.py)."""
+    """Return the mistakes of misplaced words (FlexibleArgumentParser, vllm/utils/argparse_utils.py)."""
     mistakes = []
     if any(word.startswith("--config=") for word in words):
         message = "is ignored when joined by =; vLLM reads the file of `--config FILE`, in two words"
@@ -180,7 +180,7 @@ def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:
 
 
 def _explained(table: Table, mistake: Mistake) -> Mistake:
-    """An unknown flag, with where it went and what was probably meant."""
+    """Return an unknown flag, with where it went and what was probably meant."""
     if mistake.kind != "unknown" or mistake.message:
         return mistake
     meant = did_you_mean(mistake.flag, [name.lstrip("-") for name in table.by_name])

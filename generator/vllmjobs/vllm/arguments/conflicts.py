@@ -31,19 +31,19 @@ def conflicts(table: Table, values: dict[str, Any]) -> list[Mistake]:
 
 
 def tool_choice(given: Arguments) -> Iterator[Mistake]:
-    """validate_parsed_serve_args, vllm/entrypoints/common/cli_args.py."""
+    """Check as validate_parsed_serve_args does, vllm/entrypoints/common/cli_args.py."""
     if given["enable_auto_tool_choice"] and not given["tool_call_parser"]:
         yield conflict("enable-auto-tool-choice", "needs tool-call-parser, such as hermes")
 
 
 def log_outputs(given: Arguments) -> Iterator[Mistake]:
-    """validate_parsed_serve_args, vllm/entrypoints/common/cli_args.py."""
+    """Check as validate_parsed_serve_args does, vllm/entrypoints/common/cli_args.py."""
     if given["enable_log_outputs"] and not given["enable_log_requests"]:
         yield conflict("enable-log-outputs", "needs enable-log-requests")
 
 
 def per_request_metrics(given: Arguments) -> Iterator[Mistake]:
-    """validate_parsed_serve_args, vllm/entrypoints/common/cli_args.py."""
+    """Check as validate_parsed_serve_args does, vllm/entrypoints/common/cli_args.py."""
     if given["enable_per_request_metrics"] and given["disable_log_stats"]:
         yield conflict("enable-per-request-metrics", "needs the statistics that disable-log-stats turns off")
     if (given["sse_keep_alive_interval"] or 0) < 0:
@@ -51,7 +51,7 @@ def per_request_metrics(given: Arguments) -> Iterator[Mistake]:
 
 
 def max_model_len(given: Arguments) -> Iterator[Mistake]:
-    """ModelConfig.validate_model_config_after, vllm/config/model.py."""
+    """Check as ModelConfig.validate_model_config_after does, vllm/config/model.py."""
     length = given.values.get("max_model_len")
     if length is None or length > 0:
         return
@@ -61,7 +61,7 @@ def max_model_len(given: Arguments) -> Iterator[Mistake]:
 
 
 def batch(given: Arguments) -> Iterator[Mistake]:
-    """SchedulerConfig.verify_max_model_len, vllm/config/scheduler.py."""
+    """Check as SchedulerConfig.verify_max_model_len does, vllm/config/scheduler.py."""
     tokens, sequences = given.values.get("max_num_batched_tokens"), given.values.get("max_num_seqs")
     length = given.values.get("max_model_len")
     if tokens and sequences and tokens < sequences:
@@ -87,14 +87,14 @@ def batch(given: Arguments) -> Iterator[Mistake]:
 
 
 def adapters(given: Arguments) -> Iterator[Mistake]:
-    """LoRAConfig._validate_lora_config, vllm/config/lora.py; made only with enable-lora."""
+    """Check as LoRAConfig._validate_lora_config does, vllm/config/lora.py; made only with enable-lora."""
     cpu, gpu = given["max_cpu_loras"], given["max_loras"]
     if given["enable_lora"] and cpu and gpu and cpu < gpu:
         yield conflict("max-cpu-loras", f"is {cpu}, and must be at least max-loras, which is {gpu}")
 
 
 def quantization(given: Arguments) -> Iterator[Mistake]:
-    """ModelConfig._verify_quantization, vllm/config/model.py."""
+    """Check as ModelConfig._verify_quantization does, vllm/config/model.py."""
     method = given.values.get("quantization")
     deprecated = given.table.deprecated_quantization
     if method in deprecated and not given["allow_deprecated_quantization"]:
@@ -102,7 +102,7 @@ def quantization(given: Arguments) -> Iterator[Mistake]:
 
 
 def headless(given: Arguments) -> Iterator[Mistake]:
-    """ServeSubcommand.cmd and run_headless, vllm/entrypoints/cli/serve.py."""
+    """Check as ServeSubcommand.cmd and run_headless do, vllm/entrypoints/cli/serve.py."""
     if not given["headless"]:
         return
     # Up to 0.11 one server was the default, and only more of them an error.
@@ -113,7 +113,7 @@ def headless(given: Arguments) -> Iterator[Mistake]:
 
 
 def balancing(given: Arguments) -> Iterator[Mistake]:
-    """ServeSubcommand.cmd, vllm/entrypoints/cli/serve.py."""
+    """Check as ServeSubcommand.cmd does, vllm/entrypoints/cli/serve.py."""
     modes = {name for dest, name in BALANCING.items() if given[dest]}
     if given["data_parallel_rank"] is not None:
         modes.add("data-parallel-external-lb")
@@ -124,7 +124,7 @@ def balancing(given: Arguments) -> Iterator[Mistake]:
 
 
 def data_parallel(given: Arguments) -> Iterator[Mistake]:
-    """ParallelConfig._validate_parallel_config, and create_engine_config, vllm/engine/arg_utils.py."""
+    """Check as _validate_parallel_config and create_engine_config do, vllm/engine/arg_utils.py."""
     size, local, rank = (given[f"data_parallel_{part}"] for part in ("size", "size_local", "rank"))
     if local is not None and local > size:
         yield conflict(
@@ -143,7 +143,7 @@ def data_parallel(given: Arguments) -> Iterator[Mistake]:
 
 
 def multi_port(given: Arguments) -> Iterator[Mistake]:
-    """validate_multi_port_external_lb_args, vllm/entrypoints/launchers/dp_supervisor.py."""
+    """Check as validate_multi_port_external_lb_args does, vllm/entrypoints/launchers/dp_supervisor.py."""
     if not given["data_parallel_multi_port_external_lb"]:
         return
     flag, size, local = (
@@ -167,7 +167,7 @@ def multi_port(given: Arguments) -> Iterator[Mistake]:
 
 
 def experts(given: Arguments) -> Iterator[Mistake]:
-    """ParallelConfig._validate_parallel_config and __post_init__, vllm/config/parallel.py."""
+    """Check as ParallelConfig._validate_parallel_config and __post_init__ do, vllm/config/parallel.py."""
     ranks = (
         given["tensor_parallel_size"]
         * given["data_parallel_size"]
@@ -187,7 +187,7 @@ def experts(given: Arguments) -> Iterator[Mistake]:
 
 
 def context_parallel(given: Arguments) -> Iterator[Mistake]:
-    """ParallelConfig._validate_parallel_config, vllm/config/parallel.py."""
+    """Check as ParallelConfig._validate_parallel_config does, vllm/config/parallel.py."""
     tensor, context = given["tensor_parallel_size"], given["decode_context_parallel_size"]
     if context is None:
         return
@@ -202,7 +202,7 @@ def context_parallel(given: Arguments) -> Iterator[Mistake]:
 
 
 def nodes(given: Arguments) -> Iterator[Mistake]:
-    """create_engine_config, vllm/engine/arg_utils.py; ParallelConfig, vllm/config/parallel.py."""
+    """Check as create_engine_config, vllm/engine/arg_utils.py, and vllm/config/parallel.py do."""
     count, rank = given["nnodes"] or 1, given["node_rank"] or 0
     backend = given["distributed_executor_backend"]
     if count > 1 and not 0 <= rank < count:
@@ -220,7 +220,7 @@ def nodes(given: Arguments) -> Iterator[Mistake]:
 
 
 def speculation(given: Arguments) -> Iterator[Mistake]:
-    """create_speculative_config, vllm/engine/arg_utils.py; SpeculativeConfig, vllm/config/speculative.py."""
+    """Check as create_speculative_config (vllm/engine/arg_utils.py) and vllm/config/speculative.py do."""
     own = given.values.get("speculative_config") or {}
     for dest, key in (
         ("spec_method", "method"),
@@ -261,7 +261,7 @@ TWICE = [  # an option, and the JSON option and key that it excludes
 
 
 def given_twice(given: Arguments) -> Iterator[Mistake]:
-    """create_engine_config, vllm/engine/arg_utils.py."""
+    """Check as create_engine_config does, vllm/engine/arg_utils.py."""
     for dest, config, key in TWICE:
         if given.values.get(dest) is not None and given.key(config, key) is not None:
             name = config.replace("_", "-")
@@ -269,7 +269,7 @@ def given_twice(given: Arguments) -> Iterator[Mistake]:
 
 
 def tracing(given: Arguments) -> Iterator[Mistake]:
-    """ObservabilityConfig._validate_tracing_config, vllm/config/observability.py."""
+    """Check as ObservabilityConfig._validate_tracing_config does, vllm/config/observability.py."""
     if given["collect_detailed_traces"] and not given["otlp_traces_endpoint"]:
         yield conflict("collect-detailed-traces", "needs otlp-traces-endpoint")
     release = given["show_hidden_metrics_for_version"]
@@ -287,7 +287,7 @@ def tracing(given: Arguments) -> Iterator[Mistake]:
 
 
 def multimodal(given: Arguments) -> Iterator[Mistake]:
-    """MultiModalConfig._validate_multimodal_config, vllm/config/multimodal.py."""
+    """Check as MultiModalConfig._validate_multimodal_config does, vllm/config/multimodal.py."""
     flag = given.table.by_dest.get("mm_shm_cache_max_object_size_mb")
     size = given.values.get("mm_shm_cache_max_object_size_mb")
     if flag and size not in (None, flag.default) and given["mm_processor_cache_type"] != "shm":
@@ -300,7 +300,7 @@ def multimodal(given: Arguments) -> Iterator[Mistake]:
 
 
 def mamba(given: Arguments) -> Iterator[Mistake]:
-    """MambaConfig.validate_ssu_algorithm, vllm/config/mamba.py."""
+    """Check as MambaConfig.validate_ssu_algorithm does, vllm/config/mamba.py."""
     if given["mamba_ssu_algorithm"] is not None and (given["mamba_backend"] or "").lower() != "flashinfer":
         yield conflict("mamba-ssu-algorithm", "needs mamba-backend flashinfer")
 

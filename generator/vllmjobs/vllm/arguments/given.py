@@ -21,10 +21,10 @@ class Arguments:
         return self.values.get(dest, flag.default if flag else None)
 
     def key(self, dest: str, key: str) -> Any:
-        """A key of a JSON option; None where it was not given."""
+        """Return a key of a JSON option; None where it was not given."""
         return (self.values.get(dest) or {}).get(key)
 
 
 def conflict(flag: str, message: str) -> Mistake:
-    """Arguments that are each right, and wrong together."""
+    """Return arguments that are each right, and wrong together."""
     return Mistake(flag, "conflict", message)

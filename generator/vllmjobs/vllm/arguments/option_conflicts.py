@@ -18,7 +18,7 @@ TRANSFERS = (
 
 
 def structured_outputs(given: Arguments) -> Iterator[Mistake]:
-    """StructuredOutputsConfig, vllm/config/structured_outputs.py."""
+    """Check as StructuredOutputsConfig does, vllm/config/structured_outputs.py."""
     options = given.values.get("structured_outputs_config") or {}
     backend = options.get("backend", "auto")
     if options.get("disable_any_whitespace") and backend not in ("xgrammar", "guidance"):
@@ -31,7 +31,7 @@ def structured_outputs(given: Arguments) -> Iterator[Mistake]:
 
 
 def transfer(given: Arguments) -> Iterator[Mistake]:
-    """KVTransferConfig, vllm/config/kv_transfer.py; ECTransferConfig, vllm/config/ec_transfer.py."""
+    """Check as KVTransferConfig (vllm/config/kv_transfer.py) and ECTransferConfig (ec_transfer.py) do."""
     for flag, connector, role in TRANSFERS:
         options = given.values.get(flag.replace("-", "_")) or {}
         if options.get(connector) is not None and options.get(role) is None:
@@ -39,7 +39,7 @@ def transfer(given: Arguments) -> Iterator[Mistake]:
 
 
 def expert_balancing(given: Arguments) -> Iterator[Mistake]:
-    """EPLBConfig._validate_eplb_config, vllm/config/parallel.py."""
+    """Check as EPLBConfig._validate_eplb_config does, vllm/config/parallel.py."""
     options = given.values.get("eplb_config") or {}
     flag = given.table.by_dest.get("eplb_config")
     keys = given.table.objects[flag.value.object].keys if flag and flag.value else {}
@@ -52,7 +52,7 @@ def expert_balancing(given: Arguments) -> Iterator[Mistake]:
 
 
 def profiler(given: Arguments) -> Iterator[Mistake]:
-    """ProfilerConfig._validate_profiler_config, vllm/config/profiler.py."""
+    """Check as ProfilerConfig._validate_profiler_config does, vllm/config/profiler.py."""
     options = given.values.get("profiler_config") or {}
     kind = options.get("profiler")
     proton = [
@@ -84,7 +84,7 @@ def profiler(given: Arguments) -> Iterator[Mistake]:
 
 
 def engram(given: Arguments) -> Iterator[Mistake]:
-    """EngramConfig, vllm/config/engram.py."""
+    """Check as EngramConfig does, vllm/config/engram.py."""
     options = given.values.get("engram_config") or {}
     offloaded, shared = options.get("cpu_offload", True), options.get("dp_shared_memory")
     if shared and not offloaded:
@@ -94,7 +94,7 @@ def engram(given: Arguments) -> Iterator[Mistake]:
 
 
 def compilation(given: Arguments) -> Iterator[Mistake]:
-    """CompilationConfig.__post_init__, vllm/config/compilation.py."""
+    """Check as CompilationConfig.__post_init__ does, vllm/config/compilation.py."""
     options = given.values.get("compilation_config") or {}
     compiled = options.get("mode") in (3, "VLLM_COMPILE")
     if compiled and options.get("backend", "") not in ("", "eager", "inductor"):
@@ -114,7 +114,7 @@ def compilation(given: Arguments) -> Iterator[Mistake]:
 
 
 def pooler(given: Arguments) -> Iterator[Mistake]:
-    """PoolerConfig.__post_init__, vllm/config/pooler.py."""
+    """Check as PoolerConfig.__post_init__ does, vllm/config/pooler.py."""
     for flag in ("pooler-config", "override-pooler-config"):
         options = given.values.get(flag.replace("-", "_")) or {}
         for key in ("seq_pooling_type", "tok_pooling_type"):
@@ -128,7 +128,7 @@ def pooler(given: Arguments) -> Iterator[Mistake]:
 
 
 def quantization_targets(given: Arguments) -> Iterator[Mistake]:
-    """QuantizationConfigArgs._validate_targets_exclusivity, vllm/config/quantization.py."""
+    """Check as QuantizationConfigArgs._validate_targets_exclusivity does, vllm/config/quantization.py."""
     options = given.values.get("quantization_config") or {}
     if options.get("targets") is not None and (options.get("linear") or options.get("moe")):
         yield conflict("quantization-config.targets", "excludes linear and moe")

@@ -59,7 +59,7 @@ _NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # argparse takes these for values
 
 
 def size(text: str) -> int:
-    """A whole number, `1k` as 1000, `1K` as 1024, `1.5k` as 1500. Raises ValueError."""
+    """Return a whole number, `1k` as 1000, `1K` as 1024, `1.5k` as 1500, or raise ValueError."""
     match = _SIZE.fullmatch(text.strip())
     if not match:
         return int(text)
@@ -68,7 +68,7 @@ def size(text: str) -> int:
 
 
 def expanded_sizes(text: str) -> str:
-    """JSON in which `1k` stood for 1000, outside of texts: vllm/engine/arg_utils.py. Raises ValueError."""
+    """Return JSON in which `1k` stood for 1000 outside of texts (vllm/engine/arg_utils.py)."""
     return _BARE_SIZE.sub(lambda match: match[1] or str(size(match[2])), text)
 
 
@@ -93,7 +93,7 @@ def split(table: Table, words: Sequence[str]) -> Split:
 
 
 def _normalized(table: Table, words: Sequence[str]) -> Iterator[str]:
-    """`_` as `-` in names, up to the first dot; `-O3` as the option that it stands for."""
+    """Spell names with `-` for `_`, up to the first dot; spell `-O3` as the option that it stands for."""
     level = "-O.mode" if table.level_flag == "compilation_config" else "--optimization-level"
     for position, word in enumerate(words):
         if word.startswith("--"):
@@ -210,7 +210,7 @@ def _take_options(table: Table, words: list[str], mistakes: list[Mistake]) -> tu
 
 
 def _is_value(table: Table, word: str) -> bool:
-    """argparse's `_parse_optional`: what does not look like an option is a value."""
+    """Tell as argparse's `_parse_optional` does: what does not look like an option is a value."""
     if not word.startswith("-") or word == "-":
         return True
     if word in table.by_name or word.partition("=")[0] in table.by_name:
@@ -238,7 +238,7 @@ def _unknown(table: Table, name: str) -> Mistake:
 
 
 def _taken(flag: Flag, words: list[str]) -> list[str]:
-    """The words that a flag takes of those that follow it."""
+    """Return the words that a flag takes of those that follow it."""
     if flag.read == "switch":
         return []
     if flag.nargs in ("", "?"):

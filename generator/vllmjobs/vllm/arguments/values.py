@@ -43,14 +43,14 @@ def check(table: Table, kind: Type, value: Any, flag: str) -> Checked:
 
 
 def shown(value: Any) -> str:
-    """A value as a person wrote it, shortened."""
+    """Return a value as a person wrote it, shortened."""
     text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
     text = text if len(text) <= 60 else text[:57] + "..."
     return f'"{text}"' if isinstance(value, str) else text
 
 
 def not_among(value: Any, choices: list[str], compared: str = "") -> str:
-    """Says that a value is none of the choices: all of them, or the nearest of many."""
+    """Say that a value is none of the choices: all of them, or the nearest of many."""
     meant = did_you_mean(compared or str(value), choices)
     if len(choices) <= LONG:
         return f"must be one of {', '.join(choices)}, not {shown(value)}{meant}"
@@ -59,7 +59,7 @@ def not_among(value: Any, choices: list[str], compared: str = "") -> str:
 
 
 def folded(text: str, fold: str) -> str:
-    """A text as vLLM compares it."""
+    """Return a text as vLLM compares it."""
     if fold == "upper":
         return text.upper()
     if fold == "lower":
@@ -78,7 +78,7 @@ class _Check:
         self.mistakes = mistakes
 
     def take(self, kind: Type, value: Any, path: tuple[str, ...]) -> Any:
-        """The value as pydantic makes it; a mistake is noted, and the value left as it is."""
+        """Return the value as pydantic makes it; note a mistake, and leave the value as it is."""
         try:
             return self._taken(kind, value, path)
         except RefusedError as refused:

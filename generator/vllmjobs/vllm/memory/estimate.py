@@ -68,7 +68,7 @@ class Estimate(msgspec.Struct, frozen=True):
 
 
 def batch_defaults(gpu: Gpu, serving: Serving) -> tuple[int, int]:
-    """max_num_seqs and max_num_batched_tokens, as given or as the API server picks them for the GPU.
+    """Return max_num_seqs and max_num_batched_tokens, as given or as the API server picks them for the GPU.
 
     `get_batch_defaults` and `_set_default_max_num_seqs_and_batched_tokens_args` of `engine/arg_utils.py`.
     """
@@ -115,7 +115,7 @@ def on_cpu(shape: Shape, serving: Serving, kv_cache: int) -> Estimate:
 def smallest(
     shape: Shape, serving: Serving, among: Sequence[Gpu] | None = None, counts: tuple[int, ...] = (1, 2, 4, 8)
 ) -> Request | None:
-    """The least GPU memory, as one kind of GPU and a tensor parallel size, that would do.
+    """Return the least GPU memory, as one kind of GPU and a tensor parallel size, that would do.
 
     `among` are the GPUs to choose from: of the table, those that are made for servers, when not given. None
     where none would do. Raises UnknownShapeError as `estimate` does; but the pipeline makes no difference.
@@ -183,7 +183,7 @@ def _stage(
     pool: Pool | None,
     batch: tuple[int, int],
 ) -> Estimate:
-    """The estimate for the GPUs of one pipeline stage."""
+    """Return the estimate for the GPUs of one pipeline stage."""
     # Bytes that are given are taken whatever the utilization (v1/worker/gpu_worker.py).
     given = serving.kv_cache_memory_bytes
     requested = gpu.usable if given else math.ceil(gpu.usable * serving.utilization)
@@ -234,7 +234,7 @@ def _stage(
 
 
 def _longest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest number up to the limit that fits, 0 if none does."""
+    """Return the largest number up to the limit that fits, 0 if none does."""
     low, high = 0, limit
     while low < high:
         middle = (low + high + 1) // 2

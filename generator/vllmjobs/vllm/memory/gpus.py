@@ -40,12 +40,12 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def gpus() -> list[Gpu]:
-    """All GPUs of the table, in the order of the file."""
+    """Return all GPUs of the table, in the order of the file."""
     return msgspec.json.decode(data("gpus.json"), type=list[Gpu])
 
 
 def gpu(name: str) -> Gpu | None:
-    """The GPU of this NVML name (`NVIDIA H100 80GB HBM3`) or short form (`H100`, `a100-80gb`), or None.
+    """Return the GPU of an NVML name (`NVIDIA H100 80GB HBM3`) or short form (`a100-80gb`), or None.
 
     Case, spaces, `-`, `_` and the words NVIDIA, Tesla and GeForce make no difference.
     """
@@ -53,7 +53,7 @@ def gpu(name: str) -> Gpu | None:
 
 
 def nearest_names(name: str) -> list[str]:
-    """Up to three NVML names that are spelt much like this one, the nearest first."""
+    """Return up to three NVML names that are spelt much like this one, the nearest first."""
     close = near(_key(name), _by_name(), 6, cutoff=0.5)
     return list(dict.fromkeys(_by_name()[key].name for key in close))[:3]
 

@@ -40,7 +40,7 @@ class Pool(NamedTuple):
     block_bytes: int
 
     def blocks(self, tokens: int, in_flight: int, states: int) -> int:
-        """Blocks that a request of so many tokens takes at most.
+        """Return the blocks that a request of so many tokens takes at most.
 
         `in_flight` tokens may be scheduled beyond a window; `states` are the copies of a recurrent state.
         """
@@ -62,7 +62,7 @@ class Pool(NamedTuple):
 
 
 def kv_cache_bytes(kv_cache_dtype: str, dtype: str) -> float | None:
-    """Bytes per cached number for a `--kv-cache-dtype`, or None for a layout that is not known."""
+    """Return the bytes per cached number for a `--kv-cache-dtype`, or None for a layout that is not known."""
     if kv_cache_dtype in {"auto", dtype}:
         return DTYPE_BYTES.get(dtype, 2)
     if kv_cache_dtype in DTYPE_BYTES:
@@ -73,7 +73,7 @@ def kv_cache_bytes(kv_cache_dtype: str, dtype: str) -> float | None:
 
 
 def pools(shape: Shape, split: Split, width: float, block_size: int) -> list[Pool | None]:
-    """The pool of one GPU of each pipeline stage; None for a stage without a KV cache.
+    """Return the pool of one GPU of each pipeline stage; None for a stage without a KV cache.
 
     `width` is bytes per cached number. The pipeline is no longer than the model (`stages`).
     """
@@ -120,7 +120,7 @@ def _token_bytes(mixer: Attention, split: Split, width: float) -> float:
 
 
 def state_bytes(mixer: Recurrent, tensor: int, dtype: str) -> int:
-    """Bytes of one request's state in one layer on one GPU (`MambaStateShapeCalculator`)."""
+    """Return the bytes of one request's state in one layer on one GPU (`MambaStateShapeCalculator`)."""
     groups = mixer.groups if mixer.groups % tensor == 0 else max(tensor, mixer.groups)
     channels = (mixer.inner + groups * mixer.group_width) // tensor
     convolved = channels * (mixer.kernel - 1) * DTYPE_BYTES.get(dtype, 2)
@@ -130,7 +130,7 @@ def state_bytes(mixer: Recurrent, tensor: int, dtype: str) -> int:
 
 
 def _aligned_block(shape: Shape, split: Split, width: float, block_size: int) -> int:
-    """Tokens per block; in a hybrid so many that a page holds a state (`_align_hybrid_block_size`)."""
+    """Return the tokens per block; a page of a hybrid holds a state (`_align_hybrid_block_size`)."""
     mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
     states = [state_bytes(each, split.tensor, shape.dtype) for each in mixers if isinstance(each, Recurrent)]
     attention = next((each for each in mixers if isinstance(each, Attention)), None)
@@ -146,7 +146,7 @@ def _one_group(specs: Sequence[Spec]) -> Pool | None:
 
 
 def _tables(specs: Sequence[tuple[int, Spec]]) -> dict[Spec, list[list[int]]]:
-    """The layers of each block table, by kind: as many in each, with pages of equal size.
+    """Return the layers of each block table, by kind: as many in each, with pages of equal size.
 
     Pages grow to the largest: by holding more tokens where that divides, else by padding. The rarest
     kind sets the size of a group, unless none has half as many layers more.

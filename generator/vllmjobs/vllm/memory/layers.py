@@ -40,7 +40,7 @@ class Family(NamedTuple):
 
 
 def attention(config: Config, sliding: bool = False, chunked: bool = False) -> Attention:
-    """The attention of one layer: as the whole model's, with the layer's own window."""
+    """Return the attention of one layer: as the whole model's, with the layer's own window."""
     heads = config.whole(*HEADS, least=1)
     if config.flag("multi_query") and not config.flag("new_decoder_architecture"):
         kv_heads = 1  # Falcon, GPTBigCode
@@ -62,7 +62,7 @@ def attention(config: Config, sliding: bool = False, chunked: bool = False) -> A
 
 
 def latent(config: Config) -> Latent:
-    """DeepSeek's latent attention (`model_executor/models/deepseek_v2.py`)."""
+    """Return DeepSeek's latent attention (`model_executor/models/deepseek_v2.py`)."""
     index_heads = config.whole("index_n_heads", default=0)
     return Latent(
         config.whole(*HEADS, least=1),
@@ -81,7 +81,7 @@ def _count(config: Config) -> int:
 
 
 def _per_layer(config: Config, name: str, count: int) -> Sequence[Any]:
-    """The entries of a list that has one for each layer."""
+    """Return the entries of a list that has one for each layer."""
     found = config.items(name)
     if len(found) < count:
         raise UnknownShapeError(f"{name} in config.json has {len(found)} entries for {count} layers")
@@ -89,7 +89,7 @@ def _per_layer(config: Config, name: str, count: int) -> Sequence[Any]:
 
 
 def _layer_types(config: Config) -> list[str]:
-    """One of `full_attention`, `sliding_attention`, … per layer, from `layer_types` or what stood for it."""
+    """Return `full_attention`, `sliding_attention`, … for each layer, from `layer_types` or older keys."""
     count = _count(config)
     for name in ("layer_types", "layers_block_type"):
         if config.texts(name):
@@ -128,14 +128,14 @@ def _mixer(config: Config, kind: str) -> Mixer:
 
 
 def dense(config: Config, family: Family) -> list[Layer]:
-    """Attention and a feed-forward in every layer."""
+    """Return layers of attention and a feed-forward."""
     width = config.whole(*WIDTH, default=4 * config.whole(*HIDDEN, least=1), least=1, most=4 * MOST)
     feed = Dense(width, family.gated)
     return [Layer((_mixer(config, kind),), (feed,)) for kind in _layer_types(config)]
 
 
 def every_layer_mixes(config: Config, family: Family) -> list[Layer]:
-    """Experts in every layer: Mixtral, gpt-oss, MiniMax-M2, Granite MoE (dense where it names no experts)."""
+    """Return layers of experts: Mixtral, gpt-oss, MiniMax-M2, Granite MoE (dense without experts)."""
     count = config.whole("num_local_experts", "num_experts", default=0)
     shared = config.whole("shared_intermediate_size", default=0)
     feed: Feed = Dense(shared or config.whole(*WIDTH, least=1), family.gated)
@@ -147,7 +147,7 @@ def every_layer_mixes(config: Config, family: Family) -> list[Layer]:
 
 
 def some_layers_mix(config: Config, family: Family) -> list[Layer]:
-    """Experts in the layers that the config picks: Qwen MoE, GLM-4.x MoE, DeepSeek, Kimi."""
+    """Return layers, some of experts as the config picks them: Qwen MoE, GLM-4.x MoE, DeepSeek, Kimi."""
     types = _layer_types(config)
     sparse = _sparse_layers(config, len(types))
     # Where every layer has experts, the width of the others need not be said.
@@ -181,7 +181,7 @@ def _sparse_layers(config: Config, count: int) -> list[bool]:
 
 
 def llama4(config: Config, family: Family) -> list[Layer]:
-    """Experts in every n-th layer, each with a shared one of the same width (`models/llama4.py`)."""
+    """Return layers, each n-th of experts, with a shared one of the same width (`models/llama4.py`)."""
     width = config.whole(*WIDTH, least=1)
     step = config.whole("interleave_moe_layer_step", default=1, least=1)
     count, active = config.whole("num_local_experts", least=1), config.whole("num_experts_per_tok", least=1)
@@ -194,7 +194,9 @@ def llama4(config: Config, family: Family) -> list[Layer]:
 
 
 def gemma4(config: Config, family: Family) -> list[Layer]:
-    """Full attention has heads of its own; experts stand beside the dense layer (`models/gemma4.py`)."""
+    """Return layers in which full attention has its own heads, and experts stand beside the dense layer
+    (`models/gemma4.py`).
+    """
     if config.whole("hidden_size_per_layer_input", default=0) or config.whole(
         "num_kv_shared_layers", default=0
     ):
@@ -219,7 +221,7 @@ def gemma4(config: Config, family: Family) -> list[Layer]:
 
 
 def mimo_v2(config: Config, family: Family) -> list[Layer]:
-    """Sliding layers with heads of their own, picked by `hybrid_layer_pattern` (`models/mimo_v2.py`)."""
+    """Return layers, sliding ones with their own heads by `hybrid_layer_pattern` (`models/mimo_v2.py`)."""
     dim = config.whole("swa_head_dim", "head_dim", least=1)
     sliding = Attention(
         config.whole("swa_num_attention_heads", *HEADS, least=1),
@@ -238,7 +240,7 @@ def mimo_v2(config: Config, family: Family) -> list[Layer]:
 
 
 def jamba(config: Config, family: Family) -> list[Layer]:
-    """Attention and experts at fixed periods, Mamba 1 between (`models/jamba.py`)."""
+    """Return layers of attention and experts at fixed periods, Mamba 1 between (`models/jamba.py`)."""
     attends = config.whole("attn_layer_period", default=8, least=1)
     attends_at = config.whole("attn_layer_offset", default=4)
     mixes = config.whole("expert_layer_period", default=2, least=1)
@@ -257,7 +259,7 @@ def jamba(config: Config, family: Family) -> list[Layer]:
 
 
 def nemotron_h(config: Config, family: Family) -> list[Layer]:
-    """One letter per layer: Mamba 2, attention, a feed-forward, or experts (`models/nemotron_h.py`)."""
+    """Return the layers of a pattern: Mamba 2, attention, feed-forward, experts (`models/nemotron_h.py`)."""
     pattern = config.text("hybrid_override_pattern")
     if not 1 <= len(pattern) <= MOST_LAYERS:
         raise UnknownShapeError(f"hybrid_override_pattern in config.json has {len(pattern)} layers")

@@ -36,7 +36,7 @@ def impossible(shape: Shape, gpu: Gpu, serving: Serving) -> list[Obstacle]:
 
 
 def dividing(shape: Shape, serving: Serving) -> list[Obstacle]:
-    """Heads, vocabulary and layers that cannot be cut: kinds heads, vocabulary, kv_heads and layers.
+    """Return heads, vocabulary and layers that cannot be cut: kinds heads, vocabulary, kv_heads and layers.
 
     One cause shows in several of them, so only the first is said.
     """
@@ -55,7 +55,7 @@ def dividing(shape: Shape, serving: Serving) -> list[Obstacle]:
 
 
 def blocks(shape: Shape, serving: Serving) -> list[Obstacle]:
-    """Scales of fp8 blocks that would be cut (`validate_fp8_block_shape_moe`, layers/quantization)."""
+    """Return fp8 blocks whose scales would be cut (`validate_fp8_block_shape_moe`, layers/quantization)."""
     found = _cut(shape, serving)
     if found is None:
         return []
@@ -75,7 +75,7 @@ def blocks(shape: Shape, serving: Serving) -> list[Obstacle]:
 
 
 def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
-    """The first thing that so many GPUs cannot share evenly, as a kind of misfit and what to say of it."""
+    """Return the first thing that so many GPUs cannot share evenly: the kind of obstacle, and its message."""
     if size < 1:
         return "heads", f"{shown(size)} is no number of GPUs"
     mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
@@ -92,7 +92,7 @@ def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
 
 
 def _cut(shape: Shape, serving: Serving) -> tuple[int, int, int] | None:
-    """A feed-forward width whose blocks are cut, the GPUs that share it, and the block."""
+    """Return a feed-forward width whose blocks are cut, the GPUs that share it, and the block."""
     block = shape.quantization.block if shape.quantization else None
     if not block:
         return None
@@ -110,7 +110,7 @@ def _kv_divides(kv_heads: int, size: int) -> bool:
 
 
 def _sizes(shape: Shape, serving: Serving, cut: bool = False) -> list[int]:
-    """Tensor parallel sizes up to 16 that divide everything; `cut` blocks of scales are left out or not."""
+    """Return tensor parallel sizes up to 16 that divide everything, or all but blocks of scales (`cut`)."""
     sizes = (msgspec.structs.replace(serving, tensor_parallel=size) for size in range(1, 17))
     return [
         each.tensor_parallel

@@ -24,7 +24,7 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 @cache
 def names() -> list[str]:
-    """All repositories of the table, as Hugging Face spells them."""
+    """Return all repositories of the table, as Hugging Face spells them."""
     return list(_raw())
 
 
@@ -35,7 +35,7 @@ def entry(name: str) -> Entry | None:
 
 
 def config(name: str) -> dict[str, Any] | None:
-    """The keys that are known of a repository's `config.json`, or None."""
+    """Return the keys that are known of a repository's `config.json`, or None."""
     found = entry(name)
     if found is None:
         return None
@@ -45,7 +45,7 @@ def config(name: str) -> dict[str, Any] | None:
 
 @cache
 def known(name: str) -> Shape | None:
-    """The shape of the model of this Hugging Face repository, or None when the table does not have it."""
+    """Return the shape of the model of a Hugging Face repository, or None where the table has none."""
     found = config(name)
     return None if found is None else shape(found)
 

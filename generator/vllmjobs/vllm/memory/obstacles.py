@@ -38,7 +38,7 @@ def obstacles(
 
 
 def context(shape: Shape, serving: Serving) -> list[Obstacle]:
-    """A context that is longer than the model's: kind context."""
+    """Return a context that is longer than the model's: kind context."""
     length = serving.max_model_len
     if not isinstance(length, int) or length <= shape.longest_positions:
         return []
@@ -58,7 +58,7 @@ def context(shape: Shape, serving: Serving) -> list[Obstacle]:
 
 
 def memory(found: Estimate, gpu: Gpu, serving: Serving) -> list[Obstacle]:
-    """Weights or KV cache that do not fit, or only just: kinds weights, kv_cache and margin."""
+    """Return weights or KV cache that do not fit, or only just: kinds weights, kv_cache and margin."""
     on = f"{serving.gpu_count} x {gpu.name}" if serving.gpu_count > 1 else gpu.name
     used, budget = found.used, found.total - found.outside
     given = serving.kv_cache_memory_bytes or 0

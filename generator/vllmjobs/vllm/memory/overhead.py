@@ -15,7 +15,7 @@ LOGITS = 3.5  # copies of the logits in 32 bits that the sampler holds at its pe
 
 
 def activation_bytes(shape: Shape, serving: Serving, seqs: int, batched: int) -> int:
-    """The peak of the profiling run: a full batch through the widest layer, and the sampler on all logits.
+    """Return the peak of the profiling run: a full batch through the widest layer, the sampler on all logits.
 
     The two follow one another, but half of the smaller one was found to add to the larger.
     """
@@ -60,13 +60,13 @@ def cuda_graph_bytes(shape: Shape, gpu: Gpu, serving: Serving, seqs: int, batche
 
 
 def capture_sizes(gpu: Gpu, seqs: int, batched: int) -> list[int]:
-    """The batch sizes that are captured (`_set_cudagraph_sizes`, `vllm/config/vllm.py`)."""
+    """Return the batch sizes that are captured (`_set_cudagraph_sizes`, `vllm/config/vllm.py`)."""
     limit = min(2 * seqs, 1024 if gpu.capability[0] == 10 else 512, batched)
     return [size for size in (1, 2, 4, *range(8, 256, 8), *range(256, limit + 1, 16)) if size <= limit]
 
 
 def non_torch_bytes(gpu: Gpu, serving: Serving) -> int:
-    """CUDA's context; over several GPUs also NCCL's buffers, and the workspaces of all-reduce on NVLink."""
+    """Return CUDA's context; over several GPUs also NCCL's buffers, and all-reduce's workspaces on NVLink."""
     if serving.gpu_count == 1:
         return int(0.25 * GIB)
     return int((2.1 if gpu.capability[0] in {9, 10} else 0.4) * GIB)

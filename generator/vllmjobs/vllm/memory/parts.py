@@ -114,39 +114,39 @@ class Config:
         return any(self.values.get(name) is not None for name in names)
 
     def any(self, *names: str, default: Any = None) -> Any:
-        """The first of the names that has a value other than null, of whatever type, else the default."""
+        """Return the value of the first of the names that is not null, of whatever type, else the default."""
         return next((v for name in names if (v := self.values.get(name)) is not None), default)
 
     def whole(self, *names: str, default: int | None = None, least: int = 0, most: int = MOST) -> int:
-        """A whole number from `least` to `most`."""
+        """Return a whole number from `least` to `most`."""
         name, value = self._found(names, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise _wrong(name, value, f"a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float, least: float = 1) -> float:
-        """A finite number of at least `least`."""
+        """Return a finite number of at least `least`."""
         _, value = self._found((name,), default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST:
             raise _wrong(name, value, f"a number from {least} to {MOST}")
         return float(value)
 
     def text(self, *names: str, default: str | None = None) -> str:
-        """A string."""
+        """Return a string."""
         name, value = self._found(names, default)
         if not isinstance(value, str):
             raise _wrong(name, value, "a string")
         return value
 
     def items(self, *names: str) -> Sequence[Any]:
-        """A list; empty where there is none."""
+        """Return a list; empty where there is none."""
         name, value = self._found(names, ())
         if not isinstance(value, list | tuple):
             raise _wrong(name, value, "a list")
         return value
 
     def texts(self, *names: str) -> Sequence[str]:
-        """A list of strings; empty where there is none."""
+        """Return a list of strings; empty where there is none."""
         found = self.items(*names)
         for each in found:
             if not isinstance(each, str):
@@ -154,11 +154,11 @@ class Config:
         return found
 
     def flag(self, name: str, default: bool = False) -> bool:
-        """A boolean key, read as Python reads it: what is not empty is true."""
+        """Return a boolean key, read as Python reads it: what is not empty is true."""
         return bool(self.any(name, default=default))
 
     def inner(self, *names: str) -> "Config | None":
-        """A nested mapping, or None."""
+        """Return a nested mapping, or None."""
         if not self.has(*names):
             return None
         name, value = self._found(names, None)
@@ -167,7 +167,7 @@ class Config:
         return Config(value)
 
     def _found(self, names: Sequence[str], default: Any) -> tuple[str, Any]:
-        """The name that has a value, and the value."""
+        """Return the name that has a value, and the value."""
         name = next((name for name in names if self.values.get(name) is not None), names[0])
         value = self.any(name, default=default)
         if value is None:
@@ -176,7 +176,7 @@ class Config:
 
 
 def shown(value: object) -> str:
-    """A value of a config.json as a message can quote it, short whatever it is."""
+    """Return a value of a config.json as a message can quote it, short whatever it is."""
     if isinstance(value, Mapping):
         return "a map"
     if isinstance(value, list | tuple):

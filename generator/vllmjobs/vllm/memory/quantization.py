@@ -59,7 +59,7 @@ class Quantization(msgspec.Struct, frozen=True, dict=True):
 
 
 def quantization(config: Config) -> Quantization | None:
-    """The quantization that a `config.json` declares, or None.
+    """Return the quantization that a `config.json` declares, or None.
 
     Raises UnknownShapeError for a method whose sizes are not known, and for values that make no sense.
     """
@@ -153,7 +153,7 @@ def _kv_cache(at: Config) -> str | None:
 
 
 def _block(at: Config, name: str) -> tuple[int | None, float]:
-    """The side of a block of weights that share a scale of 4 bytes, and bytes of scale per weight."""
+    """Return the side of a block of weights that share a scale of 4 bytes, and bytes of scale per weight."""
     sides = at.items(name)
     if not sides:
         return None, 0.0
@@ -164,7 +164,7 @@ def _block(at: Config, name: str) -> tuple[int | None, float]:
 
 
 def _expression(entry: str) -> re.Pattern[str]:
-    """The regular expression of an entry that begins with `re:`.
+    """Return the regular expression of an entry that begins with `re:`.
 
     One that repeats a group, or much else, may take longer than anyone waits: it is refused.
     """

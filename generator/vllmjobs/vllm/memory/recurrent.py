@@ -6,7 +6,7 @@ from vllmjobs.vllm.memory.parts import Config, Recurrent, UnknownShapeError
 
 
 def gated_delta_net(config: Config) -> Recurrent:
-    """Qwen3-Next's linear attention: queries, keys, values and a gate, two numbers more per value head."""
+    """Return Qwen3-Next's linear attention: queries, keys, values, a gate, and two numbers per value head."""
     keys = config.whole("linear_num_key_heads", least=1)
     values = config.whole("linear_num_value_heads", least=1)
     key_dim = config.whole("linear_key_head_dim", least=1)
@@ -26,7 +26,7 @@ def gated_delta_net(config: Config) -> Recurrent:
 
 
 def mamba2(config: Config) -> Recurrent:
-    """Mamba 2 as Granite 4, Nemotron-H and Falcon-H1 name its sizes."""
+    """Return Mamba 2 as Granite 4, Nemotron-H and Falcon-H1 name its sizes."""
     heads = config.whole("mamba_num_heads", "mamba_n_heads", least=1)
     if config.any("mamba_head_dim", "mamba_d_head", default="auto") == "auto":
         dim = config.whole("mamba_expand", default=2, least=1) * config.whole("hidden_size", least=1) // heads
@@ -51,7 +51,7 @@ def mamba2(config: Config) -> Recurrent:
 
 
 def mamba1(config: Config) -> Recurrent:
-    """Mamba 1 as Jamba names its sizes; its two small projections are counted as `extra`."""
+    """Return Mamba 1 as Jamba names its sizes; its two small projections are counted as `extra`."""
     hidden = config.whole("hidden_size", least=1)
     inner = config.whole("mamba_expand", default=2, least=1) * hidden
     state = config.whole("mamba_d_state", default=16, least=1)

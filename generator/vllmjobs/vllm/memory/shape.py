@@ -72,7 +72,7 @@ class Shape(msgspec.Struct, frozen=True):
 
 
 def shape(config: Mapping[str, Any]) -> Shape:
-    """The shape of the model that a Hugging Face `config.json` describes.
+    """Return the shape of the model that a Hugging Face `config.json` describes.
 
     What vLLM is given as hf_overrides belongs into the mapping. Raises UnknownShapeError, a ValueError, when
     a key is missing, has a value that makes no sense, or the architecture is not understood: then nothing
@@ -109,7 +109,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
 
 
 def _text(outer: Config) -> Config:
-    """The part of the config that describes the language model; it may leave model_type to the outer one."""
+    """Return the part of the config for the language model; it may leave model_type to the outer one."""
     at = outer.inner("thinker_config") or outer
     inner = at.inner("text_config", "llm_config", "language_config")
     if inner is None:
@@ -127,7 +127,7 @@ def _dtype(text: Config, outer: Config) -> str:
 
 
 def _positions(text: Config, kind: str) -> tuple[int, int, int, str]:
-    """Default, longest and stretched context, and the key it comes from.
+    """Return the default, longest and stretched context, and the key it comes from.
 
     vLLM's `_get_and_verify_max_len` (`vllm/config/model.py`): the smallest of the keys below, times the
     factor of the rotary embedding unless its type counts as applied already.

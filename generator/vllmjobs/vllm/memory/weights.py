@@ -47,7 +47,7 @@ class Split(msgspec.Struct, frozen=True):
     experts: bool = False  # --enable-expert-parallel
 
     def share(self, matrix: Matrix) -> float:
-        """The part of a matrix that one GPU holds.
+        """Return the part of a matrix that one GPU holds.
 
         Without expert parallelism the experts are cut over all GPUs that share a pipeline stage
         (`FusedMoEParallelConfig.make`); what has fewer parts than GPUs is held several times.
@@ -60,7 +60,7 @@ class Split(msgspec.Struct, frozen=True):
 
 
 def stages(layers: int, pipeline: int) -> list[range]:
-    """The layers of each pipeline stage (`get_pp_indices`, `vllm/distributed/utils.py`).
+    """Return the layers of each pipeline stage (`get_pp_indices`, `vllm/distributed/utils.py`).
 
     `pipeline` is from 1 to `layers`: a longer one leaves stages without a layer.
     """
@@ -72,7 +72,7 @@ def stages(layers: int, pipeline: int) -> list[range]:
 
 
 def parameters(shape: Shape) -> int:
-    """Numbers in the checkpoint, as publishers count them."""
+    """Return the numbers in the checkpoint, as publishers count them."""
     outside = [*before(shape), *after(shape)]
     inside = [matrix for i in range(len(shape.layers)) for matrix in layer_matrices(shape, i)]
     return sum(matrix.size for matrix in (*outside, *inside) if not matrix.made)
@@ -82,7 +82,7 @@ def parameters(shape: Shape) -> int:
 def weight_bytes(
     shape: Shape, split: Split, dtype: str | None = None, quantization: Quantization | None = None
 ) -> tuple[int, ...]:
-    """Bytes of weights on one GPU of each pipeline stage."""
+    """Return the bytes of weights on one GPU of each pipeline stage."""
     width = DTYPE_BYTES.get(dtype or shape.dtype, 2)
 
     totals = []
@@ -99,7 +99,7 @@ def weight_bytes(
 
 
 def _held(matrix: Matrix, split: Split, width: int, how: Quantization | None) -> float:
-    """Bytes of a matrix on one GPU."""
+    """Return the bytes of a matrix on one GPU."""
     share = split.share(matrix)
     if how is None or matrix.plain or not how.covers(matrix.name):
         return matrix.size * share * width
@@ -109,7 +109,7 @@ def _held(matrix: Matrix, split: Split, width: int, how: Quantization | None) ->
 
 
 def _padded(matrix: Matrix, split: Split) -> int:
-    """Numbers of MXFP4 experts on one GPU: kernels want the width in 128s and the hidden size in 256s.
+    """Return the numbers of MXFP4 experts on one GPU: kernels want a width in 128s, a hidden size in 256s.
 
     `mxfp4_round_up_hidden_size_and_intermediate_size`, `fused_moe/oracle/mxfp4.py`: Marlin and TRT-LLM.
     """
@@ -121,7 +121,7 @@ def _padded(matrix: Matrix, split: Split) -> int:
 
 
 def before(shape: Shape) -> Iterator[Matrix]:
-    """The bytes before the first layer: embeddings and the vision tower."""
+    """Yield the bytes before the first layer: embeddings and the vision tower."""
     yield _table("embed_tokens", shape)
     if shape.learned_positions:
         yield Matrix("positions", shape.learned_positions, shape.hidden, plain=True)
@@ -133,7 +133,7 @@ def before(shape: Shape) -> Iterator[Matrix]:
 
 
 def after(shape: Shape) -> Iterator[Matrix]:
-    """The bytes after the last layer: the output table, unless it is the input table."""
+    """Yield the bytes after the last layer: the output table, unless it is the input table."""
     if not shape.tied and not shape.pooling:
         yield _table("lm_head", shape)
 
@@ -144,12 +144,12 @@ def _table(name: str, shape: Shape) -> Matrix:
 
 
 def padded_vocabulary(vocab: int) -> int:
-    """The vocabulary as vLLM rounds it up; tensor parallelism has to divide this."""
+    """Return the vocabulary as vLLM rounds it up; tensor parallelism has to divide this."""
     return -(-vocab // VOCABULARY_PADDING) * VOCABULARY_PADDING
 
 
 def layer_matrices(shape: Shape, index: int) -> Iterator[Matrix]:
-    """The matrices of one layer, named as vLLM and checkpoints do from `layers.` on."""
+    """Yield the matrices of one layer, named as vLLM and checkpoints do from `layers.` on."""
     at, layer = f"layers.{index}.", shape.layers[index]
     for mixer in layer.mixers:
         yield from _mixer(at, shape.hidden, mixer)
