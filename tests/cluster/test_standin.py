@@ -427,10 +427,10 @@ def test_an_idle_connection_is_closed_after_vllms_keep_alive_timeout(start: Star
     assert 0.8 < time.monotonic() - since < 4  # vLLM's default would be 5
 
 
-def test_it_starts_at_once_and_runs_hundreds_of_streams_in_little_memory(start: Start) -> None:
-    before = time.monotonic()
+def test_it_starts_with_little_work_and_runs_hundreds_of_streams_in_little_memory(start: Start) -> None:
     engine = start("--max-num-seqs", "1024", "--disable-uvicorn-access-log")
-    assert time.monotonic() - before < 5
+    user, system = Path(f"/proc/{engine.process.pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    assert (int(user) + int(system)) / os.sysconf("SC_CLK_TCK") < 2  # seconds of a core
     body = json.dumps({"prompt": "x", "stream": True, "max_tokens": 200, "ignore_eos": True})
     head = f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: {len(body)}\r\n"
 

@@ -30,9 +30,9 @@ from vllmjobs_sandbox.traffic.requests import http, version
 OLD, NEW = 1024, 2048
 JOB, SERVICE = "vllm-dev", "vllm-dev-chat"
 SOON = 20.0  # seconds, from a change in Consul to all that follows from it
-POINTS = 0.02
-# By share, as many requests as make two points four standard deviations: both balancers choose by chance.
-REQUESTS = {0.05: 2000, 0.25: 7500, 0.5: 10_000, 1.0: 1000}
+POINTS, POINTS_LONG = 0.05, 0.02  # of a share, and with --long
+# By share, as many requests as make POINTS_LONG four standard deviations: both balancers choose by chance.
+REQUESTS_LONG = {0.05: 2000, 0.25: 7500, 0.5: 10_000, 1.0: 1000}
 WORKERS = 4
 STREAMS = 8
 COMPLETION = {"model": "chat", "prompt": "Why?", "max_tokens": 2}
@@ -215,14 +215,16 @@ def mixed(sandbox: Sandbox, request: pytest.FixtureRequest) -> Iterator[Job]:
 
 
 class TestAShareThatIsAskedFor:
-    @pytest.mark.parametrize("share", REQUESTS)
-    def test_arrives(self, mixed: Job, share: float, record_property: Callable[[str, object], None]) -> None:
+    @pytest.mark.parametrize("share", REQUESTS_LONG)
+    def test_arrives(
+        self, mixed: Job, share: float, long: bool, record_property: Callable[[str, object], None]
+    ) -> None:
+        points = POINTS_LONG if long else POINTS
         mixed.ask(share)
-        counts = mixed.versions(REQUESTS[share])
+        counts = mixed.versions(round(REQUESTS_LONG[share] * (POINTS_LONG / points) ** 2))
         found = counts[NEW] / counts.total()
-        print(f"{mixed.kind}: {share} asked, {found:.4f} of {counts.total()}")
-        record_property(f"{mixed.kind} {share}", found)
-        assert abs(found - share) < POINTS
+        record_property(f"{mixed.kind} {share}", f"{found:.4f} of {counts.total()}")
+        assert abs(found - share) < points
         assert mixed.traffic.asked() == {"chat": share}
 
     @pytest.mark.parametrize("share", [0.001, 0.999, 1.0])
@@ -338,7 +340,7 @@ class TestFabiosTable:
         released.wait_until_given(0.5)
         assert released.traffic.problems() == []
         released.stop_canaries()
-        assert not takes_over_changes(released)
+        assert not takes_over_changes(released, seconds=2)  # a change takes 0.1 s
         (problem,) = released.traffic.problems()
         assert problem.startswith(
             f"fabio/config/{JOB}:1: {weight}: /v1/ leads to no instance of service {SERVICE}"
@@ -348,7 +350,7 @@ class TestFabiosTable:
 
     def test_is_frozen_by_a_malformed_line_until_that_is_gone(self, released: Job) -> None:
         released.consul.put("fabio/config/other", "# of others\nroute wieght other /v1/ weight 0.5")
-        assert not takes_over_changes(released)
+        assert not takes_over_changes(released, seconds=2)  # a change takes 0.1 s
         (problem,) = released.traffic.problems()
         assert problem.startswith("fabio/config/other:2: route wieght other /v1/ weight 0.5: is no command")
         assert problem.endswith("`consul kv delete fabio/config/other`")
@@ -357,7 +359,7 @@ class TestFabiosTable:
         assert takes_over_changes(released)
 
 
-def takes_over_changes(job: Job) -> bool:
+def takes_over_changes(job: Job, seconds: float = SOON) -> bool:
     """Whether Fabio learns of a service that is registered now."""
     agent = job.sandbox.consul.agent.service
     name = f"another-{os.urandom(4).hex()}"
@@ -366,7 +368,7 @@ def takes_over_changes(job: Job) -> bool:
     try:
         with suppress(TimeoutError), http() as client:
             admin = f"http://127.0.0.1:{job.environment.balancer.admin_port}/api/routes"
-            give_up = monotonic() + 3  # a change takes 0.1 s
+            give_up = monotonic() + seconds
             while monotonic() < give_up:
                 if any(route["service"] == name for route in client.get(admin).json() or ()):
                     return True

