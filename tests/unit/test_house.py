@@ -32,6 +32,11 @@ CORE = {
 }
 DOORS = {"environment/load.py", "box/machine.py", "gpus/nvml.py"}  # the one edge of a core room
 FLAT = {"__init__.py", "__main__.py"}  # what may lie at the package's root
+# A docstring that begins so leans on its neighbour, or turns its sentence round.
+LEANING = {
+    "Of", "As", "That", "Those", "What", "Which", "Who", "Whose", "Whom", "Where", "When", "Whether", "How",
+    "Why", "If", "And", "But", "Or", "It", "They", "Its", "Their", "Them", "To", "From", "By", "With",
+}  # fmt: skip
 EDGES_OF_PYTHON = {
     "os", "pathlib", "io", "sys", "subprocess", "socket", "time", "datetime", "random", "shutil", "tempfile",
     "asyncio", "threading", "logging",
@@ -122,3 +127,37 @@ def test_what_the_jobs_of_the_caches_run_needs_nothing_but_python_and_the_hub() 
 def test_no_module_is_longer_than_three_pages(package: Path) -> None:
     lines = {str(path.relative_to(package)): len(path.read_text().splitlines()) for path in modules(package)}
     assert {name: count for name, count in lines.items() if count > 350} == {}
+
+
+def docstrings(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield each docstring of a module, its classes, functions and fields, with its line."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):
+        if not isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        for statement in node.body:
+            match statement:
+                case ast.Expr(ast.Constant(str(text))):
+                    yield statement.lineno, text
+
+
+@pytest.mark.parametrize("package", [PACKAGE, SANDBOX], ids=lambda path: path.name)
+def test_a_docstring_can_be_read_alone(package: Path) -> None:
+    leaning = [
+        f"{path.relative_to(package)}:{line}: {text.strip().splitlines()[0]}"
+        for path in modules(package)
+        for line, text in docstrings(path)
+        if text.split()[0].strip("`,:") in LEANING
+    ]
+    assert leaning == []
+
+
+@pytest.mark.parametrize("package", [PACKAGE, SANDBOX], ids=lambda path: path.name)
+def test_every_module_and_class_says_what_it_is(package: Path) -> None:
+    silent = [
+        f"{path.relative_to(package)}:{getattr(node, 'lineno', 1)}"
+        for path in modules(package)
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Module | ast.ClassDef) and not ast.get_docstring(node)
+    ]
+    assert silent == []

@@ -14,6 +14,8 @@ _COMMENT = re.compile(r"#\s*vllmjobs:\s*ignore\b[ \t]*((?:VJ\d+\b[,\s]*)*)(.*)$"
 
 
 class _Comment(NamedTuple):
+    """A comment that asks to ignore rules, and the line that it is about."""
+
     mark: Mark
     line: int
     """The line that it is for: its own, or the next one with something on it."""

@@ -1,4 +1,4 @@
-"""What the commands that ask a cluster share: where the models' job is, and what Nomad would do."""
+"""The parts that commands which ask a cluster share: the place of the models' job, and Nomad's plans."""
 
 import click
 import msgspec

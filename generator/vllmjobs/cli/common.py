@@ -1,4 +1,4 @@
-"""What the commands share: options of a project, and printing."""
+"""The parts that commands share: the options of a project, and printing."""
 
 import shlex
 import sys

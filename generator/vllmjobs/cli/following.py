@@ -1,4 +1,4 @@
-"""What the commands that follow a release share: their options, what they report, what Ctrl-C says."""
+"""The parts that commands which follow a release share: their options, reports, and what Ctrl-C prints."""
 
 import os
 import re

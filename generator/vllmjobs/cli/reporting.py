@@ -1,4 +1,4 @@
-"""What `diff` and `plan` share: their options, how a report is printed, and the exit code."""
+"""The parts that `diff` and `plan` share: their options, the printing of a report, and the exit code."""
 
 import os
 import sys

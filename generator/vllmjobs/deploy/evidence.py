@@ -26,6 +26,8 @@ TIMEOUT_S = 5.0  # of one /metrics: the loop waits for the slowest
 
 @dataclass
 class _Step:
+    """A step of a release that is being measured."""
+
     comparison: Comparison
     since: float
     due: float

@@ -35,7 +35,7 @@ class Gates(NamedTuple):
     digest: str
     """The digest of all jobs of the environment, which is what others have approved."""
     reason: str
-    """Why the change is deployed outside of the maintenance windows (`--now`); empty where it is not."""
+    """The reason to deploy outside of the maintenance windows (`--now`); empty without one."""
     approve: str
     """The command with which others approve the change."""
     releases: Deployments

@@ -24,7 +24,7 @@ AT_ONCE = 8  # balancers that are asked
 
 
 class TrafficError(UserError):
-    """Why a share cannot be asked for: one line, with the way out."""
+    """The reason why a share cannot be asked for: one line, with the way out."""
 
 
 class Traffic:

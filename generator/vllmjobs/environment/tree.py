@@ -116,6 +116,8 @@ def _mark(source: str, mark: Any) -> Mark:
 
 
 class _UnreadableError(Exception):
+    """A text that is no YAML tree, with the problem."""
+
     def __init__(self, mark: Mark, message: str) -> None:
         self.problem = Problem(mark, (), message)
 

@@ -1,4 +1,4 @@
-"""What differs between two sets of jobs."""
+"""Differences between two sets of jobs."""
 
 from collections.abc import Mapping
 

@@ -78,6 +78,8 @@ class Timed(NamedTuple):
 
 
 class _Series(NamedTuple):
+    """A series of Prometheus, by its name and its labels."""
+
     name: str
     labels: Mapping[str, str]
     value: float

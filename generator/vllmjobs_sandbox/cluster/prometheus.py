@@ -23,6 +23,8 @@ def discovering(targets: Callable[[], Iterable[str]]) -> Iterator[str]:
     """Serve `host:port`s that change, until the context ends; yields the URL where `running` finds them."""
 
     class Handler(BaseHTTPRequestHandler):
+        """The targets, as Prometheus' HTTP discovery asks for them."""
+
         def do_GET(self) -> None:
             body = json.dumps([{"targets": sorted(targets())}]).encode()
             self.send_response(200)

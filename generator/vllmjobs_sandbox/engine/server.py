@@ -136,6 +136,8 @@ async def _load(flags: Flags, knobs: Knobs, core: Core | None) -> "tuple[uvicorn
     from vllmjobs_sandbox.engine.metrics import Metrics  # noqa: PLC0415
 
     class Server(uvicorn.Server):
+        """A server that leaves the signals to the stand-in."""
+
         @contextlib.contextmanager
         def capture_signals(self) -> Iterator[None]:
             yield  # signals are handled here, as vLLM does it

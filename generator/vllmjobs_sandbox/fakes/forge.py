@@ -198,6 +198,8 @@ def forge() -> Iterator[Forge]:
     """Serve both APIs on loopback."""
 
     class Handler(BaseHTTPRequestHandler):
+        """The comments of a pull request, as a forge's API has them."""
+
         def log_message(self, *_: object) -> None:
             pass
 

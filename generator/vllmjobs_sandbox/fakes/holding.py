@@ -53,6 +53,8 @@ def holding(nomad: str, path: str) -> Iterator[Held]:
 
 
 class _PassesOn(BaseHTTPRequestHandler):
+    """A handler that passes each request on, and holds those of one kind."""
+
     protocol_version = "HTTP/1.1"
 
     def __init__(self, held: Held, *args: Any) -> None:

@@ -71,6 +71,8 @@ class Hub:
 
 
 class _Answers(BaseHTTPRequestHandler):
+    """The answers of the hub."""
+
     protocol_version = "HTTP/1.1"
 
     def __init__(self, hub: Hub, *args: Any) -> None:

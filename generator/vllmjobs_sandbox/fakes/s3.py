@@ -31,6 +31,8 @@ class S3:
 
 
 class _Answers(BaseHTTPRequestHandler):
+    """The answers of the bucket's service."""
+
     protocol_version = "HTTP/1.1"
 
     def __init__(self, s3: S3, *args: Any) -> None:

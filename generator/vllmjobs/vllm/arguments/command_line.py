@@ -28,6 +28,8 @@ class Reading(NamedTuple):
 
 
 class _UnreadableError(Exception):
+    """A word of a command line that vLLM's parser refuses."""
+
     def __init__(self, kind: MistakeKind, message: str) -> None:
         self.kind: MistakeKind = kind
         self.message = message

@@ -72,6 +72,8 @@ def _numbered(text: str) -> int | str:
 
 
 class _Check:
+    """The check of one flag's value, which collects its mistakes."""
+
     def __init__(self, table: Table, flag: str, mistakes: list[Mistake]) -> None:
         self.table = table
         self.flag = flag
