@@ -12,39 +12,10 @@ import httpx
 import pytest
 
 from vllmjobs.supervisor.core.progress import read_metrics
-from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine, upstreams_text
-from vllmjobs.supervisor.front import Upstreams
 from vllmjobs_sandbox.cluster import nginx
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.engine.supervised import SECONDS, Supervise, Supervised
 from vllmjobs_sandbox.traffic.load import Load
-
-POOLS = (
-    PoolText("chat", "chat(@COUNT@):\n@SERVERS@\n", "chat: nobody\n"),
-    PoolText("code", "code(@COUNT@):\n@SERVERS@\n", "code: nobody\n"),
-)
-A, B, C = ServerLine("chat", "server a;"), ServerLine("chat", "server b;"), ServerLine("code", "server c;")
-
-
-def test_each_model_has_its_block() -> None:
-    assert upstreams_text(POOLS, [A, B]) == "chat(2):\nserver a;\nserver b;\n\ncode: nobody\n"
-    assert upstreams_text(POOLS, [C]) == "chat: nobody\n\ncode(1):\nserver c;\n"
-
-
-def test_the_file_is_written_when_it_would_change(tmp_path: Path) -> None:
-    upstreams = Upstreams(str(tmp_path / "upstreams.conf"))
-    assert upstreams.write(POOLS, [])
-    assert not upstreams.write(POOLS, [ServerLine("nobody's", "server d;")])
-    assert upstreams.write(POOLS, [A])
-    assert (tmp_path / "upstreams.conf").read_text().startswith("chat(1):\nserver a;\n")
-
-
-def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
-    upstreams = Upstreams(str(tmp_path / "later" / "upstreams.conf"))
-    with pytest.raises(FileNotFoundError):
-        upstreams.write(POOLS, [])
-    (tmp_path / "later").mkdir()
-    assert upstreams.write(POOLS, [])
 
 
 @pytest.fixture

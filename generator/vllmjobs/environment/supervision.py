@@ -17,7 +17,7 @@ PROGRAM = "vllmjobs-supervise"
 IMAGE = "vllmjobs-vllm"  # what scripts/build calls it, in whichever registry
 ADMIN_PORT = 8090
 READY = "/ready"
-TERM_S = 10.0  # the supervisor's own (supervisor/model.py, Limits), and more than the 7 s that vLLM takes
+TERM_S = 10.0  # the supervisor's own (its core/model.py, Limits), and more than the 7 s that vLLM takes
 GONE_S = 5.0  # the same: from SIGKILL until nothing is left
 LAST_WORDS_S = 2.0  # of the supervisor, for its output and Nomad's executor
 

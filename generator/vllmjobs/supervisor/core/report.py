@@ -37,8 +37,6 @@ class Runtime:
     """The GPUs by name; None when nothing is known of any: without a driver, or on a CPU."""
     progress: Mapping[str, str] = field(default_factory=dict)
     """The last progress bar of each child that loads."""
-    balancer: str | None = None
-    """The balancer's state, such as "in" or "out"; None when it follows /ready."""
     awaited: Collection[str] = ()
     """The children that were asked to end, where what is to come after them has not begun."""
 
@@ -94,7 +92,6 @@ def health(spec: SupervisorSpec, state: State, runtime: Runtime, now: float) -> 
     status = _status(spec, state, now)
     is_well = status in ("ok", "starting") or (status == "degraded" and is_ready(spec, state))
     phases = {one.phase for one in state.children.values()}
-    balancer = runtime.balancer or ("in" if is_ready(spec, state) else "out")
     return 200 if is_well else 503, {
         "status": status,
         "gpu_available": _has_gpu(spec, runtime),
@@ -106,7 +103,7 @@ def health(spec: SupervisorSpec, state: State, runtime: Runtime, now: float) -> 
                 for name, gpu in sorted((runtime.gpus or {}).items())
             ],
         },
-        "balancer_status": balancer,
+        "balancer_status": "in" if is_ready(spec, state) else "out",
         "progress": dict(runtime.progress),
         "uptime_seconds": round(now - runtime.started_at, 3),
         "instances": {

@@ -174,11 +174,9 @@ def test_on_a_cpu_no_gpu_is_missed() -> None:
     assert report.health(spec, after(spec), replace(RUNTIME, gpus={}), 1.0)[1]["gpu_available"] is None
 
 
-def test_the_balancer_follows_ready_unless_it_says_itself() -> None:
+def test_the_balancer_follows_ready() -> None:
     state = after(TWO, *BOTH, StopAsked())
     assert report.health(TWO, state, RUNTIME, 9.0)[1]["balancer_status"] == "out"
-    said = replace(RUNTIME, balancer="draining")
-    assert report.health(TWO, state, said, 9.0)[1]["balancer_status"] == "draining"
 
 
 # /ready and /live
