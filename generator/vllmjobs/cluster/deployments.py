@@ -164,7 +164,7 @@ class Deployments:
         )
         return deployment, newest if newest >= index else 0
 
-    def deployments(self, where: Where) -> list[Json]:
+    def of_job(self, where: Where) -> list[Json]:
         """Return the deployments of a job that Nomad keeps, newest first. Needs read-job (api-docs/jobs)."""
         return self._newest(where, "deployments")
 
