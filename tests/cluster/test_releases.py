@@ -76,14 +76,14 @@ def test_canaries_are_promoted_when_healthy_and_once_more_changes_nothing(
     there = register(nomad, new, 0)
     sandbox.wait_until_healthy(new.job)
     register(nomad, new, index_of(nomad, there), max_model_len=2048)
-    wait_until(lambda: len(nomad.deployments(there)) == 2, 30, "the canary has a deployment")
-    deployment = nomad.deployments(there)[0]
+    wait_until(lambda: len(nomad.of_job(there)) == 2, 30, "the canary has a deployment")
+    deployment = nomad.of_job(there)[0]
     with pytest.raises(NotHealthyError, match=r'not promoted: Task group "chat" has 0/1 healthy allocations'):
         nomad.promote(deployment["ID"], there)
     sandbox.wait_until_healthy(new.job)
     nomad.promote(deployment["ID"], there)
     nomad.promote(deployment["ID"], there)
-    wait_until(lambda: nomad.deployments(there)[0]["Status"] == "successful", 60, "promoted")
+    wait_until(lambda: nomad.of_job(there)[0]["Status"] == "successful", 60, "promoted")
     for write in (nomad.promote, nomad.fail):
         with pytest.raises(DeploymentEndedError, match="terminal deployment"):
             write(deployment["ID"], there)
@@ -98,8 +98,8 @@ def test_a_failed_deployment_leaves_the_stable_version_and_a_revert_goes_where_i
     sandbox.wait_until_healthy(new.job)
     register(nomad, new, index_of(nomad, there), max_model_len=2048)
     sandbox.wait_until_healthy(new.job)
-    nomad.fail(nomad.deployments(there)[0]["ID"], there)
-    assert nomad.deployments(there)[0]["Status"] == "failed"
+    nomad.fail(nomad.of_job(there)[0]["ID"], there)
+    assert nomad.of_job(there)[0]["Status"] == "failed"
     with pytest.raises(ConflictError, match="Current job has version 1; enforcing version 0"):
         nomad.revert(there, 0, 0)
     with pytest.raises(NomadError, match="version 9 not found"):
@@ -110,7 +110,7 @@ def test_a_failed_deployment_leaves_the_stable_version_and_a_revert_goes_where_i
 
 
 def test_what_is_not_there_is_none_empty_or_ended(nomad: Deployments) -> None:
-    assert nomad.versions(NOWHERE) == nomad.deployments(NOWHERE) == nomad.allocations(NOWHERE) == []
+    assert nomad.versions(NOWHERE) == nomad.of_job(NOWHERE) == nomad.allocations(NOWHERE) == []
     assert nomad.evaluations(NOWHERE) == []
     assert nomad.deployment_by_id(NO_DEPLOYMENT, NOWHERE, 5, 1) == (None, 0)
     for write in (nomad.promote, nomad.fail):
@@ -148,7 +148,7 @@ def test_waiting_for_a_deployment_ends_with_its_next_change_or_the_time(
     new.run()
     new.run(max_model_len=2048)
     there = where(new.job)
-    id = nomad.deployments(there)[0]["ID"]
+    id = nomad.of_job(there)[0]["ID"]
     seen, index = nomad.deployment_by_id(id, there)
     assert seen
     assert index == seen["ModifyIndex"]
@@ -286,7 +286,7 @@ VARIABLE = "vllmjobs/releases/chat"
 def deployment(secured: Secured) -> str:
     """Of the job, which waits for a node."""
     nomad = Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": secured.manager}))
-    found = wait_until(lambda: nomad.deployments(TEAM), 30, "the job has a deployment")
+    found = wait_until(lambda: nomad.of_job(TEAM), 30, "the job has a deployment")
     id: str = found[0]["ID"]
     return id
 
@@ -294,7 +294,7 @@ def deployment(secured: Secured) -> str:
 def calls(id: str) -> dict[str, Callable[[Deployments], object]]:
     return {
         "versions": lambda nomad: nomad.versions(TEAM),
-        "deployments": lambda nomad: nomad.deployments(TEAM),
+        "deployments": lambda nomad: nomad.of_job(TEAM),
         "deployment_by_id": lambda nomad: nomad.deployment_by_id(id, TEAM),
         "allocations": lambda nomad: nomad.allocations(TEAM),
         "evaluations": lambda nomad: nomad.evaluations(TEAM),

@@ -29,13 +29,13 @@ def approve(selection: Selection, only_list: bool) -> None:
     if not environment.approvals:
         click.echo(f"{selection.path} asks for no approvals (approvals: 0)")
         return
-    releases = Deployments(Nomad())
-    where = where_of(releases.cluster.parse(jobs["vllm"], environment.nomad.namespace))
-    job = releases.cluster.job(*where)
+    deployments = Deployments(Nomad())
+    where = where_of(deployments.cluster.parse(jobs["vllm"], environment.nomad.namespace))
+    job = deployments.cluster.job(*where)
     latest = job["Version"] if job else None
     version, content = version_to_be(latest), digest(jobs)
     if only_list:
-        kept = approvals(releases, where)
+        kept = approvals(deployments, where)
     else:
-        kept = write_approval(releases, where, latest, version, content, datetime.now(UTC))
+        kept = write_approval(deployments, where, latest, version, content, datetime.now(UTC))
     show(listed(count(kept, environment.approvals, where.id, version, content), kept))

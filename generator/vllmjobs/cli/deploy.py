@@ -51,8 +51,8 @@ def deploy(
 
     Exits 0 when it is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, else 1.
     """
-    releases = Deployments(Nomad())
-    change = planned(selection, releases.cluster)
+    deployments = Deployments(Nomad())
+    change = planned(selection, deployments.cluster)
     # A job that is registered already is followed, and given up in time.
     if any(job.action != "none" and is_unplaceable(job) for job in change.jobs):
         report = Report(command="plan", environments=(change,))
@@ -64,7 +64,7 @@ def deploy(
         digest=digest(selection.jobs),
         reason=reason or "",
         approve=selection.command("approve"),
-        releases=releases,
+        deployments=deployments,
     )
     typed = [*(["--detach"] if detach else []), *(["--now", reason] if reason else [])]
     resume = selection.command("deploy", *typed, *timeout_words(timeout))
@@ -73,7 +73,7 @@ def deploy(
             command=selection.command,
             environment=selection.environment,
             jobs=selection.selected_jobs,
-            releases=Deployments(Nomad(patience=PATIENCE_S)),
+            deployments=Deployments(Nomad(patience=PATIENCE_S)),
             reporter=reporter,
             gate=gates.admit,
             consul=Consul,

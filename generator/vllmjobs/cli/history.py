@@ -25,14 +25,14 @@ def history(selection: Selection, in_json: bool) -> None:
     recorded of the last twenty releases is shown for longer.
     """
     where = models_job(selection)
-    releases = Deployments(Nomad())
-    versions = releases.versions(where)
+    deployments = Deployments(Nomad())
+    versions = deployments.versions(where)
     if not versions:
-        raise no_job(selection.command, releases, where)
+        raise no_job(selection.command, deployments, where)
     rows = past_releases(
         versions,
-        releases.deployments(where),
-        read_records(releases, where, warn),
+        deployments.of_job(where),
+        read_records(deployments, where, warn),
         lambda nanoseconds: iso(datetime.fromtimestamp(nanoseconds / 1e9, UTC)),
     )
     if in_json:

@@ -52,12 +52,12 @@ def status(selection: Selection, is_watched: bool, interval: float, in_json: boo
         _show(box.health, lambda health: overview(box.job, health), interval if is_watched else None, in_json)
         return
     # A screen that is drawn again soon does not wait for answers that do not come.
-    releases = Deployments(Nomad(pauses=()) if is_watched else Nomad())
+    deployments = Deployments(Nomad(pauses=()) if is_watched else Nomad())
     where = models_job(selection)
 
     def observed() -> Overview:
         consul = partial(Consul, timeout=(2.0, 5.0), pauses=())
-        return read_overview(selection.command, selection.environment, releases, where, consul, warn)
+        return read_overview(selection.command, selection.environment, deployments, where, consul, warn)
 
     _show(observed, status_text, interval if is_watched else None, in_json)
 

@@ -58,10 +58,10 @@ class Cluster:
 
     def _meta(self, node: str, scope: Mapping[str, str]) -> Json | None:
         """Return a node's Meta; None where there is no such node any more."""
-        found: Json | None = self.nomad.read(
+        answer: Json | None = self.nomad.read(
             "node:read", (dict, type(None)), self.nomad.api.node, node, params={**scope}
         )
-        return (found or {}).get("Meta")
+        return (answer or {}).get("Meta")
 
     def parse(self, hcl: str, namespace: str | None = None) -> Json:
         """Return a job as Nomad's API has it, with all defaults.
@@ -122,7 +122,7 @@ class Cluster:
 
     def _read_job(self, path: tuple[str, ...], namespace: str | None, region: str | None) -> Json | None:
         scope = self.nomad.scope(namespace, region)
-        found: Json | None = self.nomad.read(
+        answer: Json | None = self.nomad.read(
             f"read-job {in_namespace(scope)}", (dict, type(None)), self.nomad.api.job, *path, params=scope
         )
-        return found
+        return answer

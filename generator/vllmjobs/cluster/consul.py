@@ -91,10 +91,10 @@ class Consul:
     def read(self, prefix: str) -> dict[str, Key]:
         """Return every key that begins so. Needs key:read; keys that the token may not read are left out."""
         needs = f'key_prefix "{prefix}" {{ policy = "read" }}'
-        _, found = self._ask(needs, lambda: self._consul.kv.get(prefix, recurse=True))
+        _, keys = self._ask(needs, lambda: self._consul.kv.get(prefix, recurse=True))
         return {
             one["Key"]: Key((one["Value"] or b"").decode(errors="replace"), one["Flags"], one["ModifyIndex"])
-            for one in found or self._nothing(needs)
+            for one in keys or self._nothing(needs)
         }
 
     def put(self, key: str, value: str, flags: int = 0, index: int | None = None) -> bool:
@@ -118,13 +118,13 @@ class Consul:
     def services(self) -> dict[str, list[str]]:
         """Return the names of all services, each with all tags of its instances. Needs service:read."""
         needs = 'service_prefix "" { policy = "read" }'
-        _, found = self._ask(needs, self._consul.catalog.services)
-        return {name: tags or [] for name, tags in (found or self._nothing(needs)).items()}
+        _, services = self._ask(needs, self._consul.catalog.services)
+        return {name: tags or [] for name, tags in (services or self._nothing(needs)).items()}
 
     def instances(self, service: str) -> list[ServiceInstance]:
         """Return every instance of a service, well or not. Needs service:read, and node:read for nodes."""
         needs = f'service "{service}" {{ policy = "read" }} and node_prefix "" {{ policy = "read" }}'
-        _, found = self._ask(needs, lambda: self._consul.health.service(service))
+        _, instances = self._ask(needs, lambda: self._consul.health.service(service))
         return [
             ServiceInstance(
                 id=one["Service"]["ID"],
@@ -134,7 +134,7 @@ class Consul:
                 tags=tuple(one["Service"]["Tags"] or ()),
                 passing=all(check["Status"] == "passing" for check in one["Checks"]),
             )
-            for one in found or self._nothing(needs)
+            for one in instances or self._nothing(needs)
         ]
 
     def _keep(self, response: requests.Response, *_args: Any, **_kwargs: Any) -> None:
@@ -195,8 +195,8 @@ class Consul:
 
 def _address(environ: Mapping[str, str]) -> str:
     """Return the address with its scheme; without one, CONSUL_HTTP_SSL tells it: consul/api/api.go."""
-    given = environ.get("CONSUL_HTTP_ADDR") or NAMES.default_address
-    scheme, _, place = given.rpartition("://")
+    address = environ.get("CONSUL_HTTP_ADDR") or NAMES.default_address
+    scheme, _, place = address.rpartition("://")
     if scheme in ("", "http"):
         scheme = "https" if environ.get("CONSUL_HTTP_SSL") in TRUE else "http"
     return f"{scheme}://{place}"

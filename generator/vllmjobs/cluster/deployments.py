@@ -140,8 +140,8 @@ class Deployments:
 
         Needs read-job (api-docs/jobs, List Job Versions).
         """
-        found: Json | None = self._read(where, dict, self.nomad.api.job, where.id, "versions")
-        return sorted((found or {}).get("Versions") or (), key=lambda one: one["Version"], reverse=True)
+        answer: Json | None = self._read(where, dict, self.nomad.api.job, where.id, "versions")
+        return sorted((answer or {}).get("Versions") or (), key=lambda one: one["Version"], reverse=True)
 
     def deployment_by_id(
         self, id: str, where: Where, index: int = 0, wait: float = 0.0
@@ -153,18 +153,18 @@ class Deployments:
         and there is no waiting for a deployment that is not there: None and 0, at once. Needs read-job.
         """
         waiting = {"index": index, "wait": f"{round(wait * 1000)}ms"} if index and wait else {}
-        connect, answer = self.nomad.timeout
-        found, newest = self.nomad.read_with_index(
+        connect, answer_s = self.nomad.timeout
+        deployment, newest = self.nomad.read_with_index(
             _read_job(scope := self._scope(where)),
             (dict, type(None)),
             self.nomad.api.deployment,
             id,
             params={**scope, **waiting},
-            timeout=(connect, max(answer, wait * 17 / 16 + _SLACK if waiting else 0)),
+            timeout=(connect, max(answer_s, wait * 17 / 16 + _SLACK if waiting else 0)),
         )
-        return found, newest if newest >= index else 0
+        return deployment, newest if newest >= index else 0
 
-    def deployments(self, where: Where) -> list[Json]:
+    def of_job(self, where: Where) -> list[Json]:
         """Return the deployments of a job that Nomad keeps, newest first. Needs read-job (api-docs/jobs)."""
         return self._newest(where, "deployments")
 
@@ -178,8 +178,8 @@ class Deployments:
         Needs read-job (api-docs/allocations; those under /v1/job come without resources).
         """
         params = {"resources": True, "task_states": True, "filter": f"JobID == {json.dumps(where.id)}"}
-        found: list[Json] = self._read(where, list, self.nomad.api.allocations, **params)
-        return found
+        allocations: list[Json] = self._read(where, list, self.nomad.api.allocations, **params)
+        return allocations
 
     def variable(self, path: str, where: Where) -> tuple[dict[str, str], int]:
         """Return the items of a Nomad Variable and its ModifyIndex; nothing and 0 where there is none.
@@ -187,14 +187,14 @@ class Deployments:
         Needs the capability `read` on the path (api-docs/variables).
         """
         scope = self._scope(where)
-        found: Json | None = self.nomad.read(
+        variable: Json | None = self.nomad.read(
             f'read on variable "{path}" {in_namespace(scope)}',
             (dict, type(None)),
             self.nomad.api.variable,
             *path.split("/"),
             params=scope,
         )
-        return (found["Items"], found["ModifyIndex"]) if found else ({}, 0)
+        return (variable["Items"], variable["ModifyIndex"]) if variable else ({}, 0)
 
     def token(self) -> Token | None:
         """Return whose NOMAD_TOKEN is; None where ACLs are off. Needs no capability (api-docs/acl/tokens).
@@ -206,25 +206,25 @@ class Deployments:
             message = "NOMAD_TOKEN is a workload identity, which is nobody's; set it to an ACL token"
             raise ForbiddenError(f"{self.address}: {message}")
         try:
-            found: Json = self.nomad.read("", (dict,), self.nomad.api.acl, "token", "self")
+            token: Json = self.nomad.read("", (dict,), self.nomad.api.acl, "token", "self")
         except NomadError as error:
             if "ACL support disabled" in str(error):  # of a Nomad before 1.5
                 return None
             raise
-        if found.get("AccessorID") == _NO_ACLS:
+        if token.get("AccessorID") == _NO_ACLS:
             return None
-        if found.get("AccessorID") == _ANONYMOUS:
+        if token.get("AccessorID") == _ANONYMOUS:
             raise ForbiddenError(
                 f"{self.address}: this cluster has ACLs; set NOMAD_TOKEN, which says who asks"
             )
-        return Token(found["AccessorID"], found.get("Name") or "")
+        return Token(token["AccessorID"], token.get("Name") or "")
 
     def _scope(self, where: Where) -> dict[str, Any]:
         return self.nomad.scope(where.namespace, where.region)
 
     def _newest(self, where: Where, name: str) -> list[Json]:
-        found: list[Json] | None = self._read(where, list, self.nomad.api.job, where.id, name)
-        return sorted(found or (), key=lambda one: one["CreateIndex"], reverse=True)
+        objects: list[Json] | None = self._read(where, list, self.nomad.api.job, where.id, name)
+        return sorted(objects or (), key=lambda one: one["CreateIndex"], reverse=True)
 
     def _read(self, where: Where, kind: type, endpoint: Any, *path: str, **params: Any) -> Any:
         """Return what is read with read-job in the job's namespace; None where it is not there."""

@@ -40,15 +40,15 @@ def select(allocations: Iterable[Json], group: str | None, side: Side | None) ->
 
     Nomad tells which ones are canaries until they are promoted.
     """
-    found = [
+    selected = [
         one
         for one in allocations
         if group in (None, one["TaskGroup"])
         and side in (None, "canary" if (one.get("DeploymentStatus") or {}).get("Canary") else "stable")
     ]
-    found.sort(key=lambda one: (one["TaskGroup"], one["CreateIndex"]))
-    alive = [one for one in found if one["ClientStatus"] not in ENDED]
-    last = {one["TaskGroup"]: one for one in found}
+    selected.sort(key=lambda one: (one["TaskGroup"], one["CreateIndex"]))
+    alive = [one for one in selected if one["ClientStatus"] not in ENDED]
+    last = {one["TaskGroup"]: one for one in selected}
     running = {one["TaskGroup"] for one in alive}
     return sorted(
         [*alive, *(one for name, one in last.items() if name not in running)],

@@ -70,9 +70,9 @@ def connect(environ: Mapping[str, str], names: Names, address: str | None = None
     of a unix socket has no TLS there either. Raises `names.error` for an address that is none, a certificate
     that cannot be used, and a token that cannot be sent.
     """
-    given = address or environ.get(names.addr) or names.default_address
-    scheme, place = _scheme_and_place(given, names)
-    given = given.rstrip("/")
+    written = address or environ.get(names.addr) or names.default_address
+    scheme, place = _scheme_and_place(written, names)
+    written = written.rstrip("/")
     variable, off = names.unverified
     verify = environ.get(variable) not in off
     session = requests.Session()
@@ -80,20 +80,20 @@ def connect(environ: Mapping[str, str], names: Names, address: str | None = None
     session.trust_env = False
     session.headers["User-Agent"] = f"vllmjobs/{__version__}"
     # A name and password in the address win: toHTTP in nomad/api/api.go.
-    if (authorization := environ.get(names.http_auth)) and not urlsplit(given).username:
+    if (authorization := environ.get(names.http_auth)) and not urlsplit(written).username:
         user, _, password = authorization.partition(":")
         session.auth = (user, password)
     if scheme == "unix":
         session.mount("http://", _UnixSocket(place))
-        return Connection(given, "http://127.0.0.1", session, True, _token(environ, names))
+        return Connection(written, "http://127.0.0.1", session, True, _token(environ, names))
     if not _is_loopback(place):  # as Go, and not as requests, has it
-        session.proxies = get_environ_proxies(given)
+        session.proxies = get_environ_proxies(written)
     if scheme == "https":
         context = _tls_context(environ, names, verify)
         session.mount("https://", _Tls(context, environ.get(names.tls_server_name)))
         if not verify:  # the user asked for it; a warning at every request says nothing new
             disable_warnings(InsecureRequestWarning)
-    return Connection(without_secrets(given), given, session, verify, _token(environ, names))
+    return Connection(without_secrets(written), written, session, verify, _token(environ, names))
 
 
 def _token(environ: Mapping[str, str], names: Names) -> str:

@@ -38,7 +38,7 @@ class DeployRequest(NamedTuple):
     """The environment."""
     jobs: Mapping[str, str]
     """The HCL of each job, by the name that `render --job` takes."""
-    releases: Deployments
+    deployments: Deployments
     """The client of Nomad."""
     reporter: Reporter
     """The reporter of events."""
@@ -80,7 +80,7 @@ def _gate(request: DeployRequest, models: _JobDeploy | None) -> Record:
         place, versions, is_resumed = models.where, models.versions_of_release, models.is_resumed
     else:
         place = where(request.environment.job or "", nomad.namespace, nomad.region)
-        running = request.releases.cluster.job(*place)
+        running = request.deployments.cluster.job(*place)
         versions, is_resumed = [version_to_be(running["Version"] if running else None)], False
     *earlier, last = versions
     for version in earlier:
@@ -102,16 +102,16 @@ class _State(NamedTuple):
 
 def _read_state(request: DeployRequest, job: JobChange) -> _State:
     """Ask Nomad for a job. Raises `ConflictError` where it has changed since it was planned."""
-    spec = request.releases.cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
+    spec = request.deployments.cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
     place = where_of(spec)
-    running = request.releases.cluster.job(*place)
+    running = request.deployments.cluster.job(*place)
     assert job.plan
     if running is None:
         return _State(spec, None, None)
     if running["JobModifyIndex"] != job.plan.modify_index:
         raise ConflictError(f"{place.id}: somebody else has just changed it; look, and try again")
     version: int = running["Version"]
-    latest = request.releases.cluster.deployment(*place)
+    latest = request.deployments.cluster.deployment(*place)
     is_of_version = latest is not None and latest["JobVersion"] == version
     return _State(spec, version, latest["Status"] if latest and is_of_version else None)
 
@@ -189,8 +189,8 @@ class _JobDeploy:
     def _is_way_back(self) -> bool:
         """Tell whether an older version that was registered again runs."""
         assert self.version is not None
-        record = records_by_version(self._request.releases, self.where).get(self.version)
-        return is_way_back(self.version, record, self._request.releases.versions(self.where))
+        record = records_by_version(self._request.deployments, self.where).get(self.version)
+        return is_way_back(self.version, record, self._request.deployments.versions(self.where))
 
     def _tell(self, kind: str, text: str, group: str | None = None) -> None:
         self._request.reporter.tell(Event(kind, text, group))
@@ -217,7 +217,7 @@ class _JobDeploy:
         """Return the index at which the job was planned; after a first part, the one that this has left."""
         assert self.job.plan
         if not self._is_same and self.version is not None:
-            running = self._request.releases.cluster.job(*self.where)
+            running = self._request.deployments.cluster.job(*self.where)
             if running and running["Version"] == self._registered:
                 index: int = running["JobModifyIndex"]
                 return index
@@ -227,7 +227,7 @@ class _JobDeploy:
         return self._release(self._traffic(version)).follow(version).outcome
 
     def _release(self, traffic: Traffic | None) -> Release:
-        clients = Clients(self._request.releases, traffic, self._request.reporter)
+        clients = Clients(self._request.deployments, traffic, self._request.reporter)
         return Release(self._request.environment, self.where, clients, self._request.timeout)
 
     def _traffic(self, version: int) -> Traffic | None:

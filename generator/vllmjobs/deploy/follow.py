@@ -46,7 +46,7 @@ class Follower:
 
     def __init__(
         self,
-        releases: Deployments,
+        deployments: Deployments,
         where: Where,
         plan: ReleasePlan,
         observer: Observer,
@@ -55,7 +55,7 @@ class Follower:
         reporter: Reporter,
     ) -> None:
         """`traffic` is None where no balancer is to be asked for anything."""
-        self._releases, self._where, self._plan = releases, where, plan
+        self._deployments, self._where, self._plan = deployments, where, plan
         self._observer, self._traffic = observer, traffic
         self._keeper, self._reporter = keeper, reporter
         self._last_refusal = ""
@@ -105,14 +105,14 @@ class Follower:
             case Shift():
                 self._shift(action)
             case Promote():
-                self._releases.promote(deployment, self._where)
+                self._deployments.promote(deployment, self._where)
                 self._reporter.tell(Event("promoting", "all canaries are to be promoted"))
             case Fail():
                 self._keeper.failing(action)
-                self._releases.fail(deployment, self._where)
+                self._deployments.fail(deployment, self._where)
                 self._reporter.tell(Event("failing", f"the deployment is to fail: {action.reason}"))
             case Revert():
-                self._releases.revert(self._where, action.version, self._plan.version)
+                self._deployments.revert(self._where, action.version, self._plan.version)
                 text = f"back to version {action.version}, the last that was deployed with success"
                 self._reporter.tell(Event("reverted", text, None, {"to": action.version}))
 

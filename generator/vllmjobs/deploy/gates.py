@@ -38,7 +38,7 @@ class Gates(NamedTuple):
     """The reason to deploy outside of the maintenance windows (`--now`); empty without one."""
     approve: str
     """The command with which others approve the change."""
-    releases: Deployments
+    deployments: Deployments
 
     def admit(self, where: Where, version: int, is_resumed: bool) -> Record:
         """Return what is kept of the release of this version; raise `RefusedError` where one is closed.
@@ -51,25 +51,25 @@ class Gates(NamedTuple):
         if closed and not self.reason:
             raise RefusedError(closed.refusal(self.file))
         required = self.environment.approvals
-        approved(self.releases, where, required, version, self.digest, self.approve)
-        by = who(self.releases)
+        approved(self.deployments, where, required, version, self.digest, self.approve)
+        by = who(self.deployments)
         return Record(version=0, at=iso(now), by=by, now=self.reason, digest=self.digest)
 
 
-def approvals(releases: Deployments, where: Where) -> list[Approval]:
+def approvals(deployments: Deployments, where: Where) -> list[Approval]:
     """Return the approvals in the Variable of a job, void or not. Needs `read` on it. Raises `NomadError`."""
-    return list(_read(releases.variable(_path(where), where)[0]))
+    return list(_read(deployments.variable(_path(where), where)[0]))
 
 
 def approve(
-    releases: Deployments, where: Where, latest: int | None, version: int, digest: str, now: datetime
+    deployments: Deployments, where: Where, latest: int | None, version: int, digest: str, now: datetime
 ) -> list[Approval]:
     """Write the approval of the person whose NOMAD_TOKEN it is; return all that are kept then.
 
     `latest` is the job's version now, None where it is not there; see `current` for what is dropped. Needs
     `read` and `write` on the Variable. Raises `RefusedError` where ACLs are off, `NomadError`.
     """
-    token = _person(releases, "approves")
+    token = _person(deployments, "approves")
     mine = Approval(token.accessor, token.name, version, digest, iso(now))
     kept: dict[str, Approval] = {}
 
@@ -81,12 +81,12 @@ def approve(
         kept[_key(mine)] = mine
         return {key: msgspec.json.encode(each).decode() for key, each in kept.items()}
 
-    releases.update_variable(_path(where), where, with_mine)
+    deployments.update_variable(_path(where), where, with_mine)
     return list(kept.values())
 
 
 def approved(
-    releases: Deployments, where: Where, required: int, version: int, digest: str, command: str
+    deployments: Deployments, where: Where, required: int, version: int, digest: str, command: str
 ) -> Approved | None:
     """Return the approvals, where enough people other than the one who deploys approve.
 
@@ -95,18 +95,18 @@ def approved(
     """
     if not required:
         return None
-    token = _person(releases, "deploys")
-    counted = count(approvals(releases, where), required, where.id, version, digest, token)
+    token = _person(deployments, "deploys")
+    counted = count(approvals(deployments, where), required, where.id, version, digest, token)
     if counted.missing:
         raise RefusedError(refusal(counted, command))
     return counted
 
 
-def _person(releases: Deployments, does: str) -> Token:
-    if token := releases.token():
+def _person(deployments: Deployments, does: str) -> Token:
+    if token := deployments.token():
         return token
     raise RefusedError(
-        f"{releases.address}: approvals are required, and with ACLs off nobody can tell who {does}; turn "
+        f"{deployments.address}: approvals are required, and with ACLs off nobody can tell who {does}; turn "
         "ACLs on (docs/approvals.md), or set approvals: 0"
     )
 

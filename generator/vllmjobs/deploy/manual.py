@@ -65,7 +65,7 @@ class Manual:
         """
         self._where, self._clients, self._command = where, clients, command
         self._environment, self._timeout = environment, timeout
-        self._releases: Deployments = clients.releases
+        self._deployments: Deployments = clients.deployments
 
     def promote(self) -> Outcome:
         """Promote the canaries, whatever the verdict, and follow them; also where that is done already."""
@@ -74,8 +74,10 @@ class Manual:
             self._tell(running.version, "resumed", "the canaries are promoted already, and are followed")
             return self._release().follow(running.version, is_judged=False).outcome
         running = self._waiting("promote")
-        self._releases.promote(running.deployment["ID"], self._where)  # type: ignore[index]
-        self._tell(running.version, "promoting", f"all canaries are to be promoted, by {who(self._releases)}")
+        self._deployments.promote(running.deployment["ID"], self._where)  # type: ignore[index]
+        self._tell(
+            running.version, "promoting", f"all canaries are to be promoted, by {who(self._deployments)}"
+        )
         return self._release().follow(running.version, is_judged=False).outcome
 
     def abort(self, force: bool) -> Outcome:
@@ -87,9 +89,9 @@ class Manual:
         deployment = running.deployment or {}
         if not force:
             self._refuse_to_stop_the_last(deployment)
-        failed = Fail(reason=f"aborted by {who(self._releases)}", outcome="refused")
+        failed = Fail(reason=f"aborted by {who(self._deployments)}", outcome="refused")
         try:
-            self._releases.fail(deployment["ID"], self._where)
+            self._deployments.fail(deployment["ID"], self._where)
         except DeploymentEndedError:
             raise UserError(f"{self._where.id}: the deployment has ended in the meantime") from None
         self._tell(running.version, "failing", failed.reason, is_way_back=True)
@@ -102,7 +104,7 @@ class Manual:
         Where canaries of a version are not promoted yet and no other is named, it is enough to stop them.
         """
         running = self._running()
-        versions = {one["Version"]: one for one in self._releases.versions(self._where)}
+        versions = {one["Version"]: one for one in self._deployments.versions(self._where)}
         if self._is_going_back(running, versions, version):
             text = f"version {running.version} is the way back, and is followed"
             self._tell(running.version, "resumed", text, is_way_back=True)
@@ -111,13 +113,13 @@ class Manual:
             return self.abort(force=False)
         to = self._target(versions, running.version, version)
         self._check_room(versions[to])
-        self._releases.revert(self._where, to, running.version)
-        job = self._releases.cluster.job(*self._where)
+        self._deployments.revert(self._where, to, running.version)
+        job = self._deployments.cluster.job(*self._where)
         assert job
         record = Record(
             version=job["Version"],
             at=now(),
-            by=who(self._releases),
+            by=who(self._deployments),
             reason=f"back to version {to}",
             is_way_back=True,
         )
@@ -133,7 +135,7 @@ class Manual:
     def _is_going_back(self, running: Running, versions: Mapping[int, Json], wanted: int | None) -> bool:
         """Tell whether the way back that is asked for is registered already, and has not ended yet."""
         current = running.version
-        record = records_by_version(self._releases, self._where).get(current)
+        record = records_by_version(self._deployments, self._where).get(current)
         if not is_way_back(current, record, versions.values()):
             return False
         if wanted is not None and spec(versions.get(wanted, {})) != spec(versions[current]):
@@ -143,14 +145,14 @@ class Manual:
         if record:
             return record.outcome is None
         # Nomad, or a run that was killed, went back from the version before, and nobody has followed it.
-        deployments = self._releases.deployments(self._where)
-        return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in deployments)
+        job_deployments = self._deployments.of_job(self._where)
+        return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in job_deployments)
 
     def _running(self) -> Running:
-        job = self._releases.cluster.job(*self._where)
+        job = self._deployments.cluster.job(*self._where)
         if job is None:
             raise UserError(f"{self._where.id}: there is no such job")
-        latest = self._releases.cluster.deployment(*self._where)
+        latest = self._deployments.cluster.deployment(*self._where)
         is_of_version = latest and latest["JobVersion"] == job["Version"]
         return Running(job["Version"], latest if is_of_version else None)
 
@@ -165,7 +167,7 @@ class Manual:
         return running
 
     def _refuse_to_stop_the_last(self, deployment: Json) -> None:
-        allocations = parse_allocations(self._releases.allocations(self._where), deployment)
+        allocations = parse_allocations(self._deployments.allocations(self._where), deployment)
         groups = group_states(deployment, allocations)
         alone = [name for name, group in groups.items() if group.healthy_canaries and not group.old_healthy]
         if alone:
@@ -197,7 +199,7 @@ class Manual:
         return newest
 
     def _check_room(self, job: Json) -> None:
-        planner = Planner(self._releases.cluster, self._environment.nomad.namespace, [])
+        planner = Planner(self._deployments.cluster, self._environment.nomad.namespace, [])
         plan = planner.plan_parsed("vllm", {**job, "Stop": False})
         if is_unplaceable(plan):
             lines = [

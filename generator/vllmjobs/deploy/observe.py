@@ -37,7 +37,7 @@ class Observer:
 
     def __init__(
         self,
-        releases: Deployments,
+        deployments: Deployments,
         where: Where,
         plan: ReleasePlan,
         traffic: Traffic | None = None,
@@ -45,7 +45,7 @@ class Observer:
         clock: Clock = time.monotonic,
     ) -> None:
         """Without `traffic` nothing is asked of balancers, without `evidence` nothing is measured."""
-        self._releases, self._where, self._plan = releases, where, plan
+        self._deployments, self._where, self._plan = deployments, where, plan
         self._traffic, self._evidence, self._clock = traffic, evidence, clock
         self._deployment: str | None = None
         self._index = 0
@@ -69,7 +69,7 @@ class Observer:
 
     def _ask_nomad(self, wait: float) -> Raw:
         deployment, evaluations = self._ask_deployment(wait)
-        job = self._releases.cluster.job(*self._where)
+        job = self._deployments.cluster.job(*self._where)
         if deployment and (job is None or job["Version"] != self._plan.version):
             # It was read before the job. It may have failed since, and so have registered another version.
             deployment, evaluations = self._ask_deployment(0.0)
@@ -78,24 +78,24 @@ class Observer:
             job=job,
             deployment=deployment,
             evaluations=evaluations,
-            allocations=self._releases.allocations(self._where),
-            versions=self._releases.versions(self._where) if has_failed else (),
+            allocations=self._deployments.allocations(self._where),
+            versions=self._deployments.versions(self._where) if has_failed else (),
         )
 
     def _ask_deployment(self, wait: float) -> tuple[Json | None, list[Json]]:
         """Return the version's deployment; until there is one, None and the job's evaluations."""
         if self._deployment:
-            deployment, self._index = self._releases.deployment_by_id(
+            deployment, self._index = self._deployments.deployment_by_id(
                 self._deployment, self._where, self._index, wait
             )
             if deployment is None:  # Nomad forgets only what has ended, and nobody can tell how it ended
                 raise NomadError(f"{self._where.id}: deployment {self._deployment[:8]} is gone from Nomad")
             return deployment, []
         # Evaluations first: one that is complete has made its deployment already.
-        evaluations = self._releases.evaluations(self._where)
+        evaluations = self._deployments.evaluations(self._where)
         # Not the latest deployment: where a version has failed, that is its successor's.
         own = [
-            one for one in self._releases.deployments(self._where) if one["JobVersion"] == self._plan.version
+            one for one in self._deployments.of_job(self._where) if one["JobVersion"] == self._plan.version
         ]
         if own:
             self._deployment = own[0]["ID"]

@@ -35,9 +35,9 @@ class RecordKeeper:
     """
 
     def __init__(
-        self, releases: Deployments, where: Where, record: Record, warn: Callable[[str], None]
+        self, deployments: Deployments, where: Where, record: Record, warn: Callable[[str], None]
     ) -> None:
-        self._releases, self._where, self._warn = releases, where, warn
+        self._deployments, self._where, self._warn = deployments, where, warn
         self._is_writable = True
         self.record = record
 
@@ -46,7 +46,7 @@ class RecordKeeper:
         if not self._is_writable:
             return
         try:
-            write(self._releases, self._where, self.record)
+            write(self._deployments, self._where, self.record)
         except NomadError as error:
             self._is_writable = False
             self._warn(f"no history is kept: {error}")
@@ -79,16 +79,16 @@ class RecordKeeper:
         self.keep()
 
 
-def read(releases: Deployments, where: Where) -> list[Record]:
+def read(deployments: Deployments, where: Where) -> list[Record]:
     """Return the records of a job, the newest version first, without items that cannot be read as one.
 
     Raises `NomadError`; needs read on the variable `vllmjobs/releases/JOB`.
     """
-    items, _ = releases.variable(f"{PATH}/{where.id}", where)
+    items, _ = deployments.variable(f"{PATH}/{where.id}", where)
     return _records(items)
 
 
-def write(releases: Deployments, where: Where, record: Record) -> None:
+def write(deployments: Deployments, where: Where, record: Record) -> None:
     """Write a record in place of the one of its version; the oldest make room.
 
     A write whose answer was lost is repeated: it has the same content. Raises `NomadError`; a
@@ -100,13 +100,13 @@ def write(releases: Deployments, where: Where, record: Record) -> None:
         foreign = {key: text for key, text in items.items() if not _KEY.fullmatch(key)}
         return {**foreign, **_items((record, *others))}
 
-    releases.update_variable(f"{PATH}/{where.id}", where, with_record)
+    deployments.update_variable(f"{PATH}/{where.id}", where, with_record)
 
 
-def who(releases: Deployments) -> str:
+def who(deployments: Deployments) -> str:
     """Return the name of the ACL token in use; without ACLs, or where the token has no name, user@host."""
     with suppress(NomadError):
-        token = releases.token()
+        token = deployments.token()
         if token and token.name:
             return token.name
     with suppress(KeyError, OSError):

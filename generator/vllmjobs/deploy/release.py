@@ -33,7 +33,7 @@ _FAILED = ("failed", "refused", "no-room")
 class Clients(NamedTuple):
     """The clients through which a release acts."""
 
-    releases: Deployments
+    deployments: Deployments
     """Nomad's."""
     traffic: Traffic | None
     """None for a job that is not the models', and where no balancer is to be asked for shares."""
@@ -51,7 +51,7 @@ class Release:
     ) -> None:
         """`timeout`, in seconds, is for the whole release, instead of what follows from the environment."""
         self._environment, self.where, self._timeout = environment, where, timeout
-        self._releases, self._traffic, self._reporter, self._clock = clients
+        self._deployments, self._traffic, self._reporter, self._clock = clients
         self._is_of_models = where.id == environment.job
 
     def register(self, job: Json, index: int, source: str, record: Record) -> int:
@@ -60,13 +60,13 @@ class Release:
         Raises `ConflictError` where somebody else was first.
         """
         try:
-            answer = self._releases.register(job, index, source)
+            answer = self._deployments.register(job, index, source)
         except UnsureError:
             answer = None
-        registered = self._releases.cluster.job(*self.where)
+        registered = self._deployments.cluster.job(*self.where)
         if registered is None or (answer and registered["JobModifyIndex"] != answer["JobModifyIndex"]):
             raise ConflictError(f"{self.where.id}: somebody else has registered another version")
-        if answer is None and self._releases.cluster.plan(job)["Diff"]["Type"] != "None":
+        if answer is None and self._deployments.cluster.plan(job)["Diff"]["Type"] != "None":
             raise NomadError(f"{self.where.id}: the connection broke, and it was not registered")
         version: int = registered["Version"]
         self._reporter.begin(self.where.id, version)
@@ -107,7 +107,7 @@ class Release:
     def wait_until_evaluated(self, version: int) -> str | None:
         """Return the ID of that version's deployment; None where Nomad made none."""
         release_plan = self._plan(version, is_judged=False)
-        observer = Observer(self._releases, self.where, release_plan)
+        observer = Observer(self._deployments, self.where, release_plan)
         memory, wait = Memory(), 0.0
         while True:
             memory, (observation, _) = observer.observe(memory, wait)
@@ -120,9 +120,9 @@ class Release:
     def _follow(self, release_plan: ReleasePlan, keeper: RecordKeeper, memory: Memory) -> Ended:
         is_judged = any(group.is_judged for group in release_plan.groups)
         evidence = Evidence(self._environment, self._reporter.warn) if is_judged else None
-        observer = Observer(self._releases, self.where, release_plan, self._traffic, evidence, self._clock)
+        observer = Observer(self._deployments, self.where, release_plan, self._traffic, evidence, self._clock)
         follower = Follower(
-            self._releases, self.where, release_plan, observer, self._traffic, keeper, self._reporter
+            self._deployments, self.where, release_plan, observer, self._traffic, keeper, self._reporter
         )
         try:
             return follower.follow(memory)
@@ -132,11 +132,11 @@ class Release:
 
     def _follow_back(self, version: int, observation: Observation) -> None:
         """Follow the version that was registered in the place of one that failed, until it is stable."""
-        job = self._releases.cluster.job(*self.where)
+        job = self._deployments.cluster.job(*self.where)
         if job is None or job["Stop"] or job["Version"] == version or not is_reverted(observation):
             return
         back: int = job["Version"]
-        older = [one for one in self._releases.versions(self.where) if one["Version"] < version]
+        older = [one for one in self._deployments.versions(self.where) if one["Version"] < version]
         if all(spec(one) != spec(job) for one in older):
             self._reporter.tell(Event("superseded", f"version {back} is not the way back: somebody else's"))
             return
@@ -144,7 +144,7 @@ class Release:
         record = Record(
             version=back,
             at=now(),
-            by=who(self._releases),
+            by=who(self._deployments),
             reason=f"the way back from version {version}",
             is_way_back=True,
         )
@@ -162,9 +162,11 @@ class Release:
     def _keeper(self, version: int, record: Record | None = None) -> RecordKeeper:
         """Return the keeper of a version's record: the given one, else the cluster's, else a new one."""
         if record is None:
-            record = records_by_version(self._releases, self.where).get(version)
-        record = record or Record(version=version, at=now(), by=who(self._releases))
-        return RecordKeeper(self._releases, self.where, replace(record, version=version), self._reporter.warn)
+            record = records_by_version(self._deployments, self.where).get(version)
+        record = record or Record(version=version, at=now(), by=who(self._deployments))
+        return RecordKeeper(
+            self._deployments, self.where, replace(record, version=version), self._reporter.warn
+        )
 
     def _tell(self, end: End, version: int, deployed: str = "") -> None:
         result = {
@@ -184,9 +186,9 @@ def tidy(clean: Callable[[], None], reporter: Reporter) -> None:
         reporter.warn(f"shares of canaries stay in Consul until the next `vllmjobs deploy`: {error}")
 
 
-def records_by_version(releases: Deployments, where: Where) -> Mapping[int, Record]:
+def records_by_version(deployments: Deployments, where: Where) -> Mapping[int, Record]:
     """Return the records of a job by version; none where they may not be read."""
     try:
-        return {record.version: record for record in records.read(releases, where)}
+        return {record.version: record for record in records.read(deployments, where)}
     except NomadError:
         return {}

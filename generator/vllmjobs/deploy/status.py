@@ -25,7 +25,7 @@ class NoJobError(UserError):
 def read_overview(
     command: Command,
     environment: Environment,
-    releases: Deployments,
+    deployments: Deployments,
     where: Where,
     consul: Callable[[], Consul],
     warn: Warn,
@@ -35,13 +35,13 @@ def read_overview(
     Without a Consul to ask, the shares of canaries are unknown; without leave to read the records, the
     verdicts. Raises `NomadError`, and `NoJobError` where there is no such job.
     """
-    job = releases.cluster.job(*where)
+    job = deployments.cluster.job(*where)
     if job is None:
-        raise no_job(command, releases, where)
-    deployments = releases.deployments(where)
-    newest = deployments[0] if deployments else None
-    versions, allocations = releases.versions(where), releases.allocations(where)
-    recorded = read_records(releases, where, warn)
+        raise no_job(command, deployments, where)
+    job_deployments = deployments.of_job(where)
+    newest = job_deployments[0] if job_deployments else None
+    versions, allocations = deployments.versions(where), deployments.allocations(where)
+    recorded = read_records(deployments, where, warn)
 
     def with_weights(weights: dict[str, Weight] | None) -> Overview:
         return overview(command, job, versions, newest, allocations, recorded, weights)
@@ -52,19 +52,19 @@ def read_overview(
     return answer
 
 
-def read_records(releases: Deployments, where: Where, warn: Warn) -> list[Record]:
+def read_records(deployments: Deployments, where: Where, warn: Warn) -> list[Record]:
     """Return the records of a job; none, with a warning, where the token may not read them."""
     try:
-        return records.read(releases, where)
+        return records.read(deployments, where)
     except ForbiddenError as error:
         warn(f"without records of who released what, and with which verdict: {error}")
         return []
 
 
-def no_job(command: Command, releases: Deployments, where: Where) -> NoJobError:
+def no_job(command: Command, deployments: Deployments, where: Where) -> NoJobError:
     """Return the error for a job that does not exist."""
     return NoJobError(
-        f'{releases.address}: there is no job {where.id} in namespace "{where.namespace}"; '
+        f'{deployments.address}: there is no job {where.id} in namespace "{where.namespace}"; '
         f"`{command('deploy')}` starts it"
     )
 

@@ -30,9 +30,9 @@ def backup(repository: Repository, store: Store) -> None:
             )
         sums = read_manifest(text, commit, repository.manifest(commit))
         snapshot = repository.snapshot(commit)
-        if found := problems(snapshot, sums):
+        if damaged := problems(snapshot, sums):
             raise CacheError(
-                f"the cache is damaged, and nothing was copied; prefetch mends it:{listed(found)}"
+                f"the cache is damaged, and nothing was copied; prefetch mends it:{listed(damaged)}"
             )
         sizes = {name: (snapshot / name).stat().st_size for name in sums}
         place = _Place(repository, commit)
@@ -87,8 +87,8 @@ def _fetch(store: Store, place: _Place, wanted: Sums, to: Path) -> None:
     for name in wanted:
         (to / name).parent.mkdir(parents=True, exist_ok=True)
         store.get(place.file(name), to / name)
-    if found := problems(to, wanted):
-        raise CacheError(f"the backup in {store} is damaged, and nothing was put in place:{listed(found)}")
+    if damaged := problems(to, wanted):
+        raise CacheError(f"the backup in {store} is damaged, and nothing was put in place:{listed(damaged)}")
 
 
 def _put_in_place(fetched: Path, blob: Path, link: Path) -> None:
@@ -101,8 +101,8 @@ def _put_in_place(fetched: Path, blob: Path, link: Path) -> None:
 
 def _commit(repository: Repository, ref: str | None) -> str | None:
     revision = repository.revision
-    found = revision if COMMIT.fullmatch(revision) else (ref or "").strip()
-    return found if COMMIT.fullmatch(found) else None
+    commit = revision if COMMIT.fullmatch(revision) else (ref or "").strip()
+    return commit if COMMIT.fullmatch(commit) else None
 
 
 def _text(path: Path) -> str | None:

@@ -75,18 +75,18 @@ def environment_changes(
     now = {there: path for path, there in renamed.items()}
     paths = list(dict.fromkeys(now.get(path, path) for path in paths))
     here = [path for path in paths if path.exists() or not _is_in(path, other.commit)]
-    found = dict(zip(here, checked(here, settings, project), strict=True))
-    errors = [problem for one in found.values() for problem in one.problems if problem.severity == "error"]
+    results = dict(zip(here, checked(here, settings, project), strict=True))
+    errors = [problem for one in results.values() for problem in one.problems if problem.severity == "error"]
     if errors:
         raise InvalidEnvironmentError(errors)
-    return [_changes(path, found.get(path), ours, other, renamed.get(path, path)) for path in paths]
+    return [_changes(path, results.get(path), ours, other, renamed.get(path, path)) for path in paths]
 
 
 def _changes(
-    path: Path, found: Checked | None, ours: Templates, other: Against, there: Path
+    path: Path, result: Checked | None, ours: Templates, other: Against, there: Path
 ) -> EnvironmentChange:
     """Return what differs in the jobs of an environment, whose file is `there` in the other commit."""
-    after = rendered(accepted(found), ours) if found else {}
+    after = rendered(accepted(result), ours) if result else {}
     before = _before(there, other)
     if other.file and other.file.suffix in JOBS:
         name = _counterpart(before[""], after, other.name)
@@ -95,7 +95,7 @@ def _changes(
         name=path.stem,
         against=other.name,
         jobs=differences(before, after, other.file is not None, f"{other.name}:"),
-        findings=findings(found) if found else (),
+        findings=findings(result) if result else (),
     )
 
 
@@ -128,8 +128,8 @@ def _job(path: Path, files: Files, sources: Templates) -> tuple[str, str] | None
 def _before(path: Path, other: Against) -> dict[str, str]:
     """Return the jobs of the other side; a file with one job has no name for it."""
     if other.commit:
-        found = _is_in(path, other.commit)
-        return _rendered(path, other, other.commit.read, f"{other.name}:") if found else {}
+        is_there = _is_in(path, other.commit)
+        return _rendered(path, other, other.commit.read, f"{other.name}:") if is_there else {}
     assert other.file
     if other.file.suffix in JOBS:
         return {"": _text(other.file)}

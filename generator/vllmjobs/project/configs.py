@@ -16,16 +16,16 @@ def configs(environment: Environment, tree: Node) -> Configs:
 
     A model without an entry has none here: it may be in the table of known models.
     """
-    found: Configs = {}
+    result: Configs = {}
     for name, model in environment.models.items():
         if model.config:
             # As `extends`, from the folder of the file that says it.
             source = locate(tree, ("models", name, "config")).source
             folder = Path() if source.startswith("--set") else Path(source).parent
-            found[name] = _read(folder / model.config)
+            result[name] = _read(folder / model.config)
         elif isinstance(config := _local(model), dict):  # a broken one is no error: nobody has named it
-            found[name] = config
-    return found
+            result[name] = config
+    return result
 
 
 def _local(model: Model) -> dict[str, Any] | str | None:

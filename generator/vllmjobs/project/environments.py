@@ -39,9 +39,9 @@ class Checked(NamedTuple):
 
 def environment_file(project: Path, name: str) -> Path:
     """Return an environment's file: `envs/NAME.yaml` of the project, or NAME itself when it is a path."""
-    given = Path(name)
-    if given.suffix in (".yaml", ".yml") or len(given.parts) != 1:
-        return given
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or len(path.parts) != 1:
+        return path
     return project / "envs" / f"{name}.yaml"
 
 
@@ -115,22 +115,22 @@ def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
     """Return an environment in which `check` finds no error.
 
-    Raises `InvalidEnvironmentError` with every error that was found.
+    Raises `InvalidEnvironmentError` with every error.
     """
-    (found,) = checked([path], settings, project)
-    return accepted(found)
+    (result,) = checked([path], settings, project)
+    return accepted(result)
 
 
-def accepted(found: Checked) -> Environment:
-    """Return an environment in which `check` found no error; raises `InvalidEnvironmentError` otherwise."""
-    errors = [problem for problem in found.problems if problem.severity == "error"]
-    if found.environment is None or errors:
+def accepted(result: Checked) -> Environment:
+    """Return an environment in which `check` finds no error; raises `InvalidEnvironmentError` otherwise."""
+    errors = [problem for problem in result.problems if problem.severity == "error"]
+    if result.environment is None or errors:
         raise InvalidEnvironmentError(errors)
-    return found.environment
+    return result.environment
 
 
-def findings(found: Checked) -> tuple[Finding, ...]:
-    """Return what `check` has found, as the reports of `diff` and `plan` hold it."""
+def findings(result: Checked) -> tuple[Finding, ...]:
+    """Return what `check` finds, as the reports of `diff` and `plan` hold it."""
     return tuple(
         Finding(
             file=problem.mark.source,
@@ -141,7 +141,7 @@ def findings(found: Checked) -> tuple[Finding, ...]:
             path=dotted(problem.path),
             message=problem.message,
         )
-        for problem in found.problems
+        for problem in result.problems
     )
 
 
@@ -158,11 +158,11 @@ def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
 
 def _secret_files(project: Path) -> dict[str, int]:
     """Return the permission bits of a project's files that hold secrets by their name."""
-    found = (
+    paths = (
         path for folder in (project, project / "envs") for name in SECRET_FILES for path in folder.glob(name)
     )
     return {
         str(path): path.stat().st_mode & 0o777
-        for path in sorted(set(found))
+        for path in sorted(set(paths))
         if path.is_file() and not PUBLIC_FILES.search(path.name)
     }

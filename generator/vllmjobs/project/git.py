@@ -1,4 +1,4 @@
-"""Files as a commit has them, without touching the work tree."""
+"""The files of a commit, without touching the work tree."""
 
 import os
 import re
@@ -20,25 +20,25 @@ class Commit:
         """Find the commit; raises `GitError` where `ref` is none, or `project` is in no repository."""
         self.ref = ref
         self._top = Path(os.fsdecode(_git(project, "rev-parse", "--show-toplevel").removesuffix(b"\n")))
-        found = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
-        self._id = found.decode().strip()
+        commit_id = _git(project, "rev-parse", "--verify", "--quiet", "--end-of-options", f"{ref}^{{commit}}")
+        self._id = commit_id.decode().strip()
         # One process answers for all files: to start one takes as long as to render a job.
         self._objects = subprocess.Popen(
             ["git", "-C", str(self._top), "cat-file", "--batch", "--follow-symlinks"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=_env(),
         )  # fmt: skip
-        self._found = cache(self._object)  # a base is asked for by each environment that extends it
+        self._cached_object = cache(self._object)  # a base is asked for by each environment that extends it
 
     def read(self, path: Path) -> bytes:
         """Return a file of the project as the commit has it; raises FileNotFoundError where it does not."""
-        kind, _, content = self._found(path)
+        kind, _, content = self._cached_object(path)
         if kind != b"blob":
             raise FileNotFoundError(2, f"is not in {self.ref}", str(path))
         return content
 
     def files(self, folder: Path) -> list[Path]:
         """Return the files right below a folder; none where the commit does not have it."""
-        kind, tree, _ = self._found(folder)
+        kind, tree, _ = self._cached_object(folder)
         if kind != b"tree":
             return []
         listed = _git(self._top, "ls-tree", "-z", tree.decode())
