@@ -30,6 +30,7 @@ class Gates(NamedTuple):
     """The gates that a change of an environment passes before it is registered."""
 
     environment: Environment
+    """The environment that changes."""
     file: str
     """The environment's file, as a person knows it."""
     digest: str
@@ -38,10 +39,11 @@ class Gates(NamedTuple):
     """The reason to deploy outside of the maintenance windows (`--now`); empty without one."""
     approve: str
     """The command with which others approve the change."""
-    deployments: Deployments
+    releases: Deployments
+    """The client of Nomad."""
 
     def admit(self, where: Where, version: int, is_resumed: bool) -> Record:
-        """Return what is kept of the release of this version; raise `RefusedError` where one is closed.
+        """Return the record of the release of this version; raise `RefusedError` where a gate is closed.
 
         A release that is resumed needs no window: its canaries are not left alone because one has ended. It
         needs approvals: it may have been registered by somebody else.

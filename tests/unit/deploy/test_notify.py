@@ -42,15 +42,15 @@ class Server:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    said = Server()
-    said.answer.set()
+    server = Server()
+    server.answer.set()
 
     class Handler(BaseHTTPRequestHandler):
         def do_POST(self) -> None:
-            status = said.statuses[min(len(said.got), len(said.statuses) - 1)]
-            said.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
-            said.types.append(self.headers["Content-Type"])
-            said.answer.wait(SOON)
+            status = server.statuses[min(len(server.got), len(server.statuses) - 1)]
+            server.got.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+            server.types.append(self.headers["Content-Type"])
+            server.answer.wait(SOON)
             self.send_response(status)
             self.send_header("Location", "/elsewhere")
             self.end_headers()
@@ -58,20 +58,20 @@ def server() -> Iterator[Server]:
         def log_message(self, *_: object) -> None:
             pass
 
-    with listening(Handler) as said.address:
-        yield said
-        said.answer.set()
+    with listening(Handler) as server.address:
+        yield server
+        server.answer.set()
 
 
 def notified(
     hook: str, *events: Notification, close: float = SOON, limit: float = SOON
 ) -> tuple[list[str], list[str]]:
     """Return the warnings about a hook while it runs, and the lines at the end."""
-    said: list[str] = []
-    notifier = Notifier([hook], said.append, pauses=(0, 0), limit=limit)
+    warnings: list[str] = []
+    notifier = Notifier([hook], warnings.append, pauses=(0, 0), limit=limit)
     for one in events or (event(),):
         notifier.send(one)
-    return said, notifier.close(close)
+    return warnings, notifier.close(close)
 
 
 def numbers(path: Path) -> list[int]:
@@ -133,8 +133,8 @@ def test_the_first_failure_is_said_once_and_the_number_at_the_end(
 def test_a_server_that_is_not_there_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    said, _ = notified(f"http://ann:correct-horse@127.0.0.1:{port}{SECRET}")
-    assert said == ["--notify http://127.0.0.1/…: cannot be reached; the release goes on"]
+    warnings, _ = notified(f"http://ann:correct-horse@127.0.0.1:{port}{SECRET}")
+    assert warnings == ["--notify http://127.0.0.1/…: cannot be reached; the release goes on"]
 
 
 @pytest.mark.parametrize(
@@ -149,24 +149,24 @@ def test_a_server_that_is_not_there_is_told() -> None:
     ],
 )  # fmt: skip
 def test_a_command_that_fails_is_told_by_its_program_alone(command: str, why: str) -> None:
-    said, missed = notified(command)
-    assert said[0].startswith(f"--notify {why}")
-    assert (len(said), len(missed)) == (1, 1)
-    assert "correct-horse" not in f"{said}{missed}"
+    warnings, missed = notified(command)
+    assert warnings[0].startswith(f"--notify {why}")
+    assert (len(warnings), len(missed)) == (1, 1)
+    assert "correct-horse" not in f"{warnings}{missed}"
 
 
 @pytest.mark.parametrize("hook", ["http://", "https://[::1/a", "http://a b/correct-horse", "http://\0"])
 def test_an_address_that_is_none_is_told_without_its_path(hook: str) -> None:
-    said, missed = notified(hook)
-    assert len(said) == len(missed) == 1
-    assert "correct-horse" not in f"{said}{missed}"
+    warnings, missed = notified(hook)
+    assert len(warnings) == len(missed) == 1
+    assert "correct-horse" not in f"{warnings}{missed}"
 
 
 def test_a_command_that_does_not_end_is_killed_with_all_that_it_started(tmp_path: Path) -> None:
     fifo = tmp_path / "fifo"
     command = f"mkfifo {fifo}; (exec 3<>{fifo}; echo up > {tmp_path}/up; read line <&3) & wait"
-    said, missed = notified(command, limit=1)
-    assert said == ["--notify mkfifo: has not ended within 1 s, and was killed; the release goes on"]
+    warnings, missed = notified(command, limit=1)
+    assert warnings == ["--notify mkfifo: has not ended within 1 s, and was killed; the release goes on"]
     assert missed == ["--notify mkfifo: 1 of 1 events did not arrive"]
     assert (tmp_path / "up").exists()
     wait_until(lambda: not _has_readers(fifo), SOON, "its children are gone")

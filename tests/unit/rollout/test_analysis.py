@@ -67,16 +67,16 @@ def number(measurement: Measurement, metric: str) -> Number:
     return next(one for one in measurement.numbers if one.metric == metric)
 
 
-# One look
+# One measurement
 
 
 def test_a_canary_that_is_like_the_others_passes() -> None:
-    found = compared({})
-    assert (found.result, found.reason) == (
+    measurement = compared({})
+    assert (measurement.result, measurement.reason) == (
         "pass",
         "within all limits over 100 requests to the canaries and 1000 to the stable instances",
     )
-    assert [one.metric for one in found.numbers] == list(METRICS)
+    assert [one.metric for one in measurement.numbers] == list(METRICS)
 
 
 @pytest.mark.parametrize(
@@ -111,8 +111,8 @@ def test_a_canary_that_is_like_the_others_passes() -> None:
 def test_a_canary_that_is_worse_fails_with_both_numbers(
     canary: dict[str, float], stable: dict[str, float], reason: str
 ) -> None:
-    found = compared(canary, stable)
-    assert (found.result, found.reason) == ("fail", reason)
+    measurement = compared(canary, stable)
+    assert (measurement.result, measurement.reason) == ("fail", reason)
 
 
 @pytest.mark.parametrize("metric", METRICS)
@@ -132,14 +132,14 @@ def test_a_max_holds_even_below_the_floor() -> None:
 
 
 def test_a_metric_that_is_left_out_is_not_looked_at() -> None:
-    found = compared({"time_to_first_token": 99.0}, limits={"error_rate": Limit(max=0.1)})
-    assert [one.metric for one in found.numbers] == ["error_rate"]
-    assert found.result == "pass"
+    measurement = compared({"time_to_first_token": 99.0}, limits={"error_rate": Limit(max=0.1)})
+    assert [one.metric for one in measurement.numbers] == ["error_rate"]
+    assert measurement.result == "pass"
 
 
 def test_each_number_says_what_it_is_held_against() -> None:
-    found = compared({"error_rate": 0.004}, {"error_rate": 0.004})
-    assert number(found, "error_rate") == Number(
+    measurement = compared({"error_rate": 0.004}, {"error_rate": 0.004})
+    assert number(measurement, "error_rate") == Number(
         "error_rate",
         0.004,
         0.004,
@@ -151,12 +151,12 @@ def test_each_number_says_what_it_is_held_against() -> None:
 
 
 def test_too_few_requests_decide_nothing() -> None:
-    found = compared({"error_rate": 1.0}, requests=(19, 1000))
-    assert (found.result, found.reason) == (
+    measurement = compared({"error_rate": 1.0}, requests=(19, 1000))
+    assert (measurement.result, measurement.reason) == (
         "undecided",
         "the canaries had 19 requests and the stable instances 1000, where 20 are needed",
     )
-    assert {one.result for one in found.numbers} == {"undecided"}
+    assert {one.result for one in measurement.numbers} == {"undecided"}
     assert compared({}, requests=(1, 0)).reason.startswith("the canaries had 1 request and")
 
 
@@ -168,8 +168,8 @@ def test_without_stable_requests_a_ratio_decides_nothing_but_a_max_may_fail() ->
 
 
 def test_where_nothing_is_compared_no_stable_instance_is_needed() -> None:
-    found = compared({}, requests=(100, 0), limits={"error_rate": Limit(max=0.05)})
-    assert found.result == "pass"
+    measurement = compared({}, requests=(100, 0), limits={"error_rate": Limit(max=0.05)})
+    assert measurement.result == "pass"
     few = compared({}, requests=(3, 0), limits={"error_rate": Limit(max=0.05)})
     assert few.reason == "the canaries had 3 requests, where 20 are needed"
 
@@ -177,22 +177,25 @@ def test_where_nothing_is_compared_no_stable_instance_is_needed() -> None:
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "inter_token_latency"])
 def test_a_metric_that_the_canaries_do_not_show_never_passes(metric: str) -> None:
     shown = {name: value for name, value in WELL.items() if name != metric}
-    found = compare(analysis(), Side(100, shown), Side(100, WELL), 0)
-    assert (found.result, found.reason) == ("undecided", f"the canaries show no {metric}")
+    measurement = compare(analysis(), Side(100, shown), Side(100, WELL), 0)
+    assert (measurement.result, measurement.reason) == ("undecided", f"the canaries show no {metric}")
 
 
 def test_a_metric_that_the_stable_instances_do_not_show_cannot_be_compared() -> None:
     shown = {name: value for name, value in WELL.items() if name != "e2e_latency"}
-    found = compare(analysis(), Side(100, WELL), Side(100, shown), 0)
-    assert (found.result, found.reason) == ("undecided", "the stable instances show no e2e_latency")
+    measurement = compare(analysis(), Side(100, WELL), Side(100, shown), 0)
+    assert (measurement.result, measurement.reason) == (
+        "undecided",
+        "the stable instances show no e2e_latency",
+    )
 
 
 def test_answers_of_one_token_have_no_latency_between_tokens_to_wait_for() -> None:
     one_token = {name: value for name, value in WELL.items() if name != "inter_token_latency"}
     for canary, stable in ((one_token, WELL), (WELL | {"inter_token_latency": 9.0}, one_token)):
-        found = compare(analysis(), Side(100, canary), Side(100, stable), 0)
-        assert found.result == "pass"
-        assert number(found, "inter_token_latency").result == "undecided"
+        measurement = compare(analysis(), Side(100, canary), Side(100, stable), 0)
+        assert measurement.result == "pass"
+        assert number(measurement, "inter_token_latency").result == "undecided"
     slow = analysis({"inter_token_latency": Limit(max=1)})
     assert compare(slow, Side(100, {"inter_token_latency": 9.0}), Side(), 0).result == "fail"
 
@@ -202,16 +205,16 @@ def test_answers_of_one_token_have_no_latency_between_tokens_to_wait_for() -> No
 
 def test_both_sides_are_measured_over_the_window() -> None:
     canary = timed(sample(1000), sample(1010, errors=1), sample(1030, errors=2))
-    found = measured(analysis(), canary, timed(sample(5), sample(45), sample(85)), now=20.0)
-    assert (found.canary_requests, found.stable_requests, found.at) == (30, 80, 20.0)
-    assert number(found, "error_rate").canary == pytest.approx(2 / 30)
-    assert number(found, "time_to_first_token").canary == pytest.approx(0.2425)  # 95 % of 0.1 to 0.25
-    assert found.reason == "error_rate is 6.67 %, more than 5 %"
+    measurement = measured(analysis(), canary, timed(sample(5), sample(45), sample(85)), now=20.0)
+    assert (measurement.canary_requests, measurement.stable_requests, measurement.at) == (30, 80, 20.0)
+    assert number(measurement, "error_rate").canary == pytest.approx(2 / 30)
+    assert number(measurement, "time_to_first_token").canary == pytest.approx(0.2425)  # 95 % of 0.1 to 0.25
+    assert measurement.reason == "error_rate is 6.67 %, more than 5 %"
 
 
 def test_what_is_older_than_the_window_no_longer_counts() -> None:
     burst = timed(sample(0), sample(50, errors=50), *[sample(50 + 10 * n, errors=50) for n in range(1, 13)])
-    assert side(analysis(), [burst], now=130.0).values["error_rate"] == 0.0  # 2m: from the look at 10 s
+    assert side(analysis(), [burst], now=130.0).values["error_rate"] == 0.0  # 2m: from the sample at 10 s
     assert side(analysis(), [burst], now=129.0).values["error_rate"] == pytest.approx(50 / 170)
 
 
@@ -222,13 +225,13 @@ def test_what_was_counted_before_the_first_look_does_not_count() -> None:
 def test_an_instance_that_went_silent_counts_no_longer() -> None:
     gone = timed(sample(0, queue=100.0), sample(50, queue=100.0))
     here = timed(sample(0), sample(10), start=190.0)
-    found = side(analysis(), [gone, here], now=200.0)
-    assert (found.requests, found.values["queue"]) == (10, 0.0)
+    summed = side(analysis(), [gone, here], now=200.0)
+    assert (summed.requests, summed.values["queue"]) == (10, 0.0)
 
 
 def test_an_instance_that_restarted_counts_anew() -> None:
-    found = side(analysis(), [timed(sample(100, errors=1), sample(20, errors=15))], now=10.0)
-    assert (found.requests, found.values["error_rate"]) == (20, 0.75)
+    summed = side(analysis(), [timed(sample(100, errors=1), sample(20, errors=15))], now=10.0)
+    assert (summed.requests, summed.values["error_rate"]) == (20, 0.75)
 
 
 def test_gauges_are_the_mean_over_the_window_and_the_instances() -> None:
@@ -239,8 +242,8 @@ def test_gauges_are_the_mean_over_the_window_and_the_instances() -> None:
 
 def test_a_gauge_of_nan_is_no_number() -> None:
     nans = timed(sample(), sample(100, kv_cache_usage=nan))
-    found = measured(analysis(), nans, timed(sample(), sample(100)), now=10.0)
-    assert (found.result, found.reason) == ("undecided", "the canaries show no kv_cache_usage")
+    measurement = measured(analysis(), nans, timed(sample(), sample(100)), now=10.0)
+    assert (measurement.result, measurement.reason) == ("undecided", "the canaries show no kv_cache_usage")
 
 
 def test_the_error_that_cuts_a_stream_counts_although_its_200_was_out() -> None:
@@ -266,8 +269,8 @@ OPEN = Measurement(0, "undecided", "the canaries had 3 requests, where 20 are ne
 
 
 def verdict(*measurements: Measurement, elapsed: float = 120.0, **keys: Any) -> tuple[str, str]:
-    found = judge(analysis(**keys), measurements, elapsed)
-    return found.result, found.reason
+    actual = judge(analysis(**keys), measurements, elapsed)
+    return actual.result, actual.reason
 
 
 def test_a_verdict_takes_the_whole_window() -> None:
@@ -294,8 +297,8 @@ def test_a_failure_that_is_allowed_waits_for_the_next_measurement() -> None:
     ("on_no_data", "result"), [("hold", "undecided"), ("fail", "fail"), ("promote", "pass")]
 )
 def test_without_enough_data_the_environment_says_what_becomes_of_it(on_no_data: str, result: str) -> None:
-    found, reason = verdict(PASS, OPEN, on_no_data=on_no_data)
-    assert found == result
+    actual, reason = verdict(PASS, OPEN, on_no_data=on_no_data)
+    assert actual == result
     assert reason.startswith(OPEN.reason)
     assert (f"on_no_data is {on_no_data}" in reason) == (on_no_data != "hold")
     assert verdict(OPEN, elapsed=60, on_no_data=on_no_data)[0] == "undecided"
@@ -307,9 +310,9 @@ def test_a_step_that_was_never_measured_has_no_data() -> None:
 
 
 def test_a_verdict_shows_what_it_rests_on() -> None:
-    found = judge(analysis(), [FAIL, OPEN, PASS], 130.0)
-    assert (found.numbers, found.canary_requests, found.stable_requests) == (PASS.numbers, 100, 1000)
-    assert (found.measurements, found.failures, found.elapsed) == (3, 1, 130.0)
+    judged = judge(analysis(), [FAIL, OPEN, PASS], 130.0)
+    assert (judged.numbers, judged.canary_requests, judged.stable_requests) == (PASS.numbers, 100, 1000)
+    assert (judged.measurements, judged.failures, judged.elapsed) == (3, 1, 130.0)
 
 
 values = st.dictionaries(st.sampled_from(METRICS), st.floats(0, 1e6), max_size=len(METRICS))
@@ -318,23 +321,23 @@ sides = st.builds(Side, st.integers(0, 100), values)
 
 @given(sides, sides, st.floats(1, 5))
 def test_a_canary_passes_only_where_every_number_does(canary: Side, stable: Side, worse: float) -> None:
-    found = compare(analysis(), canary, stable, 0)
-    if found.result == "pass":
+    measurement = compare(analysis(), canary, stable, 0)
+    if measurement.result == "pass":
         assert canary.requests >= 20 <= stable.requests
-        assert {one.result for one in found.numbers if one.metric != "inter_token_latency"} == {"pass"}
-        assert all(one.result != "fail" for one in found.numbers)
-    if found.result == "fail":  # and one that is worse still does not pass
+        assert {one.result for one in measurement.numbers if one.metric != "inter_token_latency"} == {"pass"}
+        assert all(one.result != "fail" for one in measurement.numbers)
+    if measurement.result == "fail":  # and one that is worse still does not pass
         more = {metric: value * worse for metric, value in canary.values.items()}
         assert compare(analysis(), Side(canary.requests, more), stable, 0).result == "fail"
 
 
 @given(st.lists(st.sampled_from([PASS, FAIL, OPEN]), max_size=8), st.floats(0, 300), st.integers(0, 3))
 def test_no_verdict_passes_that_does_not_end_in_a_measurement_that_does(
-    seen: Sequence[Measurement], elapsed: float, allowed: int
+    measurements: Sequence[Measurement], elapsed: float, allowed: int
 ) -> None:
-    found = judge(analysis(max_failures=allowed), seen, elapsed)
-    if found.result == "pass":
-        assert seen[-1] is PASS
+    judged = judge(analysis(max_failures=allowed), measurements, elapsed)
+    if judged.result == "pass":
+        assert measurements[-1] is PASS
         assert elapsed >= 120
-        assert seen.count(FAIL) <= allowed
-    assert (found.result == "fail") == (seen.count(FAIL) > allowed)
+        assert measurements.count(FAIL) <= allowed
+    assert (judged.result == "fail") == (measurements.count(FAIL) > allowed)

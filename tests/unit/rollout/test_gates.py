@@ -35,8 +35,8 @@ def names(*approvals: Approval, deployer: tuple[str, str] | None = None) -> list
 
 
 def test_two_people_are_two() -> None:
-    found = count([by("a1", "ann"), by("b1", "ben")], 2, "vllm-prod", 8, D, ("d1", "dan"))
-    assert (len(found.by), found.missing, found.own) == (2, 0, False)
+    counted = count([by("a1", "ann"), by("b1", "ben")], 2, "vllm-prod", 8, D, ("d1", "dan"))
+    assert (len(counted.by), counted.missing, counted.own) == (2, 0, False)
 
 
 def test_an_approval_is_for_one_version_and_one_content() -> None:
@@ -116,7 +116,7 @@ def test_a_list_names_approvals_of_other_content_too() -> None:
 # Maintenance windows
 
 
-def said(schedule: str, duration: str, now: datetime, zone: str = "Europe/Berlin") -> str | None:
+def refusal_at(schedule: str, duration: str, now: datetime, zone: str = "Europe/Berlin") -> str | None:
     """Return the refusal at that time; None where a window is open."""
     closed = maintenance(Maintenance(windows=[Window(schedule, duration)], time_zone=zone), now)
     return closed.refusal("envs/prod.yaml") if closed else None
@@ -134,16 +134,16 @@ def test_a_window_is_open_from_its_start_and_no_longer_than_it_lasts() -> None:
     for hour, minute, second, is_open in [
         (21, 59, 59, False), (22, 0, 0, True), (23, 59, 59, True), (0, 0, 0, False),
     ]:  # fmt: skip
-        assert (said("0 22 * * *", "2h", local(2026, 11, 23, hour, minute, second)) is None) == is_open
+        assert (refusal_at("0 22 * * *", "2h", local(2026, 11, 23, hour, minute, second)) is None) == is_open
 
 
 def test_a_refusal_says_when_the_next_window_opens_and_the_way_out() -> None:
-    assert said("0 22 * * 1-5", "4h", local(2026, 11, 23, 18, 48, 1)) == (
+    assert refusal_at("0 22 * * 1-5", "4h", local(2026, 11, 23, 18, 48, 1)) == (
         "envs/prod.yaml: maintenance: closed until Mon 23 Nov 22:00 Europe/Berlin (in 3h12m); "
         "--now REASON deploys all the same"
     )
     assert "closed until Mon 4 Jan 2027 22:00 Europe/Berlin" in str(
-        said("0 22 * 1 1", "4h", local(2026, 11, 23))
+        refusal_at("0 22 * 1 1", "4h", local(2026, 11, 23))
     )
 
 
@@ -155,12 +155,12 @@ def test_of_several_windows_any_will_do_and_the_next_is_named() -> None:
 
 
 def test_a_window_may_overlap_itself() -> None:
-    assert said("0 * * * *", "90m", local(2026, 11, 23, 12, 59)) is None
+    assert refusal_at("0 * * * *", "90m", local(2026, 11, 23, 12, 59)) is None
 
 
 def test_the_time_of_the_machine_does_not_matter() -> None:
     now = local(2026, 11, 23, 22, 30)
-    assert said("0 22 * * *", "1h", now.astimezone(zoneinfo.ZoneInfo("Asia/Tokyo"))) is None
+    assert refusal_at("0 22 * * *", "1h", now.astimezone(zoneinfo.ZoneInfo("Asia/Tokyo"))) is None
 
 
 @pytest.mark.parametrize(("evening", "end"), [((2026, 3, 28), 3), ((2026, 10, 24), 2)])
@@ -168,20 +168,20 @@ def test_four_hours_are_four_hours_in_the_nights_in_which_the_clocks_change(
     evening: tuple[int, int, int], end: int
 ) -> None:
     start = local(*evening, 22).astimezone(UTC)
-    assert said("0 22 * * *", "4h", start + timedelta(hours=4, seconds=-1)) is None
-    assert said("0 22 * * *", "4h", start + timedelta(hours=4)) is not None
+    assert refusal_at("0 22 * * *", "4h", start + timedelta(hours=4, seconds=-1)) is None
+    assert refusal_at("0 22 * * *", "4h", start + timedelta(hours=4)) is not None
     # In autumn, the hour that comes twice begins then.
     assert (start + timedelta(hours=4)).astimezone(BERLIN).hour == end
 
 
 def test_a_start_in_the_hour_that_is_left_out_is_at_its_end() -> None:
-    assert said("30 2 * * *", "10m", local(2026, 3, 29, 3, 5)) is None
+    assert refusal_at("30 2 * * *", "10m", local(2026, 3, 29, 3, 5)) is None
 
 
 def test_a_start_in_the_hour_that_comes_twice_is_in_the_first() -> None:
-    assert said("30 2 * * *", "1h", local(2026, 10, 25, 2, 45)) is None
-    assert said("30 2 * * *", "1h", local(2026, 10, 25, 2, 15, fold=1)) is None
-    assert said("30 2 * * *", "1h", local(2026, 10, 25, 2, 45, fold=1)) is not None
+    assert refusal_at("30 2 * * *", "1h", local(2026, 10, 25, 2, 45)) is None
+    assert refusal_at("30 2 * * *", "1h", local(2026, 10, 25, 2, 15, fold=1)) is None
+    assert refusal_at("30 2 * * *", "1h", local(2026, 10, 25, 2, 45, fold=1)) is not None
 
 
 MINUTES = st.integers(0, 366 * 24 * 60)
@@ -211,11 +211,11 @@ def test_a_window_is_open_where_a_start_lies_within_its_duration(
 
 def test_a_window_that_never_opens_is_told_so() -> None:
     closed = str(
-        said("0 0 */31 * 2#2", "1h", local(2026, 1, 1))
+        refusal_at("0 0 */31 * 2#2", "1h", local(2026, 1, 1))
     )  # the first of a month and its second Tuesday
     assert "maintenance: closed, and no window ever opens; --now REASON" in closed
     with pytest.raises(UserError, match="or never comes"):
-        said("0 0 31 2 *", "1h", local(2026, 1, 1))
+        refusal_at("0 0 31 2 *", "1h", local(2026, 1, 1))
 
 
 @pytest.mark.parametrize(
@@ -229,7 +229,7 @@ def test_a_window_that_never_opens_is_told_so() -> None:
 )
 def test_a_time_zone_that_is_none_is_told_with_the_nearest(zone: str, meant: str) -> None:
     with pytest.raises(UserError) as error:
-        said("0 22 * * *", "1h", local(2026, 1, 1), zone)
+        refusal_at("0 22 * * *", "1h", local(2026, 1, 1), zone)
     assert str(error.value).startswith(
         f"maintenance.time_zone: {zone} is no time zone that this machine knows"
     )
@@ -242,8 +242,8 @@ def test_a_machine_without_time_zones_is_told_what_to_install(monkeypatch: pytes
     zoneinfo.ZoneInfo.clear_cache()
     try:
         with pytest.raises(UserError, match=r"this machine has no time zones.*pip install tzdata"):
-            said("0 22 * * *", "1h", datetime(2026, 1, 1, tzinfo=UTC))
-        assert said("0 0 * * *", "1h", datetime(2026, 1, 1, tzinfo=UTC), "UTC") is None
+            refusal_at("0 22 * * *", "1h", datetime(2026, 1, 1, tzinfo=UTC))
+        assert refusal_at("0 0 * * *", "1h", datetime(2026, 1, 1, tzinfo=UTC), "UTC") is None
     finally:
         zoneinfo.reset_tzpath()
 
@@ -252,6 +252,6 @@ def test_a_machine_without_time_zones_is_told_what_to_install(monkeypatch: pytes
 def test_no_schedule_ends_in_a_traceback(fields: list[str]) -> None:
     schedule = " ".join(field.replace(" ", "") or "*" for field in fields)
     try:
-        said(schedule, "1h", datetime(2026, 1, 1, tzinfo=UTC), "UTC")
+        refusal_at(schedule, "1h", datetime(2026, 1, 1, tzinfo=UTC), "UTC")
     except UserError as error:
         assert "cannot be read" in str(error)

@@ -67,26 +67,26 @@ def test_a_quantile_is_where_the_line_through_the_buckets_reaches_it(
     each = data.draw(st.lists(st.integers(0, 50), min_size=len(upper), max_size=len(upper)))
     counts = list(accumulate(each))
     beyond = data.draw(st.integers(0, 50))
-    found = quantile(
+    value = quantile(
         q, {**dict(zip(upper, map(float, counts), strict=True)), inf: float(counts[-1] + beyond)}
     )
     if not counts[-1] + beyond:
-        assert isnan(found)
+        assert isnan(value)
         return
     rank = q * (counts[-1] + beyond)
     if rank > counts[-1]:
-        assert found == upper[-1]
+        assert value == upper[-1]
         return
     # The inverse: as many as `rank` lie below the value, on the line between the corners.
     corners = [(0.0, 0.0), *zip(upper, map(float, counts), strict=True)]
-    at = min(bisect_left(upper, found), len(upper) - 1) + 1
+    at = min(bisect_left(upper, value), len(upper) - 1) + 1
     (low, below), (high, above) = corners[at - 1], corners[at]
-    assert isclose(below + (above - below) * (found - low) / (high - low), rank, rel_tol=1e-9, abs_tol=1e-9)
+    assert isclose(below + (above - below) * (value - low) / (high - low), rank, rel_tol=1e-9, abs_tol=1e-9)
 
 
 def test_an_increase_is_the_plain_difference() -> None:
-    seen = [{"requests": {inf: 100.0}}, {"requests": {inf: 103.0}}, {"requests": {inf: 110.0}}]
-    assert increase(seen) == {"requests": {inf: 10.0}}
+    samples = [{"requests": {inf: 100.0}}, {"requests": {inf: 103.0}}, {"requests": {inf: 110.0}}]
+    assert increase(samples) == {"requests": {inf: 10.0}}
 
 
 def test_of_one_look_nothing_is_known() -> None:
@@ -99,8 +99,8 @@ def test_what_appears_later_began_at_0() -> None:
 
 
 def test_after_a_restart_everything_counts() -> None:
-    seen = [{"requests": {inf: 100.0}}, {"requests": {inf: 7.0}}, {"requests": {inf: 9.0}}]
-    assert increase(seen) == {"requests": {inf: 9.0}}
+    samples = [{"requests": {inf: 100.0}}, {"requests": {inf: 7.0}}, {"requests": {inf: 9.0}}]
+    assert increase(samples) == {"requests": {inf: 9.0}}
 
 
 def test_one_counter_that_fell_tells_of_the_restart_of_all() -> None:
@@ -126,12 +126,12 @@ def test_no_request_is_lost_or_counted_twice_however_often_an_instance_restarts(
     steps: list[tuple[bool, int, int]],
 ) -> None:
     fast = slow = 0
-    seen = [{"h": {1.0: 0.0, inf: 0.0}}]
+    samples = [{"h": {1.0: 0.0, inf: 0.0}}]
     expected = 0
     for restarts, more_fast, more_slow in steps:
-        if restarts and more_fast + more_slow < fast + slow:  # else no look can tell
+        if restarts and more_fast + more_slow < fast + slow:  # else no sample can tell
             fast = slow = 0
         fast, slow = fast + more_fast, slow + more_slow
         expected += more_fast + more_slow
-        seen.append({"h": {1.0: float(fast), inf: float(fast + slow)}})
-    assert increase(seen).get("h", {inf: 0.0})[inf] == expected
+        samples.append({"h": {1.0: float(fast), inf: float(fast + slow)}})
+    assert increase(samples).get("h", {inf: 0.0})[inf] == expected

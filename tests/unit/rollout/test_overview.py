@@ -46,79 +46,79 @@ def command(name: str, *arguments: str) -> str:
     return " ".join(["vllmjobs", name, "prod", *arguments])
 
 
-def seen(current: Json, of: Json | None, *allocations: Json, **more: Any) -> Overview:
+def overview_of(current: Json, of: Json | None, *allocations: Json, **more: Any) -> Overview:
     return overview(command, current, [job(0), job(1)], of, allocations, **more)
 
 
-def first_line(found: Overview) -> str:
-    return status_text(found).splitlines()[0]
+def first_line(shown: Overview) -> str:
+    return status_text(shown).splitlines()[0]
 
 
 STABLE = [allocation(0, "a"), allocation(0, "b")]
 
 
 def test_all_is_well_when_as_many_as_wanted_are_healthy() -> None:
-    found = seen(job(0), deployment(0, "successful"), *STABLE)
-    assert found.is_well
-    assert found.next == ()
-    assert first_line(found) == "vllm-prod: all is well: version 0, 2 of 2 instances healthy"
-    (part,) = found.groups[0].parts
+    shown = overview_of(job(0), deployment(0, "successful"), *STABLE)
+    assert shown.is_well
+    assert shown.next == ()
+    assert first_line(shown) == "vllm-prod: all is well: version 0, 2 of 2 instances healthy"
+    (part,) = shown.groups[0].parts
     assert (part.gpus, part.restarts, part.nodes) == (4, 2, ("gpu-1",))
     assert (part.image, part.model) == ("vllm/vllm-openai:v0.30.0", "org/model")
 
 
 def test_what_lacks_instances_is_named_with_its_logs() -> None:
     dead = allocation(0, "c", ClientStatus="failed")
-    found = seen(job(0), deployment(0, "successful"), STABLE[0], dead)
-    assert not found.is_well
-    assert first_line(found) == "vllm-prod: chat lacks instances: version 0, 1 of 2 instances healthy"
-    assert found.next == (("vllmjobs logs prod chat", "see what its instances say"),)
-    assert "version 0: 1 without a node; 1 failed\n" in status_text(found)
+    shown = overview_of(job(0), deployment(0, "successful"), STABLE[0], dead)
+    assert not shown.is_well
+    assert first_line(shown) == "vllm-prod: chat lacks instances: version 0, 1 of 2 instances healthy"
+    assert shown.next == (("vllmjobs logs prod chat", "see what its instances say"),)
+    assert "version 0: 1 without a node; 1 failed\n" in status_text(shown)
 
 
 def test_a_canary_is_healthy_only_when_its_deployment_says_so() -> None:
-    for healthy, said in ((None, "is being deployed: 0 of 1"), (True, "waits for its promotion: 1 of 1")):
+    for healthy, text in ((None, "is being deployed: 0 of 1"), (True, "waits for its promotion: 1 of 1")):
         canary = allocation(1, "c", healthy, DeploymentStatus={"Healthy": healthy, "Canary": True})
-        found = seen(job(1), deployment(1, PlacedCanaries=["c"]), *STABLE, canary)
-        assert f"version 1 {said} canaries healthy" in found.summary
-        new, old = found.groups[0].parts
+        shown = overview_of(job(1), deployment(1, PlacedCanaries=["c"]), *STABLE, canary)
+        assert f"version 1 {text} canaries healthy" in shown.summary
+        new, old = shown.groups[0].parts
         assert (new.role, new.desired, old.role, old.desired, old.healthy) == ("canary", 1, "current", 2, 2)
-        assert ("vllmjobs promote prod" in dict(found.next)) is bool(healthy)
-        assert "vllmjobs abort prod" in dict(found.next)
+        assert ("vllmjobs promote prod" in dict(shown.next)) is bool(healthy)
+        assert "vllmjobs abort prod" in dict(shown.next)
 
 
 def test_a_canary_without_a_node_is_told() -> None:
-    found = seen(job(1), deployment(1), *STABLE)
-    assert found.summary == "version 1 is being deployed: 0 of 1 canaries healthy, 1 without a node"
+    shown = overview_of(job(1), deployment(1), *STABLE)
+    assert shown.summary == "version 1 is being deployed: 0 of 1 canaries healthy, 1 without a node"
 
 
 def test_after_the_promotion_the_old_are_on_their_way_out() -> None:
-    found = seen(job(1), deployment(1, Promoted=True), allocation(1, "c"), STABLE[0])
-    assert [(part.role, part.desired) for part in found.groups[0].parts] == [("new", 2), ("old", 0)]
-    assert found.summary == "version 1 is being deployed: 1 of 2 healthy, 1 without a node"
-    assert found.groups[0].weight is None
+    shown = overview_of(job(1), deployment(1, Promoted=True), allocation(1, "c"), STABLE[0])
+    assert [(part.role, part.desired) for part in shown.groups[0].parts] == [("new", 2), ("old", 0)]
+    assert shown.summary == "version 1 is being deployed: 1 of 2 healthy, 1 without a node"
+    assert shown.groups[0].weight is None
 
 
 def test_a_way_back_is_gone_on_with_by_rollback() -> None:
     record = Record(version=1, at=AT, by="alice", is_way_back=True)
-    found = seen(job(1), deployment(1), *STABLE, records=[record])
-    assert found.next[0] == ("vllmjobs rollback prod", "go on with the way back")
-    assert "vllmjobs deploy prod" not in dict(found.next)
+    shown = overview_of(job(1), deployment(1), *STABLE, records=[record])
+    assert shown.next[0] == ("vllmjobs rollback prod", "go on with the way back")
+    assert "vllmjobs deploy prod" not in dict(shown.next)
 
 
 def test_after_a_deployment_has_failed_the_version_before_serves() -> None:
-    found = seen(job(1), deployment(1, "failed"), *STABLE)
-    assert not found.is_well
-    assert found.summary == (
+    shown = overview_of(job(1), deployment(1, "failed"), *STABLE)
+    assert not shown.is_well
+    assert shown.summary == (
         "the deployment of version 1 has failed (as Nomad says); version 0 serves: 2 of 2 healthy"
     )
-    assert "vllmjobs rollback prod" in dict(found.next)
+    assert "vllmjobs rollback prod" in dict(shown.next)
 
 
 def test_a_stopped_job_wants_nothing() -> None:
-    found = seen(job(1, Stop=True), deployment(1, "cancelled"))
-    assert first_line(found) == "vllm-prod: the job is stopped"
-    assert dict(found.next) == {"vllmjobs deploy prod": "start it again"}
+    shown = overview_of(job(1, Stop=True), deployment(1, "cancelled"))
+    assert first_line(shown) == "vllm-prod: the job is stopped"
+    assert dict(shown.next) == {"vllmjobs deploy prod": "start it again"}
 
 
 def test_the_screen() -> None:
@@ -132,7 +132,7 @@ def test_the_screen() -> None:
     )
     record = Record(version=1, at=AT, by="alice", steps={"chat": 1}, verdicts={"chat": verdict})
     state: Json = {"PlacedCanaries": ["c"], "RequireProgressBy": "2026-11-23T21:31:05.678Z"}
-    found = seen(
+    shown = overview_of(
         job(1),
         deployment(1, **state),
         *STABLE,
@@ -140,7 +140,7 @@ def test_the_screen() -> None:
         records=[record],
         weights={"chat": Weight(asked=0.25, given=0.2487)},
     )
-    assert status_text(found) == SCREEN
+    assert status_text(shown) == SCREEN
 
 
 SCREEN = """\

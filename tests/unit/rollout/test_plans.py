@@ -47,13 +47,13 @@ IMAGE = Field(path=("task", "vllm", "config", "image"), before="a", after="b", r
     ],
 )
 def test_each_strategy_has_its_steps(rollout: dict[str, Any], steps: tuple[float, ...]) -> None:
-    found = environment(**rollout)
-    assert shares(found, found.models["chat"]) == steps
+    described = environment(**rollout)
+    assert shares(described, described.models["chat"]) == steps
 
 
 def test_without_a_balancer_there_is_one_step() -> None:
-    found = environment("none", steps=[0.5])
-    assert shares(found, found.models["chat"]) == (0.1,)
+    described = environment("none", steps=[0.5])
+    assert shares(described, described.models["chat"]) == (0.1,)
 
 
 def test_more_steps_and_longer_windows_have_more_time() -> None:
@@ -65,13 +65,13 @@ def test_more_steps_and_longer_windows_have_more_time() -> None:
 
 
 def test_a_timeout_is_for_all_of_it() -> None:
-    found = plan(environment(steps=[0.5]), 7, now=100.0, timeout=60.0)
-    assert (found.promote_by, found.until) == (160.0, 160.0)
+    timed = plan(environment(steps=[0.5]), 7, now=100.0, timeout=60.0)
+    assert (timed.promote_by, timed.until) == (160.0, 160.0)
 
 
-@pytest.mark.parametrize(("text", "found"), [("90s", 90), ("1h30m", 5400), ("1.5m", 90), ("500ms", 0.5)])
-def test_a_timeout_is_written_as_nomad_writes_durations(text: str, found: float) -> None:
-    assert DURATION.convert(text, None, None) == found
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("1h30m", 5400), ("1.5m", 90), ("500ms", 0.5)])
+def test_a_timeout_is_written_as_nomad_writes_durations(text: str, seconds: float) -> None:
+    assert DURATION.convert(text, None, None) == seconds
 
 
 @pytest.mark.parametrize("text", ["abc", "90", "", "1d", "5 m", "-5m"])
