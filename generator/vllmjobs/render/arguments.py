@@ -23,7 +23,7 @@ JSON_LISTS = ("allowed-origins", "allowed-methods", "allowed-headers")
 
 
 def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
-    """What follows `vllm serve`: the model, what vllmjobs sets, then the environment's own `args`.
+    """Return the words after `vllm serve`: the model, what vllmjobs sets, then the environment's own `args`.
 
     These by name, and maps among them too: whoever orders keys anew is not to restart a server.
     """
@@ -43,7 +43,7 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
 
 
 def variables(environment: Environment, model: Model, deadlines: Deadlines) -> dict[str, str]:
-    """The variables of a server, less its secrets; the environment's own `env` wins."""
+    """Return the variables of a server, without its secrets; the environment's own `env` wins."""
     own = {
         "HOME": "${NOMAD_TASK_DIR}",
         # Compiled kernels are loaded from where they were written, and Docker's tmpfs at /tmp is noexec.
@@ -67,25 +67,25 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
 
 
 def served_names(name: str, model: Model) -> list[str]:
-    """What clients may call the model, the first being its name in vLLM's answers and metrics."""
+    """Return the names by which clients may call the model; vLLM's answers and metrics have the first."""
     given = model.served_name or name
     return given if isinstance(given, list) else [given]
 
 
 def listen_host(model: Model) -> str:
-    """The address to listen on: everywhere inside a container, else only the allocation's own."""
+    """Return the address to listen on: everywhere inside a container, else only the allocation's own."""
     return model.ports.host or ("0.0.0.0" if is_bridged(model) else "${NOMAD_IP_http}")
 
 
 def cache_path(model: Model) -> str | None:
-    """Where the server finds its model cache; None without one."""
+    """Return the folder in which the server finds its model cache; None without one."""
     if model.cache is None:
         return None
     return model.cache.bind if model.driver == "raw_exec" else model.cache.path
 
 
 def cache_variables(model: Model) -> dict[str, str]:
-    """Where the server looks for models and compiled kernels; nothing without a cache."""
+    """Return the variables of the folders of models and compiled kernels; none without a cache."""
     path = cache_path(model)
     if path is None:
         return {}
@@ -112,7 +112,7 @@ def _words(name: str, value: ArgValue) -> Iterator[str]:
         elif words:
             yield from (f"--{name}", *words)
     elif isinstance(value, dict | list | bool):  # as JSON; an option inside a JSON argument has no --no- form
-        said = json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
-        yield f"--{name}={said}"
+        text = json.dumps(value, separators=(",", ":"), ensure_ascii=False, sort_keys=True)
+        yield f"--{name}={text}"
     else:
         yield f"--{name}={value}"

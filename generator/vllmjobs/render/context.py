@@ -1,4 +1,4 @@
-"""What the templates see. Names here are the template author's interface."""
+"""The names that the template of the models' job sees: the interface of whoever writes a template."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -33,7 +33,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One model, as the job template writes it."""
+    """One model, as `vllm.nomad.hcl.j2` writes it."""
 
     name: str
     model: Model
@@ -60,13 +60,13 @@ class Group:
 
 
 def vllm_context(environment: Environment, only: str | None = None) -> dict[str, Any]:
-    """The context of `vllm.nomad.hcl.j2`; with `only`, a single group."""
+    """Return the context of `vllm.nomad.hcl.j2`; with `only`, a single group."""
     names = [only] if only else list(environment.models)
     return {"environment": environment, "groups": [group(environment, name) for name in names]}
 
 
 def group(environment: Environment, name: str) -> Group:
-    """One model of the environment, as the job template writes it."""
+    """Return one model of the environment, as `vllm.nomad.hcl.j2` writes it."""
     model = environment.models[name]
     balancer = balancer_of(environment)
     times = balancer.deadlines(model)
@@ -102,7 +102,7 @@ def group(environment: Environment, name: str) -> Group:
 
 
 def secrets(references: dict[str, str | None]) -> dict[str, dict[str, list[tuple[str, str]]]]:
-    """References by kind (`nomad`, `vault`), then by path: each variable, and the field of the answer."""
+    """Return references by kind (`nomad`, `vault`), then by path: variables, and fields of the answer."""
     by_kind: dict[str, dict[str, list[tuple[str, str]]]] = {"nomad": {}, "vault": {}}
     for variable, reference in sorted(references.items()):
         if reference is None:

@@ -52,7 +52,7 @@ def align(text: str) -> str:
     lines: list[str] = []
     chain: list[tuple[str, str, str]] = []
     opened: list[int] = []
-    heredoc_end = ""
+    depth, heredoc_end = "", ""
 
     def close_chain() -> None:
         width = max((len(key) for _, key, _ in chain), default=0)
@@ -65,7 +65,10 @@ def align(text: str) -> str:
             heredoc_end = "" if line.strip() == heredoc_end else heredoc_end
             continue
         code = line.strip()
-        indent = _indentation(code, opened)
+        indent = depth
+        if _BRACKET.search(code):
+            indent = _indentation(code, opened)
+            depth = "  " * len(opened)
         match = _ASSIGNMENT.fullmatch(code)
         if match and not code.endswith(("[", "{")):
             chain.append((indent, match[1], match[2]))
@@ -90,10 +93,8 @@ def _indentation(code: str, opened: list[int]) -> str:
     `opened` are the brackets that are open before the line, a number for each line that opened some; it is
     changed to those after the line.
     """
-    net = 0
-    if _BRACKET.search(code):
-        brackets = "".join(_BRACKET.findall(_STRING_OR_COMMENT.sub("", code)))
-        net = sum(1 if bracket in "([{" else -1 for bracket in brackets)
+    brackets = _BRACKET.findall(code if code in ("}", "]") else _STRING_OR_COMMENT.sub("", code))
+    net = sum(1 if bracket in "([{" else -1 for bracket in brackets)
     closed = -net
     while closed > 0 and opened:
         closed, opened[-1] = closed - opened[-1], opened[-1] - closed

@@ -1,4 +1,4 @@
-"""`render`: an environment and a template, to the HCL of one job."""
+"""An environment and a template are rendered into the HCL of one job."""
 
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -18,33 +18,33 @@ from vllmjobs.render.monitoring import prometheus_context
 
 
 class Templates(NamedTuple):
-    """Where templates come from."""
+    """The source of templates."""
 
     read: Callable[[str], tuple[str, str] | None]
-    """A template's text and where it was found, by its name; None where there is none."""
+    """Return a template's text and its path, by its name; None for a name without a template."""
     compiled: jinja2.BytecodeCache | None = None
-    """Where compiled templates are kept between runs."""
+    """The cache of compiled templates between runs."""
 
 
 class RenderError(UserError):
-    """What was asked for cannot be rendered; the message says where and why."""
+    """A job or a template that cannot be rendered; the message says where and why."""
 
 
 def jobs(environment: Environment) -> list[str]:
-    """The jobs that this environment has: `vllm`, its balancer, and the Prometheus that watches them."""
+    """Return the jobs of this environment: `vllm`, its balancer, and the Prometheus that watches them."""
     prometheus = "prometheus" if environment.monitoring.prometheus else None
     return [job for job in ("vllm", balancer_of(environment).job, prometheus) if job]
 
 
 def jobs_on_demand(environment: Environment) -> list[str]:
-    """The jobs that do nothing until somebody dispatches them, and that no release watches."""
+    """Return the jobs that do nothing until somebody dispatches them, and that no release watches."""
     if not cached_models(environment):
         return []
     return ["prefetch", *(["cache-backup", "cache-restore"] if environment.cache_backup else [])]
 
 
 def render(environment: Environment, job: str, templates: Templates, model: str | None = None) -> str:
-    """The HCL of one job, laid out as `nomad fmt` would.
+    """Return the HCL of one job, laid out as `nomad fmt` would.
 
     `model` keeps only that model's group. Raises `RenderError` for a job or a model that the
     environment does not have, and for a template that is missing or at fault.
@@ -62,10 +62,10 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
 def nginx_conf(
     environment: Environment, templates: Templates, instances: Sequence[Mapping[str, str]], *, metrics: bool
 ) -> str:
-    """The configuration of an nginx that is no container, on any machine; `instances` have own routes.
+    """Return the configuration of an nginx that is no container, on any machine.
 
-    Each has a `path` and an `address`. `metrics`: whether it is to show them, where the environment does not
-    say of nginx. Raises `RenderError` as `render` does.
+    Each of the `instances` has a route of its own: a `path` and an `address`. `metrics` tells whether nginx
+    shows them, where the environment does not say so of an nginx. Raises `RenderError` as `render` does.
     """
     context = without_container(environment, metrics=metrics).context()
     return _filled("nginx.conf.ctmpl.j2", {**context, "instances": instances}, templates)
@@ -92,10 +92,10 @@ def _filled(name: str, context: Mapping[str, Any], templates: Templates) -> str:
 
 @lru_cache(maxsize=2)  # a diff renders many environments, each on two sides
 def _jinja(templates: Templates) -> jinja2.Environment:
-    """Nomad's own `{{ }}` and `${ }` stay readable: ours are `[[ ]]`, `[% %]` and `[# #]`."""
+    """Return Jinja with `[[ ]]`, `[% %]` and `[# #]`: Nomad's own `{{ }}` and `${ }` stay readable."""
     jinja = jinja2.Environment(
         loader=jinja2.FunctionLoader(
-            lambda name: (*found, None) if (found := templates.read(name)) else None
+            lambda name: (*template, None) if (template := templates.read(name)) else None
         ),
         bytecode_cache=templates.compiled,
         undefined=jinja2.StrictUndefined,
@@ -115,6 +115,6 @@ def _jinja(templates: Templates) -> jinja2.Environment:
 
 
 def _place(error: Exception) -> str:
-    """The innermost line of a template that the error passed through, if any."""
+    """Return the innermost line of a template that the error passed through, if any."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
     return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""

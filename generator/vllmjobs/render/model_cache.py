@@ -1,4 +1,4 @@
-"""What the templates of the model caches' jobs see: which models, where, and the program that does it."""
+"""The names that the templates of the model caches see: models, places, and the program that does it."""
 
 import pkgutil
 import re
@@ -34,7 +34,7 @@ _COUNTING = ("distinct_hosts", "distinct_property")
 
 @dataclass(frozen=True, slots=True)
 class CachedModel:
-    """One model's cache, as the job template writes it."""
+    """One model's cache, as `model-cache.hcl.j2` writes it."""
 
     name: str
     model: Model
@@ -49,14 +49,14 @@ class CachedModel:
 
 
 def cached_models(environment: Environment) -> list[str]:
-    """The models that are on the hub and have a cache."""
+    """Return the models that are on the hub and have a cache."""
     return [
         name for name, model in environment.models.items() if model.cache and not ELSEWHERE.match(model.model)
     ]
 
 
 def cache_context(environment: Environment, job: str) -> dict[str, Any]:
-    """The context of `prefetch`, `cache-backup` and `cache-restore.nomad.hcl.j2`."""
+    """Return the context of `prefetch`, `cache-backup` and `cache-restore.nomad.hcl.j2`."""
     nomad, backup = environment.nomad, environment.cache_backup if job != "prefetch" else None
     constraints = _of_nodes([*nomad.constraints, *(backup.constraints if backup else [])])
     return {
@@ -85,7 +85,7 @@ def _source(module: str) -> str:
 
 
 def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
-    """One, or where each allocation of the server has a volume of its own, one for each that is filled."""
+    """Return one cache, or one for each volume to fill where each allocation of the server has its own."""
     model = environment.models[name]
     assert model.cache
     server = group(environment, name)
@@ -147,7 +147,7 @@ def _is_bucket(backup: CacheBackup) -> bool:
 
 
 def _variables(model: Model) -> dict[str, str]:
-    """The server's own, so that the hub, the proxy and the folders are the same, but for being offline."""
+    """Return the server's variables, for the same hub, proxy and folders, without those for offline."""
     own = {
         "HOME": "${NOMAD_TASK_DIR}",
         "HF_HOME": cache_variables(model)["HF_HOME"],

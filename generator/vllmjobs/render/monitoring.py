@@ -1,4 +1,4 @@
-"""What the templates of Prometheus see: the models that it watches, and the alerts."""
+"""The names that the templates of Prometheus see: the models that it watches, and the alerts."""
 
 import pkgutil
 from functools import cache
@@ -23,7 +23,7 @@ class Alert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     alert: str
     source: str
-    """Where the figures are from."""
+    """The origin of the figures."""
     expr: str
     """PromQL, with THRESHOLD for that of a severity."""
     lasting: str = msgspec.field(name="for")
@@ -34,12 +34,12 @@ class Alert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
     @property
     def runbook(self) -> str:
-        """The name of its page."""
+        """Return the name of its page."""
         return "".join(f"-{c.lower()}" if c.isupper() else c for c in self.alert).lstrip("-")
 
     @property
     def severities(self) -> dict[str, str]:
-        """The expression of each severity."""
+        """Return the expression of each severity."""
         by_name = {"warning": self.warning, "critical": self.critical}
         return {
             name: self.expr.strip().replace(THRESHOLD, f"{value:g}")
@@ -50,14 +50,14 @@ class Alert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
 
 @cache
 def alerts() -> list[Alert]:
-    """Every alert, in the order of the file."""
+    """Return every alert, in the order of the file."""
     text = pkgutil.get_data(__name__, "alerts.yaml")
     assert text is not None
     return msgspec.convert(yaml.safe_load(text), list[Alert])
 
 
 def prometheus_context(environment: Environment) -> dict[str, Any]:
-    """The context of `prometheus.nomad.hcl.j2` and of `prometheus.rules.yml.j2`."""
+    """Return the context of `prometheus.nomad.hcl.j2` and of `prometheus.rules.yml.j2`."""
     prometheus = environment.monitoring.prometheus or PrometheusJob()
     return {
         "environment": environment,
@@ -78,7 +78,7 @@ def prometheus_context(environment: Environment) -> dict[str, Any]:
 
 
 def _targets(environment: Environment, prometheus: PrometheusJob) -> dict[str, dict[str, str | None]]:
-    """What is scraped: by Prometheus's job, then by service in Consul, the model that it is of."""
+    """Return what is scraped: by Prometheus's job, then by service in Consul, the model of the service."""
     balancer = balancer_of(environment)
     services = {name: service_name(environment, name) for name in sorted(environment.models)}
     by_job: dict[str, dict[str, str | None]] = {
@@ -91,4 +91,4 @@ def _targets(environment: Environment, prometheus: PrometheusJob) -> dict[str, d
         "balancer": {balancer.service: None} if balancer.service and balancer.shows_metrics else {},
         "dcgm": {prometheus.dcgm: None} if prometheus.dcgm else {},
     }
-    return {job: found for job, found in by_job.items() if found}
+    return {job: services for job, services in by_job.items() if services}
