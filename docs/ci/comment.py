@@ -38,15 +38,15 @@ class Forge(NamedTuple):
 def github() -> Forge:
     """Ask GraphQL who we are: a workflow's own token may not read `/user`."""
     header = ("Authorization", f"Bearer {variable('GITHUB_TOKEN')}")
-    found = re.fullmatch(r"refs/pull/(\d+)/(?:merge|head)", variable("GITHUB_REF"))
-    if not found:
+    match = re.fullmatch(r"refs/pull/(\d+)/(?:merge|head)", variable("GITHUB_REF"))
+    if not match:
         sys.exit(f"comment.py: {variable('GITHUB_REF')} is no pull request")
     issues = f"{variable('GITHUB_API_URL')}/repos/{variable('GITHUB_REPOSITORY')}/issues"
     viewer, _ = send("POST", variable("GITHUB_GRAPHQL_URL"), header, {"query": "{ viewer { login } }"})
     if "data" not in viewer:
         sys.exit(f"comment.py: {variable('GITHUB_GRAPHQL_URL')}: {viewer}")
     me = viewer["data"]["viewer"]["login"]
-    return Forge(f"{issues}/{found[1]}/comments", f"{issues}/comments", "PATCH", "user", header, me)
+    return Forge(f"{issues}/{match[1]}/comments", f"{issues}/comments", "PATCH", "user", header, me)
 
 
 def gitlab() -> Forge:
@@ -81,8 +81,8 @@ def send(verb: str, url: str, header: tuple[str, str], body: object = None) -> t
             following = re.search(r'<([^>]+)>;\s*rel="next"', answer.headers.get("Link", ""))
             return json.load(answer), following[1] if following else ""
     except urllib.error.HTTPError as error:
-        said = error.read(500).decode(errors="replace")
-        sys.exit(f"comment.py: {verb} {url}: {error.code} {error.reason}: {said}")
+        body = error.read(500).decode(errors="replace")
+        sys.exit(f"comment.py: {verb} {url}: {error.code} {error.reason}: {body}")
     except (OSError, ValueError) as error:
         sys.exit(f"comment.py: {verb} {url}: {error}")
 

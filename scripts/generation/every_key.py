@@ -94,12 +94,12 @@ class _Annotated:
 
     def __init__(self) -> None:
         self._definitions = json_schema(whole=True)["$defs"]
-        self._told: set[str] = set()
+        self._described: set[str] = set()
 
     def block(self, name: str, path: tuple[str, ...], defaults: dict[str, Any]) -> Iterator[str]:
         """Yield the lines of a block; `defaults` are what the key that holds it has as its default."""
-        is_first, shared = name not in self._told, set()
-        self._told.add(name)
+        is_first, shared = name not in self._described, set()
+        self._described.add(name)
         if name == "Model":
             shared = set(self._definitions["ModelDefaults"]["properties"])
             yield from self._comment("Every key of `defaults` may stand here too.", path)

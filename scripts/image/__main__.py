@@ -22,16 +22,16 @@ def main() -> int:
     command.add_argument("--report", type=Path, required=True)
     command.add_argument("--ignore", action="append", default=[], metavar="ID")
     command.add_argument("--allow-unscanned", action="store_true")
-    told = parser.parse_args()
+    options = parser.parse_args()
     packages = read(sys.stdin)
-    if told.command == "bill":
+    if options.command == "bill":
         from image.bill import bill  # noqa: PLC0415 (half a second)
 
-        print(bill(told.image, packages))
+        print(bill(options.image, packages))
         return 0
-    found = report(told.image, packages, *_pip_audit(requirements(packages)), told.ignore)
-    told.report.write_text(json.dumps(found, indent=2) + "\n")
-    passes, label, words = verdict(found, told.allow_unscanned)
+    result = report(options.image, packages, *_pip_audit(requirements(packages)), options.ignore)
+    options.report.write_text(json.dumps(result, indent=2) + "\n")
+    passes, label, words = verdict(result, options.allow_unscanned)
     print(f"vulnerabilities: {words}", file=sys.stderr)
     print(label)
     return 0 if passes else 1

@@ -92,12 +92,12 @@ def report(
     vulnerabilities: list[Vulnerability] = []
     not_scanned: list[Unscanned] = []
     for package in packages:
-        found = answers.get((package.name, _public(package.version) or ""))
-        if found is None or "vulns" not in found:
-            said = found["skip_reason"] if found else "pip-audit has no answer for it"
-            not_scanned.append(Unscanned(package=package.name, version=package.version, why=said))
+        result = answers.get((package.name, _public(package.version) or ""))
+        if result is None or "vulns" not in result:
+            reason = result["skip_reason"] if result else "pip-audit has no answer for it"
+            not_scanned.append(Unscanned(package=package.name, version=package.version, why=reason))
             continue
-        for one in found["vulns"]:
+        for one in result["vulns"]:
             vulnerabilities.append(
                 Vulnerability(
                     package=package.name,
@@ -118,20 +118,20 @@ def report(
     )
 
 
-def verdict(found: Report, allow_unscanned: bool = False) -> Verdict:
+def verdict(result: Report, allow_unscanned: bool = False) -> Verdict:
     """Say what a report comes to. What was not scanned never counts as clean."""
-    if found["vulnerabilities"] is None:
-        return Verdict(allow_unscanned, "not scanned", f"not scanned: {found['why']}")
-    count = f"{found['packages']} packages"
-    if unknown := [one["package"] for one in found["not_scanned"]]:
+    if result["vulnerabilities"] is None:
+        return Verdict(allow_unscanned, "not scanned", f"not scanned: {result['why']}")
+    count = f"{result['packages']} packages"
+    if unknown := [one["package"] for one in result["not_scanned"]]:
         count += f", of which not scanned: {', '.join(unknown)}"
-    open_ones = [one for one in found["vulnerabilities"] if not one["ignored"]]
+    open_ones = [one for one in result["vulnerabilities"] if not one["ignored"]]
     if open_ones:
         named = ", ".join(f"{one['package']} {one['version']} ({one['id']})" for one in open_ones)
         return Verdict(False, "vulnerable", f"vulnerable: {named}; in {count}")
-    if accepted := sorted({one["id"] for one in found["vulnerabilities"]}):
-        said = f"none but {', '.join(accepted)}"
-        return Verdict(True, said, f"{said}; in {count}")
+    if accepted := sorted({one["id"] for one in result["vulnerabilities"]}):
+        words = f"none but {', '.join(accepted)}"
+        return Verdict(True, words, f"{words}; in {count}")
     return Verdict(True, "none known", f"none known; in {count}")
 
 

@@ -21,21 +21,21 @@ class Package(NamedTuple):
 
 def read(lines: Iterable[str]) -> list[Package]:
     """Return each package and version once, by name."""
-    found: dict[tuple[str, str], Package] = {}
+    packages: dict[tuple[str, str], Package] = {}
     for line in filter(str.strip, lines):
         listed = json.loads(line)
         for one in listed["packages"]:
             name, version = canonicalize_name(one["name"]), one["version"]
-            before = found.get((name, version))
+            before = packages.get((name, version))
             prefixes = {*(before.prefixes if before else ()), listed["prefix"]}
-            found[name, version] = Package(name, version, _license(one), tuple(sorted(prefixes)))
-    return [found[key] for key in sorted(found)]
+            packages[name, version] = Package(name, version, _license(one), tuple(sorted(prefixes)))
+    return [packages[key] for key in sorted(packages)]
 
 
 def _license(listed: dict[str, object]) -> str | None:
-    said = str(listed["license"] or "").strip()
-    if said and said != "UNKNOWN" and "\n" not in said and len(said) <= LONGEST_LICENSE:
-        return said
+    text = str(listed["license"] or "").strip()
+    if text and text != "UNKNOWN" and "\n" not in text and len(text) <= LONGEST_LICENSE:
+        return text
     classifiers = listed["classifiers"]
     assert isinstance(classifiers, list)
     return str(classifiers[0]).rpartition(" :: ")[2] if classifiers else None

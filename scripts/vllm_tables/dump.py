@@ -43,9 +43,9 @@ def parser() -> argparse.ArgumentParser:
     original = arg_utils.get_kwargs
 
     def get_kwargs(cls: type) -> dict[str, dict[str, Any]]:
-        found = original(cls)
+        result = original(cls)
         origins[cls.__name__] = cls
-        return {name: {**kwargs, "help": f"{cls.__name__}.{name}"} for name, kwargs in found.items()}
+        return {name: {**kwargs, "help": f"{cls.__name__}.{name}"} for name, kwargs in result.items()}
 
     arg_utils.get_kwargs = get_kwargs
     made: argparse.ArgumentParser = cli_args().create_parser_for_docs()
@@ -87,27 +87,27 @@ def table(version: str) -> Table:
 
 def _reachable(flags: list[dict[str, Any]], objects: dict[str, Table]) -> dict[str, Table]:
     """Return the classes that some option is read into."""
-    found: dict[str, Table] = {}
+    result: dict[str, Table] = {}
     waiting = [flag.get("value", {}) for flag in flags]
     while waiting:
         item = waiting.pop()
         waiting += item.get("of", [])
         name = item.get("object")
-        if name and name not in found:
-            found[name] = objects[name]
+        if name and name not in result:
+            result[name] = objects[name]
             waiting += objects[name]["keys"].values()
-    return dict(sorted(found.items()))
+    return dict(sorted(result.items()))
 
 
 def config_class(name: str) -> type:
     """Return a configuration class of the release by its name."""
     for module in ("vllm.config", "vllm.config.watermarking", "vllm.config.diffusion"):
         try:
-            found = getattr(importlib.import_module(module), name, None)
+            result = getattr(importlib.import_module(module), name, None)
         except ModuleNotFoundError:
             continue
-        if isinstance(found, type):
-            return found
+        if isinstance(result, type):
+            return result
     raise ImportError(f"vllm.config has no {name}")
 
 
@@ -160,9 +160,9 @@ def _flag(action: argparse.Action, schemas: Schemas) -> dict[str, Any]:
 
 def origin(action: argparse.Action) -> tuple[str, str]:
     """Return the class and the field that the values of an option end in; empty for the parser's own."""
-    found = re.match(r"(\w+)\.(\w+)", action.help or "")
-    if found and found[1] in origins:
-        return found[1], found[2]
+    match = re.match(r"(\w+)\.(\w+)", action.help or "")
+    if match and match[1] in origins:
+        return match[1], match[2]
     parallel = dataclasses.fields(origins["ParallelConfig"])
     if action.dest.startswith("data_parallel_") and action.dest in {field.name for field in parallel}:
         return "ParallelConfig", action.dest  # written out in add_cli_args, without get_kwargs

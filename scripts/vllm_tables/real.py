@@ -22,10 +22,10 @@ ALONE = {
 
 def read(words: list[str]) -> dict[str, Any]:
     """Return `{"values": {dest: value}}` or `{"refused": message, "by": "parser"|"check"|"configuration"}`"""
-    said = io.StringIO()
+    output = io.StringIO()
     by = "parser"
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        with contextlib.redirect_stderr(output), contextlib.redirect_stdout(output):
             arguments = _serve().parse_args(["serve", *words])
             by = "check"
             cli_args().validate_parsed_serve_args(arguments)
@@ -33,7 +33,7 @@ def read(words: list[str]) -> dict[str, Any]:
             by = "configuration"
             _configure(arguments)
     except SystemExit:
-        return {"refused": said.getvalue()[-300:], "by": by}
+        return {"refused": output.getvalue()[-300:], "by": by}
     except Exception as error:  # whatever vLLM raises
         return {"refused": f"{type(error).__name__}: {error}"[:300], "by": by}
     return {"values": values}
@@ -50,12 +50,12 @@ def _serve() -> Any:
 @cache
 def _fields() -> dict[str, list[tuple[str, str]]]:
     """Return, for every configuration class, the options that end in it, and in which field."""
-    found: dict[str, list[tuple[str, str]]] = {}
+    options: dict[str, list[tuple[str, str]]] = {}
     for action in parser()._actions:
         cls, field = origin(action)
         if cls and not cls.endswith("FrontendArgs"):
-            found.setdefault(cls, []).append((action.dest, field))
-    return found
+            options.setdefault(cls, []).append((action.dest, field))
+    return options
 
 
 def _configure(arguments: argparse.Namespace) -> None:

@@ -67,7 +67,7 @@ def _source_distribution(version: str) -> dict[str, Any]:
     with urllib.request.urlopen(request) as answer:
         files: list[dict[str, Any]] = json.load(answer)["files"]
     name = re.compile(rf"vllm-{re.escape(version)}\.tar\.gz")
-    found = next((file for file in files if name.fullmatch(file["filename"])), None)
-    if not found:
+    wanted = next((file for file in files if name.fullmatch(file["filename"])), None)
+    if not wanted:
         raise SystemExit(f"scripts/vllm-tables: the index has no vllm-{version}.tar.gz")
-    return found
+    return wanted

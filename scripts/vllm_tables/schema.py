@@ -138,13 +138,13 @@ def registered(origin: str, written: Type) -> Type:
 def _names(known: Names) -> Iterable[str]:
     for module in known.modules.split():
         try:
-            found = importlib.import_module(module)
+            loaded = importlib.import_module(module)
         except ModuleNotFoundError as error:
             if not module.startswith(error.name or "?"):
                 raise
             continue
         try:
-            return known.names(found)
+            return known.names(loaded)
         except AttributeError:  # the release does not know this yet
             continue
     return ()

@@ -95,9 +95,9 @@ def arguments_are_given_once(subject: Subject) -> Findings:
 
     `max_num_seqs` and `max-num-seqs` are one argument; the last would win.
     """
-    seen: dict[str, str] = {}
+    spellings: dict[str, str] = {}
     for name in subject.model.args:
-        other = seen.setdefault(argument_name(name), name)
+        other = spellings.setdefault(argument_name(name), name)
         if other != name:
             yield ("args", name), f"is the same argument as {other!r}"
     yield from _mistakes(subject, "VJ103")

@@ -51,13 +51,13 @@ def _comments(source: str, text: str) -> Iterator[_Comment]:
     lines = text.split("\n")
     start = 0
     for number, line in enumerate(lines, 1):
-        found = _COMMENT.search(line)
-        at, start = start + (found.start() if found else 0), start + len(line) + 1
-        if not found or any(begin <= at < end for begin, end in strings):
+        comment = _COMMENT.search(line)
+        at, start = start + (comment.start() if comment else 0), start + len(line) + 1
+        if not comment or any(begin <= at < end for begin, end in strings):
             continue
-        rules = re.findall(r"VJ\d+", found[1].upper())
+        rules = re.findall(r"VJ\d+", comment[1].upper())
         yield _Comment(
-            Mark(source, number, found.start() + 1), _about(lines, number), rules, found[2].strip()
+            Mark(source, number, comment.start() + 1), _about(lines, number), rules, comment[2].strip()
         )
 
 

@@ -82,10 +82,10 @@ def steps_are_used(subject: Subject) -> Findings:
     if not rollout.steps:
         return
     if rollout.strategy != "canary":
-        does = (
+        effect = (
             "replaces one instance after the other" if rollout.strategy == "rolling" else "switches at once"
         )
-        yield ("rollout", "steps"), f"strategy {rollout.strategy} {does} and uses no steps; leave them out"
+        yield ("rollout", "steps"), f"strategy {rollout.strategy} {effect} and uses no steps; leave them out"
     elif not subject.balancer.gives_shares:
         yield ("rollout", "steps"), "no balancer is there to give the canaries a share; leave them out"
 

@@ -65,7 +65,7 @@ def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
 
 def as_sarif(problems: Iterable[Problem], version: str) -> str:
     """Return SARIF 2.1.0, as GitHub's code scanning and other viewers take it."""
-    found = list(problems)
+    findings = list(problems)
     rules = sorted(NAMES)
     driver = {
         "name": "vllmjobs",
@@ -88,7 +88,7 @@ def as_sarif(problems: Iterable[Problem], version: str) -> str:
             "message": {"text": _sentence(problem)},
             "locations": [_location(problem)],
         }
-        for problem in found
+        for problem in findings
     ]
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     return _json({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})

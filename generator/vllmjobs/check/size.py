@@ -27,13 +27,13 @@ CPU_FIGURES = ("kv_tokens", "concurrency")
 class Figure(NamedTuple):
     """One figure of vLLM's log, and the estimated one; None where the estimate does not cover it."""
 
-    said: float
+    logged: float
     estimated: float | None
 
     @property
     def off(self) -> float | None:
         """Return how far the estimate is above vLLM's figure, as a part of that figure."""
-        return None if self.estimated is None or not self.said else self.estimated / self.said - 1
+        return None if self.estimated is None or not self.logged else self.estimated / self.logged - 1
 
 
 class Beside(NamedTuple):
@@ -66,34 +66,34 @@ class Size(NamedTuple):
 def size(subject: Subject, gpu: Gpu | None) -> Size:
     """Return the memory of one model on `gpu`, or on the GPU that it asks for."""
     gpu = gpu or subject.gpu
-    found = Size(subject.name, subject.model.model, subject.serving.gpu_count, gpu)
+    result = Size(subject.name, subject.model.model, subject.serving.gpu_count, gpu)
     if not isinstance(subject.shape, Shape):
-        return found._replace(why_not=subject.shape or str(subject.config))
+        return result._replace(why_not=subject.shape or str(subject.config))
     try:
         of_same = smallest(subject.shape, subject.serving, [gpu]) if gpu else None
-        found = found._replace(smallest=smallest(subject.shape, subject.serving), of_same=of_same)
+        result = result._replace(smallest=smallest(subject.shape, subject.serving), of_same=of_same)
     except UnknownShapeError as error:
-        return found._replace(why_not=str(error))
+        return result._replace(why_not=str(error))
     refused = dividing(subject.shape, subject.serving)
     refused += [*capability(subject.shape, gpu, subject.serving)] if gpu else []
-    if errors := [misfit.message for misfit in refused if misfit.severity == "error"]:
-        return found._replace(refused=errors[0])
+    if errors := [obstacle.message for obstacle in refused if obstacle.severity == "error"]:
+        return result._replace(refused=errors[0])
     if gpu is None:
-        return found._replace(why_not="no GPU is named; say gpus.model or gpus.memory, or --gpu NAME")
+        return result._replace(why_not="no GPU is named; say gpus.model or gpus.memory, or --gpu NAME")
     fit = subject.on(gpu)
-    return found._replace(why_not=fit) if isinstance(fit, str) else found._replace(estimate=fit)
+    return result._replace(why_not=fit) if isinstance(fit, str) else result._replace(estimate=fit)
 
 
-def beside(subject: Subject, found: Size, log: StartupLog) -> Size:
+def beside(subject: Subject, result: Size, log: StartupLog) -> Size:
     """Return a size with what vLLM told in its log beside the estimate.
 
     On the CPU the estimate covers what a token takes: the tokens are those that a cache of the size that was
     asked for holds, or of the size that the log tells. Versions that called the CPU a GPU, too, are known by
     VLLM_CPU_KVCACHE_SPACE.
     """
-    estimate, covered, notes = found.estimate, tuple(FIGURES), []
+    estimate, covered, notes = result.estimate, tuple(FIGURES), []
     space = _kv_cache_space(subject)
-    if log.device == "CPU" or (space and not found.gpu):
+    if log.device == "CPU" or (space and not result.gpu):
         # In vLLM's order: the variable is laid over the argument (vllm/platforms/cpu.py).
         given = space or subject.serving.kv_cache_memory_bytes or log.kv_cache
         estimate, covered = None, CPU_FIGURES
@@ -114,7 +114,7 @@ def beside(subject: Subject, found: Size, log: StartupLog) -> Size:
         for name in FIGURES
         if (value := getattr(log, name)) is not None
     }
-    return found._replace(beside=Beside(log.device, figures, notes))
+    return result._replace(beside=Beside(log.device, figures, notes))
 
 
 def _kv_cache_space(subject: Subject) -> int | None:
@@ -142,7 +142,7 @@ def as_json(sizes: list[Size]) -> str:
             "gpu": each.gpu.name if each.gpu else None,
             "count": each.gpus,
             "estimate": msgspec.to_builtins(each.estimate),
-            "said": each.beside and _said(each.beside),
+            "said": each.beside and _logged(each.beside),
             "smallest": msgspec.to_builtins(each.smallest),
             "smallest_of_this_gpu": msgspec.to_builtins(each.of_same),
             "reason": each.refused or each.why_not or None,
@@ -155,21 +155,23 @@ def as_json(sizes: list[Size]) -> str:
 def _one(size: Size) -> str:
     on = f" on {size.gpus} x {size.gpu.name}" if size.gpu else ""
     lines = [f"{size.name}: {size.model}{on}"]
-    found = size.estimate
-    if found is None:
+    estimate = size.estimate
+    if estimate is None:
         lines.append(f"  cannot run: {size.refused}" if size.refused else f"  {size.why_not}")
     else:
         parts = {
-            "weights": found.weights,
-            "activations": found.activations,
-            "CUDA graphs": found.cuda_graphs,
-            "non-torch": found.non_torch,
-            "KV cache": found.kv_cache,
-            "left": found.total - found.used - found.kv_cache,
+            "weights": estimate.weights,
+            "activations": estimate.activations,
+            "CUDA graphs": estimate.cuda_graphs,
+            "non-torch": estimate.non_torch,
+            "KV cache": estimate.kv_cache,
+            "left": estimate.total - estimate.used - estimate.kv_cache,
         }
-        lines += [f"  {name:<12}{_gib(value)}  {_bar(value / found.total)}" for name, value in parts.items()]
-        lines.append(f"  {'of':<12}{_gib(found.total)}  per GPU, as CUDA counts it")
-        lines += _what_fits(found)
+        lines += [
+            f"  {name:<12}{_gib(value)}  {_bar(value / estimate.total)}" for name, value in parts.items()
+        ]
+        lines.append(f"  {'of':<12}{_gib(estimate.total)}  per GPU, as CUDA counts it")
+        lines += _what_fits(estimate)
     requests = [f"{each.count} x {each.gpu}" for each in (size.of_same, size.smallest) if each]
     if requests:
         lines.append(f"  smallest that would do: {', of all GPUs '.join(dict.fromkeys(requests))}")
@@ -177,13 +179,16 @@ def _one(size: Size) -> str:
     return "".join(f"{line.rstrip()}\n" for line in lines)
 
 
-def _said(beside: Beside) -> dict[str, Any]:
-    figures = {name: {**each._asdict(), "off": each.off} for name, each in beside.figures.items()}
+def _logged(beside: Beside) -> dict[str, Any]:
+    figures = {
+        name: {"said": each.logged, "estimated": each.estimated, "off": each.off}
+        for name, each in beside.figures.items()
+    }
     return {"device": beside.device, "figures": figures, "notes": beside.notes}
 
 
 def _beside(beside: Beside) -> list[str]:
-    """Yield a line for each figure, vLLM's own first."""
+    """Return a line for each figure, vLLM's own first."""
 
     def shown(name: str, value: float | None) -> str:
         if value is None:
@@ -195,20 +200,20 @@ def _beside(beside: Beside) -> list[str]:
     lines = [f"  {'':<20}{'vLLM said':>14}{'estimated':>14}{'off':>8}"]
     for name, each in beside.figures.items():
         off = "" if each.off is None else f"{each.off:+.1%}"
-        said, estimated = shown(name, each.said), shown(name, each.estimated)
-        lines.append(f"  {FIGURES[name]:<20}{said:>14}{estimated:>14}{off:>8}")
+        logged, estimated = shown(name, each.logged), shown(name, each.estimated)
+        lines.append(f"  {FIGURES[name]:<20}{logged:>14}{estimated:>14}{off:>8}")
     return lines + [f"  {note}" for note in beside.notes]
 
 
-def _what_fits(found: Estimate) -> list[str]:
-    if not found.fits:
-        missing = f"{found.max_model_len:,} tokens need {found.needed / GIB:.2f} GiB of KV cache"
-        longest = f"; {found.longest_context:,} would fit" if found.longest_context else ""
+def _what_fits(estimate: Estimate) -> list[str]:
+    if not estimate.fits:
+        missing = f"{estimate.max_model_len:,} tokens need {estimate.needed / GIB:.2f} GiB of KV cache"
+        longest = f"; {estimate.longest_context:,} would fit" if estimate.longest_context else ""
         return [f"  does not fit: {missing}{longest}"]
     return [
-        f"  {found.kv_tokens:,} tokens of KV cache: {found.concurrency:.1f} requests of "
-        f"{found.max_model_len:,} tokens at a time",
-        f"  longest context that fits: {found.longest_context:,} tokens",
+        f"  {estimate.kv_tokens:,} tokens of KV cache: {estimate.concurrency:.1f} requests of "
+        f"{estimate.max_model_len:,} tokens at a time",
+        f"  longest context that fits: {estimate.longest_context:,} tokens",
     ]
 
 

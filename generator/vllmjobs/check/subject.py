@@ -91,18 +91,18 @@ class Subject:
     @cached_property
     def config(self) -> dict[str, Any] | str:
         """The model's config.json with `hf-overrides` laid over it, or why there is none."""
-        found = self.facts.configs.get(self.name)
-        if found is None:
-            found = models.config(self.model.model)
-        if found is None:
+        config = self.facts.configs.get(self.name)
+        if config is None:
+            config = models.config(self.model.model)
+        if config is None:
             return f"{self.model.model} is not in the table of known models"
-        return _over(found, self.overrides) if isinstance(found, dict) else found
+        return _over(config, self.overrides) if isinstance(config, dict) else config
 
     @cached_property
     def overrides(self) -> dict[str, Any]:
         """The changes of the config.json that `hf-overrides` names."""
-        found = self.reading.values.get("hf_overrides")
-        return found if isinstance(found, dict) else {}
+        overrides = self.reading.values.get("hf_overrides")
+        return overrides if isinstance(overrides, dict) else {}
 
     @cached_property
     def shape(self) -> Shape | str | None:

@@ -124,8 +124,8 @@ def cache_job_name(environment: Environment, job: str) -> str:
 def other_parallelism(model: Model) -> int:
     """Return the factor by which pipeline and data parallelism multiply the GPUs of a server."""
     sizes = {argument_name(key): value for key, value in model.args.items()}
-    found = (str(sizes.get(f"{kind}-parallel-size", 1)) for kind in ("pipeline", "data"))
-    return math.prod(int(size) for size in found if size.isdecimal() and size != "0")
+    factors = (str(sizes.get(f"{kind}-parallel-size", 1)) for kind in ("pipeline", "data"))
+    return math.prod(int(size) for size in factors if size.isdecimal() and size != "0")
 
 
 def tensor_parallel_size(model: Model) -> int:

@@ -61,8 +61,10 @@ def json_schema(*, whole: bool = False) -> dict[str, Any]:
 
 def explain(tree: Node) -> list[Problem]:
     """Return everything in the tree that the schema does not allow, with place, rule and way out."""
-    found = _Validator(json_schema(whole=True)).iter_errors(plain(tree))
-    return [Problem(locate(tree, path), path, message) for error in found for path, message in _said(error)]
+    errors = _Validator(json_schema(whole=True)).iter_errors(plain(tree))
+    return [
+        Problem(locate(tree, path), path, message) for error in errors for path, message in _explained(error)
+    ]
 
 
 # JSON Schema takes 2.0 for an integer; msgspec and Nomad do not.
@@ -72,7 +74,7 @@ _Validator = validators.extend(  # type: ignore[no-untyped-call]
 )
 
 
-def _said(error: Any) -> Iterator[tuple[Path, str]]:
+def _explained(error: Any) -> Iterator[tuple[Path, str]]:
     """Yield one schema error as (path, message) pairs."""
     path: Path = tuple(error.absolute_path)
     value, rule, limit = error.instance, error.validator, error.validator_value
@@ -109,7 +111,7 @@ def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
     nearer = [inner for inner in error.context if inner.validator not in ("type", "enum")]
     words = [word for inner in error.context if inner.validator == "enum" for word in inner.validator_value]
     if nearer:
-        yield from _said(nearer[0])
+        yield from _explained(nearer[0])
         return
     kinds = [inner.schema.get("title") for inner in error.context if inner.schema.get("title") in _EXAMPLES]
     if kinds:

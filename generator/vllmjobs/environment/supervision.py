@@ -56,7 +56,7 @@ def term_timeout(deadlines: Deadlines) -> float:
 
 def supervisor_variables(model: Model, deadlines: Deadlines) -> dict[str, str]:
     """Return the variables for the supervisor; its port and address on the node it has from Nomad."""
-    told = {
+    variables = {
         "VLLMJOBS_LOAD_TIMEOUT": duration(load_timeout(model)),
         "VLLMJOBS_DRAIN_TIMEOUT": duration(deadlines.longest_stream),
         "VLLMJOBS_TERM_TIMEOUT": duration(term_timeout(deadlines)),
@@ -64,8 +64,8 @@ def supervisor_variables(model: Model, deadlines: Deadlines) -> dict[str, str]:
         "VLLMJOBS_LEAVE": "0s",
     }
     if is_bridged(model):  # Nomad's own say where the node listens, which is not in the container
-        told |= {"VLLMJOBS_ADMIN_HOST": "0.0.0.0", "VLLMJOBS_ADMIN_PORT": str(ADMIN_PORT)}
-    return told
+        variables |= {"VLLMJOBS_ADMIN_HOST": "0.0.0.0", "VLLMJOBS_ADMIN_PORT": str(ADMIN_PORT)}
+    return variables
 
 
 def _last(path: str) -> str:

@@ -60,17 +60,17 @@ _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v
 
 def read(text: str, source: str) -> DotEnv:
     """Read a file; `text` has line feeds only. A fault inside quotes ends the reading."""
-    found = DotEnv({}, [], [])
+    result = DotEnv({}, [], [])
     at = 0
     while (at := _BLANK.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # matches nothing too
         mark = Mark.at(source, text, at)
         end = len(text) if (line_feed := text.find("\n", at)) < 0 else line_feed
         name = _NAME.match(text, at)
         if not name:
-            found.notes.append(Note(mark, "is no assignment NAME=VALUE; passed over"))
+            result.notes.append(Note(mark, "is no assignment NAME=VALUE; passed over"))
         elif not name[2]:
             message = f"{shown(name[1])} has no value, and is taken from the shell by Compose; passed over"
-            found.notes.append(Note(mark, message))
+            result.notes.append(Note(mark, message))
         elif text.startswith(("'", '"'), name.end()):
             quoted = _QUOTED.match(text, name.end())
             rest = quoted["rest"].strip() if quoted else ""
@@ -78,16 +78,16 @@ def read(text: str, source: str) -> DotEnv:
                 wrong = (
                     "has more text after its closing quote" if quoted else "has a quote that is not closed"
                 )
-                found.problems.append(Problem(mark, (), f"{shown(name[1])} {wrong}"))
+                result.problems.append(Problem(mark, (), f"{shown(name[1])} {wrong}"))
                 break  # what follows may be the inside of a value, and of a secret
             end = quoted.end()
-            _set(found, name[1], quoted[2], mark, _IN_SINGLE if quoted[1] == "'" else _IN_DOUBLE)
+            _set(result, name[1], quoted[2], mark, _IN_SINGLE if quoted[1] == "'" else _IN_DOUBLE)
         else:
             bare = text[name.end() : end]
             is_comment = name[3] and bare.startswith("#")
-            _set(found, name[1], "" if is_comment else _COMMENT.sub("", bare).rstrip(), mark, _IN_BARE)
+            _set(result, name[1], "" if is_comment else _COMMENT.sub("", bare).rstrip(), mark, _IN_BARE)
         at = end
-    return found
+    return result
 
 
 def shown(name: str) -> str:
@@ -96,7 +96,7 @@ def shown(name: str) -> str:
     return name if plain else "a variable (name not shown)"
 
 
-def _set(found: DotEnv, name: str, raw: str, mark: Mark, pattern: re.Pattern[str]) -> None:
+def _set(result: DotEnv, name: str, raw: str, mark: Mark, pattern: re.Pattern[str]) -> None:
     """Add a variable; in its value, escapes and references to what stands above it are filled in."""
     referred: list[Variable] = []
 
@@ -108,24 +108,24 @@ def _set(found: DotEnv, name: str, raw: str, mark: Mark, pattern: re.Pattern[str
             return "$"
         if groups["odd"]:
             message = f"{shown(name)}: write ${{NAME}}, ${{NAME:-default}} or ${{NAME-default}}"
-            found.problems.append(Problem(mark, (), f"{message}; no other reference is understood"))
+            result.problems.append(Problem(mark, (), f"{message}; no other reference is understood"))
             return ""
         other = groups["name"] or groups["braced"]
-        known = found.variables.get(other)
+        known = result.variables.get(other)
         if known and (known.value or not groups["or_empty"]):
             referred.append(known)
             return known.value
         if groups["default"] is None and not known:
             message = f"{shown(name)} refers to {shown(other)}, which is not set above it; taken as empty"
-            found.notes.append(Note(mark, message))
+            result.notes.append(Note(mark, message))
         return groups["default"] or ""
 
     value = pattern.sub(fill, raw)
     if len(value) > MAX_VALUE:
-        found.problems.append(Problem(mark, (), f"{shown(name)} is longer than {MAX_VALUE:,} characters"))
+        result.problems.append(Problem(mark, (), f"{shown(name)} is longer than {MAX_VALUE:,} characters"))
         value = ""
-    if first := found.variables.pop(name, None):
+    if first := result.variables.pop(name, None):
         message = f"{shown(name)} is set again (first on line {first.mark.line}); this one counts"
-        found.notes.append(Note(mark, message))
+        result.notes.append(Note(mark, message))
     named_so = bool(SECRET_VARIABLES.search(name) or looks_secret(value))
-    found.variables[name] = Variable(value, mark, named_so or any(other.secret for other in referred))
+    result.variables[name] = Variable(value, mark, named_so or any(other.secret for other in referred))

@@ -37,15 +37,15 @@ def is_instances(text: str) -> bool:
 
 def read_instances(text: str, source: str) -> tuple[list[Instance], list[Problem]]:
     """Return the instances of a file, and the lines that are none; `text` has line feeds only."""
-    found: list[Instance] = []
+    instances: list[Instance] = []
     problems: list[Problem] = []
     for number, line in enumerate(text.split("\n"), 1):
         if line.strip() and not line.lstrip().startswith("#"):
             try:
-                found.append(_instance(line, Mark(source, number, 1)))
+                instances.append(_instance(line, Mark(source, number, 1)))
             except ValueError as error:
                 problems.append(Problem(Mark(source, number, 1), (), str(error)))
-    return found, problems
+    return instances, problems
 
 
 def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[Note]]:

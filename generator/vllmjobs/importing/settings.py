@@ -83,10 +83,10 @@ def length(model: str, asked: int) -> tuple[int, str]:
 class Settings:
     """A reader of the variables of one file; it collects notes and problems as each is read."""
 
-    def __init__(self, found: DotEnv, source: str) -> None:
-        self.notes = list(found.notes)
-        self.problems = list(found.problems)
-        self._variables = found.variables
+    def __init__(self, dotenv: DotEnv, source: str) -> None:
+        self.notes = list(dotenv.notes)
+        self.problems = list(dotenv.problems)
+        self._variables = dotenv.variables
         self._source = source
 
     def environment(self, job: str) -> Block:

@@ -227,13 +227,13 @@ def _abbreviated(table: Table, name: str) -> list[str]:
 
 
 def _unknown(table: Table, name: str) -> Mistake:
-    found = sorted({table.by_name[known].name for known in _abbreviated(table, name)})
-    if not found:
+    options = sorted({table.by_name[known].name for known in _abbreviated(table, name)})
+    if not options:
         return Mistake(name.lstrip("-"), "unknown", "")
-    if len(found) > 1:
-        message = f"abbreviates {len(found)} options of vLLM; write one out: {', '.join(found[:6])}"
+    if len(options) > 1:
+        message = f"abbreviates {len(options)} options of vLLM; write one out: {', '.join(options[:6])}"
     else:
-        message = f"abbreviates {found[0]}, which may change with a new option; write {found[0]}"
+        message = f"abbreviates {options[0]}, which may change with a new option; write {options[0]}"
     return Mistake(name.lstrip("-"), "abbreviation", message)
 
 

@@ -88,11 +88,11 @@ def estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
     Raises UnknownShapeError for a `kv_cache_dtype` whose layout is not known, for numbers that no server
     could start with (`Use.check`) and for a pipeline of more stages than the model has layers.
     """
-    found = _estimate(shape, gpu, serving)
-    if found.fits:
-        return found
+    result = _estimate(shape, gpu, serving)
+    if result.fits:
+        return result
     return msgspec.structs.replace(
-        found, smallest=smallest(shape, serving, [gpu]) or smallest(shape, serving)
+        result, smallest=smallest(shape, serving, [gpu]) or smallest(shape, serving)
     )
 
 
@@ -128,7 +128,7 @@ def smallest(
     )
     for _, count, name, each in options:
         asked = msgspec.structs.replace(serving, tensor_parallel=count, pipeline_parallel=1, data_parallel=1)
-        refused = any(found.severity == "error" for found in impossible(shape, each, asked))
+        refused = any(obstacle.severity == "error" for obstacle in impossible(shape, each, asked))
         if not refused and fits(shape, each, asked):
             return Request(name, count)
     return None

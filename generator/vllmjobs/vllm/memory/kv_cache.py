@@ -100,10 +100,10 @@ def _specs(mixer: Mixer, split: Split, width: float, block: int, dtype: str) -> 
         per_token: float = (mixer.kv_rank + mixer.rope) * width
         if width == 1:
             per_token = SPARSE_MLA_FP8 if mixer.index_heads else DENSE_MLA_FP8
-        found = [Spec("full", int(per_token * block), block)]
+        specs = [Spec("full", int(per_token * block), block)]
         if mixer.index_heads:  # fp8 keys and a 4-byte scale per 128 of them
-            found.append(Spec("full", (mixer.index_dim + mixer.index_dim // 128 * 4) * block, block))
-        return found
+            specs.append(Spec("full", (mixer.index_dim + mixer.index_dim // 128 * 4) * block, block))
+        return specs
     if isinstance(mixer, Recurrent):
         return [Spec("state", state_bytes(mixer, split.tensor, dtype), block)]
     page = int(_token_bytes(mixer, split, width) * block)

@@ -82,10 +82,10 @@ def _count(config: Config) -> int:
 
 def _per_layer(config: Config, name: str, count: int) -> Sequence[Any]:
     """Return the entries of a list that has one for each layer."""
-    found = config.items(name)
-    if len(found) < count:
-        raise UnknownShapeError(f"{name} in config.json has {len(found)} entries for {count} layers")
-    return found[:count]
+    entries = config.items(name)
+    if len(entries) < count:
+        raise UnknownShapeError(f"{name} in config.json has {len(entries)} entries for {count} layers")
+    return entries[:count]
 
 
 def _layer_types(config: Config) -> list[str]:

@@ -41,8 +41,8 @@ def dividing(shape: Shape, serving: Serving) -> list[Obstacle]:
     One cause shows in several of them, so only the first is said.
     """
     size, layers, pipeline = serving.tensor_parallel, len(shape.layers), serving.pipeline_parallel
-    if found := _undivided(shape, size):
-        kind, message = found
+    if undivided := _undivided(shape, size):
+        kind, message = undivided
         return [
             Obstacle(
                 kind, f"{message}; use {_one_of(_sizes(shape, serving) or _sizes(shape, serving, cut=True))}"
@@ -56,10 +56,10 @@ def dividing(shape: Shape, serving: Serving) -> list[Obstacle]:
 
 def blocks(shape: Shape, serving: Serving) -> list[Obstacle]:
     """Return fp8 blocks whose scales would be cut (`validate_fp8_block_shape_moe`, layers/quantization)."""
-    found = _cut(shape, serving)
-    if found is None:
+    cut = _cut(shape, serving)
+    if cut is None:
         return []
-    width, among, block = found
+    width, among, block = cut
     whole = msgspec.structs.replace(serving, expert_parallel=True)
     sizes = _sizes(shape, serving)
     ways_out = [_one_of(sizes)] if sizes else []

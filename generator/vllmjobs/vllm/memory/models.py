@@ -36,18 +36,18 @@ def entry(name: str) -> Entry | None:
 
 def config(name: str) -> dict[str, Any] | None:
     """Return the keys that are known of a repository's `config.json`, or None."""
-    found = entry(name)
-    if found is None:
+    known = entry(name)
+    if known is None:
         return None
-    base = config(found.like) or {} if found.like else {}
-    return {**base, **found.config}
+    base = config(known.like) or {} if known.like else {}
+    return {**base, **known.config}
 
 
 @cache
 def known(name: str) -> Shape | None:
     """Return the shape of the model of a Hugging Face repository, or None where the table has none."""
-    found = config(name)
-    return None if found is None else shape(found)
+    known = config(name)
+    return None if known is None else shape(known)
 
 
 @cache

@@ -26,15 +26,15 @@ def obstacles(
     block, capability, context, weights, kv_cache and margin.
     """
     undivided = dividing(shape, serving)
-    found = [*undivided, *blocks(shape, serving)]
+    result = [*undivided, *blocks(shape, serving)]
     if not may_be_longer:
-        found += context(shape, serving)
+        result += context(shape, serving)
     if gpu and is_named:
-        found += capability(shape, gpu, serving)
+        result += capability(shape, gpu, serving)
     if gpu and not undivided:
         with suppress(UnknownShapeError):
-            found += memory(estimate(shape, gpu, serving), gpu, serving)
-    return sorted(found, key=lambda each: each.severity)
+            result += memory(estimate(shape, gpu, serving), gpu, serving)
+    return sorted(result, key=lambda each: each.severity)
 
 
 def context(shape: Shape, serving: Serving) -> list[Obstacle]:
@@ -57,43 +57,46 @@ def context(shape: Shape, serving: Serving) -> list[Obstacle]:
     return [Obstacle("context", f"{shown(length)} {limit}; {way_out}")]
 
 
-def memory(found: Estimate, gpu: Gpu, serving: Serving) -> list[Obstacle]:
+def memory(estimated: Estimate, gpu: Gpu, serving: Serving) -> list[Obstacle]:
     """Return weights or KV cache that do not fit, or only just: kinds weights, kv_cache and margin."""
     on = f"{serving.gpu_count} x {gpu.name}" if serving.gpu_count > 1 else gpu.name
-    used, budget = found.used, found.total - found.outside
+    used, budget = estimated.used, estimated.total - estimated.outside
     given = serving.kv_cache_memory_bytes or 0
     if used + given >= budget:
         cache = f", with {_gib(given)} of KV cache," if given else ""
         message = (
-            f"{_gib(found.weights)} of weights and {_gib(used - found.weights)} to work with{cache} do not "
-            f"fit into {_gib(budget)} of {on}; {_ways_out(found, gpu, serving)}"
+            f"{_gib(estimated.weights)} of weights and {_gib(used - estimated.weights)} to work with{cache} "
+            f"do not fit into {_gib(budget)} of {on}; {_ways_out(estimated, gpu, serving)}"
         )
         return [Obstacle("weights", message)]
-    if not found.fits:
-        lower = [f"lower max_model_len to {found.longest_context}"] if found.longest_context else []
+    if not estimated.fits:
+        lower = [f"lower max_model_len to {estimated.longest_context}"] if estimated.longest_context else []
         message = (
-            f"{found.max_model_len} tokens need {_gib(found.needed)} of KV cache, and {on} has "
-            f"{_gib(found.kv_cache)} left; {_ways_out(found, gpu, serving, *lower)}"
+            f"{estimated.max_model_len} tokens need {_gib(estimated.needed)} of KV cache, and {on} has "
+            f"{_gib(estimated.kv_cache)} left; {_ways_out(estimated, gpu, serving, *lower)}"
         )
         return [Obstacle("kv_cache", message)]
-    if found.margin < NEAR:
-        spare = _gib(int(found.margin * found.total))
+    if estimated.margin < NEAR:
+        spare = _gib(int(estimated.margin * estimated.total))
         message = (
-            f"{found.max_model_len} tokens fit into {on} with {spare} to spare, less than an estimate can "
-            "promise; lower max_model_len or max_num_seqs, or leave more room"
+            f"{estimated.max_model_len} tokens fit into {on} with {spare} to spare, less than an estimate "
+            "can promise; lower max_model_len or max_num_seqs, or leave more room"
         )
         return [Obstacle("margin", message, "warning")]
     return []
 
 
-def _ways_out(found: Estimate, gpu: Gpu, serving: Serving, *others: str) -> str:
-    raised = ["gpu_memory_utilization"] if found.gpu_memory_utilization < HIGHEST_UTILIZATION else []
+def _ways_out(estimated: Estimate, gpu: Gpu, serving: Serving, *others: str) -> str:
+    raised = ["gpu_memory_utilization"] if estimated.gpu_memory_utilization < HIGHEST_UTILIZATION else []
     raised += ["gpus.count"] if serving.gpu_count > 1 else []
     ways = [*others, f"raise {' or '.join(raised)}"] if raised else [*others]
     if serving.gpu_count == 1:  # then a higher gpus.count means more servers
         ways.append("give it more GPUs (strategy: tensor_parallel)")
-    if found.smallest and (found.smallest.gpu, found.smallest.count) != (gpu.name, serving.gpu_count):
-        ways.append(f"take {found.smallest.count} x {found.smallest.gpu}")
+    if estimated.smallest and (estimated.smallest.gpu, estimated.smallest.count) != (
+        gpu.name,
+        serving.gpu_count,
+    ):
+        ways.append(f"take {estimated.smallest.count} x {estimated.smallest.gpu}")
     *most, last = ways
     return f"{', '.join(most)}, or {last}" if most else last
 

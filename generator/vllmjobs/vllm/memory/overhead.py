@@ -21,8 +21,8 @@ def activation_bytes(shape: Shape, serving: Serving, seqs: int, batched: int) ->
     """
     sampler = 0.0 if shape.pooling else LOGITS * 4 * min(seqs, batched) * shape.vocab
     forward = _forward(shape, serving, batched)
-    seen = _encoder_cache(shape, batched)
-    return int(ALWAYS * GIB + max(sampler, forward) + min(sampler, forward) / 2 + seen)
+    images = _encoder_cache(shape, batched)
+    return int(ALWAYS * GIB + max(sampler, forward) + min(sampler, forward) / 2 + images)
 
 
 def _forward(shape: Shape, serving: Serving, batched: int) -> int:

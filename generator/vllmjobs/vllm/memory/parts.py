@@ -119,39 +119,39 @@ class Config:
 
     def whole(self, *names: str, default: int | None = None, least: int = 0, most: int = MOST) -> int:
         """Return a whole number from `least` to `most`."""
-        name, value = self._found(names, default)
+        name, value = self._first(names, default)
         if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
             raise _wrong(name, value, f"a whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: float, least: float = 1) -> float:
         """Return a finite number of at least `least`."""
-        _, value = self._found((name,), default)
+        _, value = self._first((name,), default)
         if isinstance(value, bool) or not isinstance(value, int | float) or not least <= value <= MOST:
             raise _wrong(name, value, f"a number from {least} to {MOST}")
         return float(value)
 
     def text(self, *names: str, default: str | None = None) -> str:
         """Return a string."""
-        name, value = self._found(names, default)
+        name, value = self._first(names, default)
         if not isinstance(value, str):
             raise _wrong(name, value, "a string")
         return value
 
     def items(self, *names: str) -> Sequence[Any]:
         """Return a list; empty where there is none."""
-        name, value = self._found(names, ())
+        name, value = self._first(names, ())
         if not isinstance(value, list | tuple):
             raise _wrong(name, value, "a list")
         return value
 
     def texts(self, *names: str) -> Sequence[str]:
         """Return a list of strings; empty where there is none."""
-        found = self.items(*names)
-        for each in found:
+        items = self.items(*names)
+        for each in items:
             if not isinstance(each, str):
                 raise _wrong(f"an entry of {names[0]}", each, "a string")
-        return found
+        return items
 
     def flag(self, name: str, default: bool = False) -> bool:
         """Return a boolean key, read as Python reads it: what is not empty is true."""
@@ -161,12 +161,12 @@ class Config:
         """Return a nested mapping, or None."""
         if not self.has(*names):
             return None
-        name, value = self._found(names, None)
+        name, value = self._first(names, None)
         if not isinstance(value, Mapping):
             raise _wrong(name, value, "a map")
         return Config(value)
 
-    def _found(self, names: Sequence[str], default: Any) -> tuple[str, Any]:
+    def _first(self, names: Sequence[str], default: Any) -> tuple[str, Any]:
         """Return the name that has a value, and the value."""
         name = next((name for name in names if self.values.get(name) is not None), names[0])
         value = self.any(name, default=default)

@@ -65,7 +65,7 @@ def quantization(config: Config) -> Quantization | None:
     """
     nested = config.inner("text_config") or Config({})
     places = (config, "quantization_config"), (config, "compression_config"), (nested, "quantization_config")
-    at = next((found for where, name in places if (found := where.inner(name)) and found.values), None)
+    at = next((inner for where, name in places if (inner := where.inner(name)) and inner.values), None)
     if at is None:
         return None
     method = at.text("quant_method", default="").lower().replace("_", "-")
@@ -117,7 +117,7 @@ def online(method: str | None) -> Quantization | None:
 def _compressed_tensors(at: Config, common: dict[str, Any]) -> Quantization:
     groups = at.inner("config_groups") or Config({})
     named = [group for name in groups.values if (group := groups.inner(name))]
-    weights = [found for group in named if (found := group.inner("weights"))]
+    weights = [inner for group in named if (inner := group.inner("weights"))]
     if not weights:
         raise UnknownShapeError("quantization_config in config.json has no config_groups with weights")
     if len({each.whole("num_bits", least=1, most=32) for each in weights}) > 1:
@@ -183,8 +183,8 @@ def _expression(entry: str) -> re.Pattern[str]:
 
 
 def _from_layers(name: str) -> str:
-    found = re.search(r"(?:^|\.)(layers\..*)", name)
-    return found[1] if found else name
+    match = re.search(r"(?:^|\.)(layers\..*)", name)
+    return match[1] if match else name
 
 
 def _glob(entry: str) -> str:

@@ -136,11 +136,11 @@ def _positions(text: Config, kind: str) -> tuple[int, int, int, str]:
         "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length",
         "max_seq_length", "seq_len",
     )  # fmt: skip
-    found = {name: text.whole(name, least=1) for name in names if text.has(name)} or {
+    lengths = {name: text.whole(name, least=1) for name in names if text.has(name)} or {
         "max_position_embeddings": 2048
     }
-    key = min(found, key=lambda name: found[name])
-    limit = found[key]
+    key = min(lengths, key=lambda name: lengths[name])
+    limit = lengths[key]
     if text.has("model_max_length"):  # Command-R
         key, limit = "model_max_length", text.whole("model_max_length", least=1)
     if kind in ROBERTA:

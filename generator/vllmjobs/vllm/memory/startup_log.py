@@ -67,32 +67,32 @@ def startup_log(
     begun: set[str] = set()
     last = None
     for line in lines:
-        for found in _WORDS.finditer(line):
+        for match in _WORDS.finditer(line):
             head = _HEAD.match(line) or _INSTANCE.search(line)
             if head and head["of"] in others:
                 break
             whose = head[0] if head else ""
-            if found["start"]:
+            if match["start"]:
                 begun.add(whose)
                 continue
             before = StartupLog() if whose in begun else starts.get(whose, StartupLog())
             begun.discard(whose)
-            starts[whose] = _and(before, _read(found, block_size))
+            starts[whose] = _and(before, _read(match, block_size))
             last = whose
     return None if last is None else starts[last]
 
 
-def _read(found: re.Match[str], block_size: int) -> StartupLog:
+def _read(match: re.Match[str], block_size: int) -> StartupLog:
     """Return the figures of one match."""
-    if blocks := found["blocks"]:
+    if blocks := match["blocks"]:
         return StartupLog("GPU", _count(blocks) * block_size)
-    if tokens := found["tokens"]:
-        return StartupLog(found["device"], _count(tokens))
-    if length := found["length"]:
-        return StartupLog(concurrency=float(found["concurrency"]), max_model_len=_count(length))
-    if weights := found["weights"]:
+    if tokens := match["tokens"]:
+        return StartupLog(match["device"], _count(tokens))
+    if length := match["length"]:
+        return StartupLog(concurrency=float(match["concurrency"]), max_model_len=_count(length))
+    if weights := match["weights"]:
         return StartupLog(weights=int(float(weights) * GIB))
-    return StartupLog(kv_cache=int(float(found["cache"]) * GIB))
+    return StartupLog(kv_cache=int(float(match["cache"]) * GIB))
 
 
 def _count(text: str) -> int:

@@ -5,6 +5,6 @@ import pkgutil
 
 def data(name: str) -> bytes:
     """Return a file of this folder; importlib.resources would take 7 ms of a cold start to say the same."""
-    found = pkgutil.get_data(__name__, name)
-    assert found is not None, name
-    return found
+    content = pkgutil.get_data(__name__, name)
+    assert content is not None, name
+    return content
