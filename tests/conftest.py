@@ -1,6 +1,7 @@
 """Options, signals, and the one sandbox that tests share; the first test that asks for it starts it."""
 
 import signal
+from collections import Counter
 from collections.abc import Iterator
 
 import pytest
@@ -53,13 +54,22 @@ def long(request: pytest.FixtureRequest) -> bool:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Print what tests have recorded with `record_property`: the figures of a load, of a soak."""
-    reports = [report for report in terminalreporter.stats.get("passed", []) if report.user_properties]
-    if reports:
+    """Print the figures that tests have recorded, and with --durations the seconds of folders and files."""
+    reports = [one for found in terminalreporter.stats.values() for one in found if hasattr(one, "duration")]
+    figures = [(one.nodeid.rpartition("::")[2], *pair) for one in reports for pair in one.user_properties]
+    if figures:
         terminalreporter.section("figures")
-    for report in reports:
-        for name, value in report.user_properties:
-            terminalreporter.line(f"{report.nodeid.rpartition('::')[2]}: {name}: {value}")
+    for test, name, value in dict.fromkeys(figures):
+        terminalreporter.line(f"{test}: {name}: {value}")
+    if terminalreporter.config.getoption("durations") is not None:
+        terminalreporter.section("seconds, added up over all processes")
+        seconds: Counter[str] = Counter()
+        for one in reports:
+            _, folder, *_ = file = one.location[0].split("/")
+            seconds[f"{folder}/"] += one.duration
+            seconds["/".join(file[1:])] += one.duration
+        for name, spent in seconds.most_common(30):
+            terminalreporter.line(f"{spent:7.0f}  {name}")
 
 
 @pytest.fixture(scope="session")

@@ -134,8 +134,8 @@ def test_a_change_is_promoted_on_evidence_share_by_share(served: Release) -> Non
     assert (chat["step"], chat["verdict"]) == (1, verdicts[-1]["verdict"])
 
 
-def test_what_is_deployed_already_is_no_change(served: Release) -> None:
-    ended = deploy(served)
+def test_what_is_deployed_already_is_no_change(kept: Release) -> None:
+    ended = deploy(kept)
     assert ended.code == 0
     assert ended.kinds() == ["unchanged"]
 
@@ -205,12 +205,12 @@ def test_a_way_back_without_room_for_its_canaries_is_refused_before_anything_is_
     assert running(full) == {1: 1}
 
 
-def test_what_check_finds_wrong_is_not_deployed(served: Release) -> None:
-    ended = deploy(served, **{"gpus.count": 2, "args.tensor-parallel-size": 3})
+def test_what_check_finds_wrong_is_not_deployed(kept: Release) -> None:
+    ended = deploy(kept, **{"gpus.count": 2, "args.tensor-parallel-size": 3})
     assert ended.code == 1
     assert ended.events == []
     assert "tensor" in ended.stderr
-    assert running(served) == {0: 2}
+    assert running(kept) == {0: 2}
 
 
 def test_a_slow_canary_is_refused_with_the_numbers_and_the_old_version_serves_on(served: Release) -> None:
@@ -253,8 +253,8 @@ def test_promote_is_a_persons_word_against_any_verdict(served: Release) -> None:
     assert running(served) == {1: 2}
 
 
-def test_promote_has_nothing_to_do_where_no_canary_ever_was(served: Release) -> None:
-    ended = run(served, "promote")
+def test_promote_has_nothing_to_do_where_no_canary_ever_was(kept: Release) -> None:
+    ended = run(kept, "promote")
     assert ended.code == 1
     assert "version 0 has no canaries that wait for a promotion" in ended.stderr
 

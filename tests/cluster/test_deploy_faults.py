@@ -102,17 +102,17 @@ def test_the_node_of_the_canary_loses_its_power(fleet: Sandbox) -> None:
             served.serves_the_new()
 
 
-def test_gpus_that_are_taken_after_the_plan(served: Served, release: NewRelease) -> None:
+def test_gpus_that_are_taken_after_the_plan(unbroken: Served, release: NewRelease) -> None:
     hog = release(replicas=6)
     with (
-        holding(served.sandbox.nomad_address, REGISTRATION) as registration,
-        deploying(served.release, env=registration.env, max_model_len=NEW) as deploy,
+        holding(unbroken.sandbox.nomad_address, REGISTRATION) as registration,
+        deploying(unbroken.release, env=registration.env, max_model_len=NEW) as deploy,
     ):
         registration.wait(deploy.evidence)
         hog.run()
         registration.let_go()
         assert deploy.end(150) == NO_ROOM, deploy.evidence()
-    served.still_serves()
+    unbroken.still_serves()
 
 
 def test_a_change_that_somebody_registers_after_the_plan_is_not_pushed_aside(served: Served) -> None:
@@ -137,18 +137,18 @@ def test_a_change_that_somebody_registers_after_the_plan_is_not_pushed_aside(ser
 
 
 @pytest.mark.parametrize("mode", ["never-ready", "exit-1-before-ready"])
-def test_a_canary_that_does_not_get_ready(served: Served, mode: str) -> None:
-    with deploying(served.release, max_model_len=NEW, **failure(mode)) as deploy:
+def test_a_canary_that_does_not_get_ready(unbroken: Served, mode: str) -> None:
+    with deploying(unbroken.release, max_model_len=NEW, **failure(mode)) as deploy:
         assert deploy.end() == FAILED, deploy.evidence()
-    served.still_serves()
+    unbroken.still_serves()
 
 
-def test_a_canary_that_answers_500(served: Served) -> None:
-    served.is_forgiven = lambda said: "500 Internal" in said
-    with deploying(served.release, max_model_len=NEW, **failure("error-rate=1")) as deploy:
+def test_a_canary_that_answers_500(unbroken: Served) -> None:
+    unbroken.is_forgiven = lambda said: "500 Internal" in said
+    with deploying(unbroken.release, max_model_len=NEW, **failure("error-rate=1")) as deploy:
         assert deploy.end() == REFUSED, deploy.evidence()
         assert "error_rate" in deploy.wait_for("done")["text"]
-    served.still_serves()
+    unbroken.still_serves()
 
 
 def test_a_canary_that_hangs(release: NewRelease) -> None:
@@ -161,11 +161,11 @@ def test_a_canary_that_hangs(release: NewRelease) -> None:
     wait_until(lambda: versions(quiet.address, 20) == {OLD: 20}, SETTLED, "the old version serves alone")
 
 
-def test_a_canary_that_dies_in_service(served: Served) -> None:
-    served.is_forgiven = lambda said: any(word in said for word in ("500 Internal", "502", "Disconnected"))
-    with deploying(served.release, max_model_len=NEW, **failure("exit-0-after=3")) as deploy:
+def test_a_canary_that_dies_in_service(unbroken: Served) -> None:
+    unbroken.is_forgiven = lambda said: any(word in said for word in ("500 Internal", "502", "Disconnected"))
+    with deploying(unbroken.release, max_model_len=NEW, **failure("exit-0-after=3")) as deploy:
         assert deploy.end() == REFUSED, deploy.evidence()
-    served.still_serves()
+    unbroken.still_serves()
 
 
 def test_a_canary_that_is_slow_by_a_factor_of_five(release: NewRelease) -> None:
@@ -256,9 +256,9 @@ def test_another_person_promotes_first(served: Served) -> None:
     served.serves_the_new()
 
 
-def test_another_person_fails_it_first(served: Served) -> None:
-    with deploying(served.release, max_model_len=NEW) as deploy:
+def test_another_person_fails_it_first(unbroken: Served) -> None:
+    with deploying(unbroken.release, max_model_len=NEW) as deploy:
         deployment = deploy.wait_for("verdict")["deployment"]
-        served.sandbox.nomad.deployment.fail_deployment(deployment)
+        unbroken.sandbox.nomad.deployment.fail_deployment(deployment)
         assert deploy.end() == FAILED, deploy.evidence()
-    served.still_serves()
+    unbroken.still_serves()
