@@ -39,7 +39,7 @@ class Gates(NamedTuple):
     """The reason to deploy outside of the maintenance windows (`--now`); empty without one."""
     approve: str
     """The command with which others approve the change."""
-    releases: Deployments
+    deployments: Deployments
     """The client of Nomad."""
 
     def admit(self, where: Where, version: int, is_resumed: bool) -> Record:
