@@ -97,7 +97,7 @@ def test_a_core_and_its_worker_outlive_an_api_server_that_nobody_supervises(supe
 
 @pytest.mark.parametrize("victim", ["EngineCore", "Worker"])
 def test_one_that_stops_is_found_by_progress_while_health_is_well(supervise: Supervise, victim: str) -> None:
-    one = supervise(env=ENV)
+    one = supervise(env=ENV, limits={"hang": 12.0})  # time to ask for its health before it is killed
     one.wait_until_ready()
     before = processes(one)
     os.kill(before[victim], signal.SIGSTOP)
@@ -105,7 +105,7 @@ def test_one_that_stops_is_found_by_progress_while_health_is_well(supervise: Sup
         asked = pool.submit(one.complete)
         wait_until(lambda: one.instance()["unanswered"], SECONDS, "it is asked", evidence=one.evidence)
         assert health(one) == 200
-        assert one.wait_for("instance_failed")["reason"] == "no progress for 4 s"
+        assert one.wait_for("instance_failed")["reason"] == "no progress for 12 s"
         with pytest.raises(httpx.TransportError):
             asked.result()
     one.wait_for("instance_ready", count=2)
