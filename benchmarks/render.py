@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from timing import ROOT, VLLMJOBS, in_turn, show
+from timing import ROOT, VLLMJOBS, goal, in_turn, ratio, show
 
 SIZES = (1, 10, 100, 1000)
 
@@ -51,34 +51,35 @@ def main() -> None:
         (folder / "prod.nomad.hcl").write_bytes(rendered)
 
         print("## A cold start\n")
-        imports = "python -c 'import click, jinja2, yaml'"
-        show(
-            in_turn(
-                {
-                    imports: [sys.executable, "-c", "import click, jinja2, yaml"],
-                    "vllmjobs render prod": [*render, "prod"],
-                    "nomad job run -output (the same job)": [
-                        nomad, "job", "run", "-output", str(folder / "prod.nomad.hcl"),
-                    ],
-                },
-                runs,
-            ),
-            imports,
+        click, imports = "python -c 'import click'", "python -c 'import click, jinja2, yaml'"
+        starts = in_turn(
+            {
+                click: [sys.executable, "-c", "import click"],
+                "vllmjobs --help": [*VLLMJOBS, "--help"],
+                imports: [sys.executable, "-c", "import click, jinja2, yaml"],
+                "vllmjobs render prod": [*render, "prod"],
+                "nomad job run -output (the same job)": [
+                    nomad, "job", "run", "-output", str(folder / "prod.nomad.hcl"),
+                ],
+            },
+            runs,
         )  # fmt: skip
+        show(starts, imports)
+        _goal("vllmjobs --help", 1.4, click, ratio(starts, "vllmjobs --help", click))
+        _goal("vllmjobs render prod", 1.5, imports, ratio(starts, "vllmjobs render prod", imports))
 
-        print("## Models in one environment\n")
-        show(
-            in_turn(
-                {
-                    f"{size} models" if size > 1 else "1 model": [
-                        *VLLMJOBS, "render", str(environment_of(size, folder)),
-                    ]
-                    for size in SIZES
-                },
-                max(3, runs // 3),
-            ),
-            "1 model",
-        )  # fmt: skip
+        print("\n## Models in one environment\n")
+        names = {size: f"{size} models" if size > 1 else "1 model" for size in SIZES}
+        models = in_turn(
+            {name: [*VLLMJOBS, "render", str(environment_of(size, folder))] for size, name in names.items()},
+            max(3, runs // 3),
+        )
+        show(models, names[1])
+        _goal(names[1000], 6, names[1], ratio(models, names[1000], names[1]))
+
+
+def _goal(command: str, most: float, against: str, measured: float) -> None:
+    goal(f"{command} at most {most:g} × {against}", measured <= most, f"{measured:.2f}")
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 VLLMJOBS = [str(Path(sys.executable).parent / "vllmjobs")]
+# The first round, which does not count, writes the bytecode that an installed package has.
+ENVIRON = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
 
 
 class Figure(NamedTuple):
@@ -27,7 +29,7 @@ def measure(command: Sequence[str], fine: Sequence[int] = (0,)) -> Figure:
     Ends the benchmark at an exit code that is not `fine`.
     """
     start = time.perf_counter()
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, env=ENVIRON)
     said = process.stderr.read() if process.stderr else b""
     _, status, usage = os.wait4(process.pid, 0)
     seconds = time.perf_counter() - start
@@ -43,17 +45,20 @@ def in_turn(commands: dict[str, list[str]], runs: int, fine: Sequence[int] = (0,
     return {name: [figures[name] for figures in rounds[1:]] for name in commands}
 
 
+def ratio(figures: dict[str, list[Figure]], name: str, against: str) -> float:
+    """Return the median of a command's time relative to another's, pair by pair."""
+    pairs = zip(figures[name], figures[against], strict=True)
+    return statistics.median(mine.seconds / other.seconds for mine, other in pairs)
+
+
 def show(figures: dict[str, list[Figure]], against: str) -> None:
-    """A table of medians, with each command's time relative to one of them."""
+    """Print a table of medians, with each command's time relative to one of them."""
     print(f"| command | median s | min–max s | peak MiB | × {against} |\n|---|---:|---:|---:|---:|")
     for name, runs in figures.items():
         times = [run.seconds for run in runs]
-        ratio = statistics.median(
-            mine.seconds / other.seconds for mine, other in zip(runs, figures[against], strict=True)
-        )
         print(
             f"| {name} | {statistics.median(times):.3f} | {min(times):.3f}–{max(times):.3f} "
-            f"| {max(run.peak_mib for run in runs):.0f} | {ratio:.2f} |"
+            f"| {max(run.peak_mib for run in runs):.0f} | {ratio(figures, name, against):.2f} |"
         )
     print()
 

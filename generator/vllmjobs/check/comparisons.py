@@ -13,14 +13,14 @@ _NUMBER = r"v?\d+(\.\d+)*"
 _VERSION = rf"{_NUMBER}(-\d+{_IDENTIFIERS}?|-?[A-Za-z~-]+(\.?[0-9A-Za-z~-]+)*)?(\+{_IDENTIFIERS})?"
 _SEMVER = rf"{_NUMBER}(-{_IDENTIFIERS})?(\+{_IDENTIFIERS})?"
 VERSIONS = {
-    "version": re.compile(rf"\s*(=|!=|>=|<=|>|<|~>)?\s*{_VERSION}\s*"),
-    "semver": re.compile(rf"\s*(=|!=|>=|<=|>|<)?\s*{_SEMVER}\s*"),
+    "version": rf"\s*(=|!=|>=|<=|>|<|~>)?\s*{_VERSION}\s*",
+    "semver": rf"\s*(=|!=|>=|<=|>|<)?\s*{_SEMVER}\s*",
 }
 # Of Python's expressions, what Go's (RE2) do not have: lookarounds, back-references, comments, possessives.
-_NOT_IN_RE2 = re.compile(r"\(\?(=|!|<=|<!|>|#|P=|\(|[a-z]*x)|[*+?}]\+")
-_ESCAPES_NOT_IN_RE2 = re.compile(r"\\([1-9]|Z|u)")
-_ESCAPE = re.compile(r"\\.", re.DOTALL)
-_CLASS = re.compile(r"\[\^?\]?(\[:\w+:\]|[^\]])*\]")
+_NOT_IN_RE2 = r"\(\?(=|!|<=|<!|>|#|P=|\(|[a-z]*x)|[*+?}]\+"
+_ESCAPES_NOT_IN_RE2 = r"\\([1-9]|Z|u)"
+_ESCAPE = r"(?s:\\.)"
+_CLASS = r"\[\^?\]?(\[:\w+:\]|[^\]])*\]"
 
 
 def compare(operator: str, value: str, at: Path) -> Findings:
@@ -37,7 +37,7 @@ def compare(operator: str, value: str, at: Path) -> Findings:
     elif not value:
         yield at, f"operator {operator} needs a value"
     elif operator in VERSIONS:
-        if not all(VERSIONS[operator].fullmatch(part) for part in value.split(",")):
+        if not all(re.fullmatch(VERSIONS[operator], part) for part in value.split(",")):
             yield (*at, "value"), f'must be a {operator} constraint, such as ">= 550.54" (got {value!r})'
     elif operator == "regexp":
         yield from _regexp(value, (*at, "value"))
@@ -51,9 +51,9 @@ def weight(value: int, at: Path) -> Findings:
 
 def _regexp(value: str, at: Path) -> Findings:
     """Return what RE2 surely refuses; on the rest Nomad has the last word."""
-    escapes = "".join(_ESCAPE.findall(value))
-    plain = _CLASS.sub("c", _ESCAPE.sub("e", value))
-    if _NOT_IN_RE2.search(plain) or _ESCAPES_NOT_IN_RE2.search(escapes):
+    escapes = "".join(re.findall(_ESCAPE, value))
+    plain = re.sub(_CLASS, "c", re.sub(_ESCAPE, "e", value))
+    if re.search(_NOT_IN_RE2, plain) or re.search(_ESCAPES_NOT_IN_RE2, escapes):
         yield (
             at,
             "holds what Nomad's regular expressions (RE2) lack: a lookaround, a back-reference or the like",

@@ -30,8 +30,8 @@ EXAMPLES = {
     "memory_clock": "1500 MHz",
     "power": "300 W",
 }
-NODE_ATTRIBUTE = re.compile(r"\$\{(node|attr|meta)\.[^${}\s]+\}")
-DEVICE_ATTRIBUTE = re.compile(r"\$\{device\.(attr\.(\w+)|ids|model|vendor|type)\}")
+NODE_ATTRIBUTE = r"\$\{(node|attr|meta)\.[^${}\s]+\}"
+DEVICE_ATTRIBUTE = r"\$\{device\.(attr\.(\w+)|ids|model|vendor|type)\}"
 
 
 @environment_rule("VJ321", "error")
@@ -67,7 +67,7 @@ def gpus_can_match(subject: Subject) -> Findings:
         for index, comparison in enumerate(getattr(wanted, kind)):
             path: Path = ("gpus", kind, index)
             yield from compare(comparison.operator, comparison.value, path)
-            attribute = DEVICE_ATTRIBUTE.fullmatch(comparison.attribute)
+            attribute = re.fullmatch(DEVICE_ATTRIBUTE, comparison.attribute)
             if attribute:
                 name = attribute[2] or attribute[1]
                 yield from _device(name, comparison.operator, comparison.value, wanted.vendor, path)
@@ -132,7 +132,7 @@ def _placement(placement: Placement, at: Path) -> Findings:
 
 def _attribute(attribute: str, at: Path) -> Findings:
     """Find what is no attribute: Nomad compares it as the very word that it is, or refuses it."""
-    if not NODE_ATTRIBUTE.fullmatch(attribute):
+    if not re.fullmatch(NODE_ATTRIBUTE, attribute):
         yield (
             (*at, "attribute"),
             f"{attribute!r} is no attribute of a node; write such as ${{node.class}}, "

@@ -11,7 +11,7 @@ from vllmjobs.environment.quantity import seconds
 CRON = ("minute", "hour", "day", "month", "weekday")
 # https://data.iana.org/time-zones/theory.html, Timezone identifiers. Which of them there are is for the
 # machine to say that deploys.
-TIME_ZONE = re.compile(r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}")
+TIME_ZONE = r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}"
 LEAST_INTERVAL_S = 1.0  # each measurement asks every instance for its metrics
 
 
@@ -47,7 +47,7 @@ def windows_can_be_read(whole: Whole) -> Findings:
             yield (*place, "schedule"), reason
         if not seconds(window.duration):
             yield (*place, "duration"), "must be above 0s: the window would never be open"
-    if not TIME_ZONE.fullmatch(maintenance.time_zone):
+    if not re.fullmatch(TIME_ZONE, maintenance.time_zone):
         yield (
             ("maintenance", "time_zone"),
             f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC",

@@ -1,13 +1,14 @@
 """The subjects of rules: an environment, each model of it, and what was found beside it."""
 
+from __future__ import annotations
+
 import re
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllmjobs.balancers import balancer_of
 from vllmjobs.balancers.balancer import LoadBalancer
-from vllmjobs.changes.model import GroupChange
 from vllmjobs.environment.derive import Deadlines, argument_name, vllm_version
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import size_bytes
@@ -22,6 +23,9 @@ from vllmjobs.vllm.memory.obstacles import obstacles
 from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
 from vllmjobs.vllm.releases import NEWEST
+
+if TYPE_CHECKING:  # for a change only: most checks are of one environment
+    from vllmjobs.changes.model import GroupChange
 
 
 class Before(NamedTuple):

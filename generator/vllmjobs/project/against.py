@@ -9,7 +9,8 @@ from vllmjobs.changes.model import EnvironmentChange
 from vllmjobs.environment.load import Files, load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
 from vllmjobs.project.differences import differences
-from vllmjobs.project.environments import Checked, accepted, checked, environment_file, environments, findings
+from vllmjobs.project.environments import Checked, accepted, checked, environment_file, environments
+from vllmjobs.project.findings import findings
 from vllmjobs.project.git import Commit, GitError
 from vllmjobs.project.jobs import rendered
 from vllmjobs.project.templates import templates

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from vllmjobs.changes.model import Finding
 from vllmjobs.check.check import RULES, check
 from vllmjobs.check.ignoring import without_ignored
 from vllmjobs.check.subject import Facts, Subject, Whole
 from vllmjobs.environment.load import Files, load_file
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, dotted, in_order
+from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
 from vllmjobs.environment.tree import Map, Node, Scalar, parse
 from vllmjobs.project.configs import configs
 
@@ -22,9 +20,7 @@ if TYPE_CHECKING:  # `render` does without them
     from vllmjobs.project.earlier import Earlier
     from vllmjobs.project.git import Commit
 
-# Names under which secrets are kept in files: .env, .env.prod, prod.env, secrets.yaml, secrets/hf_token.
-SECRET_FILES = (".env", ".env.*", "*.env", "secret", "secrets", "secret.*", "secrets.*", "secrets/*")
-PUBLIC_FILES = re.compile(r"\.(example|sample|template|dist)$")
+PUBLIC_FILES = (".example", ".sample", ".template", ".dist")  # the ends of names of files without secrets
 
 
 class Checked(NamedTuple):
@@ -129,22 +125,6 @@ def accepted(result: Checked) -> Environment:
     return result.environment
 
 
-def findings(result: Checked) -> tuple[Finding, ...]:
-    """Return what `check` finds, as the reports of `diff` and `plan` hold it."""
-    return tuple(
-        Finding(
-            file=problem.mark.source,
-            line=problem.mark.line,
-            column=problem.mark.column,
-            rule=problem.rule,
-            severity=problem.severity,
-            path=dotted(problem.path),
-            message=problem.message,
-        )
-        for problem in result.problems
-    )
-
-
 def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
     """Return the models of an environment with what is known of each, whether its rules hold or not.
 
@@ -157,12 +137,29 @@ def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
 
 
 def _secret_files(project: Path) -> dict[str, int]:
-    """Return the permission bits of a project's files that hold secrets by their name."""
-    paths = (
-        path for folder in (project, project / "envs") for name in SECRET_FILES for path in folder.glob(name)
+    """Return the permission bits of the files of a project that hold secrets by their name."""
+    files = (
+        path
+        for folder in (project, project / "envs")
+        for path in (*filter(_is_named_secret, _listed(folder)), *_listed(folder / "secrets"))
     )
     return {
         str(path): path.stat().st_mode & 0o777
-        for path in sorted(set(paths))
-        if path.is_file() and not PUBLIC_FILES.search(path.name)
+        for path in sorted(files)
+        if path.is_file() and not path.name.endswith(PUBLIC_FILES)
     }
+
+
+def _is_named_secret(path: Path) -> bool:
+    """Tell whether a file is named as one with secrets: .env, .env.prod, prod.env, secret, secrets.yaml."""
+    name = path.name
+    is_env = name.endswith(".env") or name.startswith(".env.")
+    return is_env or name in ("secret", "secrets") or name.startswith(("secret.", "secrets."))
+
+
+def _listed(folder: Path) -> list[Path]:
+    """Return what a folder holds; nothing where it cannot be read."""
+    try:
+        return list(folder.iterdir())
+    except OSError:
+        return []

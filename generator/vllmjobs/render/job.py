@@ -1,6 +1,5 @@
 """An environment and a template are rendered into the HCL of one job."""
 
-import traceback
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, NamedTuple
@@ -116,5 +115,8 @@ def _jinja(templates: Templates) -> jinja2.Environment:
 
 def _place(error: Exception) -> str:
     """Return the innermost line of a template that the error passed through, if any."""
-    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.filename.endswith(".j2")]
-    return f"{frames[-1].filename}:{frames[-1].lineno}: " if frames else ""
+    place, trace = "", error.__traceback__
+    while trace:
+        file = trace.tb_frame.f_code.co_filename
+        place, trace = f"{file}:{trace.tb_lineno}: " if file.endswith(".j2") else place, trace.tb_next
+    return place

@@ -24,9 +24,9 @@ MODULES = {
     "cache-restore": COPIES,
 }
 STORE = "/store"  # in a container
-ELSEWHERE = re.compile(r"[/.~]|[a-z][a-z0-9]*://")  # a folder or another store, not a name on the hub
+ELSEWHERE = r"[/.~]|[a-z][a-z0-9]*://"  # a folder or another store, not a name on the hub
 # Names of the hub, its token, and the way there.
-_SECRETS = re.compile(r"HF_|HUGGING_FACE_|.*_PROXY$", re.IGNORECASE)
+_SECRETS = r"(?i:HF_|HUGGING_FACE_|.*_PROXY$)"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # They count allocations of a job; a job of the caches has one on each node in any case.
 _COUNTING = ("distinct_hosts", "distinct_property")
@@ -51,7 +51,9 @@ class CachedModel:
 def cached_models(environment: Environment) -> list[str]:
     """Return the models that are on the hub and have a cache."""
     return [
-        name for name, model in environment.models.items() if model.cache and not ELSEWHERE.match(model.model)
+        name
+        for name, model in environment.models.items()
+        if model.cache and not re.match(ELSEWHERE, model.model)
     ]
 
 
@@ -130,7 +132,7 @@ def _store(environment: Environment, model: Model, job: str) -> list[str]:
 def _references(environment: Environment, model: Model, job: str) -> dict[str, str | None]:
     backup = environment.cache_backup
     if job == "prefetch" or backup is None:
-        return {key: value for key, value in model.secrets.items() if _SECRETS.match(key)}
+        return {key: value for key, value in model.secrets.items() if re.match(_SECRETS, key)}
     return dict(backup.secrets)
 
 

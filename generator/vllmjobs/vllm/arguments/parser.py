@@ -53,14 +53,14 @@ class Split(NamedTuple):
 SUFFIXES = {letter: 10 ** (3 * power) for power, letter in enumerate("kmgt", 1)} | {
     letter: 2 ** (10 * power) for power, letter in enumerate("KMGT", 1)
 }
-_SIZE = re.compile(r"(\d+(?:\.\d+)?)([kKmMgGtT])")
-_BARE_SIZE = re.compile(r'("(?:[^"\\]|\\.)*")|\b(\d+(?:\.\d+)?[kKmMgGtT])\b')
+_SIZE = r"(\d+(?:\.\d+)?)([kKmMgGtT])"
+_BARE_SIZE = r'("(?:[^"\\]|\\.)*")|\b(\d+(?:\.\d+)?[kKmMgGtT])\b'
 _NEGATIVE = re.compile(r"-\d+|-\d*\.\d+")  # argparse takes these for values
 
 
 def size(text: str) -> int:
     """Return a whole number, `1k` as 1000, `1K` as 1024, `1.5k` as 1500, or raise ValueError."""
-    match = _SIZE.fullmatch(text.strip())
+    match = re.fullmatch(_SIZE, text.strip())
     if not match:
         return int(text)
     number, suffix = match.groups()
@@ -69,7 +69,7 @@ def size(text: str) -> int:
 
 def expanded_sizes(text: str) -> str:
     """Return JSON in which `1k` stood for 1000 outside of texts (vllm/engine/arg_utils.py)."""
-    return _BARE_SIZE.sub(lambda match: match[1] or str(size(match[2])), text)
+    return re.sub(_BARE_SIZE, lambda match: match[1] or str(size(match[2])), text)
 
 
 def split(table: Table, words: Sequence[str]) -> Split:
