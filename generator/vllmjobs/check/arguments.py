@@ -46,7 +46,7 @@ _OWN_PATHS: dict[str, Path] = {
     "shutdown-timeout": ("drain", "longest_stream"),
 }
 
-# The rule for each kind of mistake in `vllm/words.py`.
+# The kinds of mistake (`vllm/arguments/parser.py`) that each rule is about.
 KINDS = {
     "VJ103": ("repeated",),
     "VJ104": ("unknown",),
