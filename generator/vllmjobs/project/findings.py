@@ -1,4 +1,4 @@
-"""What `check` finds, as the reports of `diff` and `plan` hold it."""
+"""The findings of `check`, as the reports of `diff` and `plan` hold them."""
 
 from vllmjobs.changes.model import Finding
 from vllmjobs.environment.problems import dotted
