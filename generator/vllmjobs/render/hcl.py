@@ -15,6 +15,7 @@ _SPECIAL_IN_VALUE = re.compile(rf"(?!{_REFERENCE})(?:{_SPECIAL})", re.ASCII)
 _ASSIGNMENT = re.compile(r'([\w.-]+|"[^"]*") = (.+)')
 _HEREDOC = re.compile(r"<<-?(\w+)$")
 _BRACKET = re.compile(r"[][(){}]")
+_COMMENT = re.compile(r"#|//")
 _STRING_OR_COMMENT = re.compile(r'"(?:\\.|[^"\\])*"|(?:#|//).*')
 
 
@@ -55,8 +56,8 @@ def align(text: str) -> str:
     depth, heredoc_end = "", ""
 
     def close_chain() -> None:
-        width = max((len(key) for _, key, _ in chain), default=0)
-        lines.extend(f"{indent}{key:<{width}} = {value}" for indent, key, value in chain)
+        width = max([len(key) for _, key, _ in chain])
+        lines.extend([f"{indent}{key:<{width}} = {value}" for indent, key, value in chain])
         chain.clear()
 
     for line in text.splitlines():
@@ -69,21 +70,22 @@ def align(text: str) -> str:
         if _BRACKET.search(code):
             indent = _indentation(code, opened)
             depth = "  " * len(opened)
-        match = _ASSIGNMENT.fullmatch(code)
-        if match and not code.endswith(("[", "{")):
+        if code and code[-1] not in "[{" and (match := _ASSIGNMENT.fullmatch(code)):
             chain.append((indent, match[1], match[2]))
             if opening := _HEREDOC.search(code):
                 close_chain()
                 heredoc_end = opening[1]
             continue
-        close_chain()
+        if chain:
+            close_chain()
         if code in ("}", "]") and lines and not lines[-1]:
             lines.pop()
         if code:
             lines.append(indent + code)
         elif lines and lines[-1] and not lines[-1].endswith("{"):
             lines.append("")
-    close_chain()
+    if chain:
+        close_chain()
     return "\n".join(lines).rstrip() + "\n"
 
 
@@ -93,8 +95,7 @@ def _indentation(code: str, opened: list[int]) -> str:
     `opened` are the brackets that are open before the line, a number for each line that opened some; it is
     changed to those after the line.
     """
-    brackets = _BRACKET.findall(code if code in ("}", "]") else _STRING_OR_COMMENT.sub("", code))
-    net = sum(1 if bracket in "([{" else -1 for bracket in brackets)
+    net = _net_brackets(code)
     closed = -net
     while closed > 0 and opened:
         closed, opened[-1] = closed - opened[-1], opened[-1] - closed
@@ -104,6 +105,16 @@ def _indentation(code: str, opened: list[int]) -> str:
     if net > 0:
         opened.append(net)
     return indent
+
+
+def _net_brackets(code: str) -> int:
+    """Return how many more brackets a line opens than it closes, outside of strings and comments."""
+    if code in ("}", "]"):
+        return -1
+    if not _BRACKET.search(code, 0, len(code) - 1) and code[-1] in "{[" and not _COMMENT.search(code):
+        return 1  # most lines that open a block: no string holds a bracket
+    brackets = _BRACKET.findall(_STRING_OR_COMMENT.sub("", code))
+    return sum(1 if bracket in "([{" else -1 for bracket in brackets)
 
 
 def _escaped(match: re.Match[str]) -> str:
