@@ -138,7 +138,7 @@ def test_a_change_that_somebody_registers_after_the_plan_is_not_pushed_aside(ser
 
 @pytest.mark.parametrize("mode", ["never-ready", "exit-1-before-ready"])
 def test_a_canary_that_does_not_get_ready(unbroken: Served, mode: str) -> None:
-    soon = {"rollout.healthy_deadline": "12s", "rollout.progress_deadline": "20s"}
+    soon: dict[str, Any] = {"rollout.healthy_deadline": "12s", "rollout.progress_deadline": "20s"}
     with deploying(unbroken.release, max_model_len=NEW, **failure(mode), **soon) as deploy:
         assert deploy.end() == FAILED, deploy.evidence()
     unbroken.still_serves()
