@@ -16,7 +16,7 @@ from vllmjobs.cli import main
 from vllmjobs.cluster.deployments import Deployments, where_of
 from vllmjobs.cluster.failures import ForbiddenError, NomadError
 from vllmjobs.cluster.nomad import Nomad, Where
-from vllmjobs.deploy.gates import approvals, approve, approved
+from vllmjobs.deploy.gates import approvals, approved, write_approval
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, digest, version_to_be
 from vllmjobs_sandbox.cluster import ports
@@ -81,7 +81,7 @@ class Job:
         return version_to_be(self.latest)
 
     def approve(self, who: Deployments) -> list[Approval]:
-        return approve(who, self.where, self.latest, self.version, digest({"vllm": self.hcl}), NOW)
+        return write_approval(who, self.where, self.latest, self.version, digest({"vllm": self.hcl}), NOW)
 
     def gate(self, who: Deployments | None = None, version: int | None = None) -> Approved | None:
         version = self.version if version is None else version
@@ -239,7 +239,7 @@ def test_a_token_without_the_policy_gets_the_capability_named(job: Job) -> None:
 def test_nobody_approves_and_nobody_deploys_without_a_token(job: Job) -> None:
     nobody = Deployments(Nomad(job.secured.environ))
     with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
-        approve(nobody, job.where, None, 0, "d", NOW)
+        write_approval(nobody, job.where, None, 0, "d", NOW)
     with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
         job.gate(nobody)
 
@@ -263,7 +263,7 @@ def test_where_acls_are_off_it_refuses_and_says_why(tmp_path: Path) -> None:
         server.wait_until(releases.nomad.version, 60, "it answers", ignoring=(UserError,))
         asks: dict[str, Callable[[], object]] = {
             "deploys": lambda: approved(releases, where, 2, 0, "d", COMMAND),
-            "approves": lambda: approve(releases, where, None, 0, "d", NOW),
+            "approves": lambda: write_approval(releases, where, None, 0, "d", NOW),
         }
         for does, ask in asks.items():
             with pytest.raises(RefusedError) as error:

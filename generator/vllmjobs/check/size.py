@@ -63,7 +63,7 @@ class Size(NamedTuple):
     beside: Beside | None = None
 
 
-def size(subject: Subject, gpu: Gpu | None) -> Size:
+def size_of(subject: Subject, gpu: Gpu | None) -> Size:
     """Return the memory of one model on `gpu`, or on the GPU that it asks for."""
     gpu = gpu or subject.gpu
     result = Size(subject.name, subject.model.model, subject.serving.gpu_count, gpu)

@@ -8,8 +8,7 @@ from vllmjobs.cli.common import show
 from vllmjobs.cli.selection import Selection, environment_options
 from vllmjobs.cluster.deployments import Deployments, where_of
 from vllmjobs.cluster.nomad import Nomad
-from vllmjobs.deploy.gates import approvals
-from vllmjobs.deploy.gates import approve as write_approval
+from vllmjobs.deploy.gates import approvals, write_approval
 from vllmjobs.rollout.gates import count, digest, listed, version_to_be
 
 

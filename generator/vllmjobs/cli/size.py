@@ -4,8 +4,7 @@ from typing import TextIO
 
 import click
 
-from vllmjobs.check.size import as_json, as_text, beside
-from vllmjobs.check.size import size as size_of
+from vllmjobs.check.size import as_json, as_text, beside, size_of
 from vllmjobs.cli.common import show
 from vllmjobs.cli.selection import Selection, environment_options
 from vllmjobs.project.environments import subjects

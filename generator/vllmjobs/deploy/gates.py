@@ -63,7 +63,7 @@ def approvals(deployments: Deployments, where: Where) -> list[Approval]:
     return list(_read(deployments.variable(_path(where), where)[0]))
 
 
-def approve(
+def write_approval(
     deployments: Deployments, where: Where, latest: int | None, version: int, digest: str, now: datetime
 ) -> list[Approval]:
     """Write the approval of the person whose NOMAD_TOKEN it is; return all that are kept then.

@@ -5,7 +5,7 @@ from typing import Any
 
 import msgspec
 
-from vllmjobs.vllm.memory import layers as lay
+from vllmjobs.vllm.memory import layers
 from vllmjobs.vllm.memory.layers import Family
 from vllmjobs.vllm.memory.parts import (
     MOST,
@@ -91,7 +91,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
     return Shape(
         architecture=next(iter(outer.texts("architectures")), kind),
         dtype=_dtype(text, outer),
-        hidden=text.whole(*lay.HIDDEN, least=1),
+        hidden=text.whole(*layers.HIDDEN, least=1),
         vocab=text.whole("vocab_size", least=1),
         tied=bool(
             text.any("tie_word_embeddings", default=outer.any("tie_word_embeddings", default=family.tied))
@@ -196,14 +196,14 @@ _GEMMA3 = (
     ("max_position_embeddings", 131_072), ("sliding_window_pattern", 6),
 )  # fmt: skip
 _ALTERNATING = (("sliding_window_pattern", 2),)
-_DENSE = Family(lay.dense)
-_TIED = Family(lay.dense, tied=True)
-_PLAIN = Family(lay.dense, tied=True, gated=False)
-_MIXES = Family(lay.every_layer_mixes)
-_SOME = Family(lay.some_layers_mix)
+_DENSE = Family(layers.dense)
+_TIED = Family(layers.dense, tied=True)
+_PLAIN = Family(layers.dense, tied=True, gated=False)
+_MIXES = Family(layers.every_layer_mixes)
+_SOME = Family(layers.some_layers_mix)
 _NO_WINDOW = (("use_sliding_window", False),)
-_QWEN = Family(lay.dense, defaults=_NO_WINDOW)
-_QWEN_MOE = Family(lay.some_layers_mix, defaults=_NO_WINDOW)
+_QWEN = Family(layers.dense, defaults=_NO_WINDOW)
+_QWEN_MOE = Family(layers.some_layers_mix, defaults=_NO_WINDOW)
 _QWEN_NEXT = (("full_attention_interval", 4), ("attn_output_gate", True), *_NO_WINDOW)
 
 ROBERTA = {"roberta", "xlm-roberta", "camembert"}
@@ -218,7 +218,7 @@ FAMILIES: dict[str, Family] = {
     ),
     **dict.fromkeys(["gemma", "cohere"], _TIED),
     **dict.fromkeys(["opt", "gpt2", "gpt_bigcode", "starcoder2", "falcon", "bert", *ROBERTA], _PLAIN),
-    **dict.fromkeys(["phi", "gpt_neox", "nemotron", "apertus", "arcee"], Family(lay.dense, gated=False)),
+    **dict.fromkeys(["phi", "gpt_neox", "nemotron", "apertus", "arcee"], Family(layers.dense, gated=False)),
     **dict.fromkeys(["mixtral", "phimoe", "olmoe", "granitemoe", "granitemoeshared", "minimax_m2"], _MIXES),
     **dict.fromkeys(["granitemoehybrid", "gpt_oss"], _MIXES),
     **dict.fromkeys(
@@ -229,16 +229,16 @@ FAMILIES: dict[str, Family] = {
     **dict.fromkeys(["qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_vl_text"], _QWEN),
     **dict.fromkeys(["qwen3_vl_text"], _QWEN),
     **dict.fromkeys(["qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text"], _QWEN_MOE),
-    "qwen3_next": Family(lay.some_layers_mix, defaults=_QWEN_NEXT),
-    "qwen3_5_text": Family(lay.dense, defaults=_QWEN_NEXT),
-    "qwen3_5_moe_text": Family(lay.some_layers_mix, defaults=_QWEN_NEXT),
-    "gemma2": Family(lay.dense, tied=True, defaults=(("head_dim", 256), *_ALTERNATING)),
-    "gemma3_text": Family(lay.dense, tied=True, defaults=_GEMMA3),
-    "gemma3": Family(lay.dense, tied=True, defaults=_GEMMA3),
-    "gemma4_text": Family(lay.gemma4, tied=True),
-    "cohere2": Family(lay.dense, tied=True, defaults=(("sliding_window_pattern", 4),)),
-    "llama4_text": Family(lay.llama4, defaults=(("attention_chunk_size", 8192), ("head_dim", 128))),
-    "mimo_v2_flash": Family(lay.mimo_v2),
-    "jamba": Family(lay.jamba),
-    "nemotron_h": Family(lay.nemotron_h),
+    "qwen3_next": Family(layers.some_layers_mix, defaults=_QWEN_NEXT),
+    "qwen3_5_text": Family(layers.dense, defaults=_QWEN_NEXT),
+    "qwen3_5_moe_text": Family(layers.some_layers_mix, defaults=_QWEN_NEXT),
+    "gemma2": Family(layers.dense, tied=True, defaults=(("head_dim", 256), *_ALTERNATING)),
+    "gemma3_text": Family(layers.dense, tied=True, defaults=_GEMMA3),
+    "gemma3": Family(layers.dense, tied=True, defaults=_GEMMA3),
+    "gemma4_text": Family(layers.gemma4, tied=True),
+    "cohere2": Family(layers.dense, tied=True, defaults=(("sliding_window_pattern", 4),)),
+    "llama4_text": Family(layers.llama4, defaults=(("attention_chunk_size", 8192), ("head_dim", 128))),
+    "mimo_v2_flash": Family(layers.mimo_v2),
+    "jamba": Family(layers.jamba),
+    "nemotron_h": Family(layers.nemotron_h),
 }  # fmt: skip
