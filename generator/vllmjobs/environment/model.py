@@ -133,7 +133,7 @@ class ModelDefaults(Block, frozen=True):
         Strategy,
         described("One GPU per server and many servers, or one server over several GPUs (VLLM_STRATEGY)."),
     ] = "multi_instance"
-    install: Annotated[Install, described("Which of `images` is used (VLLM_INSTALL_TYPE).")] = "standard"
+    install: Annotated[Install, described("The key of `images` to use (VLLM_INSTALL_TYPE).")] = "standard"
     replicas: Annotated[Count, described("Servers.")] = 1
     driver: Annotated[Driver, described("Nomad's task driver.")] = "docker"
     image: Annotated[Text | None, described("Container image; one of `images` when not given.")] = None
@@ -154,7 +154,7 @@ class ModelDefaults(Block, frozen=True):
     supervised: Annotated[
         bool | None,
         described(
-            "Whether `vllmjobs-supervise` is started, which then restarts and drains. When not given: if the "
+            "True if `vllmjobs-supervise` starts the server; it restarts and drains. By default true if the "
             "entrypoint names it, or the image is called `vllmjobs-vllm`. vLLM's own /health stays 200 while "
             "it hangs, or drains and refuses work."
         ),
@@ -206,7 +206,7 @@ class ModelDefaults(Block, frozen=True):
     pull_time: Annotated[Duration, described("Expected time to pull the image.")] = "5m"
     load_time: Annotated[Duration, described("Expected time from the start to the first answer.")] = "10m"
     rollout: Annotated[Rollout, described("Release.")] = Rollout()
-    placement: Annotated[Placement, described("Where it may run.")] = Placement()
+    placement: Annotated[Placement, described("The nodes on which the model may run.")] = Placement()
 
 
 class Model(ModelDefaults, frozen=True, kw_only=True):
@@ -234,7 +234,7 @@ class Balancer(Block, frozen=True):
     """The balancer in front of the models."""
 
     kind: Annotated[
-        Literal["fabio", "nginx", "none"], described("Which balancer the services register for.")
+        Literal["fabio", "nginx", "none"], described("The balancer for which the services register.")
     ] = "fabio"
     port: Annotated[
         Port | None,
@@ -269,9 +269,10 @@ class Balancer(Block, frozen=True):
     node_pool: Annotated[
         Text | None, described("Node pool; the namespace's default when not given, not the models'.", "all")
     ] = None
-    placement: Annotated[Placement, described("Where it may run; what `nomad` says is for the models.")] = (
-        Placement()
-    )
+    placement: Annotated[
+        Placement,
+        described("The nodes that may run the job; those of `nomad` are the models'."),
+    ] = Placement()
 
 
 class Environment(Block, frozen=True, kw_only=True):
@@ -289,24 +290,24 @@ class Environment(Block, frozen=True, kw_only=True):
         Meta(
             ge=0,
             le=20,
-            description="How many others must approve a change (`vllmjobs approve`) before it is deployed.",
+            description="The number of other people who must approve a change (`vllmjobs approve`).",
         ),
     ] = 0
     maintenance: Annotated[
-        Maintenance | None, described("When changes are deployed; at any time when not given.")
+        Maintenance | None, described("The times at which changes are deployed; any time when not given.")
     ] = None
     nomad: Annotated[Nomad, described("The job as a whole.")] = Nomad()
     balancer: Annotated[Balancer, described("The balancer.")] = Balancer()
-    monitoring: Annotated[Monitoring, described("What watches it.")] = Monitoring()
-    prefetch: Annotated[Prefetch, described("What fills the models' caches ahead of a deployment.")] = (
+    monitoring: Annotated[Monitoring, described("The monitoring of the environment.")] = Monitoring()
+    prefetch: Annotated[Prefetch, described("The job that fills the caches ahead of a deployment.")] = (
         Prefetch()
     )
     cache_backup: Annotated[
         CacheBackup | None,
-        described("What copies the models' caches to a store, and back; none when not given."),
+        described("The jobs that copy the models' caches to a store, and back; none when not given."),
     ] = None
     images: Annotated[Images, described("Images by `install`.")] = Images()
-    defaults: Annotated[ModelDefaults, described("What every model starts from.")] = ModelDefaults()
+    defaults: Annotated[ModelDefaults, described("The keys that every model starts from.")] = ModelDefaults()
     models: Annotated[
         Annotated[dict[Name, Model], Meta(min_length=1)],
         described("The models by name; the name is the task group's."),

@@ -35,7 +35,7 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
     store: Annotated[
         Store,
         described(
-            "Where the copies are: a directory of the host, or a bucket.",
+            "The place of the copies: a directory of the host, or a bucket.",
             "/mnt/backup/models",
             "s3://acme/models",
         ),
@@ -57,9 +57,12 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
     ] = {}
     schedule: Annotated[
         Cron | None,
-        described("When a backup is made; only when it is dispatched, when not given.", "0 3 * * *"),
+        described(
+            "The times of the backups; when not given, you dispatch them.",
+            "0 3 * * *",
+        ),
     ] = None
-    time_zone: Annotated[Text, described("Of the schedule.", "Europe/Berlin")] = "UTC"
+    time_zone: Annotated[Text, described("The time zone of the schedule.", "Europe/Berlin")] = "UTC"
     constraints: Annotated[
         list[Constraint],
         described("Nodes that reach the store, beside what `nomad` and the models say; all when empty."),

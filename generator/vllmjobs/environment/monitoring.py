@@ -32,15 +32,15 @@ class PrometheusJob(Block, frozen=True):
         Interval,
         described("Time between two looks at an instance, 1m at most: the alerts look back over 5m."),
     ] = "15s"
-    retention: Annotated[Duration, described("How long it keeps what it has seen.")] = "360h"
+    retention: Annotated[Duration, described("The time for which Prometheus keeps its data.")] = "360h"
     alertmanager: Annotated[
         Address | None,
-        described("Where alerts are sent; nowhere when not given.", "alertmanager.example.com:9093"),
+        described("The Alertmanager; none when not given.", "alertmanager.example.com:9093"),
     ] = None
     runbooks: Annotated[
         LinkBase,
         described(
-            "What the alerts' links to a runbook begin with; the page's name follows.",
+            "The beginning of the alerts' links to a runbook; the page's name follows.",
             "https://git.example.com/llm/docs/runbooks",
         ),
     ] = "docs/runbooks"
@@ -61,9 +61,10 @@ class PrometheusJob(Block, frozen=True):
     node_pool: Annotated[
         Text | None, described("Node pool; the namespace's default when not given, not the models'.")
     ] = None
-    placement: Annotated[Placement, described("Where it may run; what `nomad` says is for the models.")] = (
-        Placement()
-    )
+    placement: Annotated[
+        Placement,
+        described("The nodes that may run the job; those of `nomad` are the models'."),
+    ] = Placement()
 
 
 class Monitoring(Block, frozen=True):

@@ -20,24 +20,26 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Constraint(Block, frozen=True):
     """A requirement that a node meets, or is not used."""
 
-    attribute: Annotated[str, described("What is compared.", "${node.class}", "${attr.kernel.name}")] = ""
-    operator: Annotated[Operator, described("How it is compared.")] = "="
-    value: Annotated[str, described("What it is compared with.")] = ""
+    attribute: Annotated[
+        str, described("The attribute to compare.", "${node.class}", "${attr.kernel.name}")
+    ] = ""
+    operator: Annotated[Operator, described("The comparison.")] = "="
+    value: Annotated[str, described("The value to compare with.")] = ""
 
 
 class Affinity(Block, frozen=True, kw_only=True):
     """A preference among nodes."""
 
-    attribute: Annotated[Text, described("What is compared.", "${node.datacenter}")]
-    operator: Annotated[AffinityOperator, described("How it is compared.")] = "="
-    value: Annotated[Text, described("What it is compared with.")]
-    weight: Annotated[int, Meta(ge=-100, le=100, description="From -100 (avoid) to 100 (prefer).")] = 50
+    attribute: Annotated[Text, described("The attribute to compare.", "${node.datacenter}")]
+    operator: Annotated[AffinityOperator, described("The comparison.")] = "="
+    value: Annotated[Text, described("The value to compare with.")]
+    weight: Annotated[int, Meta(ge=-100, le=100, description="Weight, -100 (avoid) to 100 (prefer).")] = 50
 
 
 class Spread(Block, frozen=True):
     """An attribute over which allocations are spread."""
 
-    attribute: Annotated[Text, described("What is spread over.", "${node.datacenter}")]
+    attribute: Annotated[Text, described("The attribute to spread over.", "${node.datacenter}")]
     weight: Annotated[int, Meta(ge=1, le=100, description="Weight among several spreads.")] = 50
     targets: Annotated[
         dict[Text, Annotated[int, Meta(ge=0, le=100)]],
@@ -57,14 +59,14 @@ class DeviceConstraint(Block, frozen=True):
     """A requirement on an attribute of the GPU."""
 
     attribute: Annotated[Text, described("An attribute of the device.", "${device.attr.driver_version}")]
-    operator: Annotated[DeviceOperator, described("How it is compared.")] = "="
-    value: Annotated[str, described("What it is compared with; amounts carry a unit (`70 GiB`).")] = ""
+    operator: Annotated[DeviceOperator, described("The comparison.")] = "="
+    value: Annotated[str, described("The value to compare with; amounts have a unit (`70 GiB`).")] = ""
 
 
 class DeviceAffinity(Block, frozen=True, kw_only=True):
     """A preference among GPUs."""
 
     attribute: Annotated[Text, described("An attribute of the device.", "${device.attr.memory}")]
-    operator: Annotated[AffinityOperator, described("How it is compared.")] = "="
-    value: Annotated[Text, described("What it is compared with; amounts carry a unit.")]
-    weight: Annotated[int, Meta(ge=-100, le=100, description="From -100 (avoid) to 100 (prefer).")] = 50
+    operator: Annotated[AffinityOperator, described("The comparison.")] = "="
+    value: Annotated[Text, described("The value to compare with; amounts have a unit.")]
+    weight: Annotated[int, Meta(ge=-100, le=100, description="Weight, -100 (avoid) to 100 (prefer).")] = 50

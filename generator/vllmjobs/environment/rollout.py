@@ -49,7 +49,9 @@ class Limits(Block, frozen=True):
 class Prometheus(Block, frozen=True):
     """The Prometheus in which the metrics are read, when not from the instances themselves."""
 
-    address: Annotated[Url, described("Its HTTP address.", "http://prometheus.service.consul:9090")]
+    address: Annotated[
+        Url, described("The HTTP address of the Prometheus.", "http://prometheus.service.consul:9090")
+    ]
     instance_label: Annotated[
         Text, described("The label that holds an instance's `address:port`; Prometheus's own is `instance`.")
     ] = "instance"
@@ -71,15 +73,15 @@ class Analysis(Block, frozen=True):
     ] = 1
     on_no_data: Annotated[
         Literal["hold", "fail", "promote"],
-        described("What becomes of a step whose window ends with too few requests; `hold` waits for more."),
+        described("The end of a step whose window ends with too few requests; `hold` waits for more."),
     ] = "hold"
     probe: Annotated[
         bool, described("Send real requests for one token to instances that get too few of others.")
     ] = True
     quantile: Annotated[
-        float, Meta(gt=0, lt=1, description="Of the latencies, which quantile is compared.")
+        float, Meta(gt=0, lt=1, description="The quantile of the latencies that is compared.")
     ] = 0.95
-    limits: Annotated[Limits, described("What a canary may show.")] = Limits()
+    limits: Annotated[Limits, described("The limits for a canary.")] = Limits()
     prometheus: Annotated[
         Prometheus | None, described("Read the metrics there; from the instances' /metrics when not given.")
     ] = None
@@ -88,15 +90,18 @@ class Analysis(Block, frozen=True):
 class Window(Block, frozen=True):
     """A time that comes again."""
 
-    schedule: Annotated[Cron, described("When it begins: minute, hour, day, month, weekday.", "0 22 * * 1-5")]
-    duration: Annotated[Duration, described("How long it lasts.", "4h")]
+    schedule: Annotated[
+        Cron,
+        described("The start: minute, hour, day, month, weekday.", "0 22 * * 1-5"),
+    ]
+    duration: Annotated[Duration, described("The length of the window.", "4h")]
 
 
 class Maintenance(Block, frozen=True):
     """The times at which changes may be deployed; at any other time `--now REASON` is needed."""
 
     windows: Annotated[Annotated[list[Window], Meta(min_length=1)], described("Any of them will do.")]
-    time_zone: Annotated[Text, described("Of the schedules, by its IANA name.", "Europe/Berlin")] = "UTC"
+    time_zone: Annotated[Text, described("The schedules' time zone, an IANA name.", "Europe/Berlin")] = "UTC"
 
 
 class Rollout(Block, frozen=True):
@@ -123,7 +128,7 @@ class Rollout(Block, frozen=True):
     ] = []
     analysis: Annotated[
         Analysis | None,
-        described("What `vllmjobs deploy` promotes on; `null` promotes as soon as the canaries are healthy."),
+        described("The analysis of canaries; with `null`, healthy canaries are promoted."),
     ] = Analysis()
     max_parallel: Annotated[Positive, described("Instances replaced at a time after promotion.")] = 1
     auto_promote: Annotated[bool, described("Promote as soon as the canaries are healthy.")] = False

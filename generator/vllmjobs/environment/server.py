@@ -71,7 +71,7 @@ class Cache(Block, frozen=True):
 
     volume: Annotated[Text | None, described("Name of a Nomad host volume.")] = None
     bind: Annotated[AbsolutePath | None, described("Directory of the host.", "/srv/models")] = None
-    path: Annotated[AbsolutePath, described("Where the server sees it; with raw_exec it is `bind`.")] = (
+    path: Annotated[AbsolutePath, described("The cache's folder for the server; with raw_exec, `bind`.")] = (
         "/models"
     )
     read_only: Annotated[

@@ -65,7 +65,7 @@ SecretRef = Annotated[
         r"(nomad/jobs(/[A-Za-z0-9_~-]+){0,3}|nomad:[A-Za-z0-9_~-]+(/[A-Za-z0-9_~-]+)*"
         r"|vault:[A-Za-z0-9_.~-]+(/[A-Za-z0-9_.~-]+)+)#[A-Za-z_][A-Za-z0-9_]*",
         "secret reference",
-        "Where a secret is kept, never the secret: `nomad/jobs/vllm-prod#hf_token` (a Nomad Variable; "
+        "The place of a secret, never the secret: `nomad/jobs/vllm-prod#hf_token` (a Nomad Variable; "
         "any other path of one is `nomad:PATH#field`) or `vault:kv/data/vllm#hf_token`.",
     ),
 ]
