@@ -170,7 +170,7 @@ def test_it_serves_through_fabio_once_it_is_ready(server: Server) -> None:
     (service,) = server.sandbox.consul.health.service("image-chat", passing=True)[1]
     assert service["Service"]["Port"] == server.ports["http"]
     wait_until(lambda: _serves(server.sandbox.fabio_address), SECONDS, "Fabio routes to it")
-    assert len(ask(server.sandbox.fabio_address, max_tokens=5).pieces) == 5
+    assert ask(server.sandbox.fabio_address, max_tokens=5).tokens == 5
 
 
 def test_it_has_no_rights_and_one_gpu(server: Server) -> None:
@@ -219,7 +219,7 @@ def test_an_answer_on_its_way_ends_whole_when_the_job_is_stopped(server: Server)
     wait_until(lambda: server.admin("/ready")[0] == 503, SECONDS, "it says that it stops")
     assert asking.is_alive()
     asking.join(SECONDS)
-    assert [len(one.pieces) for one in answers] == [TOKENS]
+    assert [one.tokens for one in answers] == [TOKENS]
     wait_until(lambda: server.task()["State"] == "dead", SECONDS, "the task has ended")
     assert not server.task()["Failed"]
     (ended,) = (one for one in server.task()["Events"] if one["Type"] == "Terminated")

@@ -26,6 +26,11 @@ class Answer:
     first_after: float
     seconds: float
 
+    @property
+    def tokens(self) -> int:
+        """The number of its tokens, each a word: on a busy machine several come in one piece."""
+        return len("".join(self.pieces).split())
+
 
 def http() -> httpx.Client:
     """Return a client for loopback: no proxy, no certificates to load."""
