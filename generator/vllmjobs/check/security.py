@@ -35,8 +35,6 @@ def no_secret_is_written(whole: Whole) -> Findings:
     """
     environment = msgspec.to_builtins(whole.environment)
     environment.pop("defaults")  # each model has them
-    if not looks_secret("\0".join(_strings(environment))):  # one search, where there is nothing to find
-        return
     for path, text in _texts(environment):
         if looks_secret(text):
             yield path, LOOKS_SECRET
@@ -149,21 +147,6 @@ def root_file_system_is_read_only(subject: Subject) -> Findings:
             "the root file system can be written to; leave it out, or state the reason: "
             "`# vllmjobs: ignore VJ507 REASON`",
         )
-
-
-def _strings(value: object) -> list[str]:
-    """Return every string in plain data, keys too, in any order."""
-    strings, values = [], [value]
-    while values:
-        match values.pop():
-            case str(text):
-                strings.append(text)
-            case dict(items):
-                strings += items
-                values += items.values()
-            case list(items):
-                values += items
-    return strings
 
 
 def _texts(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
