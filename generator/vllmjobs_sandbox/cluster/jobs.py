@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -10,6 +11,9 @@ from typing import Any
 import nomad
 from consul import Consul
 
+from vllmjobs.project.environments import environment_file, load
+from vllmjobs.project.templates import templates
+from vllmjobs.render.job import render
 from vllmjobs_sandbox.cluster import evidence
 from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.process import wait_until
@@ -50,8 +54,15 @@ class Jobs:
     consul: Consul
 
     def render(self, *args: str) -> str:
-        """Run `vllmjobs render` with these arguments; `dev` is the sandbox's own environment."""
-        return self._run(["vllmjobs", "render", *args])
+        """Render a job as `vllmjobs render` with these arguments; `dev` is the sandbox's own environment."""
+        words = argparse.ArgumentParser()
+        words.add_argument("env")
+        words.add_argument("--set", action="append", default=[])
+        words.add_argument("--job", default="vllm")
+        words.add_argument("--project", type=Path, default=self.folder)
+        given = words.parse_args(args)
+        path = environment_file(given.project, given.env)
+        return render(load(path, given.set, given.project), given.job, templates(given.project))
 
     def nomad_cli(self, *args: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run the `nomad` command."""
@@ -66,7 +77,8 @@ class Jobs:
 
     def run(self, hcl: str) -> None:
         """Run a job, as in `vllmjobs render … | nomad job run -detach -`."""
-        self._run(["nomad", "job", "run", "-detach", "-"], hcl)
+        job = self.nomad.jobs.parse(hcl) | {"ConsulToken": self.env.get("CONSUL_HTTP_TOKEN", "")}
+        self.nomad.jobs.register_job({"Job": job, "Submission": {"Source": hcl, "Format": "hcl2"}})
 
     def plan(self, hcl: str) -> Json:
         """Ask what running this job would do; Diff, Annotations and FailedTGAllocs tell."""

@@ -88,6 +88,22 @@ def test_a_merge_is_deployed_and_not_planned() -> None:
         ]
 
 
+def test_what_a_push_changes_is_not_told() -> None:
+    said = [step["if"] for step in GITHUB["jobs"]["test"]["steps"] if "if" in step]
+    assert len(said) == 2
+    assert not any(
+        evaluate(one, PUSH | {"needs": {"lint": {"outputs": {"trusted": "true"}}}}) for one in said
+    )
+
+
+def test_a_job_deploys_the_environment_that_it_is_named_after() -> None:
+    for name in ENVIRONMENTS:
+        assert GITHUB["jobs"][f"deploy-{name}"]["environment"] == name
+        assert GITHUB["jobs"][f"deploy-{name}"]["steps"] == GITHUB["jobs"]["deploy-dev"]["steps"]
+        assert extended(GITLAB, f"deploy-{name}")["environment"] == name
+        assert extended(GITLAB, f"deploy-{name}")["script"] == GITLAB[".deploy"]["script"]
+
+
 def chain(job: str) -> list[str]:
     """The jobs that have to end before this one, nearest first."""
     needs = GITHUB["jobs"][job].get("needs")
