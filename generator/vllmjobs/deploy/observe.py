@@ -18,7 +18,7 @@ from vllmjobs.rollout.deployments import parse_allocations
 from vllmjobs.rollout.events import Snapshot
 from vllmjobs.rollout.model import Observation, ReleasePlan
 from vllmjobs.rollout.observe import (
-    FAST_POLL_S,
+    SOON_POLL_S,
     Memory,
     Raw,
     Shares,
@@ -101,7 +101,7 @@ class Observer:
             self._deployment = own[0]["ID"]
             return own[0], []
         if wait:
-            time.sleep(min(wait, FAST_POLL_S))  # there is nothing yet on which Nomad could let us wait
+            time.sleep(min(wait, SOON_POLL_S))  # there is nothing yet on which Nomad could let us wait
         return None, evaluations
 
 

@@ -33,7 +33,8 @@ from vllmjobs.text.json import Json
 
 TOLERANCE = 0.02  # the share that is given may differ by so much from the one that was asked for
 POLL_S = 10.0  # Nomad answers at once when the deployment changes, and not when allocations alone do
-FAST_POLL_S = 1.0  # while a balancer has yet to take a share, and while old instances end
+FAST_POLL_S = 1.0  # while old instances end
+SOON_POLL_S = 0.25  # while a balancer has yet to take a share: moments, mostly
 _ROLLED_BACK = "rolling back to job version"  # nomad/structs/structs.go DeploymentStatusDescriptionRollback
 
 
@@ -165,8 +166,13 @@ def poll_within(observation: Observation, next_measurement: float) -> float:
 
     `next_measurement` is the seconds until then; infinite where nothing is measured.
     """
-    is_moving = any(not group.routed or group.promoted for group in observation.groups.values())
-    return max(0.1, min(FAST_POLL_S if is_moving else POLL_S, next_measurement))
+    groups = observation.groups.values()
+    poll = POLL_S
+    if any(group.promoted for group in groups):
+        poll = FAST_POLL_S
+    if any(not group.routed for group in groups):
+        poll = SOON_POLL_S
+    return max(0.1, min(poll, next_measurement))
 
 
 def _remember(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> Memory:

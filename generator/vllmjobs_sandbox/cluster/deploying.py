@@ -27,6 +27,7 @@ QUICK: dict[str, Any] = {
     "rollout.analysis.window": "2s",
     "rollout.analysis.min_requests": 5,
     "drain.longest_stream": "3s",
+    "drain.shutdown_delay": "2s",
     "rollout.placement_deadline": "5s",
 }
 

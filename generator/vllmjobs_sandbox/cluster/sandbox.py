@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import FrameType, TracebackType
 from uuid import uuid4
@@ -117,6 +118,7 @@ class Sandbox(Jobs):
             self._wait_for_client(name)
         else:
             self._wait_for_server(name)
+            self._wake_clients()
 
     def servers(self) -> dict[str, str]:
         """Return the addresses of Nomad's servers by their names."""
@@ -256,6 +258,13 @@ class Sandbox(Jobs):
             "it is ready with its GPUs",
             ignoring=(*NOT_YET, KeyError),
         )
+
+    def _wake_clients(self) -> None:
+        """Have clients ask something: what they would try again after up to 60 s, they try at once."""
+        for agent in self._clients():
+            url = f"{self._layout.nomad[agent.removeprefix('nomad-')].address}/v1/status/leader"
+            ask = partial(self._session.get, url, timeout=10)
+            self._agents.wait_until(agent, lambda ask=ask: ask().ok, "it reaches a server", ignoring=NOT_YET)
 
     def _is_healthy(self, name: str) -> bool:
         return self._session.get(f"{self._layout.nomad[name].address}/v1/agent/health", timeout=10).ok

@@ -25,6 +25,7 @@ from vllmjobs.rollout.model import (
 from vllmjobs.rollout.observe import (
     FAST_POLL_S,
     POLL_S,
+    SOON_POLL_S,
     TOLERANCE,
     Comparison,
     Memory,
@@ -318,7 +319,7 @@ def test_it_is_observed_again_soon_while_something_moves() -> None:
         )
 
     assert polled(GroupState()) == POLL_S
-    assert polled(GroupState(routed=False)) == FAST_POLL_S
+    assert polled(GroupState(routed=False)) == SOON_POLL_S
     assert polled(GroupState(promoted=True)) == FAST_POLL_S
     assert polled(GroupState(), measurement=3) == 3
     assert polled(GroupState(), measurement=0) == 0.1, "not all the time"
