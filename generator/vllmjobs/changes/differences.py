@@ -21,8 +21,7 @@ class _Difference(NamedTuple):
     path: Path
     before: Item
     after: Item
-    preceding: tuple[Item, Item] = (None, None)
-    """In a list, the items in front of both: an option may stand in front of a secret."""
+    preceding: tuple[Item, Item] = (None, None)  # in a list: an option may stand in front of a secret
 
 
 def fields(before: Tree, after: Tree, of_job: bool = False) -> tuple[Field, ...]:

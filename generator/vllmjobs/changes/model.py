@@ -35,12 +35,10 @@ class Field(Value, frozen=True):
     ]
     after: str | None
     replaces: Annotated[
-        bool,
-        Meta(description="Whether Nomad replaces the group's allocations because of it."),
+        bool, Meta(description="Whether Nomad replaces the group's allocations because of it.")
     ] = False
     hidden: Annotated[
-        bool,
-        Meta(description="May be a secret; `before` and `after` then only tell whether there was one."),
+        bool, Meta(description="May be a secret; `before` and `after` then only tell whether there was one.")
     ] = False
 
 
@@ -219,8 +217,7 @@ class JobPlan(Value, frozen=True):
     """Facts about a job that only the cluster knows."""
 
     modify_index: Annotated[
-        int,
-        Meta(description="For `nomad job run -check-index`; 0 where the job does not run."),
+        int, Meta(description="For `nomad job run -check-index`; 0 where the job does not run.")
     ]
     run: Annotated[str, Meta(description="The command that makes this very change, and no other.")]
     warnings: Annotated[tuple[str, ...], Meta(description="Of Nomad's validation.")] = ()
@@ -241,12 +238,10 @@ class JobChange(Value, frozen=True):
     ]
     fields: Annotated[tuple[Field, ...], Meta(description="Changes of the job as a whole.")] = ()
     groups: Annotated[
-        tuple[GroupChange, ...],
-        Meta(description="Every group of both sides, in the order of the newer one."),
+        tuple[GroupChange, ...], Meta(description="Every group of both sides, in the order of the newer one.")
     ] = ()
     notes: Annotated[
-        tuple[str, ...],
-        Meta(description="What a person should know beside, one sentence each."),
+        tuple[str, ...], Meta(description="What a person should know beside, one sentence each.")
     ] = ()
     plan: JobPlan | None = None
 

@@ -27,10 +27,7 @@ def planned(selection: Selection, cluster: Cluster) -> EnvironmentChange:
         name=selection.path.stem,
         against=cluster.address,
         jobs=plans(
-            jobs,
-            cluster,
-            selection.environment.nomad.namespace,
-            selection.of_all_jobs().words("render"),
+            jobs, cluster, selection.environment.nomad.namespace, selection.of_all_jobs().words("render")
         ),
         findings=findings(selection.checked),
     )

@@ -29,11 +29,7 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
 
     @wraps(act)
     def run(
-        selection: Selection,
-        timeout: float | None,
-        in_json: bool,
-        hooks: tuple[str, ...],
-        **decision: Any,
+        selection: Selection, timeout: float | None, in_json: bool, hooks: tuple[str, ...], **decision: Any
     ) -> None:
         environment, where = selection.environment, models_job(selection)
         typed = [*_words(**decision), *timeout_words(timeout)]

@@ -92,11 +92,7 @@ def with_selection(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(
-        env: str,
-        project: Path,
-        settings: tuple[str, ...] = (),
-        job: str | None = None,
-        **others: Any,
+        env: str, project: Path, settings: tuple[str, ...] = (), job: str | None = None, **others: Any
     ) -> None:
         command(selection=Selection(env, settings, project, job), **others)
 

@@ -26,11 +26,7 @@ from vllmjobs.vllm.memory.startup_log import LINES, startup_log
 )
 @click.option("--json", "in_json", is_flag=True, help="For programs; bytes per GPU.")
 def size(
-    selection: Selection,
-    gpu_name: str | None,
-    model_name: str | None,
-    log: TextIO | None,
-    in_json: bool,
+    selection: Selection, gpu_name: str | None, model_name: str | None, log: TextIO | None, in_json: bool
 ) -> None:
     """Show what the models of ENV take of their GPUs, and what fits.
 

@@ -174,14 +174,10 @@ class _Asked(NamedTuple):
     """An environment that is to run here, with what this shell or an .env file adds to it."""
 
     environment: Environment
-    takes_all: bool
-    """True where a server takes every GPU."""
-    secrets: dict[str, str]
-    """The secrets that are known, by variable."""
-    hf_home: str
-    """The folder of the models' cache."""
-    gpus: str | None
-    """The value of CUDA_VISIBLE_DEVICES."""
+    takes_all: bool  # a server takes every GPU
+    secrets: dict[str, str]  # the secrets that are known, by variable
+    hf_home: str  # the folder of the models' cache
+    gpus: str | None  # CUDA_VISIBLE_DEVICES
 
 
 def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, Place]) -> None:

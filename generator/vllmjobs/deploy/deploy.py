@@ -32,26 +32,18 @@ PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
 class DeployRequest(NamedTuple):
     """One run of `deploy`: what is to be deployed, and how."""
 
-    command: Callable[[str], str]
-    """Returns what a person is to type for a command on this environment."""
+    command: Callable[[str], str]  # returns what a person is to type for a command on this environment
     environment: Environment
-    """The environment."""
-    jobs: Mapping[str, str]
-    """The HCL of each job, by the name that `render --job` takes."""
+    jobs: Mapping[str, str]  # the HCL of each job, by the name that `render --job` takes
     deployments: Deployments
-    """The client of Nomad."""
     reporter: Reporter
-    """The reporter of events."""
     gate: Callable[[Where, int, bool], Record]
     """The gates. Raises `RefusedError`, or returns the record of the release; given the version that it is to
     be, and whether it is registered already: canaries are not left alone because a maintenance window has
     ended."""
-    consul: Callable[[], Consul]
-    """Makes the client of Consul, where one is needed."""
-    timeout: float | None = None
-    """Seconds for each job; None for what follows from the environment."""
-    detach: bool = False
-    """True to register, and leave the rest to a later run."""
+    consul: Callable[[], Consul]  # makes the client of Consul, where one is needed
+    timeout: float | None = None  # seconds for each job; None for what follows from the environment
+    detach: bool = False  # register, and leave the rest to a later run
 
 
 def deploy_jobs(request: DeployRequest, planned: tuple[JobChange, ...]) -> Outcome:
@@ -92,12 +84,9 @@ def _gate(request: DeployRequest, models: _JobDeploy | None) -> Record:
 class _State(NamedTuple):
     """A job as it is to be, and as it runs."""
 
-    spec: Json
-    """The job as it is to be, as Nomad's API has it."""
-    version: int | None
-    """The version that is registered; None without one."""
-    status: str | None
-    """The status of that version's deployment; None without one."""
+    spec: Json  # as it is to be, as Nomad's API has it
+    version: int | None  # the registered one; None without one
+    status: str | None  # of that version's deployment; None without one
 
 
 def _read_state(request: DeployRequest, job: JobChange) -> _State:

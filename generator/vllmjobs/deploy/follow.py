@@ -14,17 +14,7 @@ from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic, TrafficError
 from vllmjobs.rollout.decide import decide
 from vllmjobs.rollout.events import Event, Snapshot, events
-from vllmjobs.rollout.model import (
-    Action,
-    End,
-    Fail,
-    Observation,
-    Promote,
-    ReleasePlan,
-    Revert,
-    Shift,
-    Wait,
-)
+from vllmjobs.rollout.model import Action, End, Fail, Observation, Promote, ReleasePlan, Revert, Shift, Wait
 from vllmjobs.rollout.observe import Memory, attempted
 
 RETRY_S = 2.0  # after an action that failed; somebody else may have done it, which is observed next
@@ -36,9 +26,7 @@ class Ended(NamedTuple):
     """The end of a release, and what was observed then."""
 
     end: End
-    """The outcome, with its reason."""
     observation: Observation
-    """The last observation."""
 
 
 class Follower:

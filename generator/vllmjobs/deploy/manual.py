@@ -15,13 +15,7 @@ from vllmjobs.deploy.release import Clients, Release, records_by_version
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.project.plan import Planner
-from vllmjobs.rollout.deployments import (
-    group_states,
-    is_way_back,
-    parse_allocations,
-    spec,
-    stable,
-)
+from vllmjobs.rollout.deployments import group_states, is_way_back, parse_allocations, spec, stable
 from vllmjobs.rollout.events import Event
 from vllmjobs.rollout.model import Fail, Outcome, Record
 from vllmjobs.text.json import Json
@@ -38,9 +32,7 @@ class Running(NamedTuple):
     """The version that is deployed now."""
 
     version: int
-    """The job's version."""
-    deployment: Json | None
-    """The version's deployment; None without one."""
+    deployment: Json | None  # the version's deployment; None without one
 
     @property
     def is_active(self) -> bool:

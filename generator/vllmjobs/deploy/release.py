@@ -34,13 +34,9 @@ class Clients(NamedTuple):
     """The clients through which a release acts."""
 
     deployments: Deployments
-    """Nomad's."""
-    traffic: Traffic | None
-    """None for a job that is not the models', and where no balancer is to be asked for shares."""
+    traffic: Traffic | None  # None for another job than the models', and where no balancer is to be asked
     reporter: Reporter
-    """The reporter of events."""
-    clock: Clock = time.monotonic
-    """The clock of `rollout.model`."""
+    clock: Clock = time.monotonic  # the clock of `rollout.model`
 
 
 class Release:

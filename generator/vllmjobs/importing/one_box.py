@@ -13,13 +13,10 @@ from vllmjobs.importing.settings import ALL_GPUS
 class OfTheBox(NamedTuple):
     """The settings of the machine that are not part of the environment."""
 
-    takes_all: bool
-    """True where VLLM_GPU_COUNT asks for every GPU, as it does where it is not set."""
+    takes_all: bool  # VLLM_GPU_COUNT asks for every GPU, as it does where it is not set
     secrets: dict[str, str]
-    cache: str | None
-    """MODEL_CACHE_PATH, which holds models as HF_HOME does; relative to the file's folder."""
-    gpus: str | None
-    """CUDA_VISIBLE_DEVICES."""
+    cache: str | None  # MODEL_CACHE_PATH, which holds models as HF_HOME does; relative to the file's folder
+    gpus: str | None  # CUDA_VISIBLE_DEVICES
 
 
 def of_the_box(text: str, source: str) -> OfTheBox:

@@ -29,8 +29,7 @@ class Checked(NamedTuple):
     environment: Environment | None
     problems: list[Problem]
     texts: dict[str, str]
-    compared: bool = False
-    """True where the earlier commit has the environment, to compare it with."""
+    compared: bool = False  # the earlier commit has the environment, to compare it with
 
 
 def environment_file(project: Path, name: str) -> Path:

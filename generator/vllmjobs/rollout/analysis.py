@@ -27,27 +27,19 @@ _SHARES = ("error_rate", "kv_cache_usage")
 class Side(Value, frozen=True):
     """The canaries, or the stable instances, taken together over the window."""
 
-    requests: int = 0
-    """The count of requests: see `Sample.counts`."""
-    values: dict[str, float] = {}
-    """The value of each metric that has data: latencies in seconds, shares from 0 to 1."""
+    requests: int = 0  # see `Sample.counts`
+    values: dict[str, float] = {}  # of each metric that has data: latencies in seconds, shares from 0 to 1
 
 
 class Measurement(Value, frozen=True):
     """The result of one comparison of canaries and stable instances."""
 
-    at: float
-    """Seconds, on the clock of `rollout.model`."""
+    at: float  # seconds, on the clock of `rollout.model`
     result: Result
-    """The result for all metrics together."""
-    reason: str
-    """One clause, as `Verdict.reason`."""
-    numbers: tuple[Number, ...] = ()
-    """One number for each metric that has a limit."""
-    canary_requests: int = 0
-    """The requests that the canaries had in the window."""
-    stable_requests: int = 0
-    """The requests that the stable instances had in the window."""
+    reason: str  # one clause, as `Verdict.reason`
+    numbers: tuple[Number, ...] = ()  # one number for each metric that has a limit
+    canary_requests: int = 0  # the requests that the canaries had in the window
+    stable_requests: int = 0  # the requests that the stable instances had in the window
 
 
 def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> Side:

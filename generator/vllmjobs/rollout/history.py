@@ -12,27 +12,16 @@ class PastRelease(Value, frozen=True):
     """The release of one version of a job: a row of `history`."""
 
     version: int
-    """The job's version."""
-    at: str
-    """The time of its registration; UTC, ISO 8601."""
-    by: str | None
-    """The person or token that registered it; None where `vllmjobs` did not, or could not record it."""
-    outcome: Outcome | str | None
-    """The recorded outcome, else the status of its deployment."""
+    at: str  # the time of its registration; UTC, ISO 8601
+    by: str | None  # person or token; None where vllmjobs did not register it, or could not record it
+    outcome: Outcome | str | None  # the recorded outcome, else the status of its deployment
     reason: str
-    """The reason for the outcome."""
-    now: str
-    """The reason for a release outside of a maintenance window."""
-    is_current: bool
-    """True for the job's version now."""
-    is_stable: bool
-    """True where it was once deployed with success, so that it can be rolled back to."""
-    images: dict[str, str | None]
-    """The image of the server, by group."""
-    models: dict[str, str | None]
-    """The model of the server, by group."""
-    verdicts: dict[str, Verdict]
-    """The last verdict, by group."""
+    now: str  # the reason for a release outside of a maintenance window
+    is_current: bool  # the job's version now
+    is_stable: bool  # once deployed with success, so that it can be rolled back to
+    images: dict[str, str | None]  # the image of the server, by group
+    models: dict[str, str | None]  # the model of the server, by group
+    verdicts: dict[str, Verdict]  # the last verdict, by group
 
 
 def past_releases(

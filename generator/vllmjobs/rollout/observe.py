@@ -10,14 +10,7 @@ from math import inf
 
 from msgspec.structs import replace
 
-from vllmjobs.rollout.deployments import (
-    Allocation,
-    group_states,
-    is_old,
-    is_ready,
-    parse_allocations,
-    stable,
-)
+from vllmjobs.rollout.deployments import Allocation, group_states, is_old, is_ready, parse_allocations, stable
 from vllmjobs.rollout.model import (
     Action,
     Fail,
@@ -40,66 +33,45 @@ _ROLLED_BACK = "rolling back to job version"  # nomad/structs/structs.go Deploym
 class Shares(Value, frozen=True):
     """The canaries' shares of the requests, 0 to 1, by group."""
 
-    is_known: bool = True
-    """False where Consul did not answer: nobody knows who gets what."""
-    asked: Mapping[str, float] = {}
-    """The shares that were asked for; a group is missing where none was."""
-    given: Mapping[str, float | None] = {}
-    """The shares that the balancers give; None, or a missing group, where no balancer can be asked."""
+    is_known: bool = True  # false where Consul did not answer: nobody knows who gets what
+    asked: Mapping[str, float] = {}  # those asked for; a group is missing where none was
+    given: Mapping[str, float | None] = {}  # by the balancers; None, or missing, where none can be asked
 
 
 class Raw(Value, frozen=True):
     """The answers of Nomad, Consul, the balancers and the instances, before anything is made of them."""
 
-    job: Json | None = None
-    """The job as Nomad has it; None where there is none."""
-    deployment: Json | None = None
-    """The deployment of the plan's version; None where there is none."""
-    evaluations: Sequence[Json] = ()
-    """The job's evaluations, as long as there is no deployment."""
+    job: Json | None = None  # the job as Nomad has it; None where there is none
+    deployment: Json | None = None  # the deployment of the plan's version; None where there is none
+    evaluations: Sequence[Json] = ()  # the job's, as long as there is no deployment
     allocations: Sequence[Json] = ()
-    """The job's allocations."""
-    versions: Sequence[Json] = ()
-    """The job's versions, once the deployment has failed."""
-    shares: Shares | None = None
-    """The shares of canaries; None where nobody was to be asked for them."""
-    verdicts: Mapping[str, Verdict] = {}
-    """The verdicts on the groups of `comparisons`, where there is one."""
+    versions: Sequence[Json] = ()  # the job's versions, once the deployment has failed
+    shares: Shares | None = None  # of canaries; None where nobody was to be asked for them
+    verdicts: Mapping[str, Verdict] = {}  # on the groups of `comparisons`, where there is one
 
 
 class Memory(Value, frozen=True):
     """The facts that are remembered from one observation of a release to the next."""
 
-    now: float = -inf
-    """The time of the last observation."""
-    failed: Fail | None = None
-    """The reason for which we failed the deployment, if we did."""
+    now: float = -inf  # the time of the last observation
+    failed: Fail | None = None  # the reason for which we failed the deployment, if we did
     recorded: Fail | None = None
     """The reason for which a run before us was about to fail the deployment. It counts where the deployment
     has failed when we first look at it."""
-    has_reverted: bool = False
-    """True once we registered an older version, or may have."""
-    unplaced_since: Mapping[str, float] = {}
-    """The time since which a group lacks canaries, by its name."""
-    unrouted_since: Mapping[tuple[str, int], float] = {}
-    """The time since which a share was asked for and not given, by group and step."""
-    restarts: Mapping[str, int] = {}
-    """The restarts of a canary when it was first healthy, by its allocation's ID."""
-    assumed: frozenset[str] = frozenset()
-    """The groups for which no balancer could be asked."""
+    has_reverted: bool = False  # we registered an older version, or may have
+    unplaced_since: Mapping[str, float] = {}  # since a group lacks canaries, by its name
+    unrouted_since: Mapping[tuple[str, int], float] = {}  # a share is asked for, by group and step
+    restarts: Mapping[str, int] = {}  # of a canary when it was first healthy, by its allocation's ID
+    assumed: frozenset[str] = frozenset()  # the groups for which no balancer could be asked
 
 
 class Comparison(Value, frozen=True):
     """The two sides that a step of one group compares; addresses are `ip:port`."""
 
-    step: int
-    """The index of the plan's share."""
-    share: float
-    """The share of the requests that the canaries get."""
-    canaries: frozenset[str]
-    """The addresses of the canaries that are ready."""
-    stable: frozenset[str]
-    """The addresses of the old instances that serve."""
+    step: int  # the index of the plan's share
+    share: float  # the share of the requests that the canaries get
+    canaries: frozenset[str]  # the addresses of the canaries that are ready
+    stable: frozenset[str]  # the addresses of the old instances that serve
 
 
 def observe(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> tuple[Memory, Observation]:

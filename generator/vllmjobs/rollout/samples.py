@@ -71,10 +71,8 @@ class Sample(Value, frozen=True):
 class Timed(NamedTuple):
     """A sample with its time."""
 
-    at: float
-    """Seconds, on the clock of `rollout.model`."""
+    at: float  # seconds, on the clock of `rollout.model`
     sample: Sample
-    """The sample."""
 
 
 class _Series(NamedTuple):

@@ -34,8 +34,7 @@ class Jobspec(NamedTuple):
 
     id: str
     tree: Tree
-    beside: Tree = {}
-    """The blocks `variable`, `variables` and `locals` of its file."""
+    beside: Tree = {}  # the blocks `variable`, `variables` and `locals` of its file
 
 
 def read(hcl: str, source: str) -> Jobspec:

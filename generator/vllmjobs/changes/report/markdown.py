@@ -46,8 +46,7 @@ class _Row(NamedTuple):
 
     environment: EnvironmentChange
     job: JobChange
-    group: GroupChange | None
-    """The group; None for the job as a whole."""
+    group: GroupChange | None  # the group; None for the job as a whole
 
 
 class _Rank(IntEnum):

@@ -27,8 +27,7 @@ _SYNONYMS = {"==": "=", "is": "=", "not": "!="}
 class GpuRequest:
     """A `device` block of a task that asks for GPUs."""
 
-    name: str
-    """The device's name: `gpu`, `nvidia/gpu` or `nvidia/gpu/MODEL`."""
+    name: str  # the device's name: `gpu`, `nvidia/gpu` or `nvidia/gpu/MODEL`
     count: int
     constraints: tuple[Constraint, ...]
 

@@ -15,20 +15,13 @@ _ON_EVERY_NODE = ("system", "sysbatch")
 class FailedPlacement:
     """One group that cannot be placed."""
 
-    name: str
-    """The job's name for `render --job`."""
-    job: Json
-    """The job as `/v1/jobs/parse` gives it, canonicalized."""
-    group: Json
-    """The group as it stands in `job`."""
-    updates: Updates
-    """The scheduler's numbers for the group."""
-    metrics: Mapping[str, Json]
-    """FailedTGAllocs of the plan: an AllocMetric for each group that cannot be placed."""
-    count_before: int | None
-    """Instances before; None where the group was not there."""
-    nodes: Sequence[Node] | None
-    """The nodes of the cluster; None where they may not be read."""
+    name: str  # the job's name for `render --job`
+    job: Json  # the job as `/v1/jobs/parse` gives it, canonicalized
+    group: Json  # the group as it stands in `job`
+    updates: Updates  # the scheduler's numbers for the group
+    metrics: Mapping[str, Json]  # FailedTGAllocs of the plan: an AllocMetric for each group without room
+    count_before: int | None  # instances before; None where the group was not there
+    nodes: Sequence[Node] | None  # the nodes of the cluster; None where they may not be read
 
     @cached_property
     def metric(self) -> Json:

@@ -23,8 +23,7 @@ class Shortage:
 
     placement: FailedPlacement
     request: GpuRequest
-    ruled_out: int = 0
-    """Nodes that the scheduler ruled out for something else than GPUs."""
+    ruled_out: int = 0  # nodes that the scheduler ruled out for something else than GPUs
 
     def explain(self) -> Iterator[Reason | Remedy]:
         """Yield what stands in the way, and what may be done."""
@@ -100,11 +99,7 @@ class Shortage:
         free = [len(self._free(node)) for node in self._open_nodes]
         largest = max(len(self._well(node)) for node in nodes)
         yield replace(
-            reason,
-            free=sum(free),
-            most_free=max(free, default=0),
-            largest=largest,
-            holders=self._holders(),
+            reason, free=sum(free), most_free=max(free, default=0), largest=largest, holders=self._holders()
         )
         if 0 < largest < need:
             yield Remedy(kind="lower", settings=(Setting(key="gpus.count", value=str(largest)),))
