@@ -23,9 +23,9 @@ from vllmjobs.rollout.observe import (
     Raw,
     Shares,
     comparisons,
-    has_waiting_canaries,
     observe,
     poll_within,
+    waiting_groups,
 )
 from vllmjobs.text.json import Json
 
@@ -54,7 +54,7 @@ class Observer:
         """Return the release once something has changed, or after `wait` seconds. Raises `NomadError`."""
         raw = self._ask_nomad(wait)
         now = self._clock()
-        if self._traffic and has_waiting_canaries(self._plan, raw):
+        if self._traffic and waiting_groups(self._plan, raw):
             raw = replace(raw, shares=_ask_shares(self._traffic))
         if self._evidence:
             raw = replace(raw, verdicts=self._evidence.verdicts(comparisons(self._plan, raw), now))

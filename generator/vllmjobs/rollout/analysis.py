@@ -129,18 +129,14 @@ def _result(
     analysis: Analysis, last: Measurement, failures: Sequence[Measurement], elapsed: float
 ) -> tuple[Result, str]:
     """Return the result of a step, and its reason: of the rules below, the first one that holds decides."""
-    failed_too_often = len(failures) > analysis.max_failures
-    if failed_too_often:
+    if len(failures) > analysis.max_failures:
         return "fail", failures[-1].reason
-    is_window_open = elapsed < seconds(analysis.window)
-    if is_window_open:
+    if elapsed < seconds(analysis.window):
         return "undecided", f"watched for {duration(elapsed)} of {analysis.window}; {last.reason}"
-    is_allowed_failure = last.result == "fail"
-    if is_allowed_failure:
+    if last.result == "fail":
         allowed = f"failed {len(failures)} of {analysis.max_failures} times that are allowed"
         return "undecided", f"{allowed}; {last.reason}"
-    decides_without_data = last.result == "undecided" and analysis.on_no_data != "hold"
-    if decides_without_data:
+    if last.result == "undecided" and analysis.on_no_data != "hold":
         reason = f"{last.reason}; on_no_data is {analysis.on_no_data}"
         return ("fail" if analysis.on_no_data == "fail" else "pass"), reason
     return last.result, last.reason

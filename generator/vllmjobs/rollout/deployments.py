@@ -88,23 +88,16 @@ def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[A
 
 def is_old(allocation: Allocation) -> bool:
     """Tell whether an allocation serves, and is to be replaced by what is released."""
-    return (
-        not allocation.is_of_deployment
-        and allocation.is_wanted
-        and allocation.state == "running"
-        and not allocation.is_starting
-        and allocation.healthy is not False
-    )
+    return _runs(allocation) and not allocation.is_of_deployment and allocation.healthy is not False
 
 
 def is_ready(allocation: Allocation) -> bool:
     """Tell whether an allocation runs, and the deployment has found it healthy."""
-    return (
-        allocation.is_wanted
-        and allocation.state == "running"
-        and not allocation.is_starting
-        and allocation.healthy is True
-    )
+    return _runs(allocation) and allocation.healthy is True
+
+
+def _runs(allocation: Allocation) -> bool:
+    return allocation.is_wanted and allocation.state == "running" and not allocation.is_starting
 
 
 def group_states(deployment: Json, allocations: Iterable[Allocation]) -> dict[str, GroupState]:

@@ -41,33 +41,25 @@ def past_releases(
     kept = {one["Version"]: one for one in versions}
     recorded = {one.version: one for one in records if one.version <= current}
     status = {one["JobVersion"]: one["Status"] for one in reversed(deployments)}  # the newest of each wins
-    return tuple(
-        _release(number, kept.get(number), recorded.get(number), status.get(number), current, moment)
-        for number in sorted(kept | recorded, reverse=True)
-    )
-
-
-def _release(
-    number: int,
-    job: Json | None,
-    record: Record | None,
-    status: str | None,
-    current: int,
-    moment: Callable[[int], str],
-) -> PastRelease:
-    return PastRelease(
-        version=number,
-        at=moment(job["SubmitTime"]) if job else record.at if record else "",
-        by=record.by if record else None,
-        outcome=(record.outcome if record else None) or status,
-        reason=record.reason if record else "",
-        now=record.now if record else "",
-        is_current=number == current,
-        is_stable=bool(job and job.get("Stable")),
-        images={group["Name"]: image(group) for group in task_groups(job)},
-        models={group["Name"]: model(group) for group in task_groups(job)},
-        verdicts=record.verdicts if record else {},
-    )
+    releases = []
+    for number in sorted(kept | recorded, reverse=True):
+        job, record = kept.get(number), recorded.get(number, Record(version=number, at="", by=""))
+        releases.append(
+            PastRelease(
+                version=number,
+                at=moment(job["SubmitTime"]) if job else record.at,
+                by=record.by if number in recorded else None,
+                outcome=record.outcome or status.get(number),
+                reason=record.reason,
+                now=record.now,
+                is_current=number == current,
+                is_stable=bool(job and job.get("Stable")),
+                images={group["Name"]: image(group) for group in task_groups(job)},
+                models={group["Name"]: model(group) for group in task_groups(job)},
+                verdicts=record.verdicts,
+            )
+        )
+    return tuple(releases)
 
 
 def image(group: Json) -> str | None:

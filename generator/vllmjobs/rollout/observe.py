@@ -104,16 +104,25 @@ def attempted(memory: Memory, action: Action) -> Memory:
             return memory
 
 
-def has_waiting_canaries(plan: ReleasePlan, raw: Raw) -> bool:
-    """Tell whether there are canaries whose share of the requests matters now."""
-    return bool(_waiting(plan, _states(raw)))
+def waiting_groups(plan: ReleasePlan, raw: Raw) -> dict[str, GroupPlan]:
+    """Return the groups whose canaries are all healthy, and wait for a verdict: their share matters now."""
+    states = _states(raw)
+    return {
+        group.name: group
+        for group in plan.groups
+        if group.is_judged
+        and group.shares
+        and (state := states.get(group.name))
+        and 0 < state.desired_canaries <= state.healthy_canaries
+        and not state.promoted
+    }
 
 
 def comparisons(plan: ReleasePlan, raw: Raw) -> dict[str, Comparison]:
     """Return the groups that can be measured now: their canaries are healthy and get their share."""
     allocations = parse_allocations(raw.allocations, raw.deployment)
     compared = {}
-    for name, group in _waiting(plan, _states(raw)).items():
+    for name, group in waiting_groups(plan, raw).items():
         if not _is_routed(name, group, raw.shares):
             continue
         step = _step(group, raw.shares)
@@ -148,9 +157,14 @@ def _remember(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> Memory
         if raw.deployment["Status"] == "failed":
             failed = failed or recorded
         recorded = None
-    states = _states(raw)
-    waiting = _waiting(plan, states)
-    unplaced = [name for name, state in states.items() if _lacks_canaries(state)]
+    waiting = waiting_groups(plan, raw)
+    unplaced = [
+        name
+        for name, state in _states(raw).items()
+        if state.placed_canaries < state.desired_canaries and not state.promoted
+    ]
+    allocations = parse_allocations(raw.allocations, raw.deployment)
+    restarts = {one.id: one.restarts for one in allocations if one.is_canary and is_ready(one)}
     return replace(
         memory,
         now=now,
@@ -158,7 +172,7 @@ def _remember(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> Memory
         recorded=recorded,
         unplaced_since={name: memory.unplaced_since.get(name, now) for name in unplaced},
         unrouted_since=_unrouted_since(memory, waiting, raw.shares, now),
-        restarts={**_restarts_when_ready(raw), **memory.restarts},
+        restarts={**restarts, **memory.restarts},
         assumed=memory.assumed | {name for name in waiting if _is_assumed(name, raw.shares)},
     )
 
@@ -179,17 +193,11 @@ def _unrouted_since(
     return since
 
 
-def _restarts_when_ready(raw: Raw) -> dict[str, int]:
-    allocations = parse_allocations(raw.allocations, raw.deployment)
-    return {one.id: one.restarts for one in allocations if one.is_canary and is_ready(one)}
-
-
 def _groups(plan: ReleasePlan, memory: Memory, raw: Raw) -> dict[str, GroupState]:
-    states = _states(raw)
-    waiting = _waiting(plan, states)
+    waiting = waiting_groups(plan, raw)
     allocations = parse_allocations(raw.allocations, raw.deployment)
     groups = {}
-    for name, state in states.items():
+    for name, state in _states(raw).items():
         canaries = [one for one in allocations if one.group == name and one.is_canary]
         state = replace(
             state,
@@ -221,23 +229,6 @@ def _states(raw: Raw) -> dict[str, GroupState]:
     if raw.deployment is None:
         return {}
     return group_states(raw.deployment, parse_allocations(raw.allocations, raw.deployment))
-
-
-def _waiting(plan: ReleasePlan, states: Mapping[str, GroupState]) -> dict[str, GroupPlan]:
-    """Return the groups whose canaries are all healthy, and wait for a verdict."""
-    return {
-        group.name: group
-        for group in plan.groups
-        if group.is_judged
-        and group.shares
-        and (state := states.get(group.name))
-        and 0 < state.desired_canaries <= state.healthy_canaries
-        and not state.promoted
-    }
-
-
-def _lacks_canaries(state: GroupState) -> bool:
-    return state.placed_canaries < state.desired_canaries and not state.promoted
 
 
 def _is_evaluated(evaluations: Sequence[Json]) -> bool:

@@ -95,11 +95,12 @@ def overview(
     record = next((one for one in records if one.version == job["Version"]), None)
     phase = _phase(job, deployment)
     is_way_back = deployments.is_way_back(job["Version"], record, jobs.values())
+    judging = deployment if phase == "releasing" else None
     views = []
     for name in (group["Name"] for group in task_groups(job)):
         state = ((deployment or {}).get("TaskGroups") or {}).get(name) or {}
         own = [one for one in allocations if one["TaskGroup"] == name]
-        parts = _parts(name, job["Version"], jobs, phase, state, own, deployment)
+        parts = _parts(name, job["Version"], jobs, phase, state, own, judging)
         has_canaries = any(part.role == "canary" for part in parts)
         progress = state.get("RequireProgressBy") if phase == "releasing" else None
         views.append(
@@ -139,9 +140,12 @@ def _parts(
     phase: Phase,
     state: Json,
     allocations: list[Json],
-    deployment: Json | None,
+    judging: Json | None,
 ) -> tuple[Part, ...]:
-    """Return the versions of a group: the job's, and others as long as an instance of them has not ended."""
+    """Return the versions of a group: the job's, and others as long as an instance of them has not ended.
+
+    `judging` is the deployment, as long as it runs.
+    """
     alive = {one["JobVersion"] for one in allocations if one["ClientStatus"] not in ENDED}
     # Until its canaries are promoted, and after it was failed before that, the version before it serves.
     waits = phase in ("releasing", "failed") and state.get("DesiredCanaries") and not state.get("Promoted")
@@ -150,15 +154,15 @@ def _parts(
     parts = []
     for version in sorted({current, *alive}, reverse=True):
         role: Role = "current" if version == serving else "old"
-        wanted = _count(jobs.get(version), name) if version == serving else 0
+        group = next((one for one in task_groups(jobs.get(version)) if one["Name"] == name), None)
+        wanted = group["Count"] if group and version == serving else 0
         if phase == "stopped":
             role, wanted = "old", 0
         elif phase == "releasing" and version == current:
             role = "canary" if waits else "new"
             wanted = state["DesiredCanaries"] if waits else wanted
         own = [one for one in allocations if one["JobVersion"] == version]
-        judging = deployment if phase == "releasing" else None
-        parts.append(_part(version, role, wanted, own, _named(jobs.get(version), name), judging))
+        parts.append(_part(version, role, wanted, own, group, judging))
     return tuple(parts)
 
 
@@ -192,15 +196,6 @@ def _gpus(allocation: Json) -> int:
     tasks = ((allocation.get("AllocatedResources") or {}).get("Tasks") or {}).values()
     devices = (device for task in tasks for device in task.get("Devices") or ())
     return sum(len(device["DeviceIDs"]) for device in devices if device["Type"] == "gpu")
-
-
-def _named(job: Json | None, name: str) -> Json | None:
-    return next((group for group in task_groups(job) if group["Name"] == name), None)
-
-
-def _count(job: Json | None, name: str) -> int:
-    group = _named(job, name)
-    return group["Count"] if group else 0
 
 
 def _phase(job: Json, deployment: Json | None) -> Phase:
