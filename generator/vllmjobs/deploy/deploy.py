@@ -150,7 +150,9 @@ class _JobDeploy:
         counts = counts_to_keep(self.job)
         if counts:
             self._tell("held", f"{', '.join(counts)}: the count shrinks after the release")
-            outcome = self._register(_with_counts(self._spec, counts), record)
+            groups = self._spec["TaskGroups"]
+            kept = [group | {"Count": counts.get(group["Name"], group["Count"])} for group in groups]
+            outcome = self._register(self._spec | {"TaskGroups": kept}, record)
             if outcome != "successful" or self._request.detach:
                 return outcome
         return self._register(self._spec, record)
@@ -164,8 +166,10 @@ class _JobDeploy:
                 Traffic(self._request.environment, self._request.consul(), 0).clean()
 
     def _refuse_another_change(self) -> None:
-        command = self._request.command
-        if self._is_way_back():
+        assert self.version is not None
+        command, deployments = self._request.command, self._request.deployments
+        known = records_by_version(deployments, self.where).get(self.version)
+        if is_way_back(self.version, known, deployments.versions(self.where)):
             raise RefusedError(
                 f"{self.where.id}: version {self.version} is a way back that has not ended; "
                 f"`{command('rollback')}` goes on with it, `{command('abort')}` ends it"
@@ -174,12 +178,6 @@ class _JobDeploy:
             f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
             f"promote it with `{command('promote')}`, or end it with `{command('abort')}`"
         )
-
-    def _is_way_back(self) -> bool:
-        """Tell whether an older version that was registered again runs."""
-        assert self.version is not None
-        record = records_by_version(self._request.deployments, self.where).get(self.version)
-        return is_way_back(self.version, record, self._request.deployments.versions(self.where))
 
     def _tell(self, kind: str, text: str, group: str | None = None) -> None:
         self._request.reporter.tell(Event(kind, text, group))
@@ -236,8 +234,3 @@ class _JobDeploy:
             self._request.reporter.warn(f"canaries keep their first share: {error}")
             return None
         return traffic
-
-
-def _with_counts(spec: Json, counts: Mapping[str, int]) -> Json:
-    groups = [group | {"Count": counts.get(group["Name"], group["Count"])} for group in spec["TaskGroups"]]
-    return spec | {"TaskGroups": groups}

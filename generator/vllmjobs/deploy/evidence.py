@@ -68,7 +68,8 @@ class Evidence:
         self._steps = {name: step for name, step in self._steps.items() if name in comparisons}
         for name, comparison in comparisons.items():
             step = self._steps.get(name)
-            if step and _is_same_step(step.comparison, comparison):
+            old = step and (step.comparison.step, step.comparison.canaries)
+            if step and old == (comparison.step, comparison.canaries):
                 step.comparison = comparison
             else:
                 self._steps[name] = _Step(comparison, now, now)
@@ -148,15 +149,7 @@ class Evidence:
 
     def _probe(self, name: str, addresses: frozenset[str], analysis: Analysis) -> None:
         """Send as many requests an interval as make a window's `min_requests`, over a side's instances."""
+        intervals = max(1.0, seconds(analysis.window) / seconds(analysis.interval) - 1)
         for address in addresses:
-            each = math.ceil(_each_interval(analysis) / len(addresses))
+            each = math.ceil(analysis.min_requests / intervals / len(addresses))
             self._prober.send(address, self._served[name], each)
-
-
-def _is_same_step(old: Comparison, new: Comparison) -> bool:
-    return (old.step, old.canaries) == (new.step, new.canaries)
-
-
-def _each_interval(analysis: Analysis) -> float:
-    intervals = max(1.0, seconds(analysis.window) / seconds(analysis.interval) - 1)
-    return analysis.min_requests / intervals

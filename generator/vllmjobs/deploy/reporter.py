@@ -46,7 +46,7 @@ class Reporter:
         Lines go to stdout, or with `to_stderr`, where stdout is for an answer, to stderr.
         """
         self._in_json, self._console, self._to_stderr = in_json, console, to_stderr
-        self._notifier = Notifier(hooks, _warn)
+        self._notifier = Notifier(hooks, lambda line: click.echo(line, err=True))
         self._live: Live | None = None
         self.job = ""
         self.version: int | None = None
@@ -57,7 +57,8 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        if self._live:
+            self._live.stop()
         self._notifier.close(FLUSH_S)
 
     def begin(self, job: str, version: int | None, is_way_back: bool = False) -> None:
@@ -111,15 +112,6 @@ class Reporter:
             )
         else:
             click.echo(f"{clock} {place}: {notification.text}", err=self._to_stderr)
-
-    def _stop(self) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
-
-
-def _warn(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _table(title: str, snapshot: Snapshot) -> Table:
