@@ -189,6 +189,23 @@ class GroupChange(Value, frozen=True):
     updates: Annotated[Updates | None, Meta(description="Of a plan only, as `unplaced`.")] = None
     unplaced: Unplaced | None = None
 
+    @property
+    def is_changed(self) -> bool:
+        """True where a report has anything to say about it."""
+        return bool(self.actions or self.fields or self.is_waiting)
+
+    @property
+    def is_waiting(self) -> bool:
+        """True where instances are missing that a plan would place, if it could."""
+        return bool(self.unplaced or (self.updates and self.updates.place))
+
+    @property
+    def is_untried(self) -> bool:
+        """True where running instances change, or go, without a canary before them."""
+        is_less = "scale-down" in self.actions and ("destructive" in self.actions or not self.count_after)
+        is_replaced = "destructive" in self.actions and not self.canaries
+        return "in-place" in self.actions or is_replaced or is_less
+
 
 class Preempted(Value, frozen=True):
     """An allocation of another job that would be stopped to make room."""
@@ -244,6 +261,16 @@ class JobChange(Value, frozen=True):
         tuple[str, ...], Meta(description="What a person should know beside, one sentence each.")
     ] = ()
     plan: JobPlan | None = None
+
+    @property
+    def has_changed(self) -> bool:
+        """True where a run of the job would do anything: a change, or placements that wait."""
+        return self.action != "none" or any(group.is_waiting for group in self.groups)
+
+    @property
+    def is_unplaceable(self) -> bool:
+        """True where some of its allocations have no room."""
+        return any(group.unplaced for group in self.groups)
 
 
 class Finding(Value, frozen=True):

@@ -9,7 +9,7 @@ from vllmjobs.cli.selection import Selection
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.deployments import where
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.project.findings import findings
+from vllmjobs.project.differences import findings
 from vllmjobs.project.plan import plans
 
 

@@ -3,7 +3,6 @@
 import click
 
 from vllmjobs.changes.model import Report
-from vllmjobs.changes.predicates import is_unplaceable
 from vllmjobs.changes.report.text import as_text
 from vllmjobs.cli.cluster import planned
 from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
@@ -54,7 +53,7 @@ def deploy(
     deployments = Deployments(Nomad())
     change = planned(selection, deployments.cluster)
     # A job that is registered already is followed, and given up in time.
-    if any(job.action != "none" and is_unplaceable(job) for job in change.jobs):
+    if any(job.action != "none" and job.is_unplaceable for job in change.jobs):
         report = Report(command="plan", environments=(change,))
         click.echo(as_text(report, color=False), err=True, nl=False)
         raise click.exceptions.Exit(NO_ROOM)

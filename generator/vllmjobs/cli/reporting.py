@@ -7,7 +7,6 @@ from collections.abc import Callable
 import click
 
 from vllmjobs.changes.model import Report
-from vllmjobs.changes.predicates import has_changed, is_unplaceable
 from vllmjobs.changes.report.json import as_json
 from vllmjobs.changes.report.markdown import as_markdown
 from vllmjobs.changes.report.text import as_text
@@ -56,7 +55,7 @@ def print_report(report: Report, form: str, color: bool | None, detailed: bool) 
                 color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
             show(as_text(report, color, sys.stdout.encoding or "utf-8"), color)
     jobs = [job for environment in report.environments for job in environment.jobs]
-    if any(map(is_unplaceable, jobs)):
+    if any(job.is_unplaceable for job in jobs):
         raise click.exceptions.Exit(NO_ROOM)
-    if detailed and any(map(has_changed, jobs)):
+    if detailed and any(job.has_changed for job in jobs):
         raise click.exceptions.Exit(CHANGES)

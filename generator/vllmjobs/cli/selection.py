@@ -14,8 +14,7 @@ from vllmjobs.cli.common import PROJECT, SETTINGS
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.project.environments import Checked, accepted, checked, environment_file
-from vllmjobs.project.jobs import rendered
-from vllmjobs.project.templates import templates
+from vllmjobs.project.templates import rendered, templates
 from vllmjobs.render.job import RenderError, Templates, jobs_on_demand
 
 _TAKES_JOB = ("render", "plan", "deploy")  # the commands with --job

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from vllmjobs.balancers import balancer_of
 from vllmjobs.changes.model import JobChange
-from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report.sentences import describe
 from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments, where, where_of
@@ -145,7 +144,7 @@ class _JobDeploy:
             if outcome != "successful" or self._is_same:
                 return outcome
             return self._register(self._spec, record)
-        for group in filter(is_changed, self.job.groups):
+        for group in (one for one in self.job.groups if one.is_changed):
             self._tell("planned", describe(group), group.name)
         counts = counts_to_keep(self.job)
         if counts:

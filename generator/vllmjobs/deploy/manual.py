@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vllmjobs.changes.predicates import is_unplaceable
 from vllmjobs.changes.room.sentences import reasons
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import DeploymentEndedError
@@ -177,9 +176,8 @@ class Manual(NamedTuple):
         return newest
 
     def _check_room(self, job: Json) -> None:
-        planner = Planner(self._deployments.cluster, self.environment.nomad.namespace, [])
-        plan = planner.plan_parsed("vllm", {**job, "Stop": False})
-        if is_unplaceable(plan):
+        plan = Planner(self._deployments.cluster, []).plan("vllm", {**job, "Stop": False})
+        if plan.is_unplaceable:
             lines = [
                 f"{group.name}: {', '.join(reasons(group.unplaced))}"
                 for group in plan.groups

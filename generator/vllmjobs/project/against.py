@@ -8,12 +8,10 @@ from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import EnvironmentChange
 from vllmjobs.environment.load import Files, load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
-from vllmjobs.project.differences import differences
+from vllmjobs.project.differences import differences, findings
 from vllmjobs.project.environments import Checked, accepted, checked, environment_file, environments
-from vllmjobs.project.findings import findings
 from vllmjobs.project.git import Commit, GitError
-from vllmjobs.project.jobs import rendered
-from vllmjobs.project.templates import templates
+from vllmjobs.project.templates import rendered, templates
 from vllmjobs.render.job import RenderError, Templates
 
 ENVIRONMENTS = (".yaml", ".yml")
@@ -90,7 +88,8 @@ def _changes(
     after = rendered(accepted(result), ours) if result else {}
     before = _before(there, other)
     if other.file and other.file.suffix in JOBS:
-        name = _counterpart(before[""], after, other.name)
+        wanted = read(before[""], other.name).id  # else it is compared with the models' job
+        name = next((name for name, text in after.items() if read(text, name).id == wanted), "vllm")
         before, after = {name: before[""]}, {name: after[name]}
     return EnvironmentChange(
         name=path.stem,
@@ -133,7 +132,10 @@ def _before(path: Path, other: Against) -> dict[str, str]:
         return _rendered(path, other, other.commit.read, f"{other.name}:") if is_there else {}
     assert other.file
     if other.file.suffix in JOBS:
-        return {"": _text(other.file)}
+        try:
+            return {"": other.file.read_text(encoding="utf-8")}
+        except UnicodeDecodeError as error:
+            raise AgainstError(f"{other.file}: byte {error.start} is not valid UTF-8") from error
     return _rendered(other.file, other, Path.read_bytes, "")
 
 
@@ -147,19 +149,6 @@ def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, 
         return rendered(environment, other.templates)
     except RenderError as error:
         raise AgainstError(f"{name}{error}") from error
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise AgainstError(f"{file}: byte {error.start} is not valid UTF-8") from error
-
-
-def _counterpart(hcl: str, jobs: dict[str, str], source: str) -> str:
-    """Return the name of the job with the same ID, or else of the models' job."""
-    wanted = read(hcl, source).id
-    return next((name for name, text in jobs.items() if read(text, name).id == wanted), "vllm")
 
 
 def _is_in(path: Path, commit: Commit | None) -> bool:

@@ -6,7 +6,6 @@ from enum import IntEnum, auto
 from typing import NamedTuple
 
 from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report
-from vllmjobs.changes.predicates import has_changed, is_changed, is_untried
 from vllmjobs.changes.report import escape, visible
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
 from vllmjobs.changes.report.gpu_totals import from_to, gpu_totals
@@ -101,14 +100,16 @@ def _rows(report: Report) -> Iterator[_Row]:
 
 def _is_row(row: _Row) -> bool:
     if row.group:
-        return is_changed(row.group)
-    return bool(row.job.fields) or (row.job.action != "none" and not any(map(is_changed, row.job.groups)))
+        return row.group.is_changed
+    return bool(row.job.fields) or (
+        row.job.action != "none" and not any(group.is_changed for group in row.job.groups)
+    )
 
 
 def _head(report: Report) -> str:
     """Write the worst thing, with a sign for it; then all of it in numbers."""
     jobs = [job for environment in report.environments for job in environment.jobs]
-    numbers, is_change = summary(jobs), any(map(has_changed, jobs))
+    numbers, is_change = summary(jobs), any(job.has_changed for job in jobs)
     obstacle = _obstacle(report)
     totals = gpu_totals([group for job in jobs for group in job.groups])
     against = _subject(sorted({environment.against for environment in report.environments}), "state")
@@ -160,7 +161,7 @@ def _is_risky(report: Report) -> bool:
     return (
         any(job.action == "gone" for job in jobs)
         or any(remark.severity == "warning" for job in jobs for remark in remarks(job, escape.FOR_MARKDOWN))
-        or any("gone" in group.actions or is_untried(group) for group in groups)
+        or any("gone" in group.actions or group.is_untried for group in groups)
     )
 
 
@@ -170,7 +171,7 @@ def _rank(row: _Row) -> _Rank:
         return _Rank.WHOLE_JOB
     if group.unplaced:
         return _Rank.UNPLACED
-    if "gone" in group.actions or is_untried(group):
+    if "gone" in group.actions or group.is_untried:
         return _Rank.UNTRIED
     return _Rank.REPLACED if "destructive" in group.actions else _Rank.OTHER
 
@@ -244,7 +245,7 @@ def _remarks(report: Report) -> Piece:
 
 
 def _runs(report: Report) -> Piece:
-    jobs = [job for environment in report.environments for job in environment.jobs if has_changed(job)]
+    jobs = [job for environment in report.environments for job in environment.jobs if job.has_changed]
     entries = [visible.visible(job.plan.run) + "\n" for job in jobs if job.plan and job.plan.run]
 
     def fence(entries: list[str]) -> str:

@@ -17,7 +17,6 @@ from vllmjobs.changes.model import (
     Unplaced,
     Updates,
 )
-from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report import visible
 from vllmjobs.changes.report.summary import summary
 from vllmjobs.changes.report.visible import Escaping
@@ -89,7 +88,11 @@ def what_becomes(job: JobChange) -> str:
         return f" is gone from here, with {counted(len(job.groups), 'group')}"
     if job.action == "changed":
         return f" changes: {summary([job])}"
-    return f" is unchanged: {summary([job])}" if any(map(is_changed, job.groups)) else ": no changes"
+    return (
+        f" is unchanged: {summary([job])}"
+        if any(group.is_changed for group in job.groups)
+        else ": no changes"
+    )
 
 
 def place(job: JobChange) -> str:

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from enum import IntEnum, auto
 
 from vllmjobs.changes.model import GroupAction, GroupChange, JobChange
-from vllmjobs.changes.predicates import is_changed, is_waiting
 from vllmjobs.text.english import counted
 
 
@@ -65,9 +64,9 @@ def _outcomes(group: GroupChange) -> tuple[Outcome, ...]:
     """Return what becomes of a group: an outcome for each action, or one that stands for none."""
     if group.actions:
         return tuple(_outcome(group, action) for action in group.actions)
-    if not is_changed(group):
+    if not group.is_changed:
         return (Outcome.UNCHANGED,)
-    return (Outcome.WAITING if is_waiting(group) else Outcome.UNTOUCHED,)
+    return (Outcome.WAITING if group.is_waiting else Outcome.UNTOUCHED,)
 
 
 def _outcome(group: GroupChange, action: GroupAction) -> Outcome:

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report
-from vllmjobs.changes.predicates import has_changed, is_changed
 from vllmjobs.changes.report import visible
 from vllmjobs.changes.report.gpu_totals import describe_gpus
 from vllmjobs.changes.report.lines import path_diffs
@@ -79,16 +78,16 @@ def _job(job: JobChange, environment: EnvironmentChange, paint: _Paint) -> Itera
     head += what_becomes(job)
     yield paint("headline", head) + f" (against {visible.name(environment.against)})"
     yield from _fields(job.fields, "  ", paint)
-    changed = [group for group in job.groups if is_changed(group)]
+    changed = [group for group in job.groups if group.is_changed]
     width = min(WIDEST, max((len(visible.name(group.name)) for group in changed), default=0))
     for group in changed:
         yield from _group(group, width, paint)
-    unchanged = [visible.name(group.name) for group in job.groups if not is_changed(group)]
+    unchanged = [visible.name(group.name) for group in job.groups if not group.is_changed]
     if unchanged and job.action != "none":
         yield f"  unchanged: {listed(unchanged)}"
     for remark in remarks(job, visible.FOR_TERMINALS):
         yield "  " + paint(remark.severity, f"{remark.severity}: {remark.text}")
-    if job.plan and job.plan.run and has_changed(job):
+    if job.plan and job.plan.run and job.has_changed:
         yield f"  to make this change: {visible.visible(job.plan.run)}"
 
 
