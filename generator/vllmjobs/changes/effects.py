@@ -81,14 +81,11 @@ def relocating_words(before: Tree, after: Tree) -> set[str]:
     pools = {str(before.get("node_pool")), str(after.get("node_pool"))}
     if len(pools) > 1 and "all" not in pools:
         relocating.add("node_pool")
-    old, new = (set(map(str, _listed(tree.get("datacenters")))) for tree in (before, after))
+    listed = (tree.get("datacenters") for tree in (before, after))
+    old, new = (set(map(str, names if isinstance(names, list) else [names])) for names in listed)
     if old.isdisjoint(new) and not any("*" in name for name in old | new):
         relocating.add("datacenters")
     return relocating
-
-
-def _listed(value: Item) -> list[Item]:
-    return value if isinstance(value, list) else [value]
 
 
 def is_placement(path: tuple[str, ...]) -> bool:

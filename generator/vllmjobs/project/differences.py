@@ -23,7 +23,7 @@ def differences(
     See `compare` for `as_one`. Raises `JobspecError` for a template whose output is not one job.
     """
     changes: list[JobChange] = []
-    for name in (*after, *(name for name in before if name not in after)):
+    for name in {**after, **before}:
         old, new = before.get(name), after.get(name)
         was = None if old is None else read(old, f"{other}job {name}, rendered")
         now = was if old == new else None if new is None else read(new, f"job {name}, rendered")

@@ -49,7 +49,7 @@ def read(hcl: str, source: str) -> Jobspec:
 
 
 def _read(hcl: str, source: str) -> Jobspec:
-    root = _parser().parse(_MISREAD.sub(_stand_in, hcl).encode()).root_node
+    root = _parser().parse(_MISREAD.sub(lambda match: _STAND_INS[match[1]], hcl).encode()).root_node
     if root.has_error:
         row, column = _first_error(root)
         raise JobspecError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
@@ -181,10 +181,6 @@ def _heredoc(text: str) -> str:
         )
         lines = [line[shared:] if line.strip(_SPACES) else line for line in lines]
     return _DOUBLED.sub(r"\1", "".join(f"{line}\n" for line in lines))
-
-
-def _stand_in(match: re.Match[str]) -> str:
-    return _STAND_INS[match[1]]
 
 
 def _text(node: Node) -> str:

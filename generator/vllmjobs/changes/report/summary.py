@@ -1,8 +1,9 @@
-"""Groups counted by what becomes of them: `1 group replaced (canaries first), 2 unchanged`."""
+"""Totals of a report: groups by what becomes of them, and the GPUs that they hold before and after."""
 
 from collections import Counter
 from collections.abc import Iterable
 from enum import IntEnum, auto
+from typing import NamedTuple
 
 from vllmjobs.changes.model import GroupAction, GroupChange, JobChange
 from vllmjobs.text.english import counted
@@ -63,17 +64,57 @@ def summary(jobs: Iterable[JobChange]) -> str:
 def _outcomes(group: GroupChange) -> tuple[Outcome, ...]:
     """Return what becomes of a group: an outcome for each action, or one that stands for none."""
     if group.actions:
-        return tuple(_outcome(group, action) for action in group.actions)
+        replaced = Outcome.REPLACED if group.canaries else Outcome.REPLACED_UNTRIED
+        return tuple(_OF_ACTIONS.get(action, replaced) for action in group.actions)
     if not group.is_changed:
         return (Outcome.UNCHANGED,)
     return (Outcome.WAITING if group.is_waiting else Outcome.UNTOUCHED,)
 
 
-def _outcome(group: GroupChange, action: GroupAction) -> Outcome:
-    if action == "destructive":
-        return Outcome.REPLACED if group.canaries else Outcome.REPLACED_UNTRIED
-    return _OF_ACTIONS[action]
-
-
 def _label(outcomes: Iterable[Outcome]) -> str:
     return " and ".join(_LABELS[outcome] for outcome in outcomes)
+
+
+class GpuTotals(NamedTuple):
+    """GPUs of groups: before, after, and in canaries, which run beside the old instances meanwhile."""
+
+    before: int
+    after: int
+    extra: int
+
+    def __str__(self) -> str:
+        return from_to(self.before, self.after) + self.balance
+
+    @property
+    def balance(self) -> str:
+        """The difference, as `, 4 more, 2 extra while it rolls out`; empty where there is none."""
+        more = self.after - self.before
+        change = f", {abs(more):,} {'more' if more > 0 else 'fewer'}" if more else ""
+        extra = f", {self.extra:,} extra while it rolls out" if self.extra else ""
+        return change + extra
+
+
+def gpu_totals(groups: Iterable[GroupChange]) -> GpuTotals:
+    """Return what the groups hold together."""
+    groups = list(groups)
+    return GpuTotals(
+        sum((group.count_before or 0) * (group.gpus_before or 0) for group in groups),
+        sum((group.count_after or 0) * (group.gpus_after or 0) for group in groups),
+        sum(group.canaries * (group.gpus_after or 0) for group in groups),
+    )
+
+
+def describe_gpus(group: GroupChange) -> str:
+    """Write `8 (4 × 2), 4 extra while it rolls out`; empty where a group has none."""
+    totals = gpu_totals([group])
+    products = [
+        f"{count:,} × {gpus:,}" if count and gpus else "0"
+        for count, gpus in ((group.count_before, group.gpus_before), (group.count_after, group.gpus_after))
+    ]
+    product = " → ".join(dict.fromkeys(products))
+    return f"{from_to(totals.before, totals.after)} ({product}){totals.balance}" if any(totals) else ""
+
+
+def from_to(before: int, after: int) -> str:
+    """Write `4`, or `4 → 6`."""
+    return f"{before:,}" if before == after else f"{before:,} → {after:,}"

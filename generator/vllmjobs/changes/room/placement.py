@@ -51,14 +51,9 @@ class FailedPlacement:
             wanted += self.failed
         return max(wanted, self.failed)
 
-    @property
-    def is_balancer(self) -> bool:
-        """True for a balancer, which has keys of its own in an environment."""
-        return self.name != "vllm"
-
     def key(self, of_balancer: str, of_models: str) -> str:
         """Return the environment's key for something: the balancer's or the models'."""
-        return of_balancer if self.is_balancer else of_models
+        return of_models if self.name == "vllm" else of_balancer
 
     @cached_property
     def serving(self) -> list[Node]:

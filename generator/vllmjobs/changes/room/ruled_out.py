@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from vllmjobs.changes.model import Amount, Reason, ReasonKind, Remedy, RemedyKind, Setting
-from vllmjobs.changes.room.fleet import FENCE, in_datacenter, in_pool
+from vllmjobs.changes.room.fleet import FENCE, Node, in_datacenter, in_pool
 from vllmjobs.changes.room.placement import FailedPlacement
-from vllmjobs.changes.room.remedies import lift_fence, make_eligible
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.text.english import joined
 
 _CLASS = "computed class ineligible"
@@ -82,6 +82,18 @@ def ruled_out(
             yield Reason(kind="ruled-out", nodes=of_class)
     for text, nodes in sorted(nodes_by_text.items(), key=lambda item: (-item[1], item[0])):
         yield from _explain(placement, text, nodes)
+
+
+def make_eligible(node: Node) -> Remedy:
+    """Return what makes an ineligible or draining node take allocations."""
+    command = f"nomad node eligibility -enable {node.id[:8]}"
+    return Remedy(kind="make-eligible", node=node.name, command=command)
+
+
+def lift_fence(node: Node) -> Remedy:
+    """Return what makes a fenced node take allocations, once its GPU is mended."""
+    command = f"nomad node meta apply -node-id {node.id[:8]} -unset {FENCE_META}"
+    return Remedy(kind="lift-fence", node=node.name, command=command)
 
 
 def _explain(placement: FailedPlacement, text: str, nodes: int) -> Iterator[Reason | Remedy]:
