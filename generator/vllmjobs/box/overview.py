@@ -1,7 +1,5 @@
 """The views of one box, for `status` and `logs`, from the answers of its supervisor."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Collection, Iterator
 from typing import Any

@@ -1,7 +1,5 @@
 """The servers of an environment on one machine, from its GPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 

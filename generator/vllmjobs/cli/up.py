@@ -1,7 +1,5 @@
 """`up`, `reload`, `restart`, `down`: a whole environment on this machine, without Nomad."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping

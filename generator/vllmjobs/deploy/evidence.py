@@ -1,7 +1,5 @@
 """The measurements of canaries and stable instances, each step from its beginning."""
 
-from __future__ import annotations
-
 import math
 import os
 from collections.abc import Callable, Mapping

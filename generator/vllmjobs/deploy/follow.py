@@ -1,7 +1,5 @@
 """The loop of a release: observe, decide, act, until it has ended."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 from typing import NamedTuple
 

@@ -1,7 +1,5 @@
 """The gates of a release: approvals in a Nomad Variable, and maintenance windows by the clock."""
 
-from __future__ import annotations
-
 import zoneinfo
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo

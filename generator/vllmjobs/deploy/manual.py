@@ -1,7 +1,5 @@
 """`promote`, `abort` and `rollback`: a person decides, and it is followed to its end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 

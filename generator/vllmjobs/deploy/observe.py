@@ -1,7 +1,5 @@
 """The questions to Nomad, Consul, the balancers and the instances; `rollout.observe` reads the answers."""
 
-from __future__ import annotations
-
 import math
 import time
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """Probes: real requests for one token, in the background, where there are too few others."""
 
-from __future__ import annotations
-
 import threading
 from collections import Counter
 from collections.abc import Callable

@@ -3,8 +3,6 @@
 `history` and `status` show them, and a run that was killed goes on with them.
 """
 
-from __future__ import annotations
-
 import getpass
 import re
 import socket

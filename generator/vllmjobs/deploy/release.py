@@ -1,7 +1,5 @@
 """A release of one job, from its registration to its end, with the way back where it fails."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple

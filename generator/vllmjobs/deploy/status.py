@@ -1,7 +1,5 @@
 """The state of an environment's job: Nomad is asked and, where there are canaries, the balancers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vllmjobs.cluster.consul import Consul

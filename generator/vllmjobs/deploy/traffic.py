@@ -3,8 +3,6 @@
 The balancer's own module in `balancers/` says which keys are written, where an answer is, and what it means.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 

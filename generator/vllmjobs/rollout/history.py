@@ -1,7 +1,5 @@
 """The past releases of a job, as `history` shows them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 from vllmjobs.rollout.model import Outcome, Record, Value, Verdict

@@ -1,7 +1,5 @@
 """The overview of a job that `status` shows: its instances, its deployment, and the commands to type next."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 

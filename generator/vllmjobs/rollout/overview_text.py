@@ -1,7 +1,5 @@
 """The screens of `status` and `history`, as text."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 
 from vllmjobs.rollout.history import PastRelease
