@@ -96,10 +96,7 @@ def is_placement(path: tuple[str, ...]) -> bool:
 def actions(
     count_before: int | None, count_after: int | None, fields: tuple[Field, ...], job: tuple[Field, ...]
 ) -> tuple[GroupAction, ...]:
-    """Return what Nomad does with the allocations of a group that both jobs have; an unknown count is None.
-
-    `job` are the differences of the job as a whole: they reach every group.
-    """
+    """Return what Nomad does with a group that both have; `job` are the differences of the job as a whole."""
     done: list[GroupAction] = []
     if any(field.replaces for field in (*fields, *job)):
         if count_before != 0:

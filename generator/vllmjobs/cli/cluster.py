@@ -4,8 +4,7 @@ import click
 import msgspec
 
 from vllmjobs.changes.model import EnvironmentChange
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection
+from vllmjobs.cli.common import Selection, show
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.deployments import where
 from vllmjobs.cluster.nomad import Where

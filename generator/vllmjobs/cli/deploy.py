@@ -5,9 +5,9 @@ import click
 from vllmjobs.changes.model import Report
 from vllmjobs.changes.report.text import as_text
 from vllmjobs.cli.cluster import planned
+from vllmjobs.cli.common import JOB, Selection, environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
 from vllmjobs.cli.reporting import NO_ROOM
-from vllmjobs.cli.selection import JOB, Selection, environment_options
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad

@@ -9,8 +9,7 @@ from vllmjobs.box.machine import Box
 from vllmjobs.box.overview import log_line
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, warn
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.logs import Kind, follow_logs, last_lines, select
 from vllmjobs.cluster.nomad import Nomad

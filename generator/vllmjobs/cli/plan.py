@@ -4,8 +4,8 @@ import click
 
 from vllmjobs.changes.model import Report
 from vllmjobs.cli.cluster import planned
+from vllmjobs.cli.common import JOB, Selection, environment_options
 from vllmjobs.cli.reporting import print_report, report_options
-from vllmjobs.cli.selection import JOB, Selection, environment_options
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.nomad import Nomad
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.render.job import jobs, jobs_on_demand
 from vllmjobs.render.job import render as render_job
 

@@ -5,8 +5,7 @@ from typing import TextIO
 import click
 
 from vllmjobs.check.size import as_json, as_text, beside, size_of
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.project.environments import subjects
 from vllmjobs.vllm.memory.gpus import gpu, nearest_names
 from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE

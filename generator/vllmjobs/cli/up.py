@@ -14,14 +14,12 @@ from vllmjobs.box.machine import Box, counts_connections
 from vllmjobs.box.servers import BoxError, Machine, Place, missing, secrets_of, servers, visible
 from vllmjobs.box.supervised import NGINX, places
 from vllmjobs.cli.box import find_box
-from vllmjobs.cli.common import PROJECT, SETTINGS
-from vllmjobs.cli.selection import Selection, with_selection
+from vllmjobs.cli.common import PROJECT, SETTINGS, Selection, with_selection
 from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.gpus.nvml import cards
-from vllmjobs.importing.imported import imported
-from vllmjobs.importing.one_box import OfTheBox, of_the_box, without_caches
+from vllmjobs.importing.imported import OfTheBox, imported, of_the_box, without_caches
 from vllmjobs.render.job import Templates, nginx_conf
 
 UNNAMED = "box"  # what is made of an .env file

@@ -64,10 +64,7 @@ class Manual(NamedTuple):
         return self._release().follow(running.version, is_judged=False).outcome
 
     def abort(self, force: bool) -> Outcome:
-        """Fail the deployment: the canaries stop, and the old version serves on.
-
-        Without `force`, it is refused where no other instance of their group is healthy.
-        """
+        """Fail the deployment; without `force`, not where no other instance of a group is healthy."""
         running = self._waiting("abort")
         deployment = running.deployment or {}
         if not force:
@@ -153,10 +150,7 @@ class Manual(NamedTuple):
             )
 
     def _target(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
-        """Return the version to go back to.
-
-        Without a wanted one, it is the newest that was deployed with success and is another job.
-        """
+        """Return the version to go back to; by itself, the newest that was deployed with success."""
         others = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
         if wanted is not None:
             if wanted not in versions or wanted == current:

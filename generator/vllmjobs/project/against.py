@@ -100,10 +100,7 @@ def _changes(
 
 
 def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]:
-    """Return environments whose file has another name in the other commit, and whose job is the same.
-
-    Else the job would be called gone, and a person would stop it.
-    """
+    """Return environments with another file name in the other commit, lest their job be called gone."""
     if not other.commit or all(path.exists() for path in other.commit.files(project / "envs")):
         return {}
     old = [path for path in environments(project, other.commit) if not path.exists()]

@@ -103,10 +103,7 @@ def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier
 
 
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
-    """Return an environment in which `check` finds no error.
-
-    Raises `InvalidEnvironmentError` with every error.
-    """
+    """Return an environment without errors; raises `InvalidEnvironmentError` with every one."""
     (result,) = checked([path], settings, project)
     return accepted(result)
 

@@ -21,10 +21,7 @@ class Planner:
         self._nodes = cache(self._read_nodes)
 
     def plan(self, name: str, job: Json) -> JobChange:
-        """Return the scheduler's dry run of a job as Nomad's API has it; `name` is for `render --job`.
-
-        Raises `NomadError`.
-        """
+        """Return the scheduler's dry run of a job; `name` is for `render --job`. Raises `NomadError`."""
         where = (job["ID"], job["Namespace"], job["Region"])
         running = self._cluster.job(*where)
         if running and running["Type"] != job["Type"]:  # a plan says nothing of it: nomad/job_endpoint.go

@@ -45,10 +45,7 @@ def _text(raw: bytes, path: Path) -> str:
 
 
 def _compiled() -> jinja2.BytecodeCache | None:
-    """Return a cache of compiled templates: compiling takes a sixth of a cold start.
-
-    A template is compiled once for each user.
-    """
+    """Return the user's cache of compiled templates: to compile takes a sixth of a cold start."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vllmjobs", "templates")
     try:
         folder = folder.expanduser()

@@ -103,10 +103,7 @@ def _is_same(one: Approval, other: Approval) -> bool:
 
 
 def current(approvals: Iterable[Approval], latest: int | None) -> list[Approval]:
-    """Return the approvals to keep: of the latest version, whose release may be resumed, and of the next.
-
-    All others are void.
-    """
+    """Return the approvals to keep: of the latest version, whose release may be resumed, and of the next."""
     kept = (latest, version_to_be(latest))
     return [approval for approval in approvals if approval.version in kept]
 

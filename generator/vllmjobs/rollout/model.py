@@ -170,10 +170,7 @@ class Notification(Value, frozen=True):
 
 
 class Record(Value, frozen=True):
-    """The record of one version's release, kept in the Nomad Variable `vllmjobs/releases/JOB` as JSON.
-
-    Its key there is `vN`, with the version's number.
-    """
+    """The record of one version's release: item `vN` of the Nomad Variable `vllmjobs/releases/JOB`."""
 
     version: int
     at: str  # the time of its registration, as `Notification.at`

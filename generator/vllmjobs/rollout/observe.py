@@ -142,10 +142,7 @@ def is_reverted(observation: Observation) -> bool:
 
 
 def poll_within(observation: Observation, next_measurement: float) -> float:
-    """Return the seconds after which to observe again, whether or not the deployment has changed.
-
-    `next_measurement` is the seconds until then; infinite where nothing is measured.
-    """
+    """Return the seconds until the next look; `next_measurement` is infinite if nothing is measured."""
     is_moving = any(not group.routed or group.promoted for group in observation.groups.values())
     return max(0.1, min(FAST_POLL_S if is_moving else POLL_S, next_measurement))
 

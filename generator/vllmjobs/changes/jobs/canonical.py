@@ -92,10 +92,7 @@ _ZERO_COUNTS = {"uid", "gid", "lost_after", "stop_on_client_after", "shutdown_de
 
 
 def canonicalize(job: Jobspec) -> Tree:
-    """Return the tree of a job with Nomad's defaults.
-
-    Words that a job says for all of its groups stand in each of them.
-    """
+    """Return the tree of a job with Nomad's defaults; what it says for all groups stands in each."""
     tree = _with_block_defaults(_with_defaults(_JOB, spelt_out(job)), _OF_JOB)
     shared: Tree = {word: tree[word] for word in _SHARED if tree.get(word) is not None}
     kind = str(tree["type"])

@@ -38,10 +38,7 @@ class Jobspec(NamedTuple):
 
 
 def read(hcl: str, source: str) -> Jobspec:
-    """Return the job of a jobspec; `source` names it in errors.
-
-    Raises `JobspecError` for what is no HCL, and unless it holds exactly one `job`.
-    """
+    """Return the one job of a jobspec; `source` names it in errors. Raises `JobspecError`."""
     try:
         return _read(hcl, source)
     except RecursionError as error:

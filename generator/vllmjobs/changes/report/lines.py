@@ -35,10 +35,7 @@ class PathDiff(NamedTuple):
 
 
 def path_diffs(fields: Sequence[Field]) -> list[PathDiff]:
-    """Return the lines of what differs, path by path, in the order of the fields.
-
-    Items of a list are fields of one path: they stand beneath it.
-    """
+    """Return the lines of what differs, path by path; items of a list stand beneath their path."""
     paths: dict[tuple[str, ...], list[Field]] = {}
     for field in fields:
         paths.setdefault(field.path, []).append(field)

@@ -21,10 +21,7 @@ _Paint = Callable[[str, str], str]  # what it is, and the text
 
 
 def as_text(report: Report, color: bool, encoding: str = "utf-8") -> str:
-    """Return the report for a terminal, in ANSI colours if asked.
-
-    A sign that the terminal's encoding lacks is written in ASCII: `->` for `→`.
-    """
+    """Return the report for a terminal, with `->` for a `→` that its encoding lacks."""
 
     def paint(kind: str, text: str) -> str:
         return f"\x1b[{_COLORS[kind]}m{text}\x1b[0m" if color else text
