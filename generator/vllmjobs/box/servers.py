@@ -205,13 +205,10 @@ def _usable(cards: Sequence[Card]) -> list[Card]:
 
 
 def _fitting(model: Model, cards: Sequence[Card]) -> list[Card]:
-    return [card for card in cards if _fits(card, model)]
-
-
-def _fits(card: Card, model: Model) -> bool:
-    gpus = model.gpus
-    is_enough = gpus.memory is None or (card.memory_mib or 0) >= mebibytes(gpus.memory)
-    return is_enough and (gpus.model is None or gpus.model == card.model)
+    least = 0 if model.gpus.memory is None else mebibytes(model.gpus.memory)
+    return [
+        card for card in cards if (card.memory_mib or 0) >= least and model.gpus.model in (None, card.model)
+    ]
 
 
 def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:

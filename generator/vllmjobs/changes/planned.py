@@ -124,7 +124,17 @@ class _Planned:
         updates = _updates(desired.get(name) or {})
         if self.job["Type"] in ("system", "sysbatch"):
             updates = _on_every_node(updates, is_changed or name in metrics)
-        actions = _actions(before, after, updates, fields, self.own_fields) if is_changed else ()
+        actions: tuple[GroupAction, ...] = ()
+        if is_changed and (before is None or after is None):
+            actions = ("new",) if before is None else ("gone",)
+        elif is_changed:
+            actions = effects.scaled(_count(before), _count(after))
+            if updates.canary or updates.destructive_update:
+                actions = ("destructive", *actions)
+            elif updates.in_place_update and (
+                self.own_fields or any(each.path != ("count",) for each in fields)
+            ):
+                actions = ("in-place", *actions)
         count_before = _count(before)
         if self.running and self.running.get("Stop") and before and after:
             actions, count_before = ("scale-up",), 0
@@ -163,24 +173,6 @@ def _with_what_others_get(groups: tuple[GroupChange, ...]) -> Iterator[GroupChan
             reasons = (*group.unplaced.reasons, Reason(kind="gpus-given", counts=others))
             group = replace(group, unplaced=replace(group.unplaced, reasons=reasons))
         yield group
-
-
-def _actions(
-    before: Tree | None,
-    after: Tree | None,
-    updates: Updates,
-    fields: tuple[Field, ...],
-    own: tuple[Field, ...],
-) -> tuple[GroupAction, ...]:
-    """Return what the scheduler does with the allocations of a group."""
-    if before is None or after is None:
-        return ("new",) if before is None else ("gone",)
-    actions: list[GroupAction] = []
-    if updates.canary or updates.destructive_update:
-        actions.append("destructive")
-    elif updates.in_place_update and (own or any(field.path != ("count",) for field in fields)):
-        actions.append("in-place")
-    return (*actions, *effects.scaled(_count(before), _count(after)))
 
 
 def _count(group: Tree | None) -> int | None:

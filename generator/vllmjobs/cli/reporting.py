@@ -3,6 +3,8 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import click
 
@@ -15,8 +17,13 @@ from vllmjobs.cli.common import show
 CHANGES, NO_ROOM = 2, 3
 
 
-def report_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --detailed, --format and --color."""
+def report_options(command: Callable[..., Report]) -> Callable[..., None]:
+    """Give a command --detailed, --format and --color, and print the report that it returns."""
+
+    @wraps(command)
+    def run(detailed: bool, form: str, color: bool | None, **others: Any) -> None:
+        print_report(command(**others), form, color, detailed)
+
     for option in (
         click.option(
             "--color/--no-color",
@@ -38,8 +45,8 @@ def report_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Exit 2 when there are changes, or 0.",
         ),
     ):
-        command = option(command)
-    return command
+        run = option(run)
+    return run
 
 
 def print_report(report: Report, form: str, color: bool | None, detailed: bool) -> None:

@@ -63,7 +63,12 @@ def up(selection: Selection, env_file: Path | None, detach: bool, state: Path | 
     for variable in missing(asked.environment, environ):
         click.echo(f"warning: {variable} is not set, and a server is to have it", err=True)
     if detach:
-        _wait(box, environ, asked.environment.balancer.admin_port, stop)
+        printed: set[str] = set()
+        for instances in box.start(environ, asked.environment.balancer.admin_port, stop):
+            for name in sorted(name for name, one in instances.items() if one["ready"]):
+                if name not in printed:
+                    printed.add(name)
+                    click.echo(f"{name} is ready", err=True)
         click.echo(f"{box.job} is ready; its log is {box.log}", err=True)
     else:
         box.run(environ)
@@ -155,15 +160,6 @@ def _down(selection: Selection, box: Box, state: Path | None) -> str:
     plain = replace(selection, settings=())
     folder = box.folder if state is None and find_box(plain).folder != box.folder else state
     return plain.command("down", *_typed(None, folder))
-
-
-def _wait(box: Box, environ: dict[str, str], admin_port: int, down: str) -> None:
-    """Start a box in the background, and print which servers are ready as they are."""
-    printed: set[str] = set()
-    for instances in box.start(environ, admin_port, down):
-        for name in sorted(name for name, one in instances.items() if one["ready"] and name not in printed):
-            printed.add(name)
-            click.echo(f"{name} is ready", err=True)
 
 
 class _Asked(NamedTuple):

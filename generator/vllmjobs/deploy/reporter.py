@@ -18,16 +18,8 @@ from vllmjobs.rollout.events import Event, Snapshot
 from vllmjobs.rollout.model import GroupState, Notification
 
 _WARNING = (
-    "unhealthy",
-    "restarted",
-    "failed",
-    "lost",
-    "unknown",
-    "failing",
-    "reverted",
-    "refused",
-    "warning",
-)
+    "unhealthy", "restarted", "failed", "lost", "unknown", "failing", "reverted", "refused", "warning",
+)  # fmt: skip
 FLUSH_S = 15.0  # seconds at the end for hooks that are slow
 
 

@@ -18,10 +18,6 @@ ENVIRONMENTS = (".yaml", ".yml")
 JOBS = (".hcl", ".nomad")
 
 
-class AgainstError(UserError):
-    """A reason why there is nothing to compare with, or why it is not clear what is meant."""
-
-
 class Against(NamedTuple):
     """The other side: a commit, in which each environment is compared with itself, or one file for all."""
 
@@ -34,7 +30,7 @@ class Against(NamedTuple):
 def against(name: str, project: Path) -> Against:
     """Return what `--against NAME` means: the file of that name, the environment, or else the commit.
 
-    Raises `AgainstError` for what is an environment and a commit, and for what is none of the three.
+    Raises `UserError` for what is an environment and a commit, and for what is none of the three.
     """
     if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
         return Against(name, templates(project), file=Path(name))
@@ -45,12 +41,12 @@ def against(name: str, project: Path) -> Against:
     except GitError as error:
         if is_environment:
             return Against(name, templates(project), file=file)
-        raise AgainstError(
+        raise UserError(
             f"--against {name}: {error}; it must be a commit that this clone has (a shallow one has few), an "
             f"environment of {project / 'envs'}/, or a file (.yaml, .hcl)"
         ) from error
     if is_environment:
-        raise AgainstError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
+        raise UserError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
     return Against(name, templates(project, commit.read), commit)
 
 
@@ -66,7 +62,7 @@ def environment_changes(
 ) -> list[EnvironmentChange]:
     """Return what differs in the jobs of each environment; `settings` are for this side only.
 
-    Raises `InvalidEnvironmentError` with all errors of this side, and `AgainstError` for another side that
+    Raises `InvalidEnvironmentError` with all errors of this side, and `UserError` for another side that
     cannot be rendered.
     """
     ours = templates(project)
@@ -132,7 +128,7 @@ def _before(path: Path, other: Against) -> dict[str, str]:
         try:
             return {"": other.file.read_text(encoding="utf-8")}
         except UnicodeDecodeError as error:
-            raise AgainstError(f"{other.file}: byte {error.start} is not valid UTF-8") from error
+            raise UserError(f"{other.file}: byte {error.start} is not valid UTF-8") from error
     return _rendered(other.file, other, Path.read_bytes, "")
 
 
@@ -141,11 +137,11 @@ def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, 
     environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
     if environment is None or problems:
         errors = "\n".join(f"{name}{problem}" for problem in problems)
-        raise AgainstError(f"{errors}\nso there is nothing to compare with: name another side with --against")
+        raise UserError(f"{errors}\nso there is nothing to compare with: name another side with --against")
     try:
         return rendered(environment, other.templates)
     except RenderError as error:
-        raise AgainstError(f"{name}{error}") from error
+        raise UserError(f"{name}{error}") from error
 
 
 def _is_in(path: Path, commit: Commit | None) -> bool:

@@ -185,13 +185,8 @@ def _list(entries: list[str]) -> str:
 def _table(report: Report, rows: list[_Row]) -> Piece:
     several = len(report.environments) > 1
     head = [
-        "job",
-        "group",
-        "what Nomad does",
-        "instances",
-        "GPUs now → then",
-        "extra GPUs while it rolls out",
-    ]
+        "job", "group", "what Nomad does", "instances", "GPUs now → then", "extra GPUs while it rolls out",
+    ]  # fmt: skip
     head = [*(["environment"] if several else []), *head]
     rule = "|" + "---|" * (len(head) - 3) + "--:|" * 3
 

@@ -29,11 +29,6 @@ class FailedPlacement:
         return self.metrics[self.group["Name"]]
 
     @property
-    def sibling_metrics(self) -> list[Json]:
-        """The metrics of the job's other groups."""
-        return [metric for name, metric in self.metrics.items() if name != self.group["Name"]]
-
-    @property
     def failed(self) -> int:
         """The number of allocations that have no room.
 

@@ -134,7 +134,8 @@ def _key_of(placement: FailedPlacement, text: str) -> str | None:
 
 def _texts_of_siblings(placement: FailedPlacement) -> list[str]:
     """Return what the scheduler says of another group only, since it holds for the whole job."""
-    texts = [text for metric in placement.sibling_metrics for text in metric.get("ConstraintFiltered") or ()]
+    siblings = [metric for name, metric in placement.metrics.items() if name != placement.group["Name"]]
+    texts = [text for metric in siblings for text in metric.get("ConstraintFiltered") or ()]
     return [text for text in texts if (_key_of(placement, text) or "").startswith(("nomad.", "balancer."))]
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterator, Sequence
 
+from msgspec.structs import asdict
+
 from vllmjobs.changes.model import Amount, Holder, Reason, ReasonKind, Remedy, RemedyKind, Unplaced
 from vllmjobs.text.english import counted, joined
 
@@ -99,18 +101,9 @@ def _of_template(reason: Reason, each: str) -> str:
             verb, _, rest = phrase.partition(" ")
             phrase = f"{_OF_ONE.get(verb, f'{verb}s')} {rest}"
     asked = reason.resource if reason.needed == 1 else f"{reason.needed} of {reason.resource}"
-    return subject + phrase.format(
-        node=reason.node,
-        node_pool=reason.node_pool,
-        datacenters=joined(reason.datacenters, "or"),
-        resource=reason.resource,
-        needed=reason.needed,
-        unit=reason.unit,
-        largest=reason.largest,
-        text=reason.text,
-        each=each,
-        gpus=asked,
-    )
+    datacenters = joined(reason.datacenters, "or")
+    values = asdict(reason) | {"datacenters": datacenters, "each": each, "gpus": asked}
+    return subject + phrase.format(**values)
 
 
 def _alternatives(reason: Reason) -> str:
@@ -200,13 +193,7 @@ def _way_out(remedy: Remedy) -> str:
         case "mend-gpus":
             node = _first(remedy.gpus)
             return f"mend the unhealthy {'GPU' if node.count == 1 else 'GPUs'} on {node.name}"
-    return _REMEDIES[remedy.kind].format(
-        key=key,
-        node=remedy.node,
-        node_pool=remedy.node_pool,
-        datacenter=remedy.datacenter,
-        command=remedy.command,
-    )
+    return _REMEDIES[remedy.kind].format(key=key, **asdict(remedy))
 
 
 def _first(amounts: Sequence[Amount]) -> Amount:
