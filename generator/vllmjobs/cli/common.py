@@ -18,19 +18,13 @@ from vllmjobs.project.templates import rendered, templates
 from vllmjobs.render.job import RenderError, Templates, jobs_on_demand
 
 PROJECT = click.option(
-    "--project",
-    type=click.Path(path_type=Path, file_okay=False),
-    default=".",
-    envvar="VLLMJOBS_PROJECT",
+    "--project", type=click.Path(path_type=Path, file_okay=False), default=".", envvar="VLLMJOBS_PROJECT",
     help="Folder with envs/ and, for templates of your own, jobs/.",
-)
+)  # fmt: skip
 SETTINGS = click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="KEY=VALUE",
+    "--set", "settings", multiple=True, metavar="KEY=VALUE",
     help="Set one value, such as models.chat.replicas=3. May be repeated.",
-)
+)  # fmt: skip
 JOB = click.option(
     "--job",
     metavar="NAME",

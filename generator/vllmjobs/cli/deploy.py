@@ -28,11 +28,9 @@ from vllmjobs.rollout.gates import digest
     "--now", "reason", metavar="REASON", help="Deploy outside of the maintenance windows, and say why."
 )
 @click.option(
-    "--timeout",
-    type=DURATION,
-    metavar="DURATION",
+    "--timeout", type=DURATION, metavar="DURATION",
     help="For each job, such as 45m; by default what follows from the environment's deadlines and steps.",
-)
+)  # fmt: skip
 @follow_options
 def deploy(
     selection: Selection,

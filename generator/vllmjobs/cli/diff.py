@@ -14,13 +14,9 @@ from vllmjobs.project.environments import environment_files
 @click.command()
 @click.argument("envs", metavar="[ENV]...", nargs=-1)
 @click.option(
-    "--against",
-    "other",
-    metavar="REF|FILE|ENV",
-    default="HEAD",
-    show_default=True,
+    "--against", "other", metavar="REF|FILE|ENV", default="HEAD", show_default=True,
     help="A commit, such as origin/main; an environment, by name or file; or a file with a job's HCL.",
-)
+)  # fmt: skip
 @SETTINGS
 @PROJECT
 @report_options

@@ -27,15 +27,9 @@ from vllmjobs.text.json import Json
 @click.option("--stderr", "kind", flag_value="stderr", help="Only what is written to stderr.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option(
-    "-n",
-    "--tail",
-    "lines",
-    type=click.IntRange(min=0),
-    default=50,
-    show_default=True,
-    metavar="LINES",
+    "-n", "--tail", "lines", type=click.IntRange(min=0), default=50, show_default=True, metavar="LINES",
     help="Of each log, at most so many of its last lines.",
-)
+)  # fmt: skip
 def logs(
     selection: Selection,
     group: str | None,

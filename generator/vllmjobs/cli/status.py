@@ -28,13 +28,9 @@ T = TypeVar("T")
 @environment_options
 @click.option("--watch", "is_watched", is_flag=True, help="Keep it on the screen until Ctrl-C.")
 @click.option(
-    "--interval",
-    type=click.FloatRange(min=0.5),
-    default=2.0,
-    show_default=True,
-    metavar="SECONDS",
+    "--interval", type=click.FloatRange(min=0.5), default=2.0, show_default=True, metavar="SECONDS",
     help="With --watch, between two looks.",
-)
+)  # fmt: skip
 @click.option("--json", "in_json", is_flag=True, help="For programs.")
 def status(selection: Selection, is_watched: bool, interval: float, in_json: bool) -> None:
     """Show what runs of ENV, and how its release stands.
