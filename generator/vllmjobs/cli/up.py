@@ -19,7 +19,7 @@ from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.gpus.nvml import cards
-from vllmjobs.importing.imported import OfTheBox, imported, of_the_box, without_caches
+from vllmjobs.importing.imported import imported, of_the_box, without_caches
 from vllmjobs.render.job import Templates, nginx_conf
 
 UNNAMED = "box"  # what is made of an .env file
@@ -201,30 +201,25 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
 
 
 def _read(selection: Selection, env_file: Path | None) -> _Asked:
-    """Return what is to run: the selected environment, or the .env file in its place."""
+    """Return what is to run: the selected environment, or the .env file in its place; print its notes."""
     cache = (
         os.environ.get("HF_HOME")
         or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
     )
-    if env_file:
-        environment, of_box = _of_env_file(env_file, selection)
-        cache = str(env_file.absolute().parent / (of_box.cache or cache))
-    else:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if env_file is None:
         environment = selection.environment
         secrets = {name: os.environ[name] for name in secrets_of(environment) & os.environ.keys()}
-        of_box = OfTheBox(False, secrets, None, None)
-    gpus = of_box.gpus or os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _Asked(environment, of_box.takes_all, of_box.secrets, cache, gpus)
-
-
-def _of_env_file(file: Path, selection: Selection) -> tuple[Environment, OfTheBox]:
-    """Return the environment that an .env file is imported as, and what else it says; print the notes."""
-    text = file.read_bytes().decode(errors="surrogateescape")
-    written = imported(text, str(file), selection.env, None)
+        return _Asked(environment, False, secrets, cache, gpus)
+    text = env_file.read_bytes().decode(errors="surrogateescape")
+    written = imported(text, str(env_file), selection.env, None)
     loaded = load_file(Path(f"{selection.env}.yaml"), selection.settings, lambda _: written.text.encode())
     if loaded.environment is None or loaded.problems:
         raise InvalidEnvironmentError(loaded.problems)
     for note in written.notes:
         if not note.is_of_a_fleet:
             click.echo(note, err=True)
-    return without_caches(loaded.environment), of_the_box(text, str(file))
+    of_box = of_the_box(text, str(env_file))
+    environment = without_caches(loaded.environment)
+    cache = str(env_file.absolute().parent / (of_box.cache or cache))
+    return _Asked(environment, of_box.takes_all, of_box.secrets, cache, of_box.gpus or gpus)

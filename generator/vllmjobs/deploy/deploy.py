@@ -52,7 +52,7 @@ def deploy_jobs(request: DeployRequest, planned: tuple[JobChange, ...]) -> Outco
     is closed, `NomadError`, `ConsulError`, `ConflictError`.
     """
     in_order = sorted(planned, key=lambda job: job.job == "vllm")
-    deploys = [_JobDeploy(request, job, _read_state(request, job)) for job in in_order]
+    deploys = [_JobDeploy(request, job) for job in in_order]
     if not any(one.is_open for one in deploys):
         for one in deploys:
             one.leave()
@@ -80,45 +80,33 @@ def _gate(request: DeployRequest, models: _JobDeploy | None) -> Record:
     return request.gate(place, last, is_resumed)
 
 
-class _State(NamedTuple):
-    """A job as it is to be, and as it runs."""
-
-    spec: Json  # as it is to be, as Nomad's API has it
-    version: int | None  # the registered one; None without one
-    status: str | None  # of that version's deployment; None without one
-
-
-def _read_state(request: DeployRequest, job: JobChange) -> _State:
-    """Ask Nomad for a job. Raises `ConflictError` where it has changed since it was planned."""
-    spec = request.deployments.cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
-    place = where_of(spec)
-    running = request.deployments.cluster.job(*place)
-    assert job.plan
-    if running is None:
-        return _State(spec, None, None)
-    if running["JobModifyIndex"] != job.plan.modify_index:
-        raise ConflictError(f"{place.id}: somebody else has just changed it; look, and try again")
-    version: int = running["Version"]
-    latest = request.deployments.cluster.deployment(*place)
-    is_of_version = latest is not None and latest["JobVersion"] == version
-    return _State(spec, version, latest["Status"] if latest and is_of_version else None)
-
-
 class _JobDeploy:
     """The deploy of one job."""
 
-    def __init__(self, request: DeployRequest, job: JobChange, state: _State) -> None:
+    def __init__(self, request: DeployRequest, job: JobChange) -> None:
+        """Ask Nomad for the job. Raises `ConflictError` where it has changed since it was planned."""
+        assert job.plan
+        cluster = request.deployments.cluster
         self._request, self.job = request, job
-        self._spec, self.version, status = state
+        self._spec = cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
         self.where = where_of(self._spec)
+        self.version: int | None = None  # the registered one; None without one
+        status = None
+        if running := cluster.job(*self.where):
+            if running["JobModifyIndex"] != job.plan.modify_index:
+                raise ConflictError(
+                    f"{self.where.id}: somebody else has just changed it; look, and try again"
+                )
+            self.version = running["Version"]
+            latest = cluster.deployment(*self.where)
+            status = latest["Status"] if latest and latest["JobVersion"] == self.version else None
         self._is_active, self._has_failed = status in ACTIVE, status == "failed"
         self._is_same = job.action == "none"
         self.is_resumed = (self._is_same and (self._is_active or self._has_failed)) or (
             self._is_active and only_shrinks(job)
         )
         self.is_open = self.is_resumed or not self._is_same
-        self._registered: int | None = None
-        """The version that we registered."""
+        self._registered: int | None = None  # the version that we registered
 
     @property
     def versions_of_release(self) -> list[int]:

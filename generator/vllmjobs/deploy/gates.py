@@ -137,11 +137,8 @@ class Closed(NamedTuple):
         if self.opens is None:
             until = "closed, and no window ever opens"
         else:
-            year = (
-                f" {self.opens.year}"
-                if self.opens.year != self.now.astimezone(self.opens.tzinfo).year
-                else ""
-            )
+            this_year = self.now.astimezone(self.opens.tzinfo).year
+            year = "" if self.opens.year == this_year else f" {self.opens.year}"
             wait = duration(ceil((self.opens - self.now).total_seconds() / 60) * 60)
             until = f"closed until {self.opens:%a} {self.opens.day} {self.opens:%b}{year} {self.opens:%H:%M}"
             until += f" {self.time_zone} (in {wait})"

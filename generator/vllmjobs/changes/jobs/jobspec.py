@@ -6,6 +6,7 @@ make no difference.
 """
 
 import re
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -131,15 +132,12 @@ def _value(expression: Node) -> Item:
         case "object":
             return dict(_element(item) for item in node.named_children if item.type == "object_elem")
     text = _text(expression)
-    try:
+    with suppress(ValueError):
         return int(text)
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         number = float(text)
         return int(number) if number.is_integer() else number
-    except ValueError:
-        return "${" + " ".join(text.split()) + "}"
+    return "${" + " ".join(text.split()) + "}"
 
 
 def _element(node: Node) -> tuple[str, Item]:
