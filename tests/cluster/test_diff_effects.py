@@ -29,8 +29,7 @@ from vllmjobs.cli import main
 from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.differences import differences
-from vllmjobs.project.jobs import rendered
-from vllmjobs.project.templates import templates
+from vllmjobs.project.templates import rendered, templates
 from vllmjobs_sandbox.cluster.jobs import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox

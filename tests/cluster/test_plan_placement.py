@@ -12,7 +12,6 @@ from vllmjobs.changes import compare
 from vllmjobs.changes.jobs import jobspec
 from vllmjobs.changes.model import JobChange, Unplaced
 from vllmjobs.changes.planned import planned
-from vllmjobs.changes.predicates import has_changed, is_unplaceable
 from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs_sandbox.cluster.process import wait_until
@@ -98,8 +97,8 @@ def plan(sandbox: Sandbox, hcl: str, name: str = "vllm", may_see_nodes: bool = T
 
 def unplaced(job: JobChange) -> Unplaced:
     (found,) = [group.unplaced for group in job.groups if group.unplaced]
-    assert is_unplaceable(job)
-    assert has_changed(job)
+    assert job.is_unplaceable
+    assert job.has_changed
     return found
 
 
@@ -157,9 +156,9 @@ def test_free_gpus_on_two_nodes_are_not_enough_for_one_that_needs_four(
         f"free 1 GPU on {other}, "
         "or set rollout.strategy: rolling, which stops an old instance before it starts a new one"
     )
-    assert not is_unplaceable(plan(sandbox, chat.render(**ON_FOUR, **{"rollout.strategy": "rolling"})))
+    assert not plan(sandbox, chat.render(**ON_FOUR, **{"rollout.strategy": "rolling"})).is_unplaceable
     sandbox.purge("trainer")
-    assert not is_unplaceable(plan(sandbox, chat.render(**ON_FOUR)))
+    assert not plan(sandbox, chat.render(**ON_FOUR)).is_unplaceable
 
 
 def test_one_of_two_canaries_fits(sandbox: Sandbox, release: NewRelease, holds: Holds) -> None:
@@ -175,9 +174,9 @@ def test_one_of_two_canaries_fits(sandbox: Sandbox, release: NewRelease, holds: 
         "or set rollout.canaries: 1, with rollout.strategy: canary"
     )
     for way_out in ({"rollout.canaries": 1}, {"rollout.strategy": "rolling"}):
-        assert not is_unplaceable(plan(sandbox, chat.render(**on_three, **way_out)))
+        assert not plan(sandbox, chat.render(**on_three, **way_out)).is_unplaceable
     sandbox.purge("trainer")
-    assert not is_unplaceable(plan(sandbox, chat.render(**on_three)))
+    assert not plan(sandbox, chat.render(**on_three)).is_unplaceable
 
 
 def test_a_rolling_update_is_no_way_out_where_the_last_instance_has_no_room(
@@ -198,7 +197,7 @@ def test_a_gpu_with_more_memory_than_there_is(sandbox: Sandbox, release: NewRele
         "2 of 2 instances: no GPU has so much memory: nvidia/gpu with memory >= 80 GiB is asked for, and the "
         "largest has 79.6 GiB; set gpus.memory: 79 GiB, or less"
     )
-    assert not is_unplaceable(plan(sandbox, chat.render(**{"gpus.memory": "79 GiB"})))
+    assert not plan(sandbox, chat.render(**{"gpus.memory": "79 GiB"})).is_unplaceable
 
 
 def test_a_model_that_is_not_there(sandbox: Sandbox, release: NewRelease) -> None:
@@ -207,7 +206,7 @@ def test_a_model_that_is_not_there(sandbox: Sandbox, release: NewRelease) -> Non
         "2 of 2 instances: no GPU is NVIDIA A100: there are NVIDIA H100 80GB HBM3 (8); "
         "set gpus.model: NVIDIA H100 80GB HBM3, or leave it out"
     )
-    assert not is_unplaceable(plan(sandbox, chat.render(**{"gpus.model": "NVIDIA H100 80GB HBM3"})))
+    assert not plan(sandbox, chat.render(**{"gpus.model": "NVIDIA H100 80GB HBM3"})).is_unplaceable
 
 
 def test_more_gpus_than_any_node_has(sandbox: Sandbox, release: NewRelease) -> None:
@@ -216,7 +215,7 @@ def test_more_gpus_than_any_node_has(sandbox: Sandbox, release: NewRelease) -> N
         "1 of 1 instances: 2 nodes have nvidia/gpu with memory >= 7 GiB, 8 GPUs are free, 4 at most on one "
         "node, each instance needs 6 on one node, no node has more than 4; lower gpus.count to 4 or less"
     )
-    assert not is_unplaceable(plan(sandbox, chat.render(**{"gpus.count": 4})))
+    assert not plan(sandbox, chat.render(**{"gpus.count": 4})).is_unplaceable
 
 
 def test_more_instances_than_gpus(sandbox: Sandbox, release: NewRelease) -> None:
@@ -225,7 +224,7 @@ def test_more_instances_than_gpus(sandbox: Sandbox, release: NewRelease) -> None
         "1 of 9 instances: 2 nodes have nvidia/gpu with memory >= 7 GiB, 8 GPUs are free, "
         "each instance needs 1; set replicas: 8"
     )
-    assert not is_unplaceable(plan(sandbox, chat.render(replicas=8)))
+    assert not plan(sandbox, chat.render(replicas=8)).is_unplaceable
 
 
 def test_a_node_that_takes_nothing_now(sandbox: Sandbox, release: NewRelease, holds: Holds) -> None:
@@ -238,7 +237,7 @@ def test_a_node_that_takes_nothing_now(sandbox: Sandbox, release: NewRelease, ho
             "needs 1, trainer (4) holds the others, gpu-2, where 4 GPUs are free, is ineligible; "
             f"make gpu-2 eligible again: nomad node eligibility -enable {node[:8]}, or free 1 GPU on gpu-1"
         )
-    assert not is_unplaceable(plan(sandbox, chat.render()))
+    assert not plan(sandbox, chat.render()).is_unplaceable
 
 
 def test_no_node_takes_anything_now(sandbox: Sandbox, release: NewRelease) -> None:
@@ -277,7 +276,7 @@ def test_an_unhealthy_gpu(sandbox: Sandbox, release: NewRelease, holds: Holds) -
     finally:
         sandbox.set_gpu_health("gpu-2", gpu, Health.HEALTHY)
         wait_until(lambda: sandbox.gpus("gpu-2")[gpu], SEEN, "Nomad sees it well again")
-    assert not is_unplaceable(plan(sandbox, chat.render()))
+    assert not plan(sandbox, chat.render()).is_unplaceable
 
 
 # Nodes
@@ -290,7 +289,7 @@ def test_a_datacenter_without_nodes(sandbox: Sandbox, release: NewRelease) -> No
         "2 of 2 instances: no node is in datacenter dc9, there is dc1 (2 nodes); set nomad.datacenters: [dc1]"
     )
     chat.settings["nomad.datacenters"] = "[dc1]"
-    assert not is_unplaceable(plan(sandbox, chat.render()))
+    assert not plan(sandbox, chat.render()).is_unplaceable
 
 
 def test_a_node_pool_without_nodes(sandbox: Sandbox, release: NewRelease) -> None:
@@ -332,7 +331,7 @@ def test_one_instance_on_each_host(sandbox: Sandbox, release: NewRelease) -> Non
         "1 of 3 instances: 2 nodes run an instance already, and distinct_hosts allows one per node; "
         "set replicas: 2"
     )
-    assert not is_unplaceable(plan(sandbox, chat.render(replicas=2)))
+    assert not plan(sandbox, chat.render(replicas=2)).is_unplaceable
 
 
 def test_a_driver_that_no_node_has(sandbox: Sandbox, release: NewRelease) -> None:
@@ -362,7 +361,7 @@ def test_nodes_that_are_too_small(
         f"needs {said} are free at most on one node; lower resources.{key} to {way_out}{fewer}"
     )
     lower = way_out if key == "memory" else way_out.removesuffix(" MHz")
-    assert not is_unplaceable(plan(sandbox, chat.render(**{f"resources.{key}": lower})))
+    assert not plan(sandbox, chat.render(**{f"resources.{key}": lower})).is_unplaceable
 
 
 def test_memory_that_another_job_holds(sandbox: Sandbox, release: NewRelease, holds: Holds) -> None:
@@ -393,7 +392,7 @@ def test_a_port_that_another_job_has(sandbox: Sandbox, release: NewRelease, hold
         "set ports.static to a free port, or leave it out, or set replicas: 2"
     )
     for way_out in ({"ports.static": 28999, "replicas": 2}, {"ports.static": 28998}, {}):
-        assert not is_unplaceable(plan(sandbox, chat.render(**way_out)))
+        assert not plan(sandbox, chat.render(**way_out)).is_unplaceable
 
 
 # What else a plan tells
@@ -403,7 +402,7 @@ def test_jobs_of_less_priority_are_preempted(sandbox: Sandbox, release: NewRelea
     chat = release(replicas=1, **ON_FOUR)
     chat.settings["nomad.priority"] = "80"
     holds("batch", {"gpu-1": 2, "gpu-2": 2}, priority=20)
-    assert is_unplaceable(plan(sandbox, chat.render()))
+    assert plan(sandbox, chat.render()).is_unplaceable
     with preemption(sandbox):
         found = plan(sandbox, chat.render())
     assert found.plan
@@ -437,25 +436,25 @@ def test_a_job_that_waits_for_room_is_a_change(sandbox: Sandbox, release: NewRel
         "1 of 1 instances: 2 nodes have nvidia/gpu with memory >= 7 GiB, no GPU is free, each instance needs "
         "1, this job (8) holds the others; set replicas: 8"
     )
-    assert not is_unplaceable(plan(sandbox, chat.render(replicas=8)))
+    assert not plan(sandbox, chat.render(replicas=8)).is_unplaceable
 
 
 def test_a_new_job(sandbox: Sandbox, release: NewRelease) -> None:
     new = plan(sandbox, release(replicas=2).render())
-    assert (new.action, new.fields, new.notes, is_unplaceable(new)) == ("new", (), (), False)
+    assert (new.action, new.fields, new.notes, new.is_unplaceable) == ("new", (), (), False)
     (group,) = new.groups
     assert (group.actions, group.count_before, group.count_after) == (("new",), None, 2)
     assert (group.gpus_before, group.gpus_after, group.fields) == (None, 1, ())
     assert new.plan
     assert (new.plan.modify_index, new.plan.run, new.plan.deployment) == (0, RUN, None)
-    assert has_changed(new)
+    assert new.has_changed
 
 
 def test_the_same_job_is_no_change(sandbox: Sandbox, release: NewRelease) -> None:
     chat = release(replicas=1)
     chat.run()
     same = plan(sandbox, chat.render())
-    assert (same.action, same.groups[0].actions, has_changed(same)) == ("none", (), False)
+    assert (same.action, same.groups[0].actions, same.has_changed) == ("none", (), False)
     assert same.plan
     assert same.plan.modify_index == sandbox.nomad.job.get_job(chat.job)["JobModifyIndex"]
 
@@ -518,7 +517,7 @@ def test_a_stopped_job_is_started_again(sandbox: Sandbox, release: NewRelease) -
     assert (found.action, found.notes) == ("changed", ("the job is stopped, and a run starts it again",))
     (group,) = found.groups
     assert (group.actions, group.count_before, group.count_after) == (("scale-up",), 0, 1)
-    assert has_changed(found)
+    assert found.has_changed
 
 
 CHANGES = [
@@ -584,7 +583,7 @@ def test_the_plan_of_a_balancer_tells_what_the_diff_tells(
     old, new = sandbox.render(*job), sandbox.render(*job, *(["--set", change] if change else []))
     found = plan(sandbox, new, balancer)
     (told,) = compare.compare(balancer, jobspec.read(old, "old"), jobspec.read(new, "new"))
-    assert (found.action, has_changed(found)) == (told.action, bool(change))
+    assert (found.action, found.has_changed) == (told.action, bool(change))
     (ours,), (theirs,) = found.groups, told.groups
     assert (set(ours.fields), ours.actions) == (set(theirs.fields), theirs.actions)
     assert (ours.updates and ours.updates.place, ours.unplaced) == (0, None)

@@ -1,7 +1,5 @@
 """The boxes of this machine: a folder each, and the supervisor behind its socket."""
 
-from __future__ import annotations
-
 import http.client
 import json
 import os

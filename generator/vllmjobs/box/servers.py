@@ -1,7 +1,5 @@
 """The servers of an environment on one machine, from its GPUs."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,37 +25,28 @@ class BoxError(UserError):
 class Machine(NamedTuple):
     """The machine that an environment is laid over."""
 
-    cards: Sequence[Card]
-    """The GPUs, none without a driver."""
-    folder: str
-    """The folder in which the servers may write."""
-    hf_home: str
-    """The HF_HOME where the environment names no cache: one for all servers, so a model is there once."""
-    takes_all: bool = False
-    """True for VLLM_GPU_COUNT=auto: as many servers, or a server as large, as there are GPUs."""
+    cards: Sequence[Card]  # the GPUs, none without a driver
+    folder: str  # the folder in which the servers may write
+    hf_home: str  # where the environment names no cache: one for all, so a model is there once
+    takes_all: bool = False  # VLLM_GPU_COUNT=auto: as many servers, or one as large, as there are GPUs
 
 
 class Place(NamedTuple):
     """The ports and GPUs of a server on this machine; no other has any of them."""
 
     port: int
-    engine_port: int
-    """The first port for vLLM's own processes, which try `ENGINE_PORTS` of them."""
-    gpus: tuple[str, ...]
-    """The GPUs by UUID; none without a driver."""
+    engine_port: int  # the first port for vLLM's own processes, which try `ENGINE_PORTS` of them
+    gpus: tuple[str, ...]  # the GPUs by UUID; none without a driver
 
 
 class Server(NamedTuple):
     """One vLLM server on this machine."""
 
-    name: str
-    """The model's key and a number, such as chat-0."""
+    name: str  # the model's key and a number, such as chat-0
     model: str
     command: tuple[str, ...]
-    env: dict[str, str]
-    """The variables that are laid over the environment of the supervisor."""
-    host: str
-    """The address on which it listens."""
+    env: dict[str, str]  # the variables that are laid over the environment of the supervisor
+    host: str  # the address on which it listens
     served_name: str
     place: Place
 
@@ -216,13 +205,10 @@ def _usable(cards: Sequence[Card]) -> list[Card]:
 
 
 def _fitting(model: Model, cards: Sequence[Card]) -> list[Card]:
-    return [card for card in cards if _fits(card, model)]
-
-
-def _fits(card: Card, model: Model) -> bool:
-    gpus = model.gpus
-    is_enough = gpus.memory is None or (card.memory_mib or 0) >= mebibytes(gpus.memory)
-    return is_enough and (gpus.model is None or gpus.model == card.model)
+    least = 0 if model.gpus.memory is None else mebibytes(model.gpus.memory)
+    return [
+        card for card in cards if (card.memory_mib or 0) >= least and model.gpus.model in (None, card.model)
+    ]
 
 
 def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:

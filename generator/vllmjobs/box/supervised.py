@@ -1,7 +1,5 @@
 """The configuration of one box's supervisor: its servers, and nginx in front of them as on the cluster."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Iterable, Sequence
 

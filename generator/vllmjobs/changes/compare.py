@@ -69,7 +69,7 @@ def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -
     old_groups, new_groups = groups(old), groups(new)
     changes = tuple(
         _group(label, old_groups.get(label), new_groups.get(label), old, new, own)
-        for label in (*new_groups, *(label for label in old_groups if label not in new_groups))
+        for label in new_groups | old_groups
     )
     return JobChange(
         job=name,

@@ -21,8 +21,7 @@ class _Difference(NamedTuple):
     path: Path
     before: Item
     after: Item
-    preceding: tuple[Item, Item] = (None, None)
-    """In a list, the items in front of both: an option may stand in front of a secret."""
+    preceding: tuple[Item, Item] = (None, None)  # in a list: an option may stand in front of a secret
 
 
 def fields(before: Tree, after: Tree, of_job: bool = False) -> tuple[Field, ...]:
@@ -50,12 +49,12 @@ def _of_blocks(path: Path, before: Tree | None, after: Tree | None) -> Iterator[
     old, new = (_without_label(path, tree or {}) for tree in (before, after))
     if path[-1:] == ("service",):
         old = yield from _renamed(path, old, new)
-    words = (*new, *(word for word in old if word not in new))
-    inner = [each for word in words for each in _differences((*path, word), old.get(word), new.get(word))]
+    inner = [each for word in new | old for each in _differences((*path, word), old.get(word), new.get(word))]
     yield from inner
     if (before is None or after is None) and not inner:  # a block that says nothing, and comes or goes
         yield _Difference(path, _empty(before), _empty(after))
-    if _is_reordered(path, before, after):
+    kept_before, kept_after = [word for word in old if word in new], [word for word in new if word in old]
+    if path and path[-1] in _ORDERED and kept_before != kept_after:
         yield _Difference(path, ", ".join(old), ", ".join(new))
 
 

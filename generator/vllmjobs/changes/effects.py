@@ -81,14 +81,11 @@ def relocating_words(before: Tree, after: Tree) -> set[str]:
     pools = {str(before.get("node_pool")), str(after.get("node_pool"))}
     if len(pools) > 1 and "all" not in pools:
         relocating.add("node_pool")
-    old, new = (set(map(str, _listed(tree.get("datacenters")))) for tree in (before, after))
+    listed = (tree.get("datacenters") for tree in (before, after))
+    old, new = (set(map(str, names if isinstance(names, list) else [names])) for names in listed)
     if old.isdisjoint(new) and not any("*" in name for name in old | new):
         relocating.add("datacenters")
     return relocating
-
-
-def _listed(value: Item) -> list[Item]:
-    return value if isinstance(value, list) else [value]
 
 
 def is_placement(path: tuple[str, ...]) -> bool:
@@ -99,10 +96,7 @@ def is_placement(path: tuple[str, ...]) -> bool:
 def actions(
     count_before: int | None, count_after: int | None, fields: tuple[Field, ...], job: tuple[Field, ...]
 ) -> tuple[GroupAction, ...]:
-    """Return what Nomad does with the allocations of a group that both jobs have; an unknown count is None.
-
-    `job` are the differences of the job as a whole: they reach every group.
-    """
+    """Return what Nomad does with a group that both have; `job` are the differences of the job as a whole."""
     done: list[GroupAction] = []
     if any(field.replaces for field in (*fields, *job)):
         if count_before != 0:

@@ -74,9 +74,9 @@ def shown(path: tuple[str, ...], value: str, previous: str | None = None) -> tup
     """
     if _is_secret(path, value, previous) and value and not _is_reference(value):
         return HIDDEN, True
-    kept = value
-    kept = _BLOCK.sub(_hidden_by_name, kept)
-    for pattern in (*_ALWAYS, *((_LINE, _WORD, _SPACED) if _may_assign(path) else ())):
+    may_assign = bool(path) and path[-1] in ("args", "data", "command", "entrypoint", "body", "script")
+    kept = _BLOCK.sub(_hidden_by_name, value)
+    for pattern in (*_ALWAYS, *((_LINE, _WORD, _SPACED) if may_assign else ())):
         kept = pattern.sub(_hidden, kept)
     for pattern in (_ELEMENT, _FLAG, _ASSIGNMENT):
         kept = pattern.sub(_hidden_by_name, kept)
@@ -109,7 +109,10 @@ def _is_secret(path: tuple[str, ...], value: str, previous: str | None) -> bool:
         return True
     if not path or _FREE.isdisjoint(path[:-1]):
         return False
-    return _has_secret_name(path[-1]) or _may_be_secret(path[-1], value)
+    plain = path[-1].replace("-", "_").replace(".", "_")
+    if SECRET_VARIABLES.search(plain) or _OTHER_NAMES.search(plain):
+        return True
+    return _may_be_secret(path[-1], value)
 
 
 def _may_be_secret(name: str, value: str) -> bool:
@@ -119,15 +122,6 @@ def _may_be_secret(name: str, value: str) -> bool:
     return not (value.isdigit() and ("token" in words or "key" in words))
 
 
-def _has_secret_name(name: str) -> bool:
-    plain = name.replace("-", "_").replace(".", "_")
-    return bool(SECRET_VARIABLES.search(plain) or _OTHER_NAMES.search(plain))
-
-
 def _is_reference(value: str) -> bool:
     """Tell whether a value only names the place of a secret: `${NOMAD_SECRETS_DIR}/key`."""
     return bool(_REFERENCE.fullmatch(value))
-
-
-def _may_assign(path: tuple[str, ...]) -> bool:
-    return bool(path) and path[-1] in ("args", "data", "command", "entrypoint", "body", "script")

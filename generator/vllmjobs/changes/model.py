@@ -13,6 +13,11 @@ VERSION = 1  # of the JSON: raised when a name goes, or means another thing; a n
 GroupAction = Literal["new", "gone", "destructive", "in-place", "scale-up", "scale-down"]
 
 
+def described(text: str) -> Meta:
+    """Return what the JSON Schema says of a field."""
+    return Meta(description=text)
+
+
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
     """The base of all these values: never changed, and every name is always there."""
 
@@ -34,13 +39,11 @@ class Field(Value, frozen=True):
         ),
     ]
     after: str | None
-    replaces: Annotated[
-        bool,
-        Meta(description="Whether Nomad replaces the group's allocations because of it."),
-    ] = False
+    replaces: Annotated[bool, described("Whether Nomad replaces the group's allocations because of it.")] = (
+        False
+    )
     hidden: Annotated[
-        bool,
-        Meta(description="May be a secret; `before` and `after` then only tell whether there was one."),
+        bool, described("May be a secret; `before` and `after` then only tell whether there was one.")
     ] = False
 
 
@@ -89,7 +92,7 @@ class Holder(Value, frozen=True):
 
     job: str
     count: int
-    own: Annotated[bool, Meta(description="Whether it is the job that is planned.")] = False
+    own: Annotated[bool, described("Whether it is the job that is planned.")] = False
 
 
 class Setting(Value, frozen=True):
@@ -97,7 +100,7 @@ class Setting(Value, frozen=True):
 
     key: str
     value: Annotated[
-        str | None, Meta(description="null where it is for a person to choose, such as a free port.")
+        str | None, described("null where it is for a person to choose, such as a free port.")
     ] = None
 
 
@@ -105,8 +108,8 @@ class Reason(Value, frozen=True):
     """One thing that stands in the way of an allocation; what a kind has no use for is null or empty."""
 
     kind: ReasonKind
-    nodes: Annotated[int | None, Meta(description="How many nodes it is about.")] = None
-    node: Annotated[str | None, Meta(description="The one node that it is about.")] = None
+    nodes: Annotated[int | None, described("How many nodes it is about.")] = None
+    node: Annotated[str | None, described("The one node that it is about.")] = None
     resource: Annotated[
         str | None,
         Meta(
@@ -114,13 +117,13 @@ class Reason(Value, frozen=True):
             "is asked of it; a GPU's model."
         ),
     ] = None
-    unit: Annotated[str | None, Meta(description="MiB or MHz.")] = None
-    needed: Annotated[int | None, Meta(description="How much each allocation needs.")] = None
-    free: Annotated[int | None, Meta(description="How much is free on all nodes together.")] = None
-    most_free: Annotated[int | None, Meta(description="How much is free on one node at most.")] = None
+    unit: Annotated[str | None, described("MiB or MHz.")] = None
+    needed: Annotated[int | None, described("How much each allocation needs.")] = None
+    free: Annotated[int | None, described("How much is free on all nodes together.")] = None
+    most_free: Annotated[int | None, described("How much is free on one node at most.")] = None
     largest: Annotated[
         int | None,
-        Meta(description="How much one node has at most, free or not; for gpu-memory, one GPU in MiB."),
+        described("How much one node has at most, free or not; for gpu-memory, one GPU in MiB."),
     ] = None
     port: int | None = None
     node_pool: str | None = None
@@ -135,7 +138,7 @@ class Reason(Value, frozen=True):
     ] = ()
     text: Annotated[
         str | None,
-        Meta(description="What Nomad says of it: a constraint, a node's state, why a node is fenced."),
+        described("What Nomad says of it: a constraint, a node's state, why a node is fenced."),
     ] = None
 
 
@@ -144,27 +147,27 @@ class Remedy(Value, frozen=True):
 
     kind: RemedyKind
     settings: Annotated[
-        tuple[Setting, ...], Meta(description="Keys of the environment that are to be changed together.")
+        tuple[Setting, ...], described("Keys of the environment that are to be changed together.")
     ] = ()
     node: str | None = None
     node_pool: str | None = None
     datacenter: str | None = None
     gpus: Annotated[
         tuple[Amount, ...],
-        Meta(description="How many GPUs, on which nodes; on one of them for free-gpus-on-any."),
+        described("How many GPUs, on which nodes; on one of them for free-gpus-on-any."),
     ] = ()
-    command: Annotated[str | None, Meta(description="What to type.")] = None
+    command: Annotated[str | None, described("What to type.")] = None
 
 
 class Unplaced(Value, frozen=True):
     """Allocations for which there is no room: FailedTGAllocs of a plan."""
 
-    wanted: Annotated[int, Meta(description="How many would be placed, canaries or others.")]
-    failed: Annotated[int, Meta(description="How many of them cannot be.")]
-    canaries: Annotated[bool, Meta(description="Whether it is canaries that cannot be placed.")]
-    reasons: Annotated[tuple[Reason, ...], Meta(description="What stands in the way.")] = ()
+    wanted: Annotated[int, described("How many would be placed, canaries or others.")]
+    failed: Annotated[int, described("How many of them cannot be.")]
+    canaries: Annotated[bool, described("Whether it is canaries that cannot be placed.")]
+    reasons: Annotated[tuple[Reason, ...], described("What stands in the way.")] = ()
     remedies: Annotated[
-        tuple[Remedy, ...], Meta(description="What a person may do; each of them may be enough.")
+        tuple[Remedy, ...], described("What a person may do; each of them may be enough.")
     ] = ()
 
 
@@ -174,11 +177,11 @@ class GroupChange(Value, frozen=True):
     name: str
     actions: Annotated[
         tuple[GroupAction, ...],
-        Meta(description="What Nomad does to its allocations; empty where it leaves them as they are."),
+        described("What Nomad does to its allocations; empty where it leaves them as they are."),
     ]
-    count_before: Annotated[int | None, Meta(description="Instances; None where the group was not there.")]
+    count_before: Annotated[int | None, described("Instances; None where the group was not there.")]
     count_after: int | None
-    gpus_before: Annotated[int | None, Meta(description="GPUs of one instance.")]
+    gpus_before: Annotated[int | None, described("GPUs of one instance.")]
     gpus_after: int | None
     canaries: Annotated[
         int,
@@ -188,8 +191,25 @@ class GroupChange(Value, frozen=True):
         ),
     ] = 0
     fields: tuple[Field, ...] = ()
-    updates: Annotated[Updates | None, Meta(description="Of a plan only, as `unplaced`.")] = None
+    updates: Annotated[Updates | None, described("Of a plan only, as `unplaced`.")] = None
     unplaced: Unplaced | None = None
+
+    @property
+    def is_changed(self) -> bool:
+        """True where a report has anything to say about it."""
+        return bool(self.actions or self.fields or self.is_waiting)
+
+    @property
+    def is_waiting(self) -> bool:
+        """True where instances are missing that a plan would place, if it could."""
+        return bool(self.unplaced or (self.updates and self.updates.place))
+
+    @property
+    def is_untried(self) -> bool:
+        """True where running instances change, or go, without a canary before them."""
+        is_less = "scale-down" in self.actions and ("destructive" in self.actions or not self.count_after)
+        is_replaced = "destructive" in self.actions and not self.canaries
+        return "in-place" in self.actions or is_replaced or is_less
 
 
 class Preempted(Value, frozen=True):
@@ -211,19 +231,16 @@ class Deployment(Value, frozen=True):
     description: str
     groups: Annotated[
         tuple[str, ...],
-        Meta(description="What is known of each group, such as chat: 1 of 1 canaries healthy, not promoted."),
+        described("What is known of each group, such as chat: 1 of 1 canaries healthy, not promoted."),
     ]
 
 
 class JobPlan(Value, frozen=True):
     """Facts about a job that only the cluster knows."""
 
-    modify_index: Annotated[
-        int,
-        Meta(description="For `nomad job run -check-index`; 0 where the job does not run."),
-    ]
-    run: Annotated[str, Meta(description="The command that makes this very change, and no other.")]
-    warnings: Annotated[tuple[str, ...], Meta(description="Of Nomad's validation.")] = ()
+    modify_index: Annotated[int, described("For `nomad job run -check-index`; 0 where the job does not run.")]
+    run: Annotated[str, described("The command that makes this very change, and no other.")]
+    warnings: Annotated[tuple[str, ...], described("Of Nomad's validation.")] = ()
     deployment: Deployment | None = None
     preempted: tuple[Preempted, ...] = ()
 
@@ -231,24 +248,30 @@ class JobPlan(Value, frozen=True):
 class JobChange(Value, frozen=True):
     """One job, changed or not."""
 
-    job: Annotated[str, Meta(description="Its name for `render --job`: vllm, fabio, nginx.")]
+    job: Annotated[str, described("Its name for `render --job`: vllm, fabio, nginx.")]
     id: str
     namespace: str
     region: str
     action: Annotated[
         Literal["none", "new", "gone", "changed"],
-        Meta(description="What is `gone` nobody stops: nothing renders it any more."),
+        described("What is `gone` nobody stops: nothing renders it any more."),
     ]
-    fields: Annotated[tuple[Field, ...], Meta(description="Changes of the job as a whole.")] = ()
+    fields: Annotated[tuple[Field, ...], described("Changes of the job as a whole.")] = ()
     groups: Annotated[
-        tuple[GroupChange, ...],
-        Meta(description="Every group of both sides, in the order of the newer one."),
+        tuple[GroupChange, ...], described("Every group of both sides, in the order of the newer one.")
     ] = ()
-    notes: Annotated[
-        tuple[str, ...],
-        Meta(description="What a person should know beside, one sentence each."),
-    ] = ()
+    notes: Annotated[tuple[str, ...], described("What a person should know beside, one sentence each.")] = ()
     plan: JobPlan | None = None
+
+    @property
+    def has_changed(self) -> bool:
+        """True where a run of the job would do anything: a change, or placements that wait."""
+        return self.action != "none" or any(group.is_waiting for group in self.groups)
+
+    @property
+    def is_unplaceable(self) -> bool:
+        """True where some of its allocations have no room."""
+        return any(group.unplaced for group in self.groups)
 
 
 class Finding(Value, frozen=True):

@@ -10,7 +10,8 @@ from typing import Literal
 from msgspec.structs import replace
 
 from vllmjobs.changes import effects
-from vllmjobs.changes.jobs import nomad_diff, registered, tree
+from vllmjobs.changes.jobs import registered, tree
+from vllmjobs.changes.jobs.nomad_diff import planned_fields
 from vllmjobs.changes.jobs.tree import Tree, number
 from vllmjobs.changes.model import (
     Amount,
@@ -104,12 +105,13 @@ class _Planned:
         """The differences of the job as a whole."""
         if self.before is None:
             return ()
-        return nomad_diff.job_fields(self.plan["Diff"], self.before, self.after)
+        before, after = tree.without_groups(self.before), tree.without_groups(self.after)
+        return planned_fields(self.plan["Diff"], before, after, of_job=True)
 
     def groups(self) -> Iterator[GroupChange]:
         """Yield the groups in the order of the newer job; those that go come last."""
         old, new = tree.groups(self.before or {}), tree.groups(self.after)
-        for name in (*new, *(name for name in old if name not in new)):
+        for name in new | old:
             yield self._group(name, old.get(name), new.get(name))
 
     def _group(self, name: str, before: Tree | None, after: Tree | None) -> GroupChange:
@@ -117,12 +119,22 @@ class _Planned:
         metrics = self.plan.get("FailedTGAllocs") or {}
         diffs = {diff["Name"]: diff for diff in self.plan["Diff"].get("TaskGroups") or ()}
         specs = {spec["Name"]: spec for spec in self.job["TaskGroups"]}
-        fields = nomad_diff.group_fields(diffs.get(name), before, after) if before and after else ()
+        fields = planned_fields(diffs.get(name, {}), before, after) if before and after else ()
         is_changed = bool(self.own_fields or fields or diffs.get(name, {}).get("Type", "None") != "None")
         updates = _updates(desired.get(name) or {})
         if self.job["Type"] in ("system", "sysbatch"):
             updates = _on_every_node(updates, is_changed or name in metrics)
-        actions = _actions(before, after, updates, fields, self.own_fields) if is_changed else ()
+        actions: tuple[GroupAction, ...] = ()
+        if is_changed and (before is None or after is None):
+            actions = ("new",) if before is None else ("gone",)
+        elif is_changed:
+            actions = effects.scaled(_count(before), _count(after))
+            if updates.canary or updates.destructive_update:
+                actions = ("destructive", *actions)
+            elif updates.in_place_update and (
+                self.own_fields or any(each.path != ("count",) for each in fields)
+            ):
+                actions = ("in-place", *actions)
         count_before = _count(before)
         if self.running and self.running.get("Stop") and before and after:
             actions, count_before = ("scale-up",), 0
@@ -147,7 +159,12 @@ class _Planned:
 
 def _with_what_others_get(groups: tuple[GroupChange, ...]) -> Iterator[GroupChange]:
     """Yield the groups; one without room also says how many GPUs the same plan gives to the others."""
-    given = {group.name: _placed(group) * (group.gpus_after or 0) for group in groups}
+    given = {}
+    for group in groups:
+        updates = group.updates or Updates()
+        wanted = updates.place + updates.canary + updates.destructive_update
+        placed = max(0, wanted - (group.unplaced.failed if group.unplaced else 0))
+        given[group.name] = placed * (group.gpus_after or 0)
     for group in groups:
         others = tuple(
             Amount(name=name, count=gpus) for name, gpus in given.items() if gpus and name != group.name
@@ -158,45 +175,14 @@ def _with_what_others_get(groups: tuple[GroupChange, ...]) -> Iterator[GroupChan
         yield group
 
 
-def _placed(group: GroupChange) -> int:
-    updates = group.updates
-    wanted = updates.place + updates.canary + updates.destructive_update if updates else 0
-    return max(0, wanted - (group.unplaced.failed if group.unplaced else 0))
-
-
-def _actions(
-    before: Tree | None,
-    after: Tree | None,
-    updates: Updates,
-    fields: tuple[Field, ...],
-    own: tuple[Field, ...],
-) -> tuple[GroupAction, ...]:
-    if before is None or after is None:
-        return ("new",) if before is None else ("gone",)
-    """Return what the scheduler does with the allocations of a group."""
-    actions: list[GroupAction] = []
-    if updates.canary or updates.destructive_update:
-        actions.append("destructive")
-    elif updates.in_place_update and (own or any(field.path != ("count",) for field in fields)):
-        actions.append("in-place")
-    return (*actions, *effects.scaled(_count(before), _count(after)))
-
-
 def _count(group: Tree | None) -> int | None:
     return number(group["count"]) if group else None
 
 
 def _updates(desired: Json) -> Updates:
-    return Updates(
-        place=desired.get("Place", 0),
-        canary=desired.get("Canary", 0),
-        destructive_update=desired.get("DestructiveUpdate", 0),
-        in_place_update=desired.get("InPlaceUpdate", 0),
-        stop=desired.get("Stop", 0),
-        migrate=desired.get("Migrate", 0),
-        ignore=desired.get("Ignore", 0),
-        preemptions=desired.get("Preemptions", 0),
-    )
+    """Return the numbers of DesiredTGUpdates, whose names are ours, but that Nomad writes InPlaceUpdate."""
+    names = {name: name.title().replace("_", "") for name in Updates.__struct_fields__}
+    return Updates(**{name: desired.get(nomads, 0) for name, nomads in names.items()})
 
 
 def _on_every_node(updates: Updates, may_place: bool) -> Updates:

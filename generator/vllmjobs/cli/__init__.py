@@ -22,7 +22,7 @@ COMMANDS = {
     "down": Listed("up", "Stop ENV on this machine."),
     "explain": Listed("check", "Say what a rule is for, with an example; or list all rules."),
     "gpus": Listed("gpus", "List this machine's GPUs, or the cluster's."),
-    "history": Listed("history", "List the versions of ENV, and how each went."),
+    "history": Listed("status", "List the versions of ENV, and how each went."),
     "import": Listed("project", "Write an environment from balanced-vllm-docker."),
     "init": Listed("project", "Write a project to start from."),
     "logs": Listed("logs", "Print the logs of the instances of ENV, side by side."),

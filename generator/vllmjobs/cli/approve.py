@@ -4,8 +4,7 @@ from datetime import UTC, datetime
 
 import click
 
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.cluster.deployments import Deployments, where_of
 from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.deploy.gates import approvals, write_approval

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from vllmjobs.box.machine import Box
-from vllmjobs.cli.selection import Selection
+from vllmjobs.cli.common import Selection
 from vllmjobs.environment.load import load_file
 
 

@@ -54,7 +54,7 @@ def check(
     earlier = None
     if against is not None:
         # Jinja and the parser of HCL take 40 ms, and only --against has use for them.
-        from vllmjobs.project.earlier import Earlier  # noqa: PLC0415
+        from vllmjobs.project.differences import Earlier  # noqa: PLC0415
         from vllmjobs.project.git import Commit  # noqa: PLC0415
 
         earlier = Earlier(Commit(against, project), project)

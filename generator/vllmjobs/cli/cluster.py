@@ -4,12 +4,11 @@ import click
 import msgspec
 
 from vllmjobs.changes.model import EnvironmentChange
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection
+from vllmjobs.cli.common import Selection, show
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.deployments import where
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.project.findings import findings
+from vllmjobs.project.differences import findings
 from vllmjobs.project.plan import plans
 
 
@@ -27,10 +26,7 @@ def planned(selection: Selection, cluster: Cluster) -> EnvironmentChange:
         name=selection.path.stem,
         against=cluster.address,
         jobs=plans(
-            jobs,
-            cluster,
-            selection.environment.nomad.namespace,
-            selection.of_all_jobs().words("render"),
+            jobs, cluster, selection.environment.nomad.namespace, selection.of_all_jobs().words("render")
         ),
         findings=findings(selection.checked),
     )

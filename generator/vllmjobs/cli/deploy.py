@@ -3,12 +3,11 @@
 import click
 
 from vllmjobs.changes.model import Report
-from vllmjobs.changes.predicates import is_unplaceable
 from vllmjobs.changes.report.text import as_text
 from vllmjobs.cli.cluster import planned
+from vllmjobs.cli.common import JOB, Selection, environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
 from vllmjobs.cli.reporting import NO_ROOM
-from vllmjobs.cli.selection import JOB, Selection, environment_options
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad
@@ -29,11 +28,9 @@ from vllmjobs.rollout.gates import digest
     "--now", "reason", metavar="REASON", help="Deploy outside of the maintenance windows, and say why."
 )
 @click.option(
-    "--timeout",
-    type=DURATION,
-    metavar="DURATION",
+    "--timeout", type=DURATION, metavar="DURATION",
     help="For each job, such as 45m; by default what follows from the environment's deadlines and steps.",
-)
+)  # fmt: skip
 @follow_options
 def deploy(
     selection: Selection,
@@ -54,7 +51,7 @@ def deploy(
     deployments = Deployments(Nomad())
     change = planned(selection, deployments.cluster)
     # A job that is registered already is followed, and given up in time.
-    if any(job.action != "none" and is_unplaceable(job) for job in change.jobs):
+    if any(job.action != "none" and job.is_unplaceable for job in change.jobs):
         report = Report(command="plan", environments=(change,))
         click.echo(as_text(report, color=False), err=True, nl=False)
         raise click.exceptions.Exit(NO_ROOM)

@@ -6,7 +6,7 @@ import click
 
 from vllmjobs.changes.model import Report
 from vllmjobs.cli.common import PROJECT, SETTINGS, no_environments
-from vllmjobs.cli.reporting import print_report, report_options
+from vllmjobs.cli.reporting import report_options
 from vllmjobs.project.against import against, environment_changes, environments_of_both
 from vllmjobs.project.environments import environment_files
 
@@ -14,25 +14,13 @@ from vllmjobs.project.environments import environment_files
 @click.command()
 @click.argument("envs", metavar="[ENV]...", nargs=-1)
 @click.option(
-    "--against",
-    "other",
-    metavar="REF|FILE|ENV",
-    default="HEAD",
-    show_default=True,
+    "--against", "other", metavar="REF|FILE|ENV", default="HEAD", show_default=True,
     help="A commit, such as origin/main; an environment, by name or file; or a file with a job's HCL.",
-)
+)  # fmt: skip
 @SETTINGS
 @PROJECT
 @report_options
-def diff(
-    envs: tuple[str, ...],
-    other: str,
-    settings: tuple[str, ...],
-    project: Path,
-    detailed: bool,
-    form: str,
-    color: bool | None,
-) -> None:
+def diff(envs: tuple[str, ...], other: str, settings: tuple[str, ...], project: Path) -> Report:
     """Say what a change does to the jobs of ENV, by Nomad's rules.
 
     ENV is the name of a file in envs/, or a path; every environment of the project when none is named. Both
@@ -46,5 +34,4 @@ def diff(
     paths = environment_files(project, envs) or environments_of_both(project, side)
     if not paths:
         raise no_environments(project)
-    report = Report(command="diff", environments=tuple(environment_changes(paths, settings, project, side)))
-    print_report(report, form, color, detailed)
+    return Report(command="diff", environments=tuple(environment_changes(paths, settings, project, side)))

@@ -11,7 +11,7 @@ from typing import Any
 import click
 from rich.console import Console
 
-from vllmjobs.cli.selection import Selection
+from vllmjobs.cli.common import Selection
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.rollout.model import EXIT_CODES, Outcome

@@ -17,10 +17,8 @@ from vllmjobs.environment.secrets import without_secrets
 class Listed(NamedTuple):
     """A command as `vllmjobs --help` lists it, without its module."""
 
-    module: str
-    """The module of `vllmjobs.cli` that defines it."""
-    short_help: str
-    """The first sentence of its help."""
+    module: str  # the module of `vllmjobs.cli` that defines it
+    short_help: str  # the first sentence of its help
 
 
 class LoadedWhenCalled(MutableMapping[str, click.Command]):

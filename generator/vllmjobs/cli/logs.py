@@ -9,8 +9,7 @@ from vllmjobs.box.machine import Box
 from vllmjobs.box.overview import log_line
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, warn
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.logs import Kind, follow_logs, last_lines, select
 from vllmjobs.cluster.nomad import Nomad
@@ -28,15 +27,9 @@ from vllmjobs.text.json import Json
 @click.option("--stderr", "kind", flag_value="stderr", help="Only what is written to stderr.")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
 @click.option(
-    "-n",
-    "--tail",
-    "lines",
-    type=click.IntRange(min=0),
-    default=50,
-    show_default=True,
-    metavar="LINES",
+    "-n", "--tail", "lines", type=click.IntRange(min=0), default=50, show_default=True, metavar="LINES",
     help="Of each log, at most so many of its last lines.",
-)
+)  # fmt: skip
 def logs(
     selection: Selection,
     group: str | None,

@@ -4,8 +4,8 @@ import click
 
 from vllmjobs.changes.model import Report
 from vllmjobs.cli.cluster import planned
-from vllmjobs.cli.reporting import print_report, report_options
-from vllmjobs.cli.selection import JOB, Selection, environment_options
+from vllmjobs.cli.common import JOB, Selection, environment_options
+from vllmjobs.cli.reporting import report_options
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.nomad import Nomad
 
@@ -14,7 +14,7 @@ from vllmjobs.cluster.nomad import Nomad
 @environment_options
 @JOB
 @report_options
-def plan(selection: Selection, detailed: bool, form: str, color: bool | None) -> None:
+def plan(selection: Selection) -> Report:
     """Ask the cluster what it would do with the jobs of ENV.
 
     ENV is the name of a file in envs/, or a path. Nothing is changed. The cluster is found as the nomad
@@ -22,5 +22,4 @@ def plan(selection: Selection, detailed: bool, form: str, color: bool | None) ->
 
     Exits 2 when there are changes, 3 when there is no room for them, 0 when nothing would be done.
     """
-    report = Report(command="plan", environments=(planned(selection, Cluster(Nomad())),))
-    print_report(report, form, color, detailed)
+    return Report(command="plan", environments=(planned(selection, Cluster(Nomad())),))

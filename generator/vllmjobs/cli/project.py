@@ -4,8 +4,7 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.cli.common import PROJECT
-from vllmjobs.cli.selection import Selection
+from vllmjobs.cli.common import PROJECT, Selection
 from vllmjobs.importing.imported import imported
 from vllmjobs.project.shipped import shipped
 

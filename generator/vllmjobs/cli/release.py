@@ -8,8 +8,8 @@ import click
 
 from vllmjobs.balancers import balancer_of
 from vllmjobs.cli.cluster import models_job
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
-from vllmjobs.cli.selection import Selection, environment_options
 from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad
@@ -29,11 +29,7 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
 
     @wraps(act)
     def run(
-        selection: Selection,
-        timeout: float | None,
-        in_json: bool,
-        hooks: tuple[str, ...],
-        **decision: Any,
+        selection: Selection, timeout: float | None, in_json: bool, hooks: tuple[str, ...], **decision: Any
     ) -> None:
         environment, where = selection.environment, models_job(selection)
         typed = [*_words(**decision), *timeout_words(timeout)]
@@ -54,10 +50,7 @@ def _words(version: int | None = None, force: bool = False) -> list[str]:
 
 
 def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
-    """Return the shares of the canaries; None, with a warning, where Consul cannot be asked.
-
-    At night, what can be done is done.
-    """
+    """Return the shares of the canaries; None, with a warning, where Consul cannot be asked."""
     if not balancer_of(environment).gives_shares:
         return None
     try:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.render.job import jobs, jobs_on_demand
 from vllmjobs.render.job import render as render_job
 
@@ -22,11 +22,9 @@ SUPERVISED = "VJ338"
     "--model", metavar="NAME", help="Of job vllm, only this model's group; to run it stops the others."
 )
 @click.option(
-    "--out",
-    type=click.Path(path_type=Path, file_okay=False),
-    metavar="DIR",
+    "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
     help="Write every job of the environment there, one file each.",
-)
+)  # fmt: skip
 def render(selection: Selection, model: str | None, out: Path | None) -> None:
     """Print one Nomad job of ENV, for `nomad job run -`.
 

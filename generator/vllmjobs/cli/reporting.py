@@ -3,11 +3,12 @@
 import os
 import sys
 from collections.abc import Callable
+from functools import wraps
+from typing import Any
 
 import click
 
 from vllmjobs.changes.model import Report
-from vllmjobs.changes.predicates import has_changed, is_unplaceable
 from vllmjobs.changes.report.json import as_json
 from vllmjobs.changes.report.markdown import as_markdown
 from vllmjobs.changes.report.text import as_text
@@ -16,8 +17,13 @@ from vllmjobs.cli.common import show
 CHANGES, NO_ROOM = 2, 3
 
 
-def report_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --detailed, --format and --color."""
+def report_options(command: Callable[..., Report]) -> Callable[..., None]:
+    """Give a command --detailed, --format and --color, and print the report that it returns."""
+
+    @wraps(command)
+    def run(detailed: bool, form: str, color: bool | None, **others: Any) -> None:
+        print_report(command(**others), form, color, detailed)
+
     for option in (
         click.option(
             "--color/--no-color",
@@ -39,8 +45,8 @@ def report_options(command: Callable[..., None]) -> Callable[..., None]:
             help="Exit 2 when there are changes, or 0.",
         ),
     ):
-        command = option(command)
-    return command
+        run = option(run)
+    return run
 
 
 def print_report(report: Report, form: str, color: bool | None, detailed: bool) -> None:
@@ -56,7 +62,7 @@ def print_report(report: Report, form: str, color: bool | None, detailed: bool) 
                 color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
             show(as_text(report, color, sys.stdout.encoding or "utf-8"), color)
     jobs = [job for environment in report.environments for job in environment.jobs]
-    if any(map(is_unplaceable, jobs)):
+    if any(job.is_unplaceable for job in jobs):
         raise click.exceptions.Exit(NO_ROOM)
-    if detailed and any(map(has_changed, jobs)):
+    if detailed and any(job.has_changed for job in jobs):
         raise click.exceptions.Exit(CHANGES)

@@ -5,8 +5,7 @@ from typing import TextIO
 import click
 
 from vllmjobs.check.size import as_json, as_text, beside, size_of
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.project.environments import subjects
 from vllmjobs.vllm.memory.gpus import gpu, nearest_names
 from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE
@@ -26,11 +25,7 @@ from vllmjobs.vllm.memory.startup_log import LINES, startup_log
 )
 @click.option("--json", "in_json", is_flag=True, help="For programs; bytes per GPU.")
 def size(
-    selection: Selection,
-    gpu_name: str | None,
-    model_name: str | None,
-    log: TextIO | None,
-    in_json: bool,
+    selection: Selection, gpu_name: str | None, model_name: str | None, log: TextIO | None, in_json: bool
 ) -> None:
     """Show what the models of ENV take of their GPUs, and what fits.
 

@@ -1,7 +1,8 @@
-"""`status`: what runs, and how its release stands."""
+"""`status` and `history`: what runs, and what was released."""
 
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime
 from functools import partial
 from typing import TypeVar
 
@@ -10,14 +11,15 @@ import click
 from vllmjobs.box.overview import overview
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, print_json, warn
-from vllmjobs.cli.common import show
-from vllmjobs.cli.selection import Selection, environment_options
+from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import Nomad
-from vllmjobs.deploy.status import read_overview
+from vllmjobs.deploy.records import iso
+from vllmjobs.deploy.status import no_job, read_overview, read_records
+from vllmjobs.rollout.history import past_releases
 from vllmjobs.rollout.overview import Overview
-from vllmjobs.rollout.overview_text import status_text
+from vllmjobs.rollout.overview_text import history_text, status_text
 
 T = TypeVar("T")
 
@@ -26,13 +28,9 @@ T = TypeVar("T")
 @environment_options
 @click.option("--watch", "is_watched", is_flag=True, help="Keep it on the screen until Ctrl-C.")
 @click.option(
-    "--interval",
-    type=click.FloatRange(min=0.5),
-    default=2.0,
-    show_default=True,
-    metavar="SECONDS",
+    "--interval", type=click.FloatRange(min=0.5), default=2.0, show_default=True, metavar="SECONDS",
     help="With --watch, between two looks.",
-)
+)  # fmt: skip
 @click.option("--json", "in_json", is_flag=True, help="For programs.")
 def status(selection: Selection, is_watched: bool, interval: float, in_json: bool) -> None:
     """Show what runs of ENV, and how its release stands.
@@ -74,3 +72,29 @@ def _show(
         print_json(observe())
     else:
         show(as_text(observe()))
+
+
+@click.command()
+@environment_options
+@click.option("--json", "in_json", is_flag=True, help="For programs: all that is known of each version.")
+def history(selection: Selection, in_json: bool) -> None:
+    """List the versions of ENV, and how each went.
+
+    When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs
+    recorded of the last twenty releases is shown for longer.
+    """
+    where = models_job(selection)
+    deployments = Deployments(Nomad())
+    versions = deployments.versions(where)
+    if not versions:
+        raise no_job(selection.command, deployments, where)
+    rows = past_releases(
+        versions,
+        deployments.of_job(where),
+        read_records(deployments, where, warn),
+        lambda nanoseconds: iso(datetime.fromtimestamp(nanoseconds / 1e9, UTC)),
+    )
+    if in_json:
+        print_json(rows)
+    else:
+        show(history_text(rows))

@@ -1,7 +1,5 @@
 """`up`, `reload`, `restart`, `down`: a whole environment on this machine, without Nomad."""
 
-from __future__ import annotations
-
 import os
 import shutil
 from collections.abc import Mapping
@@ -16,14 +14,12 @@ from vllmjobs.box.machine import Box, counts_connections
 from vllmjobs.box.servers import BoxError, Machine, Place, missing, secrets_of, servers, visible
 from vllmjobs.box.supervised import NGINX, places
 from vllmjobs.cli.box import find_box
-from vllmjobs.cli.common import PROJECT, SETTINGS
-from vllmjobs.cli.selection import Selection, with_selection
+from vllmjobs.cli.common import PROJECT, SETTINGS, Selection, with_selection
 from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.gpus.nvml import cards
-from vllmjobs.importing.imported import imported
-from vllmjobs.importing.one_box import OfTheBox, of_the_box, without_caches
+from vllmjobs.importing.imported import imported, of_the_box, without_caches
 from vllmjobs.render.job import Templates, nginx_conf
 
 UNNAMED = "box"  # what is made of an .env file
@@ -67,7 +63,12 @@ def up(selection: Selection, env_file: Path | None, detach: bool, state: Path | 
     for variable in missing(asked.environment, environ):
         click.echo(f"warning: {variable} is not set, and a server is to have it", err=True)
     if detach:
-        _wait(box, environ, asked.environment.balancer.admin_port, stop)
+        printed: set[str] = set()
+        for instances in box.start(environ, asked.environment.balancer.admin_port, stop):
+            for name in sorted(name for name, one in instances.items() if one["ready"]):
+                if name not in printed:
+                    printed.add(name)
+                    click.echo(f"{name} is ready", err=True)
         click.echo(f"{box.job} is ready; its log is {box.log}", err=True)
     else:
         box.run(environ)
@@ -161,27 +162,14 @@ def _down(selection: Selection, box: Box, state: Path | None) -> str:
     return plain.command("down", *_typed(None, folder))
 
 
-def _wait(box: Box, environ: dict[str, str], admin_port: int, down: str) -> None:
-    """Start a box in the background, and print which servers are ready as they are."""
-    printed: set[str] = set()
-    for instances in box.start(environ, admin_port, down):
-        for name in sorted(name for name, one in instances.items() if one["ready"] and name not in printed):
-            printed.add(name)
-            click.echo(f"{name} is ready", err=True)
-
-
 class _Asked(NamedTuple):
     """An environment that is to run here, with what this shell or an .env file adds to it."""
 
     environment: Environment
-    takes_all: bool
-    """True where a server takes every GPU."""
-    secrets: dict[str, str]
-    """The secrets that are known, by variable."""
-    hf_home: str
-    """The folder of the models' cache."""
-    gpus: str | None
-    """The value of CUDA_VISIBLE_DEVICES."""
+    takes_all: bool  # a server takes every GPU
+    secrets: dict[str, str]  # the secrets that are known, by variable
+    hf_home: str  # the folder of the models' cache
+    gpus: str | None  # CUDA_VISIBLE_DEVICES
 
 
 def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, Place]) -> None:
@@ -213,30 +201,25 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
 
 
 def _read(selection: Selection, env_file: Path | None) -> _Asked:
-    """Return what is to run: the selected environment, or the .env file in its place."""
+    """Return what is to run: the selected environment, or the .env file in its place; print its notes."""
     cache = (
         os.environ.get("HF_HOME")
         or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
     )
-    if env_file:
-        environment, of_box = _of_env_file(env_file, selection)
-        cache = str(env_file.absolute().parent / (of_box.cache or cache))
-    else:
+    gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if env_file is None:
         environment = selection.environment
         secrets = {name: os.environ[name] for name in secrets_of(environment) & os.environ.keys()}
-        of_box = OfTheBox(False, secrets, None, None)
-    gpus = of_box.gpus or os.environ.get("CUDA_VISIBLE_DEVICES")
-    return _Asked(environment, of_box.takes_all, of_box.secrets, cache, gpus)
-
-
-def _of_env_file(file: Path, selection: Selection) -> tuple[Environment, OfTheBox]:
-    """Return the environment that an .env file is imported as, and what else it says; print the notes."""
-    text = file.read_bytes().decode(errors="surrogateescape")
-    written = imported(text, str(file), selection.env, None)
+        return _Asked(environment, False, secrets, cache, gpus)
+    text = env_file.read_bytes().decode(errors="surrogateescape")
+    written = imported(text, str(env_file), selection.env, None)
     loaded = load_file(Path(f"{selection.env}.yaml"), selection.settings, lambda _: written.text.encode())
     if loaded.environment is None or loaded.problems:
         raise InvalidEnvironmentError(loaded.problems)
     for note in written.notes:
         if not note.is_of_a_fleet:
             click.echo(note, err=True)
-    return without_caches(loaded.environment), of_the_box(text, str(file))
+    of_box = of_the_box(text, str(env_file))
+    environment = without_caches(loaded.environment)
+    cache = str(env_file.absolute().parent / (of_box.cache or cache))
+    return _Asked(environment, of_box.takes_all, of_box.secrets, cache, of_box.gpus or gpus)

@@ -11,10 +11,7 @@ from vllmjobs.environment.problems import UserError
 
 
 def watch(screen: Callable[[], str], interval: float) -> None:
-    """Show a text again and again, until Ctrl-C.
-
-    While it cannot be had, why is shown above the last one.
-    """
+    """Show a text until Ctrl-C; while it cannot be had, the reason above the last one."""
     last = ""
     try:
         with Live(screen=True, auto_refresh=False) as live:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from vllmjobs.balancers import balancer_of
 from vllmjobs.changes.model import JobChange
-from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report.sentences import describe
 from vllmjobs.cluster.consul import Consul, ConsulError
 from vllmjobs.cluster.deployments import Deployments, where, where_of
@@ -32,26 +31,18 @@ PATIENCE_S = 120.0  # while a server restarts, or a new leader is elected
 class DeployRequest(NamedTuple):
     """One run of `deploy`: what is to be deployed, and how."""
 
-    command: Callable[[str], str]
-    """Returns what a person is to type for a command on this environment."""
+    command: Callable[[str], str]  # returns what a person is to type for a command on this environment
     environment: Environment
-    """The environment."""
-    jobs: Mapping[str, str]
-    """The HCL of each job, by the name that `render --job` takes."""
+    jobs: Mapping[str, str]  # the HCL of each job, by the name that `render --job` takes
     deployments: Deployments
-    """The client of Nomad."""
     reporter: Reporter
-    """The reporter of events."""
     gate: Callable[[Where, int, bool], Record]
     """The gates. Raises `RefusedError`, or returns the record of the release; given the version that it is to
     be, and whether it is registered already: canaries are not left alone because a maintenance window has
     ended."""
-    consul: Callable[[], Consul]
-    """Makes the client of Consul, where one is needed."""
-    timeout: float | None = None
-    """Seconds for each job; None for what follows from the environment."""
-    detach: bool = False
-    """True to register, and leave the rest to a later run."""
+    consul: Callable[[], Consul]  # makes the client of Consul, where one is needed
+    timeout: float | None = None  # seconds for each job; None for what follows from the environment
+    detach: bool = False  # register, and leave the rest to a later run
 
 
 def deploy_jobs(request: DeployRequest, planned: tuple[JobChange, ...]) -> Outcome:
@@ -61,7 +52,7 @@ def deploy_jobs(request: DeployRequest, planned: tuple[JobChange, ...]) -> Outco
     is closed, `NomadError`, `ConsulError`, `ConflictError`.
     """
     in_order = sorted(planned, key=lambda job: job.job == "vllm")
-    deploys = [_JobDeploy(request, job, _read_state(request, job)) for job in in_order]
+    deploys = [_JobDeploy(request, job) for job in in_order]
     if not any(one.is_open for one in deploys):
         for one in deploys:
             one.leave()
@@ -89,48 +80,33 @@ def _gate(request: DeployRequest, models: _JobDeploy | None) -> Record:
     return request.gate(place, last, is_resumed)
 
 
-class _State(NamedTuple):
-    """A job as it is to be, and as it runs."""
-
-    spec: Json
-    """The job as it is to be, as Nomad's API has it."""
-    version: int | None
-    """The version that is registered; None without one."""
-    status: str | None
-    """The status of that version's deployment; None without one."""
-
-
-def _read_state(request: DeployRequest, job: JobChange) -> _State:
-    """Ask Nomad for a job. Raises `ConflictError` where it has changed since it was planned."""
-    spec = request.deployments.cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
-    place = where_of(spec)
-    running = request.deployments.cluster.job(*place)
-    assert job.plan
-    if running is None:
-        return _State(spec, None, None)
-    if running["JobModifyIndex"] != job.plan.modify_index:
-        raise ConflictError(f"{place.id}: somebody else has just changed it; look, and try again")
-    version: int = running["Version"]
-    latest = request.deployments.cluster.deployment(*place)
-    is_of_version = latest is not None and latest["JobVersion"] == version
-    return _State(spec, version, latest["Status"] if latest and is_of_version else None)
-
-
 class _JobDeploy:
     """The deploy of one job."""
 
-    def __init__(self, request: DeployRequest, job: JobChange, state: _State) -> None:
+    def __init__(self, request: DeployRequest, job: JobChange) -> None:
+        """Ask Nomad for the job. Raises `ConflictError` where it has changed since it was planned."""
+        assert job.plan
+        cluster = request.deployments.cluster
         self._request, self.job = request, job
-        self._spec, self.version, status = state
+        self._spec = cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
         self.where = where_of(self._spec)
+        self.version: int | None = None  # the registered one; None without one
+        status = None
+        if running := cluster.job(*self.where):
+            if running["JobModifyIndex"] != job.plan.modify_index:
+                raise ConflictError(
+                    f"{self.where.id}: somebody else has just changed it; look, and try again"
+                )
+            self.version = running["Version"]
+            latest = cluster.deployment(*self.where)
+            status = latest["Status"] if latest and latest["JobVersion"] == self.version else None
         self._is_active, self._has_failed = status in ACTIVE, status == "failed"
         self._is_same = job.action == "none"
         self.is_resumed = (self._is_same and (self._is_active or self._has_failed)) or (
             self._is_active and only_shrinks(job)
         )
         self.is_open = self.is_resumed or not self._is_same
-        self._registered: int | None = None
-        """The version that we registered."""
+        self._registered: int | None = None  # the version that we registered
 
     @property
     def versions_of_release(self) -> list[int]:
@@ -156,12 +132,14 @@ class _JobDeploy:
             if outcome != "successful" or self._is_same:
                 return outcome
             return self._register(self._spec, record)
-        for group in filter(is_changed, self.job.groups):
+        for group in (one for one in self.job.groups if one.is_changed):
             self._tell("planned", describe(group), group.name)
         counts = counts_to_keep(self.job)
         if counts:
             self._tell("held", f"{', '.join(counts)}: the count shrinks after the release")
-            outcome = self._register(_with_counts(self._spec, counts), record)
+            groups = self._spec["TaskGroups"]
+            kept = [group | {"Count": counts.get(group["Name"], group["Count"])} for group in groups]
+            outcome = self._register(self._spec | {"TaskGroups": kept}, record)
             if outcome != "successful" or self._request.detach:
                 return outcome
         return self._register(self._spec, record)
@@ -175,8 +153,10 @@ class _JobDeploy:
                 Traffic(self._request.environment, self._request.consul(), 0).clean()
 
     def _refuse_another_change(self) -> None:
-        command = self._request.command
-        if self._is_way_back():
+        assert self.version is not None
+        command, deployments = self._request.command, self._request.deployments
+        known = records_by_version(deployments, self.where).get(self.version)
+        if is_way_back(self.version, known, deployments.versions(self.where)):
             raise RefusedError(
                 f"{self.where.id}: version {self.version} is a way back that has not ended; "
                 f"`{command('rollback')}` goes on with it, `{command('abort')}` ends it"
@@ -185,12 +165,6 @@ class _JobDeploy:
             f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
             f"promote it with `{command('promote')}`, or end it with `{command('abort')}`"
         )
-
-    def _is_way_back(self) -> bool:
-        """Tell whether an older version that was registered again runs."""
-        assert self.version is not None
-        record = records_by_version(self._request.deployments, self.where).get(self.version)
-        return is_way_back(self.version, record, self._request.deployments.versions(self.where))
 
     def _tell(self, kind: str, text: str, group: str | None = None) -> None:
         self._request.reporter.tell(Event(kind, text, group))
@@ -247,8 +221,3 @@ class _JobDeploy:
             self._request.reporter.warn(f"canaries keep their first share: {error}")
             return None
         return traffic
-
-
-def _with_counts(spec: Json, counts: Mapping[str, int]) -> Json:
-    groups = [group | {"Count": counts.get(group["Name"], group["Count"])} for group in spec["TaskGroups"]]
-    return spec | {"TaskGroups": groups}

@@ -1,16 +1,15 @@
 """The measurements of canaries and stable instances, each step from its beginning."""
 
-from __future__ import annotations
-
 import math
 import os
+import threading
+from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from msgspec.structs import replace
 
 from vllmjobs.cluster import metrics
-from vllmjobs.deploy.probes import UNANSWERED, Prober
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.environment.rollout import Analysis
@@ -20,6 +19,9 @@ from vllmjobs.rollout.model import Verdict
 from vllmjobs.rollout.observe import Comparison
 from vllmjobs.rollout.samples import Sample, Timed
 
+PROBE_S = 30.0  # until a probe has its answer
+AT_ONCE = 16
+UNANSWERED = 3  # in a row: one may meet a kernel that is compiled
 ALL = 0.95  # of the requests: the others then have too few to be compared with
 TIMEOUT_S = 5.0  # of one /metrics: the loop waits for the slowest
 
@@ -68,7 +70,8 @@ class Evidence:
         self._steps = {name: step for name, step in self._steps.items() if name in comparisons}
         for name, comparison in comparisons.items():
             step = self._steps.get(name)
-            if step and _is_same_step(step.comparison, comparison):
+            old = step and (step.comparison.step, step.comparison.canaries)
+            if step and old == (comparison.step, comparison.canaries):
                 step.comparison = comparison
             else:
                 self._steps[name] = _Step(comparison, now, now)
@@ -148,15 +151,49 @@ class Evidence:
 
     def _probe(self, name: str, addresses: frozenset[str], analysis: Analysis) -> None:
         """Send as many requests an interval as make a window's `min_requests`, over a side's instances."""
+        intervals = max(1.0, seconds(analysis.window) / seconds(analysis.interval) - 1)
         for address in addresses:
-            each = math.ceil(_each_interval(analysis) / len(addresses))
+            each = math.ceil(analysis.min_requests / intervals / len(addresses))
             self._prober.send(address, self._served[name], each)
 
 
-def _is_same_step(old: Comparison, new: Comparison) -> bool:
-    return (old.step, old.canaries) == (new.step, new.canaries)
+class Prober:
+    """The sender of probes, real requests for one token. It counts those that had no answer."""
 
+    def __init__(self, key: str | None, warn: Callable[[str], None]) -> None:
+        """`key` is for servers with --api-key; `warn` is called once for each server that cannot be asked."""
+        self._key, self._warn = key, warn
+        self._lock, self._slots = threading.Lock(), threading.Semaphore(AT_ONCE)
+        self._open: Counter[str] = Counter()
+        self._unanswered: Counter[str] = Counter()
+        self._warned: set[str] = set()
+        self._is_closed = False
 
-def _each_interval(analysis: Analysis) -> float:
-    intervals = max(1.0, seconds(analysis.window) / seconds(analysis.interval) - 1)
-    return analysis.min_requests / intervals
+    def send(self, address: str, served_name: str, count: int) -> None:
+        """Ask an instance so many times more, unless as many requests are open."""
+        with self._lock:
+            fresh = count - self._open[address]
+            self._open[address] += max(0, fresh)
+        for _ in range(fresh):
+            # Nobody waits at the end for one that has no answer, as for those of a pool.
+            threading.Thread(target=self._ask, args=(address, served_name), daemon=True).start()
+
+    def unanswered(self, address: str) -> int:
+        """Return the count of probes in a row that had no answer though the instance took the request."""
+        return self._unanswered[address]
+
+    def close(self) -> None:
+        """Send no more, and wait for none."""
+        self._is_closed = True
+
+    def _ask(self, address: str, served_name: str) -> None:
+        with self._slots:
+            why = None if self._is_closed else metrics.probe(address, served_name, PROBE_S, self._key)
+        with self._lock:
+            self._open[address] -= 1
+            is_silent = why is not None and metrics.UNANSWERED in why
+            self._unanswered[address] = self._unanswered[address] + 1 if is_silent else 0
+            is_news = why is not None and address not in self._warned and not self._is_closed
+            self._warned.add(address) if is_news else None
+        if is_news:
+            self._warn(f"probe: {why}")

@@ -1,7 +1,6 @@
 """The loop of a release: observe, decide, act, until it has ended."""
 
-from __future__ import annotations
-
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from vllmjobs.cluster.consul import ConsulError
@@ -14,17 +13,7 @@ from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic, TrafficError
 from vllmjobs.rollout.decide import decide
 from vllmjobs.rollout.events import Event, Snapshot, events
-from vllmjobs.rollout.model import (
-    Action,
-    End,
-    Fail,
-    Observation,
-    Promote,
-    ReleasePlan,
-    Revert,
-    Shift,
-    Wait,
-)
+from vllmjobs.rollout.model import Action, End, Fail, Observation, Promote, ReleasePlan, Revert, Shift, Wait
 from vllmjobs.rollout.observe import Memory, attempted
 
 RETRY_S = 2.0  # after an action that failed; somebody else may have done it, which is observed next
@@ -36,64 +25,54 @@ class Ended(NamedTuple):
     """The end of a release, and what was observed then."""
 
     end: End
-    """The outcome, with its reason."""
     observation: Observation
-    """The last observation."""
 
 
+@dataclass
 class Follower:
     """Carries out what `decide` returns."""
 
-    def __init__(
-        self,
-        deployments: Deployments,
-        where: Where,
-        plan: ReleasePlan,
-        observer: Observer,
-        traffic: Traffic | None,
-        keeper: RecordKeeper,
-        reporter: Reporter,
-    ) -> None:
-        """`traffic` is None where no balancer is to be asked for anything."""
-        self._deployments, self._where, self._plan = deployments, where, plan
-        self._observer, self._traffic = observer, traffic
-        self._keeper, self._reporter = keeper, reporter
-        self._last_refusal = ""
+    deployments: Deployments
+    where: Where
+    plan: ReleasePlan
+    observer: Observer
+    traffic: Traffic | None  # None where no balancer is to be asked for anything
+    keeper: RecordKeeper
+    reporter: Reporter
+    last_refusal: str = ""
 
     def follow(self, memory: Memory) -> Ended:
         """Follow the release to its end. Raises `NomadError`, with everything left as it is."""
         before: Snapshot | None = None
         wait = 0.0
         while True:
-            memory, snapshot = self._observer.observe(memory, wait)
-            self._report(before, snapshot)
-            before, observation = snapshot, snapshot.observation
-            action = decide(self._plan, observation)
+            memory, snapshot = self.observer.observe(memory, wait)
+            observation = snapshot.observation
+            self.reporter.deployment = observation.deployment
+            for event in events(before, snapshot):
+                self.reporter.tell(event)
+            self.keeper.judged(observation)
+            before = snapshot
+            action = decide(self.plan, observation)
             match action:
                 case End():
-                    self._reporter.show(snapshot, "")
+                    self.reporter.show(snapshot, "")
                     return Ended(action, observation)
                 case Wait():
-                    self._reporter.show(snapshot, action.reason)
-                    wait = self._observer.poll_within(observation)
+                    self.reporter.show(snapshot, action.reason)
+                    wait = self.observer.poll_within(observation)
                 case _:
                     memory, is_done = self._attempt(action, memory, observation)
                     wait = 0.0 if is_done else RETRY_S
-
-    def _report(self, before: Snapshot | None, snapshot: Snapshot) -> None:
-        self._reporter.deployment = snapshot.observation.deployment
-        for event in events(before, snapshot):
-            self._reporter.tell(event)
-        self._keeper.judged(snapshot.observation)
 
     def _attempt(self, action: Action, memory: Memory, observation: Observation) -> tuple[Memory, bool]:
         """Act; return what is to be remembered, and whether it was done. A refusal is reported once."""
         try:
             self._act(action, observation)
         except PASSING as error:
-            if str(error) != self._last_refusal:
-                self._last_refusal = str(error)
-                self._reporter.tell(Event("refused", str(error)))
+            if str(error) != self.last_refusal:
+                self.last_refusal = str(error)
+                self.reporter.tell(Event("refused", str(error)))
             # After a conflict, it is certain that no older version was registered by us.
             is_undone = isinstance(action, Revert) and isinstance(error, ConflictError)
             return memory if is_undone else attempted(memory, action), False
@@ -105,24 +84,24 @@ class Follower:
             case Shift():
                 self._shift(action)
             case Promote():
-                self._deployments.promote(deployment, self._where)
-                self._reporter.tell(Event("promoting", "all canaries are to be promoted"))
+                self.deployments.promote(deployment, self.where)
+                self.reporter.tell(Event("promoting", "all canaries are to be promoted"))
             case Fail():
-                self._keeper.failing(action)
-                self._deployments.fail(deployment, self._where)
-                self._reporter.tell(Event("failing", f"the deployment is to fail: {action.reason}"))
+                self.keeper.ends(action)
+                self.deployments.fail(deployment, self.where)
+                self.reporter.tell(Event("failing", f"the deployment is to fail: {action.reason}"))
             case Revert():
-                self._deployments.revert(self._where, action.version, self._plan.version)
+                self.deployments.revert(self.where, action.version, self.plan.version)
                 text = f"back to version {action.version}, the last that was deployed with success"
-                self._reporter.tell(Event("reverted", text, None, {"to": action.version}))
+                self.reporter.tell(Event("reverted", text, None, {"to": action.version}))
 
     def _shift(self, action: Shift) -> None:
         """Ask for the share of each group; it is the share of all its canaries together."""
-        if not self._traffic:
+        if not self.traffic:
             return
-        plans = {group.name: group for group in self._plan.groups}
+        plans = {group.name: group for group in self.plan.groups}
         shares = {name: plans[name].shares[step] for name, step in action.steps.items()}
-        self._traffic.ask(shares)
+        self.traffic.ask(shares)
         for name, share in shares.items():
             text = f"canaries are to get {share:.4%} of the requests".replace(".0000%", " %")
-            self._reporter.tell(Event("shifted", text, name, {"share": share}))
+            self.reporter.tell(Event("shifted", text, name, {"share": share}))

@@ -1,7 +1,5 @@
 """The gates of a release: approvals in a Nomad Variable, and maintenance windows by the clock."""
 
-from __future__ import annotations
-
 import zoneinfo
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime, timedelta, tzinfo
@@ -30,17 +28,11 @@ class Gates(NamedTuple):
     """The gates that a change of an environment passes before it is registered."""
 
     environment: Environment
-    """The environment that changes."""
-    file: str
-    """The environment's file, as a person knows it."""
-    digest: str
-    """The digest of all jobs of the environment, which is what others have approved."""
-    reason: str
-    """The reason to deploy outside of the maintenance windows (`--now`); empty without one."""
-    approve: str
-    """The command with which others approve the change."""
+    file: str  # the environment's file, as a person knows it
+    digest: str  # of all jobs of the environment, which is what others have approved
+    reason: str  # to deploy outside of the maintenance windows (`--now`); empty without one
+    approve: str  # the command with which others approve the change
     deployments: Deployments
-    """The client of Nomad."""
 
     def admit(self, where: Where, version: int, is_resumed: bool) -> Record:
         """Return the record of the release of this version; raise `RefusedError` where a gate is closed.
@@ -136,24 +128,17 @@ def _read(items: dict[str, str]) -> Iterator[Approval]:
 class Closed(NamedTuple):
     """The state in which no maintenance window is open."""
 
-    now: datetime
-    """The time, in UTC."""
-    opens: datetime | None
-    """The time at which a window opens, in the environment's time zone; None where none does in the next 50
-    years."""
-    time_zone: str
-    """The name of the environment's time zone."""
+    now: datetime  # the time, in UTC
+    opens: datetime | None  # in the environment's time zone; None where none opens in the next 50 years
+    time_zone: str  # the name of the environment's time zone
 
     def refusal(self, file: str) -> str:
         """Write why a change is refused, and the way out; `file` is the environment's."""
         if self.opens is None:
             until = "closed, and no window ever opens"
         else:
-            year = (
-                f" {self.opens.year}"
-                if self.opens.year != self.now.astimezone(self.opens.tzinfo).year
-                else ""
-            )
+            this_year = self.now.astimezone(self.opens.tzinfo).year
+            year = "" if self.opens.year == this_year else f" {self.opens.year}"
             wait = duration(ceil((self.opens - self.now).total_seconds() / 60) * 60)
             until = f"closed until {self.opens:%a} {self.opens.day} {self.opens:%b}{year} {self.opens:%H:%M}"
             until += f" {self.time_zone} (in {wait})"

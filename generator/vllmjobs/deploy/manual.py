@@ -1,29 +1,20 @@
 """`promote`, `abort` and `rollback`: a person decides, and it is followed to its end."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from vllmjobs.changes.predicates import is_unplaceable
 from vllmjobs.changes.room.sentences import reasons
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import DeploymentEndedError
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.deploy.records import now, who
+from vllmjobs.deploy.records import begun, who
 from vllmjobs.deploy.release import Clients, Release, records_by_version
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.project.plan import Planner
-from vllmjobs.rollout.deployments import (
-    group_states,
-    is_way_back,
-    parse_allocations,
-    spec,
-    stable,
-)
+from vllmjobs.rollout.deployments import group_states, is_way_back, parse_allocations, spec, stable
 from vllmjobs.rollout.events import Event
-from vllmjobs.rollout.model import Fail, Outcome, Record
+from vllmjobs.rollout.model import Fail, Outcome
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ACTIVE
 
@@ -38,9 +29,7 @@ class Running(NamedTuple):
     """The version that is deployed now."""
 
     version: int
-    """The job's version."""
-    deployment: Json | None
-    """The version's deployment; None without one."""
+    deployment: Json | None  # the version's deployment; None without one
 
     @property
     def is_active(self) -> bool:
@@ -48,24 +37,18 @@ class Running(NamedTuple):
         return self.deployment is not None and self.deployment["Status"] in ACTIVE
 
 
-class Manual:
+class Manual(NamedTuple):
     """The commands by which a person decides about one job."""
 
-    def __init__(
-        self,
-        environment: Environment,
-        where: Where,
-        clients: Clients,
-        command: Callable[[str], str],
-        timeout: float | None = None,
-    ) -> None:
-        """Take `command`, which returns what a person is to type for a command on this environment.
+    environment: Environment
+    where: Where
+    clients: Clients
+    command: Callable[[str], str]  # returns what a person is to type for a command on this environment
+    timeout: float | None = None  # seconds for the whole of it; None for what follows from the environment
 
-        `timeout`, in seconds, is for the whole of it, instead of what follows from the environment.
-        """
-        self._where, self._clients, self._command = where, clients, command
-        self._environment, self._timeout = environment, timeout
-        self._deployments: Deployments = clients.deployments
+    @property
+    def _deployments(self) -> Deployments:
+        return self.clients.deployments
 
     def promote(self) -> Outcome:
         """Promote the canaries, whatever the verdict, and follow them; also where that is done already."""
@@ -74,26 +57,23 @@ class Manual:
             self._tell(running.version, "resumed", "the canaries are promoted already, and are followed")
             return self._release().follow(running.version, is_judged=False).outcome
         running = self._waiting("promote")
-        self._deployments.promote(running.deployment["ID"], self._where)  # type: ignore[index]
+        self._deployments.promote(running.deployment["ID"], self.where)  # type: ignore[index]
         self._tell(
             running.version, "promoting", f"all canaries are to be promoted, by {who(self._deployments)}"
         )
         return self._release().follow(running.version, is_judged=False).outcome
 
     def abort(self, force: bool) -> Outcome:
-        """Fail the deployment: the canaries stop, and the old version serves on.
-
-        Without `force`, it is refused where no other instance of their group is healthy.
-        """
+        """Fail the deployment; without `force`, not where no other instance of a group is healthy."""
         running = self._waiting("abort")
         deployment = running.deployment or {}
         if not force:
             self._refuse_to_stop_the_last(deployment)
         failed = Fail(reason=f"aborted by {who(self._deployments)}", outcome="refused")
         try:
-            self._deployments.fail(deployment["ID"], self._where)
+            self._deployments.fail(deployment["ID"], self.where)
         except DeploymentEndedError:
-            raise UserError(f"{self._where.id}: the deployment has ended in the meantime") from None
+            raise UserError(f"{self.where.id}: the deployment has ended in the meantime") from None
         self._tell(running.version, "failing", failed.reason, is_way_back=True)
         end = self._release().follow(running.version, failed=failed)
         return "successful" if end.outcome == "refused" else end.outcome
@@ -104,7 +84,7 @@ class Manual:
         Where canaries of a version are not promoted yet and no other is named, it is enough to stop them.
         """
         running = self._running()
-        versions = {one["Version"]: one for one in self._deployments.versions(self._where)}
+        versions = {one["Version"]: one for one in self._deployments.versions(self.where)}
         if self._is_going_back(running, versions, version):
             text = f"version {running.version} is the way back, and is followed"
             self._tell(running.version, "resumed", text, is_way_back=True)
@@ -113,29 +93,22 @@ class Manual:
             return self.abort(force=False)
         to = self._target(versions, running.version, version)
         self._check_room(versions[to])
-        self._deployments.revert(self._where, to, running.version)
-        job = self._deployments.cluster.job(*self._where)
+        self._deployments.revert(self.where, to, running.version)
+        job = self._deployments.cluster.job(*self.where)
         assert job
-        record = Record(
-            version=job["Version"],
-            at=now(),
-            by=who(self._deployments),
-            reason=f"back to version {to}",
-            is_way_back=True,
-        )
         release = self._release()
-        release.keep(record)
+        release.keep(begun(self._deployments, job["Version"], f"back to version {to}", is_way_back=True))
         text = f"version {to} is registered again, as {job['Version']}"
         self._tell(job["Version"], "registered", text, is_way_back=True)
         return release.follow(job["Version"], is_judged=False).outcome
 
     def _release(self) -> Release:
-        return Release(self._environment, self._where, self._clients, self._timeout)
+        return Release(self.environment, self.where, self.clients, self.timeout)
 
     def _is_going_back(self, running: Running, versions: Mapping[int, Json], wanted: int | None) -> bool:
         """Tell whether the way back that is asked for is registered already, and has not ended yet."""
         current = running.version
-        record = records_by_version(self._deployments, self._where).get(current)
+        record = records_by_version(self._deployments, self.where).get(current)
         if not is_way_back(current, record, versions.values()):
             return False
         if wanted is not None and spec(versions.get(wanted, {})) != spec(versions[current]):
@@ -145,14 +118,14 @@ class Manual:
         if record:
             return record.outcome is None
         # Nomad, or a run that was killed, went back from the version before, and nobody has followed it.
-        job_deployments = self._deployments.of_job(self._where)
+        job_deployments = self._deployments.of_job(self.where)
         return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in job_deployments)
 
     def _running(self) -> Running:
-        job = self._deployments.cluster.job(*self._where)
+        job = self._deployments.cluster.job(*self.where)
         if job is None:
-            raise UserError(f"{self._where.id}: there is no such job")
-        latest = self._deployments.cluster.deployment(*self._where)
+            raise UserError(f"{self.where.id}: there is no such job")
+        latest = self._deployments.cluster.deployment(*self.where)
         is_of_version = latest and latest["JobVersion"] == job["Version"]
         return Running(job["Version"], latest if is_of_version else None)
 
@@ -161,57 +134,52 @@ class Manual:
         running = self._running()
         if not _is_waiting(running):
             what = "has no canaries that wait for a promotion"
-            rollback = f"; `{self._command('rollback')}` goes back to the version before"
+            rollback = f"; `{self.command('rollback')}` goes back to the version before"
             back = rollback if command == "abort" else ""
-            raise UserError(f"{self._where.id}: version {running.version} {what}{back}")
+            raise UserError(f"{self.where.id}: version {running.version} {what}{back}")
         return running
 
     def _refuse_to_stop_the_last(self, deployment: Json) -> None:
-        allocations = parse_allocations(self._deployments.allocations(self._where), deployment)
+        allocations = parse_allocations(self._deployments.allocations(self.where), deployment)
         groups = group_states(deployment, allocations)
         alone = [name for name, group in groups.items() if group.healthy_canaries and not group.old_healthy]
         if alone:
             raise UserError(
-                f"{self._where.id}: only the canaries of {', '.join(alone)} are healthy, and would be "
+                f"{self.where.id}: only the canaries of {', '.join(alone)} are healthy, and would be "
                 "stopped; --force stops them all the same"
             )
 
     def _target(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
-        """Return the version to go back to.
-
-        Without a wanted one, it is the newest that was deployed with success and is another job.
-        """
+        """Return the version to go back to; by itself, the newest that was deployed with success."""
         others = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
         if wanted is not None:
             if wanted not in versions or wanted == current:
-                raise UserError(f"{self._where.id}: there is no other version {wanted}; Nomad keeps {others}")
+                raise UserError(f"{self.where.id}: there is no other version {wanted}; Nomad keeps {others}")
             if versions[wanted].get("Stop"):
                 raise UserError(
-                    f"{self._where.id}: as version {wanted} the job was stopped; Nomad keeps {others}"
+                    f"{self.where.id}: as version {wanted} the job was stopped; Nomad keeps {others}"
                 )
             return wanted
         newest = stable(versions.values(), current)
         if newest is None:
             raise UserError(
-                f"{self._where.id}: no other version was deployed with success; "
-                f"Nomad keeps {others}: name one"
+                f"{self.where.id}: no other version was deployed with success; Nomad keeps {others}: name one"
             )
         return newest
 
     def _check_room(self, job: Json) -> None:
-        planner = Planner(self._deployments.cluster, self._environment.nomad.namespace, [])
-        plan = planner.plan_parsed("vllm", {**job, "Stop": False})
-        if is_unplaceable(plan):
+        plan = Planner(self._deployments.cluster, []).plan("vllm", {**job, "Stop": False})
+        if plan.is_unplaceable:
             lines = [
                 f"{group.name}: {', '.join(reasons(group.unplaced))}"
                 for group in plan.groups
                 if group.unplaced
             ]
-            raise NoRoomError(f"{self._where.id}: version {job['Version']} has no room\n" + "\n".join(lines))
+            raise NoRoomError(f"{self.where.id}: version {job['Version']} has no room\n" + "\n".join(lines))
 
     def _tell(self, version: int, kind: str, text: str, is_way_back: bool = False) -> None:
-        self._clients.reporter.begin(self._where.id, version, is_way_back)
-        self._clients.reporter.tell(Event(kind, text))
+        self.clients.reporter.begin(self.where.id, version, is_way_back)
+        self.clients.reporter.tell(Event(kind, text))
 
 
 def _is_waiting(running: Running) -> bool:

@@ -1,7 +1,5 @@
 """Hooks of `--notify`: commands and webhooks that get each event of a release as JSON."""
 
-from __future__ import annotations
-
 import os
 import queue
 import re

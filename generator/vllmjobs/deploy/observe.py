@@ -1,10 +1,8 @@
 """The questions to Nomad, Consul, the balancers and the instances; `rollout.observe` reads the answers."""
 
-from __future__ import annotations
-
 import math
 import time
-from collections.abc import Callable
+from dataclasses import dataclass
 
 from msgspec.structs import replace
 
@@ -23,54 +21,50 @@ from vllmjobs.rollout.observe import (
     Raw,
     Shares,
     comparisons,
-    has_waiting_canaries,
     observe,
     poll_within,
+    waiting_groups,
 )
 from vllmjobs.text.json import Json
 
-Clock = Callable[[], float]
 
-
+@dataclass
 class Observer:
     """The observer of one version of one job. It keeps its place in Nomad's answers, and decides nothing."""
 
-    def __init__(
-        self,
-        deployments: Deployments,
-        where: Where,
-        plan: ReleasePlan,
-        traffic: Traffic | None = None,
-        evidence: Evidence | None = None,
-        clock: Clock = time.monotonic,
-    ) -> None:
-        """Without `traffic` nothing is asked of balancers, without `evidence` nothing is measured."""
-        self._deployments, self._where, self._plan = deployments, where, plan
-        self._traffic, self._evidence, self._clock = traffic, evidence, clock
-        self._deployment: str | None = None
-        self._index = 0
+    deployments: Deployments
+    where: Where
+    plan: ReleasePlan
+    traffic: Traffic | None = None  # without it, nothing is asked of balancers
+    evidence: Evidence | None = None  # without it, nothing is measured
+    _deployment: str | None = None
+    _index: int = 0
 
     def observe(self, memory: Memory, wait: float = 0.0) -> tuple[Memory, Snapshot]:
         """Return the release once something has changed, or after `wait` seconds. Raises `NomadError`."""
         raw = self._ask_nomad(wait)
-        now = self._clock()
-        if self._traffic and has_waiting_canaries(self._plan, raw):
-            raw = replace(raw, shares=_ask_shares(self._traffic))
-        if self._evidence:
-            raw = replace(raw, verdicts=self._evidence.verdicts(comparisons(self._plan, raw), now))
-        memory, observation = observe(self._plan, memory, raw, now)
+        now = time.monotonic()
+        if self.traffic and waiting_groups(self.plan, raw):
+            try:
+                shares = Shares(asked=self.traffic.asked(), given=self.traffic.given())
+            except ConsulError:  # a restart; until it is back, nobody knows who gets what
+                shares = Shares(is_known=False)
+            raw = replace(raw, shares=shares)
+        if self.evidence:
+            raw = replace(raw, verdicts=self.evidence.verdicts(comparisons(self.plan, raw), now))
+        memory, observation = observe(self.plan, memory, raw, now)
         allocations = {one.id: one for one in parse_allocations(raw.allocations, raw.deployment)}
         return memory, Snapshot(observation, allocations)
 
     def poll_within(self, observation: Observation) -> float:
         """Return the seconds after which to observe again, whatever happens."""
-        measured = self._evidence.due(self._clock()) if self._evidence else math.inf
+        measured = self.evidence.due(time.monotonic()) if self.evidence else math.inf
         return poll_within(observation, measured)
 
     def _ask_nomad(self, wait: float) -> Raw:
         deployment, evaluations = self._ask_deployment(wait)
-        job = self._deployments.cluster.job(*self._where)
-        if deployment and (job is None or job["Version"] != self._plan.version):
+        job = self.deployments.cluster.job(*self.where)
+        if deployment and (job is None or job["Version"] != self.plan.version):
             # It was read before the job. It may have failed since, and so have registered another version.
             deployment, evaluations = self._ask_deployment(0.0)
         has_failed = deployment is not None and deployment["Status"] == "failed"
@@ -78,35 +72,26 @@ class Observer:
             job=job,
             deployment=deployment,
             evaluations=evaluations,
-            allocations=self._deployments.allocations(self._where),
-            versions=self._deployments.versions(self._where) if has_failed else (),
+            allocations=self.deployments.allocations(self.where),
+            versions=self.deployments.versions(self.where) if has_failed else (),
         )
 
     def _ask_deployment(self, wait: float) -> tuple[Json | None, list[Json]]:
         """Return the version's deployment; until there is one, None and the job's evaluations."""
         if self._deployment:
-            deployment, self._index = self._deployments.deployment_by_id(
-                self._deployment, self._where, self._index, wait
+            deployment, self._index = self.deployments.deployment_by_id(
+                self._deployment, self.where, self._index, wait
             )
             if deployment is None:  # Nomad forgets only what has ended, and nobody can tell how it ended
-                raise NomadError(f"{self._where.id}: deployment {self._deployment[:8]} is gone from Nomad")
+                raise NomadError(f"{self.where.id}: deployment {self._deployment[:8]} is gone from Nomad")
             return deployment, []
         # Evaluations first: one that is complete has made its deployment already.
-        evaluations = self._deployments.evaluations(self._where)
+        evaluations = self.deployments.evaluations(self.where)
         # Not the latest deployment: where a version has failed, that is its successor's.
-        own = [
-            one for one in self._deployments.of_job(self._where) if one["JobVersion"] == self._plan.version
-        ]
+        own = [one for one in self.deployments.of_job(self.where) if one["JobVersion"] == self.plan.version]
         if own:
             self._deployment = own[0]["ID"]
             return own[0], []
         if wait:
             time.sleep(min(wait, SOON_POLL_S))  # there is nothing yet on which Nomad could let us wait
         return None, evaluations
-
-
-def _ask_shares(traffic: Traffic) -> Shares:
-    try:
-        return Shares(asked=traffic.asked(), given=traffic.given())
-    except ConsulError:  # a restart; until it is back, nobody knows who gets what
-        return Shares(is_known=False)

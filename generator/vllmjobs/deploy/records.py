@@ -3,8 +3,6 @@
 `history` and `status` show them, and a run that was killed goes on with them.
 """
 
-from __future__ import annotations
-
 import getpass
 import re
 import socket
@@ -68,13 +66,8 @@ class RecordKeeper:
             )
             self.keep()
 
-    def failing(self, action: Fail) -> None:
-        """Record why the deployment is failed, before it is."""
-        self.record = replace(self.record, outcome=action.outcome, reason=action.reason)
-        self.keep()
-
-    def ended(self, end: End) -> None:
-        """Record how the release ended."""
+    def ends(self, end: End | Fail) -> None:
+        """Record how the release ended; before its deployment is failed, why that is done."""
         self.record = replace(self.record, outcome=end.outcome, reason=end.reason)
         self.keep()
 
@@ -101,6 +94,11 @@ def write(deployments: Deployments, where: Where, record: Record) -> None:
         return {**foreign, **_items((record, *others))}
 
     deployments.update_variable(f"{PATH}/{where.id}", where, with_record)
+
+
+def begun(deployments: Deployments, version: int, reason: str = "", is_way_back: bool = False) -> Record:
+    """Return the record of a release that begins now, by the person whose token it is."""
+    return Record(version=version, at=now(), by=who(deployments), reason=reason, is_way_back=is_way_back)
 
 
 def who(deployments: Deployments) -> str:

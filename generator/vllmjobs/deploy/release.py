@@ -1,7 +1,5 @@
 """A release of one job, from its registration to its end, with the way back where it fails."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Mapping
 from typing import NamedTuple
@@ -15,8 +13,8 @@ from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy import records
 from vllmjobs.deploy.evidence import Evidence
 from vllmjobs.deploy.follow import Ended, Follower
-from vllmjobs.deploy.observe import Clock, Observer
-from vllmjobs.deploy.records import RecordKeeper, now, who
+from vllmjobs.deploy.observe import Observer
+from vllmjobs.deploy.records import RecordKeeper, begun
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
@@ -34,13 +32,8 @@ class Clients(NamedTuple):
     """The clients through which a release acts."""
 
     deployments: Deployments
-    """Nomad's."""
-    traffic: Traffic | None
-    """None for a job that is not the models', and where no balancer is to be asked for shares."""
+    traffic: Traffic | None  # None for another job than the models', and where no balancer is to be asked
     reporter: Reporter
-    """The reporter of events."""
-    clock: Clock = time.monotonic
-    """The clock of `rollout.model`."""
 
 
 class Release:
@@ -51,7 +44,7 @@ class Release:
     ) -> None:
         """`timeout`, in seconds, is for the whole release, instead of what follows from the environment."""
         self._environment, self.where, self._timeout = environment, where, timeout
-        self._deployments, self._traffic, self._reporter, self._clock = clients
+        self._deployments, self._traffic, self._reporter = clients
         self._is_of_models = where.id == environment.job
 
     def register(self, job: Json, index: int, source: str, record: Record) -> int:
@@ -97,7 +90,7 @@ class Release:
             if self._traffic:  # its canaries would keep our share
                 tidy(self._traffic.withdraw, self._reporter)
             return end
-        keeper.ended(end)
+        keeper.ends(end)
         if end.outcome in _FAILED:
             self._follow_back(version, observation)
         if self._traffic and end.outcome != "left":  # with canaries that live on
@@ -120,7 +113,7 @@ class Release:
     def _follow(self, release_plan: ReleasePlan, keeper: RecordKeeper, memory: Memory) -> Ended:
         is_judged = any(group.is_judged for group in release_plan.groups)
         evidence = Evidence(self._environment, self._reporter.warn) if is_judged else None
-        observer = Observer(self._deployments, self.where, release_plan, self._traffic, evidence, self._clock)
+        observer = Observer(self._deployments, self.where, release_plan, self._traffic, evidence)
         follower = Follower(
             self._deployments, self.where, release_plan, observer, self._traffic, keeper, self._reporter
         )
@@ -141,29 +134,23 @@ class Release:
             self._reporter.tell(Event("superseded", f"version {back} is not the way back: somebody else's"))
             return
         self._reporter.begin(self.where.id, back, is_way_back=True)
-        record = Record(
-            version=back,
-            at=now(),
-            by=who(self._deployments),
-            reason=f"the way back from version {version}",
-            is_way_back=True,
-        )
+        record = begun(self._deployments, back, f"the way back from version {version}", is_way_back=True)
         keeper = self._keeper(back, record)
         keeper.keep()
         end, _ = self._follow(self._plan(back, is_judged=False), keeper, Memory())
-        keeper.ended(end)
+        keeper.ends(end)
         self._tell(end, back, f"the version before {version} is deployed again, as {back}")
 
     def _plan(self, version: int, is_judged: bool) -> ReleasePlan:
         if self._is_of_models:
-            return plan(self._environment, version, self._clock(), self._timeout, is_judged)
-        return balancer_plan(self.where.id, version, self._clock(), self._timeout)
+            return plan(self._environment, version, time.monotonic(), self._timeout, is_judged)
+        return balancer_plan(self.where.id, version, time.monotonic(), self._timeout)
 
     def _keeper(self, version: int, record: Record | None = None) -> RecordKeeper:
         """Return the keeper of a version's record: the given one, else the cluster's, else a new one."""
         if record is None:
             record = records_by_version(self._deployments, self.where).get(version)
-        record = record or Record(version=version, at=now(), by=who(self._deployments))
+        record = record or begun(self._deployments, version)
         return RecordKeeper(
             self._deployments, self.where, replace(record, version=version), self._reporter.warn
         )

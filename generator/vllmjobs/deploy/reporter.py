@@ -18,16 +18,8 @@ from vllmjobs.rollout.events import Event, Snapshot
 from vllmjobs.rollout.model import GroupState, Notification
 
 _WARNING = (
-    "unhealthy",
-    "restarted",
-    "failed",
-    "lost",
-    "unknown",
-    "failing",
-    "reverted",
-    "refused",
-    "warning",
-)
+    "unhealthy", "restarted", "failed", "lost", "unknown", "failing", "reverted", "refused", "warning",
+)  # fmt: skip
 FLUSH_S = 15.0  # seconds at the end for hooks that are slow
 
 
@@ -46,7 +38,7 @@ class Reporter:
         Lines go to stdout, or with `to_stderr`, where stdout is for an answer, to stderr.
         """
         self._in_json, self._console, self._to_stderr = in_json, console, to_stderr
-        self._notifier = Notifier(hooks, _warn)
+        self._notifier = Notifier(hooks, lambda line: click.echo(line, err=True))
         self._live: Live | None = None
         self.job = ""
         self.version: int | None = None
@@ -57,7 +49,8 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stop()
+        if self._live:
+            self._live.stop()
         self._notifier.close(FLUSH_S)
 
     def begin(self, job: str, version: int | None, is_way_back: bool = False) -> None:
@@ -111,15 +104,6 @@ class Reporter:
             )
         else:
             click.echo(f"{clock} {place}: {notification.text}", err=self._to_stderr)
-
-    def _stop(self) -> None:
-        if self._live:
-            self._live.stop()
-            self._live = None
-
-
-def _warn(line: str) -> None:
-    click.echo(line, err=True)
 
 
 def _table(title: str, snapshot: Snapshot) -> Table:

@@ -1,7 +1,5 @@
 """The state of an environment's job: Nomad is asked and, where there are canaries, the balancers."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from vllmjobs.cluster.consul import Consul
@@ -18,10 +16,6 @@ from vllmjobs.rollout.overview import Command, Overview, Weight, overview
 Warn = Callable[[str], None]
 
 
-class NoJobError(UserError):
-    """The job does not exist."""
-
-
 def read_overview(
     command: Command,
     environment: Environment,
@@ -33,7 +27,7 @@ def read_overview(
     """Return what runs of an environment; `command` returns what a person is to type for a command on it.
 
     Without a Consul to ask, the shares of canaries are unknown; without leave to read the records, the
-    verdicts. Raises `NomadError`, and `NoJobError` where there is no such job.
+    verdicts. Raises `NomadError`, and `UserError` where there is no such job.
     """
     job = deployments.cluster.job(*where)
     if job is None:
@@ -61,9 +55,9 @@ def read_records(deployments: Deployments, where: Where, warn: Warn) -> list[Rec
         return []
 
 
-def no_job(command: Command, deployments: Deployments, where: Where) -> NoJobError:
+def no_job(command: Command, deployments: Deployments, where: Where) -> UserError:
     """Return the error for a job that does not exist."""
-    return NoJobError(
+    return UserError(
         f'{deployments.address}: there is no job {where.id} in namespace "{where.namespace}"; '
         f"`{command('deploy')}` starts it"
     )

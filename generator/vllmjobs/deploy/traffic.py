@@ -3,11 +3,8 @@
 The balancer's own module in `balancers/` says which keys are written, where an answer is, and what it means.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import requests
 
@@ -118,14 +115,10 @@ class Traffic:
     def _given(self, balancer: ServiceInstance) -> dict[str, float] | None:
         """Return what one balancer gives, by its admin port; None without an answer, or with another's."""
         try:
-            answer = _json(self._balancer.shares_url(balancer))
+            with requests.Session() as session:
+                session.trust_env = False  # no proxy leads to a node's own address
+                # Any status will do: nginx's is 503 where a model has no instance.
+                answer = session.get(self._balancer.shares_url(balancer), timeout=TIMEOUT).json()
         except (requests.RequestException, ValueError):
             return None
         return self._balancer.given(answer)
-
-
-def _json(url: str) -> Any:
-    """Return an answer of any status: nginx's is 503 where a model has no instance."""
-    with requests.Session() as session:
-        session.trust_env = False  # no proxy leads to a node's own address
-        return session.get(url, timeout=TIMEOUT).json()

@@ -34,6 +34,7 @@ from typing import Literal
 
 from vllmjobs.environment.quantity import BYTES
 from vllmjobs.supervisor.core.gpu_events import FENCE_META, GpuReading
+from vllmjobs.text.english import aligned
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
@@ -166,12 +167,7 @@ def table(cards: Sequence[Card]) -> str:
     columns = [
         [name, *(_plain(cell) or "-" for cell in cells)] for name, cells in shown.items() if any(cells)
     ]
-    widths = [max(map(len, column)) for column in columns]
-    rows = zip(*columns, strict=True)
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        for row in rows
-    )
+    return "".join(f"{line}\n" for line in aligned(list(zip(*columns, strict=True))))
 
 
 def _device_ids(allocation: Json) -> Iterable[str]:

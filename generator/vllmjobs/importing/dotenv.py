@@ -20,8 +20,7 @@ class Note(NamedTuple):
 
     mark: Mark
     message: str
-    is_of_a_fleet: bool = False
-    """True where one box does as the file says, and only a fleet does not."""
+    is_of_a_fleet: bool = False  # one box does as the file says, and only a fleet does not
 
     def __str__(self) -> str:
         return f"{self.mark}: {self.message}"
@@ -32,8 +31,7 @@ class Variable(NamedTuple):
 
     value: str
     mark: Mark
-    secret: bool
-    """True for a secret, by the variable's name or the form of the value, or where it refers to a secret."""
+    secret: bool  # by its name or the form of its value, or where it refers to a secret
 
 
 class DotEnv(NamedTuple):

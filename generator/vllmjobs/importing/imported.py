@@ -1,14 +1,17 @@
-"""A file of balanced-vllm-docker, to the text of an environment file."""
+"""A file of balanced-vllm-docker, to the text of an environment file; and what it says of its own machine."""
 
 import re
 from typing import NamedTuple
 
+from msgspec import structs
+
+from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Mark, Problem
 from vllmjobs.environment.tree import UNREADABLE
 from vllmjobs.importing.dotenv import Note, read
 from vllmjobs.importing.instances import instances_block, is_instances, read_instances
-from vllmjobs.importing.settings import Settings
-from vllmjobs.importing.text import Block, Commented, yaml_text
+from vllmjobs.importing.settings import ALL_GPUS, Settings
+from vllmjobs.importing.text import Commented, yaml_text
 
 MAX_NAME = 40  # leaves room for a model's name in the name of its service
 HEAD = """\
@@ -38,7 +41,13 @@ def imported(text: str, source: str, name: str, extends: str | None) -> Imported
     if bad := UNREADABLE.search(text):
         raise InvalidEnvironmentError([_unreadable(bad, text, source)])
     job = f"vllm-{name}"
-    block, notes, problems = (_instances if is_instances(text) else _dotenv)(text, source, job)
+    if is_instances(text):
+        instances, problems = read_instances(text, source)
+        block, notes = instances_block(instances, job) if instances else ({}, [])
+    else:
+        settings = Settings(read(text, source), source)
+        block = settings.environment(job)
+        notes, problems = settings.notes, settings.problems
     if problems:
         raise InvalidEnvironmentError(problems)
     base = None if extends in (None, f"{name}.yaml") else Commented(str(extends))
@@ -46,20 +55,38 @@ def imported(text: str, source: str, name: str, extends: str | None) -> Imported
     return Imported(HEAD + text, sorted(notes))
 
 
-def _dotenv(text: str, source: str, job: str) -> tuple[Block, list[Note], list[Problem]]:
-    settings = Settings(read(text, source), source)
-    return settings.environment(job), settings.notes, settings.problems
-
-
-def _instances(text: str, source: str, job: str) -> tuple[Block, list[Note], list[Problem]]:
-    instances, problems = read_instances(text, source)
-    if problems or not instances:
-        return {}, [], problems
-    return (*instances_block(instances, job), [])
-
-
 def _unreadable(bad: re.Match[str], text: str, source: str) -> Problem:
     byte = ord(bad[0]) - 0xDC00  # where a byte that is no UTF-8 is put: PEP 383
     is_byte = 0x80 <= byte <= 0xFF
     what = f"byte 0x{byte:02x} is not valid UTF-8" if is_byte else f"holds the character U+{ord(bad[0]):04X}"
     return Problem(Mark.at(source, text, bad.start()), (), f"{what}; save the file as UTF-8 text")
+
+
+class OfTheBox(NamedTuple):
+    """The settings of the machine that are not part of the environment."""
+
+    takes_all: bool  # VLLM_GPU_COUNT asks for every GPU, as it does where it is not set
+    secrets: dict[str, str]
+    cache: str | None  # MODEL_CACHE_PATH, which holds models as HF_HOME does; relative to the file's folder
+    gpus: str | None  # CUDA_VISIBLE_DEVICES
+
+
+def of_the_box(text: str, source: str) -> OfTheBox:
+    """Read an `.env` file once more; an `instances.config` names every server, and has no secrets."""
+    if is_instances(text):
+        return OfTheBox(False, {}, None, None)
+    variables = read(text.replace("\r\n", "\n"), source).variables
+    count = variables.get("VLLM_GPU_COUNT")
+    takes_all = count is None or count.value.strip().lower() in ("", *ALL_GPUS)
+    secrets = {name: one.value for name, one in variables.items() if one.secret}
+    cache, gpus = (
+        variables[name].value.strip() or None if name in variables else None
+        for name in ("MODEL_CACHE_PATH", "CUDA_VISIBLE_DEVICES")
+    )
+    return OfTheBox(takes_all, secrets, cache, gpus)
+
+
+def without_caches(environment: Environment) -> Environment:
+    """Return the same without the cache of a fleet, which is laid out otherwise."""
+    models = {key: structs.replace(model, cache=None) for key, model in environment.models.items()}
+    return structs.replace(environment, models=models)

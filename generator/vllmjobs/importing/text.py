@@ -28,10 +28,7 @@ Block = Mapping[str, Union[Commented, "Block", None]]  # what is None, or holds 
 
 
 def yaml_text(block: Block) -> str:
-    """Return the block as YAML that `vllmjobs.environment.tree.parse` reads back as the same values.
-
-    Blocks at the top stand apart by an empty line; so do blocks among the models.
-    """
+    """Return the block as YAML that `environment.tree.parse` reads back as the same values."""
     return "".join(_lines(block, 0))
 
 

@@ -8,20 +8,14 @@ from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import EnvironmentChange
 from vllmjobs.environment.load import Files, load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
-from vllmjobs.project.differences import differences
+from vllmjobs.project.differences import differences, findings
 from vllmjobs.project.environments import Checked, accepted, checked, environment_file, environments
-from vllmjobs.project.findings import findings
 from vllmjobs.project.git import Commit, GitError
-from vllmjobs.project.jobs import rendered
-from vllmjobs.project.templates import templates
+from vllmjobs.project.templates import rendered, templates
 from vllmjobs.render.job import RenderError, Templates
 
 ENVIRONMENTS = (".yaml", ".yml")
 JOBS = (".hcl", ".nomad")
-
-
-class AgainstError(UserError):
-    """A reason why there is nothing to compare with, or why it is not clear what is meant."""
 
 
 class Against(NamedTuple):
@@ -36,7 +30,7 @@ class Against(NamedTuple):
 def against(name: str, project: Path) -> Against:
     """Return what `--against NAME` means: the file of that name, the environment, or else the commit.
 
-    Raises `AgainstError` for what is an environment and a commit, and for what is none of the three.
+    Raises `UserError` for what is an environment and a commit, and for what is none of the three.
     """
     if Path(name).suffix in (*ENVIRONMENTS, *JOBS):
         return Against(name, templates(project), file=Path(name))
@@ -47,12 +41,12 @@ def against(name: str, project: Path) -> Against:
     except GitError as error:
         if is_environment:
             return Against(name, templates(project), file=file)
-        raise AgainstError(
+        raise UserError(
             f"--against {name}: {error}; it must be a commit that this clone has (a shallow one has few), an "
             f"environment of {project / 'envs'}/, or a file (.yaml, .hcl)"
         ) from error
     if is_environment:
-        raise AgainstError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
+        raise UserError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
     return Against(name, templates(project, commit.read), commit)
 
 
@@ -68,7 +62,7 @@ def environment_changes(
 ) -> list[EnvironmentChange]:
     """Return what differs in the jobs of each environment; `settings` are for this side only.
 
-    Raises `InvalidEnvironmentError` with all errors of this side, and `AgainstError` for another side that
+    Raises `InvalidEnvironmentError` with all errors of this side, and `UserError` for another side that
     cannot be rendered.
     """
     ours = templates(project)
@@ -90,7 +84,8 @@ def _changes(
     after = rendered(accepted(result), ours) if result else {}
     before = _before(there, other)
     if other.file and other.file.suffix in JOBS:
-        name = _counterpart(before[""], after, other.name)
+        wanted = read(before[""], other.name).id  # else it is compared with the models' job
+        name = next((name for name, text in after.items() if read(text, name).id == wanted), "vllm")
         before, after = {name: before[""]}, {name: after[name]}
     return EnvironmentChange(
         name=path.stem,
@@ -101,10 +96,7 @@ def _changes(
 
 
 def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]:
-    """Return environments whose file has another name in the other commit, and whose job is the same.
-
-    Else the job would be called gone, and a person would stop it.
-    """
+    """Return environments with another file name in the other commit, lest their job be called gone."""
     if not other.commit or all(path.exists() for path in other.commit.files(project / "envs")):
         return {}
     old = [path for path in environments(project, other.commit) if not path.exists()]
@@ -133,7 +125,10 @@ def _before(path: Path, other: Against) -> dict[str, str]:
         return _rendered(path, other, other.commit.read, f"{other.name}:") if is_there else {}
     assert other.file
     if other.file.suffix in JOBS:
-        return {"": _text(other.file)}
+        try:
+            return {"": other.file.read_text(encoding="utf-8")}
+        except UnicodeDecodeError as error:
+            raise UserError(f"{other.file}: byte {error.start} is not valid UTF-8") from error
     return _rendered(other.file, other, Path.read_bytes, "")
 
 
@@ -142,24 +137,11 @@ def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, 
     environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
     if environment is None or problems:
         errors = "\n".join(f"{name}{problem}" for problem in problems)
-        raise AgainstError(f"{errors}\nso there is nothing to compare with: name another side with --against")
+        raise UserError(f"{errors}\nso there is nothing to compare with: name another side with --against")
     try:
         return rendered(environment, other.templates)
     except RenderError as error:
-        raise AgainstError(f"{name}{error}") from error
-
-
-def _text(file: Path) -> str:
-    try:
-        return file.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise AgainstError(f"{file}: byte {error.start} is not valid UTF-8") from error
-
-
-def _counterpart(hcl: str, jobs: dict[str, str], source: str) -> str:
-    """Return the name of the job with the same ID, or else of the models' job."""
-    wanted = read(hcl, source).id
-    return next((name for name, text in jobs.items() if read(text, name).id == wanted), "vllm")
+        raise UserError(f"{name}{error}") from error
 
 
 def _is_in(path: Path, commit: Commit | None) -> bool:

@@ -23,15 +23,12 @@ def configs(environment: Environment, tree: Node) -> Configs:
             source = locate(tree, ("models", name, "config")).source
             folder = Path() if source.startswith("--set") else Path(source).parent
             result[name] = _read(folder / model.config)
-        elif isinstance(config := _local(model), dict):  # a broken one is no error: nobody has named it
+            continue
+        own_folder = Path(model.model) if model.model.startswith(("/", "./")) else _snapshot(model)
+        config = _read(own_folder / "config.json") if own_folder else None
+        if isinstance(config, dict):  # a broken one is no error: nobody has named it
             result[name] = config
     return result
-
-
-def _local(model: Model) -> dict[str, Any] | str | None:
-    """Return the config.json in the model's own folder, or in the Hugging Face cache of this user."""
-    folder = Path(model.model) if model.model.startswith(("/", "./")) else _snapshot(model)
-    return _read(folder / "config.json") if folder else None
 
 
 def _snapshot(model: Model) -> Path | None:

@@ -17,7 +17,7 @@ from vllmjobs.environment.tree import Map, Node, Scalar, parse
 from vllmjobs.project.configs import configs
 
 if TYPE_CHECKING:  # `render` does without them
-    from vllmjobs.project.earlier import Earlier
+    from vllmjobs.project.differences import Earlier
     from vllmjobs.project.git import Commit
 
 PUBLIC_FILES = (".example", ".sample", ".template", ".dist")  # the ends of names of files without secrets
@@ -29,8 +29,7 @@ class Checked(NamedTuple):
     environment: Environment | None
     problems: list[Problem]
     texts: dict[str, str]
-    compared: bool = False
-    """True where the earlier commit has the environment, to compare it with."""
+    compared: bool = False  # the earlier commit has the environment, to compare it with
 
 
 def environment_file(project: Path, name: str) -> Path:
@@ -43,11 +42,8 @@ def environment_file(project: Path, name: str) -> Path:
 
 def environment_files(project: Path, names: Sequence[str]) -> list[Path]:
     """Return the files of environments, each once, however it is named."""
-    return list(
-        {
-            os.path.realpath(path): path for path in (environment_file(project, name) for name in names)
-        }.values()
-    )
+    paths = [environment_file(project, name) for name in names]
+    return list({os.path.realpath(path): path for path in paths}.values())
 
 
 def environments(project: Path, commit: Commit | None = None) -> list[Path]:
@@ -57,7 +53,10 @@ def environments(project: Path, commit: Commit | None = None) -> list[Path]:
     """
     folder = project / "envs"
     listed = commit.files(folder) if commit else [file for file in folder.glob("*.y*ml") if file.is_file()]
-    files = sorted(file for file in listed if _is_environment(file))
+    # Not an editor's lock, or a copy's resource fork: `.#prod.yaml`, `._prod.yaml`.
+    files = sorted(
+        file for file in listed if file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
+    )
     read = commit.read if commit else Path.read_bytes
     trees = {file: _tree(file, read) for file in files}
     extended = {
@@ -73,11 +72,6 @@ def environments(project: Path, commit: Commit | None = None) -> list[Path]:
         if Path(os.path.normpath(file)) not in extended
         or (isinstance(tree, Map) and "models" in tree.entries)
     ]
-
-
-def _is_environment(file: Path) -> bool:
-    """Tell an environment from an editor's lock and a copy's resource fork: `.#prod.yaml`, `._prod.yaml`."""
-    return file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
 
 
 def _tree(file: Path, read: Files) -> Node | None:
@@ -109,10 +103,7 @@ def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier
 
 
 def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
-    """Return an environment in which `check` finds no error.
-
-    Raises `InvalidEnvironmentError` with every error.
-    """
+    """Return an environment without errors; raises `InvalidEnvironmentError` with every one."""
     (result,) = checked([path], settings, project)
     return accepted(result)
 

@@ -46,10 +46,7 @@ class Commit:
         return sorted(folder / os.fsdecode(name) for kind, _, name in entries if b" blob " in kind)
 
     def _object(self, path: Path) -> tuple[bytes, bytes, bytes]:
-        """Return kind, ID and content of what a path leads to in the commit; an empty kind for nothing.
-
-        Links are followed as the commit has them.
-        """
+        """Return kind, ID, content of what a path, with the commit's links, leads to; else an empty kind."""
         nothing = b"", b"", b""
         try:
             name = os.fsencode(f"{self._id}:{self._name(path)}")

@@ -1,4 +1,4 @@
-"""The templates of a project: its own folder's, then the shipped ones."""
+"""The templates of a project, its own folder's and then the shipped ones, and the jobs made of them."""
 
 import os
 from contextlib import suppress
@@ -8,8 +8,9 @@ import jinja2
 import jinja2.bccache
 
 from vllmjobs.environment.load import Files
+from vllmjobs.environment.model import Environment
 from vllmjobs.project.shipped import shipped
-from vllmjobs.render.job import RenderError, Templates
+from vllmjobs.render.job import RenderError, Templates, jobs, render
 
 
 def templates(project: Path, files: Files | None = None) -> Templates:
@@ -31,6 +32,11 @@ def templates(project: Path, files: Files | None = None) -> Templates:
     return Templates(read, _compiled())
 
 
+def rendered(environment: Environment, templates: Templates, only: str | None = None) -> dict[str, str]:
+    """Return every job of an environment as HCL, by its name for `render --job`; or `only` that one."""
+    return {name: render(environment, name, templates) for name in ([only] if only else jobs(environment))}
+
+
 def _text(raw: bytes, path: Path) -> str:
     try:
         return raw.decode().replace("\r\n", "\n")
@@ -39,10 +45,7 @@ def _text(raw: bytes, path: Path) -> str:
 
 
 def _compiled() -> jinja2.BytecodeCache | None:
-    """Return a cache of compiled templates: compiling takes a sixth of a cold start.
-
-    A template is compiled once for each user.
-    """
+    """Return the user's cache of compiled templates: to compile takes a sixth of a cold start."""
     folder = Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "vllmjobs", "templates")
     try:
         folder = folder.expanduser()

@@ -27,27 +27,19 @@ _SHARES = ("error_rate", "kv_cache_usage")
 class Side(Value, frozen=True):
     """The canaries, or the stable instances, taken together over the window."""
 
-    requests: int = 0
-    """The count of requests: see `Sample.counts`."""
-    values: dict[str, float] = {}
-    """The value of each metric that has data: latencies in seconds, shares from 0 to 1."""
+    requests: int = 0  # see `Sample.counts`
+    values: dict[str, float] = {}  # of each metric that has data: latencies in seconds, shares from 0 to 1
 
 
 class Measurement(Value, frozen=True):
     """The result of one comparison of canaries and stable instances."""
 
-    at: float
-    """Seconds, on the clock of `rollout.model`."""
+    at: float  # seconds, on the clock of `rollout.model`
     result: Result
-    """The result for all metrics together."""
-    reason: str
-    """One clause, as `Verdict.reason`."""
-    numbers: tuple[Number, ...] = ()
-    """One number for each metric that has a limit."""
-    canary_requests: int = 0
-    """The requests that the canaries had in the window."""
-    stable_requests: int = 0
-    """The requests that the stable instances had in the window."""
+    reason: str  # one clause, as `Verdict.reason`
+    numbers: tuple[Number, ...] = ()  # one number for each metric that has a limit
+    canary_requests: int = 0  # the requests that the canaries had in the window
+    stable_requests: int = 0  # the requests that the stable instances had in the window
 
 
 def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> Side:
@@ -137,18 +129,14 @@ def _result(
     analysis: Analysis, last: Measurement, failures: Sequence[Measurement], elapsed: float
 ) -> tuple[Result, str]:
     """Return the result of a step, and its reason: of the rules below, the first one that holds decides."""
-    failed_too_often = len(failures) > analysis.max_failures
-    if failed_too_often:
+    if len(failures) > analysis.max_failures:
         return "fail", failures[-1].reason
-    is_window_open = elapsed < seconds(analysis.window)
-    if is_window_open:
+    if elapsed < seconds(analysis.window):
         return "undecided", f"watched for {duration(elapsed)} of {analysis.window}; {last.reason}"
-    is_allowed_failure = last.result == "fail"
-    if is_allowed_failure:
+    if last.result == "fail":
         allowed = f"failed {len(failures)} of {analysis.max_failures} times that are allowed"
         return "undecided", f"{allowed}; {last.reason}"
-    decides_without_data = last.result == "undecided" and analysis.on_no_data != "hold"
-    if decides_without_data:
+    if last.result == "undecided" and analysis.on_no_data != "hold":
         reason = f"{last.reason}; on_no_data is {analysis.on_no_data}"
         return ("fail" if analysis.on_no_data == "fail" else "pass"), reason
     return last.result, last.reason

@@ -45,14 +45,22 @@ def _decide(plan: ReleasePlan, observed: Observation) -> Action:
     if observed.status == "cancelled":
         return End(outcome="superseded", reason=f"version {plan.version} is not followed any more")
     if observed.status == "successful":
-        return _after_success(plan, observed)
+        old = sum(group.old_running for group in observed.groups.values())
+        if old and observed.now < plan.until:
+            return Wait(reason=f"{old} old instances end their streams")
+        return End(outcome="successful", reason="")
     if observed.status == "none":
-        return _without_deployment(plan, observed)
+        # Nomad makes no deployment where no instance is started or changed, as for a smaller count.
+        if observed.is_evaluated:
+            return End(outcome="successful", reason="no instance had to be started")
+        return _until(plan.until, observed, "the scheduler has yet to look at it")
     if observed.status == "paused":
         return _until(plan.until, observed, "paused by somebody")
     if waiting := _waiting(plan, observed):
         return _before_promotion(plan, observed, waiting)
-    return _until(plan.until, observed, _progress(observed))
+    healthy = sum(group.healthy for group in observed.groups.values())
+    desired = sum(group.desired_total for group in observed.groups.values())
+    return _until(plan.until, observed, f"{healthy} of {desired} new instances are healthy")
 
 
 def _waiting(plan: ReleasePlan, observed: Observation) -> dict[str, GroupPlan]:
@@ -60,7 +68,11 @@ def _waiting(plan: ReleasePlan, observed: Observation) -> dict[str, GroupPlan]:
     plans = {group.name: group for group in plan.groups}
     if plan.is_way_back:  # to a version that may have had other groups
         plans = {name: GroupPlan(name=name, is_judged=False) for name in observed.groups} | plans
-    return {name: group for name, group in plans.items() if _is_waiting(observed.groups.get(name))}
+    return {
+        name: group
+        for name, group in plans.items()
+        if (state := observed.groups.get(name)) and state.desired_canaries > 0 and not state.promoted
+    }
 
 
 def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[str, GroupPlan]) -> Action:
@@ -91,7 +103,7 @@ def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[st
     further = {
         name: group.step + 1
         for name, group in groups.items()
-        if name not in undone and not _is_last(waiting[name], group)
+        if name not in undone and waiting[name].is_judged and group.step < len(waiting[name].shares) - 1
     }
     if not undone and not further:
         return Promote()
@@ -100,19 +112,11 @@ def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[st
     return Shift(steps=further) if further and isinstance(action, Wait) else action
 
 
-def _is_waiting(group: GroupState | None) -> bool:
-    return group is not None and group.desired_canaries > 0 and not group.promoted
-
-
 def _has_passed(plan: GroupPlan, group: GroupState) -> bool:
     """Tell whether the group is done with the step that it is at."""
     if not plan.is_judged:
         return True
     return group.routed and group.verdict is not None and group.verdict.result == "pass"
-
-
-def _is_last(plan: GroupPlan, group: GroupState) -> bool:
-    return not plan.is_judged or group.step >= len(plan.shares) - 1
 
 
 def _no_room(plan: ReleasePlan, groups: dict[str, GroupState]) -> str:
@@ -156,14 +160,6 @@ def _fail(
     return Fail(reason=reason, outcome=outcome)
 
 
-def _after_success(plan: ReleasePlan, observed: Observation) -> Action:
-    """Wait for the old instances, which end their streams."""
-    old = sum(group.old_running for group in observed.groups.values())
-    if old and observed.now < plan.until:
-        return Wait(reason=f"{old} old instances end their streams")
-    return End(outcome="successful", reason="")
-
-
 def _after_failure(plan: ReleasePlan, observed: Observation) -> Action:
     """Go back to the stable version, unless Nomad has; the canaries are being stopped.
 
@@ -177,23 +173,7 @@ def _after_failure(plan: ReleasePlan, observed: Observation) -> Action:
     return End(outcome="failed", reason=observed.description)
 
 
-def _without_deployment(plan: ReleasePlan, observed: Observation) -> Action:
-    """End once the version is evaluated.
-
-    Nomad makes no deployment where no instance is started or changed, as for a smaller count.
-    """
-    if observed.is_evaluated:
-        return End(outcome="successful", reason="no instance had to be started")
-    return _until(plan.until, observed, "the scheduler has yet to look at it")
-
-
 def _until(until: float, observed: Observation, reason: str) -> Action:
     if observed.now < until:
         return Wait(reason=reason)
     return End(outcome="left", reason=f"{reason}; the time is up, and it goes on without us")
-
-
-def _progress(observed: Observation) -> str:
-    healthy = sum(group.healthy for group in observed.groups.values())
-    desired = sum(group.desired_total for group in observed.groups.values())
-    return f"{healthy} of {desired} new instances are healthy"

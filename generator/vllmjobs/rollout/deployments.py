@@ -57,31 +57,18 @@ class Allocation(Value, frozen=True):
     """One allocation of a group: one instance of a model's server."""
 
     id: str
-    """The allocation's ID."""
     group: str
-    """The group's name."""
     node: str
-    """The node's name."""
-    version: int
-    """The job's version that it runs."""
-    is_canary: bool
-    """True for a canary of the deployment that is followed, until its promotion."""
-    is_of_deployment: bool
-    """True where the deployment that is followed placed it, or changed it in place."""
-    is_wanted: bool
-    """False once it is told to stop."""
-    state: str
-    """Nomad's ClientStatus: pending, running, complete, failed, lost, unknown."""
-    is_starting: bool
-    """True while one of its tasks waits to be started, for the first time or again."""
-    healthy: bool | None
-    """The health that the deployment has for it; None until that is known."""
-    restarts: int
-    """The count of restarts of its tasks."""
-    address: str | None
-    """The `ip:port` of its API."""
-    why: str = ""
-    """The last thing that happened to a task that did not end well, in Nomad's words."""
+    version: int  # the job's version that it runs
+    is_canary: bool  # of the deployment that is followed, until its promotion
+    is_of_deployment: bool  # the deployment that is followed placed it, or changed it in place
+    is_wanted: bool  # false once it is told to stop
+    state: str  # Nomad's ClientStatus: pending, running, complete, failed, lost, unknown
+    is_starting: bool  # one of its tasks waits to be started, for the first time or again
+    healthy: bool | None  # the health that the deployment has for it; None until that is known
+    restarts: int  # restarts of its tasks
+    address: str | None  # the `ip:port` of its API
+    why: str = ""  # the last thing that happened to a task that did not end well, in Nomad's words
 
 
 def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[Allocation]:
@@ -101,23 +88,16 @@ def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[A
 
 def is_old(allocation: Allocation) -> bool:
     """Tell whether an allocation serves, and is to be replaced by what is released."""
-    return (
-        not allocation.is_of_deployment
-        and allocation.is_wanted
-        and allocation.state == "running"
-        and not allocation.is_starting
-        and allocation.healthy is not False
-    )
+    return _runs(allocation) and not allocation.is_of_deployment and allocation.healthy is not False
 
 
 def is_ready(allocation: Allocation) -> bool:
     """Tell whether an allocation runs, and the deployment has found it healthy."""
-    return (
-        allocation.is_wanted
-        and allocation.state == "running"
-        and not allocation.is_starting
-        and allocation.healthy is True
-    )
+    return _runs(allocation) and allocation.healthy is True
+
+
+def _runs(allocation: Allocation) -> bool:
+    return allocation.is_wanted and allocation.state == "running" and not allocation.is_starting
 
 
 def group_states(deployment: Json, allocations: Iterable[Allocation]) -> dict[str, GroupState]:

@@ -10,23 +10,17 @@ from vllmjobs.rollout.model import GroupState, Observation, Verdict
 class Event(NamedTuple):
     """One thing that happened: a `Notification` without its time and place."""
 
-    kind: str
-    """A word, as `Notification.kind`."""
+    kind: str  # a word, as `Notification.kind`
     text: str
-    """One line for a person."""
-    group: str | None = None
-    """The group's name, where the event is about one."""
+    group: str | None = None  # the group's name, where the event is about one
     data: dict[str, Any] = {}
-    """The facts of this kind of event."""
 
 
 class Snapshot(NamedTuple):
     """A release at one moment, with its allocations."""
 
     observation: Observation
-    """The observation that is decided on."""
-    allocations: Mapping[str, Allocation]
-    """Every allocation of the job, by its ID."""
+    allocations: Mapping[str, Allocation]  # every allocation of the job, by its ID
 
 
 def events(before: Snapshot | None, after: Snapshot) -> Iterator[Event]:

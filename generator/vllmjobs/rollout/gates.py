@@ -16,16 +16,11 @@ class RefusedError(UserError):
 class Approval(Value, frozen=True):
     """One person's approval of one version of a job with one content."""
 
-    accessor: str
-    """The accessor ID of the ACL token; no secret."""
-    name: str
-    """The name of the ACL token; empty where it has none."""
-    version: int
-    """The job's version that is approved."""
-    digest: str
-    """The digest of the content: see `rollout.gates.digest`."""
-    at: str
-    """The time of the approval, as `Notification.at`."""
+    accessor: str  # the accessor ID of the ACL token; no secret
+    name: str  # the name of the ACL token; empty where it has none
+    version: int  # the job's version that is approved
+    digest: str  # the digest of the content: see `rollout.gates.digest`
+    at: str  # the time of the approval, as `Notification.at`
 
     @property
     def who(self) -> str:
@@ -37,17 +32,11 @@ class Approved(Value, frozen=True):
     """The approvals of one content, counted."""
 
     job: str
-    """The job's ID."""
-    version: int
-    """The job's version that is to be."""
-    digest: str
-    """The digest of its content."""
-    required: int
-    """The count of people that have to approve."""
-    by: tuple[Approval, ...] = ()
-    """One approval for each person whose approval counts."""
-    own: bool = False
-    """True where the one who deploys has approved too, which does not count."""
+    version: int  # the job's version that is to be
+    digest: str  # the digest of its content
+    required: int  # people that have to approve
+    by: tuple[Approval, ...] = ()  # one approval for each person whose approval counts
+    own: bool = False  # the one who deploys has approved too, which does not count
 
     @property
     def missing(self) -> int:
@@ -114,10 +103,7 @@ def _is_same(one: Approval, other: Approval) -> bool:
 
 
 def current(approvals: Iterable[Approval], latest: int | None) -> list[Approval]:
-    """Return the approvals to keep: of the latest version, whose release may be resumed, and of the next.
-
-    All others are void.
-    """
+    """Return the approvals to keep: of the latest version, whose release may be resumed, and of the next."""
     kept = (latest, version_to_be(latest))
     return [approval for approval in approvals if approval.version in kept]
 

@@ -1,7 +1,5 @@
 """The past releases of a job, as `history` shows them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Sequence
 
 from vllmjobs.rollout.model import Outcome, Record, Value, Verdict
@@ -12,27 +10,16 @@ class PastRelease(Value, frozen=True):
     """The release of one version of a job: a row of `history`."""
 
     version: int
-    """The job's version."""
-    at: str
-    """The time of its registration; UTC, ISO 8601."""
-    by: str | None
-    """The person or token that registered it; None where `vllmjobs` did not, or could not record it."""
-    outcome: Outcome | str | None
-    """The recorded outcome, else the status of its deployment."""
+    at: str  # the time of its registration; UTC, ISO 8601
+    by: str | None  # person or token; None where vllmjobs did not register it, or could not record it
+    outcome: Outcome | str | None  # the recorded outcome, else the status of its deployment
     reason: str
-    """The reason for the outcome."""
-    now: str
-    """The reason for a release outside of a maintenance window."""
-    is_current: bool
-    """True for the job's version now."""
-    is_stable: bool
-    """True where it was once deployed with success, so that it can be rolled back to."""
-    images: dict[str, str | None]
-    """The image of the server, by group."""
-    models: dict[str, str | None]
-    """The model of the server, by group."""
-    verdicts: dict[str, Verdict]
-    """The last verdict, by group."""
+    now: str  # the reason for a release outside of a maintenance window
+    is_current: bool  # the job's version now
+    is_stable: bool  # once deployed with success, so that it can be rolled back to
+    images: dict[str, str | None]  # the image of the server, by group
+    models: dict[str, str | None]  # the model of the server, by group
+    verdicts: dict[str, Verdict]  # the last verdict, by group
 
 
 def past_releases(
@@ -52,33 +39,25 @@ def past_releases(
     kept = {one["Version"]: one for one in versions}
     recorded = {one.version: one for one in records if one.version <= current}
     status = {one["JobVersion"]: one["Status"] for one in reversed(deployments)}  # the newest of each wins
-    return tuple(
-        _release(number, kept.get(number), recorded.get(number), status.get(number), current, moment)
-        for number in sorted(kept | recorded, reverse=True)
-    )
-
-
-def _release(
-    number: int,
-    job: Json | None,
-    record: Record | None,
-    status: str | None,
-    current: int,
-    moment: Callable[[int], str],
-) -> PastRelease:
-    return PastRelease(
-        version=number,
-        at=moment(job["SubmitTime"]) if job else record.at if record else "",
-        by=record.by if record else None,
-        outcome=(record.outcome if record else None) or status,
-        reason=record.reason if record else "",
-        now=record.now if record else "",
-        is_current=number == current,
-        is_stable=bool(job and job.get("Stable")),
-        images={group["Name"]: image(group) for group in task_groups(job)},
-        models={group["Name"]: model(group) for group in task_groups(job)},
-        verdicts=record.verdicts if record else {},
-    )
+    releases = []
+    for number in sorted(kept | recorded, reverse=True):
+        job, record = kept.get(number), recorded.get(number, Record(version=number, at="", by=""))
+        releases.append(
+            PastRelease(
+                version=number,
+                at=moment(job["SubmitTime"]) if job else record.at,
+                by=record.by if number in recorded else None,
+                outcome=record.outcome or status.get(number),
+                reason=record.reason,
+                now=record.now,
+                is_current=number == current,
+                is_stable=bool(job and job.get("Stable")),
+                images={group["Name"]: image(group) for group in task_groups(job)},
+                models={group["Name"]: model(group) for group in task_groups(job)},
+                verdicts=record.verdicts,
+            )
+        )
+    return tuple(releases)
 
 
 def image(group: Json) -> str | None:

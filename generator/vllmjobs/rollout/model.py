@@ -17,107 +17,68 @@ class Value(msgspec.Struct, frozen=True, kw_only=True):
 class Number(Value, frozen=True):
     """One metric of a measurement: what the canaries show, and what it is compared with."""
 
-    metric: str
-    """A key of `rollout.analysis.limits`: error_rate, time_to_first_token …"""
-    canary: float | None
-    """The canaries' value; None without data."""
-    stable: float | None
-    """The stable instances' value; None without data."""
-    limit: str
-    """The limit in words: at most 0.05; above 0.01, at most 2 times the stable instances' 0.004."""
-    result: Result
-    """The result for this metric alone."""
+    metric: str  # a key of `rollout.analysis.limits`: error_rate, time_to_first_token …
+    canary: float | None  # the canaries' value; None without data
+    stable: float | None  # the stable instances' value; None without data
+    limit: str  # at most 0.05; above 0.01, at most 2 times the stable instances' 0.004
+    result: Result  # the result for this metric alone
 
 
 class Verdict(Value, frozen=True):
     """The result for one step of one group, with its reason and the numbers that it rests on."""
 
     result: Result
-    """The result for all metrics together."""
-    reason: str
-    """One clause: time_to_first_token is 1.31 s, more than 2 times the stable instances' 0.21 s."""
-    numbers: tuple[Number, ...] = ()
-    """The numbers of the last measurement."""
-    canary_requests: int = 0
-    """The requests that the canaries had in the last window."""
-    stable_requests: int = 0
-    """The requests that the stable instances had in the last window."""
-    measurements: int = 0
-    """The count of measurements of this step."""
-    failures: int = 0
-    """The count of measurements of this step that failed."""
-    elapsed: float = 0
-    """Seconds since the step began."""
+    reason: str  # time_to_first_token is 1.31 s, more than 2 times the stable instances' 0.21 s
+    numbers: tuple[Number, ...] = ()  # the numbers of the last measurement
+    canary_requests: int = 0  # the requests that the canaries had in the last window
+    stable_requests: int = 0  # the requests that the stable instances had in the last window
+    measurements: int = 0  # measurements of this step
+    failures: int = 0  # measurements of this step that failed
+    elapsed: float = 0  # seconds since the step began
 
 
 class GroupPlan(Value, frozen=True):
     """The steps by which one group's canaries come to be promoted."""
 
     name: str
-    """The group's name."""
     shares: tuple[float, ...] = ()
     """The canaries' share of the requests at each step. Canaries have the first one by themselves; a group
     without canaries has no shares."""
-    is_judged: bool = True
-    """True where each step needs a passing verdict; else canaries are promoted once they are healthy."""
+    is_judged: bool = True  # each step needs a passing verdict; else they are promoted once healthy
 
 
 class ReleasePlan(Value, frozen=True):
     """The release of one version of one job: its steps and its deadlines."""
 
     job: str
-    """The job's ID."""
-    version: int
-    """The job's version that is released."""
+    version: int  # the job's version that is released
     groups: tuple[GroupPlan, ...]
-    """The plan of each group."""
-    place_within: float
-    """Seconds in which a canary is to have a node."""
-    promote_by: float
-    """The time at which canaries that are not promoted have taken too long: Nomad would wait for ever."""
-    until: float
-    """The time at which the whole release has taken too long."""
-    is_way_back: bool = False
-    """True where a person asked for it, or it goes back: it is never failed for a lack of room or time."""
+    place_within: float  # seconds in which a canary is to have a node
+    promote_by: float  # when canaries that are not promoted have taken too long: Nomad would wait for ever
+    until: float  # the time at which the whole release has taken too long
+    is_way_back: bool = False  # asked for by a person, or after a failure: never failed for room or time
 
 
 class GroupState(Value, frozen=True):
     """The state of one group of the deployment."""
 
-    desired_canaries: int = 0
-    """The count of canaries that the deployment wants."""
-    placed_canaries: int = 0
-    """The count of canaries that have a node and have not ended."""
-    unplaced_for: float = 0
-    """Seconds for which fewer canaries are placed than desired."""
-    healthy_canaries: int = 0
-    """The count of canaries that run now and became healthy."""
-    restarted_canaries: int = 0
-    """The count of canaries whose task ended by itself after they were healthy, and was started again."""
+    desired_canaries: int = 0  # canaries that the deployment wants
+    placed_canaries: int = 0  # canaries that have a node and have not ended
+    unplaced_for: float = 0  # seconds for which fewer canaries are placed than desired
+    healthy_canaries: int = 0  # canaries that run now and became healthy
+    restarted_canaries: int = 0  # whose task ended by itself after they were healthy, and was started again
     promoted: bool = False
-    """True once the canaries are promoted."""
-    desired_total: int = 0
-    """The count of instances that the deployment wants, canaries included."""
-    healthy: int = 0
-    """The count of the deployment's healthy instances, canaries included."""
-    unhealthy: int = 0
-    """The count of the deployment's unhealthy instances."""
-    old_healthy: int = 0
-    """The count of instances of other versions that run, pass their check, and are not told to stop."""
-    old_running: int = 0
-    """The count of instances of other versions that have not ended, told to stop or not."""
-    step: int = 0
-    """The index of the plan's share that was asked for last."""
-    routed: bool = True
-    """True where the balancers give the canaries that share; also where no balancer can be asked."""
-    unrouted_for: float = 0
-    """Seconds for which that share was asked for and not given."""
-    gets_another_share: bool = False
-    """True where the balancers give the canaries another share than that."""
-    is_share_assumed: bool = False
-    """True once no balancer could be asked for the canaries' share, so that it was taken as given."""
-    verdict: Verdict | None = None
-    """The verdict on this step, once there is one."""
+    desired_total: int = 0  # instances that the deployment wants, canaries included
+    healthy: int = 0  # the deployment's healthy instances, canaries included
+    unhealthy: int = 0  # the deployment's unhealthy instances
+    old_healthy: int = 0  # of other versions: that run, pass their check, and are not told to stop
+    old_running: int = 0  # of other versions: that have not ended, told to stop or not
+    step: int = 0  # the index of the plan's share that was asked for last
+    routed: bool = True  # the balancers give the canaries that share; also where none can be asked
+    unrouted_for: float = 0  # seconds for which that share was asked for and not given
+    gets_another_share: bool = False  # they give the canaries another share than that
+    is_share_assumed: bool = False  # no balancer could be asked for the share, so it was taken as given
+    verdict: Verdict | None = None  # the verdict on this step, once there is one
 
 
 Status = Literal[
@@ -131,39 +92,27 @@ class Observation(Value, frozen=True):
     """A release as it is at one moment."""
 
     now: float
-    """The time of the observation."""
-    version: int | None
-    """The job's version; None where the job was stopped or purged."""
-    status: Status
-    """The status of the version's deployment."""
-    deployment: str | None = None
-    """The ID of the version's deployment, once there is one."""
-    description: str = ""
-    """Nomad's description of the deployment's status."""
-    is_evaluated: bool = True
-    """True once the scheduler has evaluated the version."""
-    groups: dict[str, GroupState] = {}
-    """The state of each group of the deployment, by name."""
-    stable: int | None = None
-    """The newest version of the job that was deployed with success and is another job than the plan's."""
-    has_reverted: bool = False
-    """True once we registered an older version in its place."""
-    failed: "Fail | None" = None
-    """The reason for which we failed the deployment, if we did."""
+    version: int | None  # the job's version; None where the job was stopped or purged
+    status: Status  # the status of the version's deployment
+    deployment: str | None = None  # the ID of the version's deployment, once there is one
+    description: str = ""  # Nomad's description of the deployment's status
+    is_evaluated: bool = True  # the scheduler has evaluated the version
+    groups: dict[str, GroupState] = {}  # the state of each group of the deployment, by name
+    stable: int | None = None  # the newest that was deployed with success and is another job than the plan's
+    has_reverted: bool = False  # we registered an older version in its place
+    failed: "Fail | None" = None  # why we failed the deployment, if we did
 
 
 class Wait(Value, frozen=True, tag=True):
     """Do nothing before something changes."""
 
-    reason: str
-    """The thing that is waited for, in one clause."""
+    reason: str  # the thing that is waited for, in one clause
 
 
 class Shift(Value, frozen=True, tag=True):
     """Give the canaries of some groups another share of the requests."""
 
-    steps: dict[str, int]
-    """The index of the plan's share, by group."""
+    steps: dict[str, int]  # the index of the plan's share, by group
 
 
 class Promote(Value, frozen=True, tag=True):
@@ -173,26 +122,21 @@ class Promote(Value, frozen=True, tag=True):
 class Fail(Value, frozen=True, tag=True):
     """Fail the deployment: the canaries are stopped."""
 
-    reason: str
-    """The reason, in one clause."""
-    outcome: "Outcome"
-    """The outcome of the release that follows from it."""
+    reason: str  # the reason, in one clause
+    outcome: "Outcome"  # the outcome of the release that follows from it
 
 
 class Revert(Value, frozen=True, tag=True):
     """Register the last stable version anew; Nomad has not done so by itself."""
 
     version: int
-    """The version to register."""
 
 
 class End(Value, frozen=True, tag=True):
     """Stop following: nothing is left to be done."""
 
     outcome: "Outcome"
-    """The outcome of the release."""
-    reason: str
-    """The reason, in one clause; empty after a success."""
+    reason: str  # the reason, in one clause; empty after a success
 
 
 Outcome = Literal["successful", "failed", "refused", "no-room", "superseded", "stopped", "left"]
@@ -215,47 +159,26 @@ EXIT_CODES: dict[Outcome, int] = {
 class Notification(Value, frozen=True):
     """One event with its time and its place, as `--json` and `--notify` give it."""
 
-    at: str
-    """The time in UTC, ISO 8601 with milliseconds: 2026-11-23T21:04:05.678Z."""
-    kind: str
-    """A word or two with a hyphen: registered, canary-healthy, verdict, shifted, promoted, failed, done …"""
-    text: str
-    """One line for a person, without time, job and group."""
+    at: str  # the time in UTC, ISO 8601 with milliseconds: 2026-11-23T21:04:05.678Z
+    kind: str  # a word or two with a hyphen: registered, canary-healthy, verdict, shifted, done …
+    text: str  # one line for a person, without time, job and group
     job: str
-    """The job's ID."""
-    group: str | None = None
-    """The group's name, where the event is about one."""
-    version: int | None = None
-    """The job's version, where it is known."""
-    deployment: str | None = None
-    """The deployment's ID, once there is one."""
+    group: str | None = None  # the group's name, where the event is about one
+    version: int | None = None  # the job's version, where it is known
+    deployment: str | None = None  # the deployment's ID, once there is one
     data: dict[str, Any] = {}
-    """The facts of this kind of event."""
 
 
 class Record(Value, frozen=True):
-    """The record of one version's release, kept in the Nomad Variable `vllmjobs/releases/JOB` as JSON.
-
-    Its key there is `vN`, with the version's number.
-    """
+    """The record of one version's release: item `vN` of the Nomad Variable `vllmjobs/releases/JOB`."""
 
     version: int
-    """The job's version."""
-    at: str
-    """The time of its registration, as `Notification.at`."""
-    by: str
-    """The name of the ACL token, else user@host."""
-    outcome: Outcome | None = None
-    """The outcome; None until the release has ended."""
-    reason: str = ""
-    """The reason for the outcome; empty until the release has ended."""
-    now: str = ""
-    """The reason given with `--now`, where it was deployed outside of a maintenance window."""
-    steps: dict[str, int] = {}
-    """The step that the verdict is about, by group."""
-    verdicts: dict[str, Verdict] = {}
-    """The last verdict, by group."""
-    digest: str = ""
-    """The digest of all jobs of the environment: see `rollout.gates.digest`."""
-    is_way_back: bool = False
-    """True where it is an older version, registered again by a person or after a failure."""
+    at: str  # the time of its registration, as `Notification.at`
+    by: str  # the name of the ACL token, else user@host
+    outcome: Outcome | None = None  # None until the release has ended
+    reason: str = ""  # empty until the release has ended
+    now: str = ""  # given with `--now`, where it was deployed outside of a maintenance window
+    steps: dict[str, int] = {}  # the step that the verdict is about, by group
+    verdicts: dict[str, Verdict] = {}  # the last verdict, by group
+    digest: str = ""  # of all jobs of the environment: see `rollout.gates.digest`
+    is_way_back: bool = False  # an older version, registered again by a person or after a failure

@@ -10,14 +10,7 @@ from math import inf
 
 from msgspec.structs import replace
 
-from vllmjobs.rollout.deployments import (
-    Allocation,
-    group_states,
-    is_old,
-    is_ready,
-    parse_allocations,
-    stable,
-)
+from vllmjobs.rollout.deployments import Allocation, group_states, is_old, is_ready, parse_allocations, stable
 from vllmjobs.rollout.model import (
     Action,
     Fail,
@@ -41,66 +34,45 @@ _ROLLED_BACK = "rolling back to job version"  # nomad/structs/structs.go Deploym
 class Shares(Value, frozen=True):
     """The canaries' shares of the requests, 0 to 1, by group."""
 
-    is_known: bool = True
-    """False where Consul did not answer: nobody knows who gets what."""
-    asked: Mapping[str, float] = {}
-    """The shares that were asked for; a group is missing where none was."""
-    given: Mapping[str, float | None] = {}
-    """The shares that the balancers give; None, or a missing group, where no balancer can be asked."""
+    is_known: bool = True  # false where Consul did not answer: nobody knows who gets what
+    asked: Mapping[str, float] = {}  # those asked for; a group is missing where none was
+    given: Mapping[str, float | None] = {}  # by the balancers; None, or missing, where none can be asked
 
 
 class Raw(Value, frozen=True):
     """The answers of Nomad, Consul, the balancers and the instances, before anything is made of them."""
 
-    job: Json | None = None
-    """The job as Nomad has it; None where there is none."""
-    deployment: Json | None = None
-    """The deployment of the plan's version; None where there is none."""
-    evaluations: Sequence[Json] = ()
-    """The job's evaluations, as long as there is no deployment."""
+    job: Json | None = None  # the job as Nomad has it; None where there is none
+    deployment: Json | None = None  # the deployment of the plan's version; None where there is none
+    evaluations: Sequence[Json] = ()  # the job's, as long as there is no deployment
     allocations: Sequence[Json] = ()
-    """The job's allocations."""
-    versions: Sequence[Json] = ()
-    """The job's versions, once the deployment has failed."""
-    shares: Shares | None = None
-    """The shares of canaries; None where nobody was to be asked for them."""
-    verdicts: Mapping[str, Verdict] = {}
-    """The verdicts on the groups of `comparisons`, where there is one."""
+    versions: Sequence[Json] = ()  # the job's versions, once the deployment has failed
+    shares: Shares | None = None  # of canaries; None where nobody was to be asked for them
+    verdicts: Mapping[str, Verdict] = {}  # on the groups of `comparisons`, where there is one
 
 
 class Memory(Value, frozen=True):
     """The facts that are remembered from one observation of a release to the next."""
 
-    now: float = -inf
-    """The time of the last observation."""
-    failed: Fail | None = None
-    """The reason for which we failed the deployment, if we did."""
+    now: float = -inf  # the time of the last observation
+    failed: Fail | None = None  # the reason for which we failed the deployment, if we did
     recorded: Fail | None = None
     """The reason for which a run before us was about to fail the deployment. It counts where the deployment
     has failed when we first look at it."""
-    has_reverted: bool = False
-    """True once we registered an older version, or may have."""
-    unplaced_since: Mapping[str, float] = {}
-    """The time since which a group lacks canaries, by its name."""
-    unrouted_since: Mapping[tuple[str, int], float] = {}
-    """The time since which a share was asked for and not given, by group and step."""
-    restarts: Mapping[str, int] = {}
-    """The restarts of a canary when it was first healthy, by its allocation's ID."""
-    assumed: frozenset[str] = frozenset()
-    """The groups for which no balancer could be asked."""
+    has_reverted: bool = False  # we registered an older version, or may have
+    unplaced_since: Mapping[str, float] = {}  # since a group lacks canaries, by its name
+    unrouted_since: Mapping[tuple[str, int], float] = {}  # a share is asked for, by group and step
+    restarts: Mapping[str, int] = {}  # of a canary when it was first healthy, by its allocation's ID
+    assumed: frozenset[str] = frozenset()  # the groups for which no balancer could be asked
 
 
 class Comparison(Value, frozen=True):
     """The two sides that a step of one group compares; addresses are `ip:port`."""
 
-    step: int
-    """The index of the plan's share."""
-    share: float
-    """The share of the requests that the canaries get."""
-    canaries: frozenset[str]
-    """The addresses of the canaries that are ready."""
-    stable: frozenset[str]
-    """The addresses of the old instances that serve."""
+    step: int  # the index of the plan's share
+    share: float  # the share of the requests that the canaries get
+    canaries: frozenset[str]  # the addresses of the canaries that are ready
+    stable: frozenset[str]  # the addresses of the old instances that serve
 
 
 def observe(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> tuple[Memory, Observation]:
@@ -133,16 +105,25 @@ def attempted(memory: Memory, action: Action) -> Memory:
             return memory
 
 
-def has_waiting_canaries(plan: ReleasePlan, raw: Raw) -> bool:
-    """Tell whether there are canaries whose share of the requests matters now."""
-    return bool(_waiting(plan, _states(raw)))
+def waiting_groups(plan: ReleasePlan, raw: Raw) -> dict[str, GroupPlan]:
+    """Return the groups whose canaries are all healthy, and wait for a verdict: their share matters now."""
+    states = _states(raw)
+    return {
+        group.name: group
+        for group in plan.groups
+        if group.is_judged
+        and group.shares
+        and (state := states.get(group.name))
+        and 0 < state.desired_canaries <= state.healthy_canaries
+        and not state.promoted
+    }
 
 
 def comparisons(plan: ReleasePlan, raw: Raw) -> dict[str, Comparison]:
     """Return the groups that can be measured now: their canaries are healthy and get their share."""
     allocations = parse_allocations(raw.allocations, raw.deployment)
     compared = {}
-    for name, group in _waiting(plan, _states(raw)).items():
+    for name, group in waiting_groups(plan, raw).items():
         if not _is_routed(name, group, raw.shares):
             continue
         step = _step(group, raw.shares)
@@ -162,14 +143,9 @@ def is_reverted(observation: Observation) -> bool:
 
 
 def poll_within(observation: Observation, next_measurement: float) -> float:
-    """Return the seconds after which to observe again, whether or not the deployment has changed.
-
-    `next_measurement` is the seconds until then; infinite where nothing is measured.
-    """
+    """Return the seconds to the next observation; `next_measurement` is infinite if nothing is measured."""
     groups = observation.groups.values()
-    poll = POLL_S
-    if any(group.promoted for group in groups):
-        poll = FAST_POLL_S
+    poll = FAST_POLL_S if any(group.promoted for group in groups) else POLL_S
     if any(not group.routed for group in groups):
         poll = SOON_POLL_S
     return max(0.1, min(poll, next_measurement))
@@ -182,9 +158,14 @@ def _remember(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> Memory
         if raw.deployment["Status"] == "failed":
             failed = failed or recorded
         recorded = None
-    states = _states(raw)
-    waiting = _waiting(plan, states)
-    unplaced = [name for name, state in states.items() if _lacks_canaries(state)]
+    waiting = waiting_groups(plan, raw)
+    unplaced = [
+        name
+        for name, state in _states(raw).items()
+        if state.placed_canaries < state.desired_canaries and not state.promoted
+    ]
+    allocations = parse_allocations(raw.allocations, raw.deployment)
+    restarts = {one.id: one.restarts for one in allocations if one.is_canary and is_ready(one)}
     return replace(
         memory,
         now=now,
@@ -192,7 +173,7 @@ def _remember(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> Memory
         recorded=recorded,
         unplaced_since={name: memory.unplaced_since.get(name, now) for name in unplaced},
         unrouted_since=_unrouted_since(memory, waiting, raw.shares, now),
-        restarts={**_restarts_when_ready(raw), **memory.restarts},
+        restarts={**restarts, **memory.restarts},
         assumed=memory.assumed | {name for name in waiting if _is_assumed(name, raw.shares)},
     )
 
@@ -213,17 +194,11 @@ def _unrouted_since(
     return since
 
 
-def _restarts_when_ready(raw: Raw) -> dict[str, int]:
-    allocations = parse_allocations(raw.allocations, raw.deployment)
-    return {one.id: one.restarts for one in allocations if one.is_canary and is_ready(one)}
-
-
 def _groups(plan: ReleasePlan, memory: Memory, raw: Raw) -> dict[str, GroupState]:
-    states = _states(raw)
-    waiting = _waiting(plan, states)
+    waiting = waiting_groups(plan, raw)
     allocations = parse_allocations(raw.allocations, raw.deployment)
     groups = {}
-    for name, state in states.items():
+    for name, state in _states(raw).items():
         canaries = [one for one in allocations if one.group == name and one.is_canary]
         state = replace(
             state,
@@ -255,23 +230,6 @@ def _states(raw: Raw) -> dict[str, GroupState]:
     if raw.deployment is None:
         return {}
     return group_states(raw.deployment, parse_allocations(raw.allocations, raw.deployment))
-
-
-def _waiting(plan: ReleasePlan, states: Mapping[str, GroupState]) -> dict[str, GroupPlan]:
-    """Return the groups whose canaries are all healthy, and wait for a verdict."""
-    return {
-        group.name: group
-        for group in plan.groups
-        if group.is_judged
-        and group.shares
-        and (state := states.get(group.name))
-        and 0 < state.desired_canaries <= state.healthy_canaries
-        and not state.promoted
-    }
-
-
-def _lacks_canaries(state: GroupState) -> bool:
-    return state.placed_canaries < state.desired_canaries and not state.promoted
 
 
 def _is_evaluated(evaluations: Sequence[Json]) -> bool:

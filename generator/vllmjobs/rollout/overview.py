@@ -1,7 +1,5 @@
 """The overview of a job that `status` shows: its instances, its deployment, and the commands to type next."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal
 
@@ -21,92 +19,60 @@ class Part(Value, frozen=True):
     """The instances of one version in one group."""
 
     version: int
-    """The job's version."""
     role: Role
     """`canary` and `new` belong to a deployment that runs, before and after its promotion; `old` ones are
     about to end; `current` ones serve otherwise."""
-    desired: int
-    """The count of instances that are wanted."""
-    healthy: int
-    """The count of instances that run, and are healthy as far as the last deployment has checked."""
-    placed: int
-    """The count of instances that have a node, and have not ended."""
-    failed: int
-    """The count of instances that did not end well, as long as Nomad remembers them."""
-    restarts: int
-    """The count of restarts of instances that have not ended."""
-    gpus: int
-    """The count of GPUs in use."""
-    nodes: tuple[str, ...]
-    """The names of their nodes."""
-    image: str | None
-    """The image of their server."""
-    model: str | None
-    """The model of their server."""
-    why: str
-    """The last thing that went wrong with one of them, in Nomad's words."""
+    desired: int  # instances that are wanted
+    healthy: int  # those that run, and are healthy as far as the last deployment has checked
+    placed: int  # instances that have a node, and have not ended
+    failed: int  # instances that did not end well, as long as Nomad remembers them
+    restarts: int  # restarts of instances that have not ended
+    gpus: int  # GPUs in use
+    nodes: tuple[str, ...]  # the nodes' names
+    image: str | None  # the image of their server
+    model: str | None  # the model of their server
+    why: str  # the last thing that went wrong with one of them, in Nomad's words
 
 
 class Weight(Value, frozen=True):
     """The canaries' share of the requests, 0 to 1; None where it is not known."""
 
     asked: float | None
-    """The share that was asked for."""
-    given: float | None
-    """The share that the balancers give."""
+    given: float | None  # by the balancers
 
 
 class GroupView(Value, frozen=True):
     """One group, which serves one model."""
 
     name: str
-    """The group's name."""
-    parts: tuple[Part, ...]
-    """The group's versions, the newest first."""
-    is_well: bool
-    """True where all wanted instances are healthy."""
-    weight: Weight | None
-    """The canaries' share; None without canaries."""
-    progress_by: str | None
-    """The time by which the next instance has to be healthy, or the deployment fails; UTC, ISO 8601."""
-    step: int | None
-    """The index of the step that the verdict is on."""
-    verdict: Verdict | None
-    """The last verdict of this version's release."""
+    parts: tuple[Part, ...]  # the group's versions, the newest first
+    is_well: bool  # all wanted instances are healthy
+    weight: Weight | None  # the canaries' share; None without canaries
+    progress_by: str | None  # the next instance is healthy by then, or the deployment fails; UTC, ISO 8601
+    step: int | None  # the index of the step that the verdict is on
+    verdict: Verdict | None  # the last verdict of this version's release
 
 
 class DeploymentView(Value, frozen=True):
     """The newest deployment."""
 
     id: str
-    """The deployment's ID."""
-    version: int
-    """The job's version that it deploys."""
+    version: int  # the job's version that it deploys
     status: str
-    """Nomad's status."""
-    description: str
-    """Nomad's description of the status."""
+    description: str  # Nomad's description of the status
 
 
 class Overview(Value, frozen=True):
     """The things that a person on call wants to see first."""
 
     job: str
-    """The job's ID."""
     namespace: str
-    """The job's namespace."""
     version: int
-    """The job's version now."""
-    is_well: bool
-    """True where every group has the instances that it wants, and no release has failed."""
-    summary: str
-    """One line: the state of it all."""
-    next: tuple[tuple[str, str], ...]
-    """Commands to type next, each with what it does."""
-    deployment: DeploymentView | None
-    """The newest deployment; None without one."""
-    groups: tuple[GroupView, ...]
-    """The groups, in the job's order."""
+    is_well: bool  # every group has the instances that it wants, and no release has failed
+    summary: str  # one line: the state of it all
+    next: tuple[tuple[str, str], ...]  # commands to type next, each with what it does
+    deployment: DeploymentView | None  # the newest deployment; None without one
+    groups: tuple[GroupView, ...]  # the groups, in the job's order
 
 
 def overview(
@@ -127,11 +93,12 @@ def overview(
     record = next((one for one in records if one.version == job["Version"]), None)
     phase = _phase(job, deployment)
     is_way_back = deployments.is_way_back(job["Version"], record, jobs.values())
+    judging = deployment if phase == "releasing" else None
     views = []
     for name in (group["Name"] for group in task_groups(job)):
         state = ((deployment or {}).get("TaskGroups") or {}).get(name) or {}
         own = [one for one in allocations if one["TaskGroup"] == name]
-        parts = _parts(name, job["Version"], jobs, phase, state, own, deployment)
+        parts = _parts(name, job["Version"], jobs, phase, state, own, judging)
         has_canaries = any(part.role == "canary" for part in parts)
         progress = state.get("RequireProgressBy") if phase == "releasing" else None
         views.append(
@@ -171,9 +138,12 @@ def _parts(
     phase: Phase,
     state: Json,
     allocations: list[Json],
-    deployment: Json | None,
+    judging: Json | None,
 ) -> tuple[Part, ...]:
-    """Return the versions of a group: the job's, and others as long as an instance of them has not ended."""
+    """Return the versions of a group: the job's, and others as long as an instance of them has not ended.
+
+    `judging` is the deployment, as long as it runs.
+    """
     alive = {one["JobVersion"] for one in allocations if one["ClientStatus"] not in ENDED}
     # Until its canaries are promoted, and after it was failed before that, the version before it serves.
     waits = phase in ("releasing", "failed") and state.get("DesiredCanaries") and not state.get("Promoted")
@@ -182,15 +152,15 @@ def _parts(
     parts = []
     for version in sorted({current, *alive}, reverse=True):
         role: Role = "current" if version == serving else "old"
-        wanted = _count(jobs.get(version), name) if version == serving else 0
+        group = next((one for one in task_groups(jobs.get(version)) if one["Name"] == name), None)
+        wanted = group["Count"] if group and version == serving else 0
         if phase == "stopped":
             role, wanted = "old", 0
         elif phase == "releasing" and version == current:
             role = "canary" if waits else "new"
             wanted = state["DesiredCanaries"] if waits else wanted
         own = [one for one in allocations if one["JobVersion"] == version]
-        judging = deployment if phase == "releasing" else None
-        parts.append(_part(version, role, wanted, own, _named(jobs.get(version), name), judging))
+        parts.append(_part(version, role, wanted, own, group, judging))
     return tuple(parts)
 
 
@@ -224,15 +194,6 @@ def _gpus(allocation: Json) -> int:
     tasks = ((allocation.get("AllocatedResources") or {}).get("Tasks") or {}).values()
     devices = (device for task in tasks for device in task.get("Devices") or ())
     return sum(len(device["DeviceIDs"]) for device in devices if device["Type"] == "gpu")
-
-
-def _named(job: Json | None, name: str) -> Json | None:
-    return next((group for group in task_groups(job) if group["Name"] == name), None)
-
-
-def _count(job: Json | None, name: str) -> int:
-    group = _named(job, name)
-    return group["Count"] if group else 0
 
 
 def _phase(job: Json, deployment: Json | None) -> Phase:

@@ -71,10 +71,8 @@ class Sample(Value, frozen=True):
 class Timed(NamedTuple):
     """A sample with its time."""
 
-    at: float
-    """Seconds, on the clock of `rollout.model`."""
+    at: float  # seconds, on the clock of `rollout.model`
     sample: Sample
-    """The sample."""
 
 
 class _Series(NamedTuple):
@@ -141,10 +139,11 @@ def _sample(series: Iterable[_Series]) -> Sample:
             bound = float(one.labels["le"])
             buckets[bound] = buckets.get(bound, 0) + one.value
         counts[metric] = buckets
-    gauges = {metric: [one.value for one in _first(by_name, names)] for metric, names in GAUGES.items()}
-    return Sample(
-        counts, {metric: _over_engines(metric, values) for metric, values in gauges.items() if values}
-    )
+    gauges = {}
+    for metric, names in GAUGES.items():
+        if values := [one.value for one in _first(by_name, names)]:  # one of each engine
+            gauges[metric] = sum(values) / (len(values) if metric == "kv_cache_usage" else 1)
+    return Sample(counts, gauges)
 
 
 def _first(by_name: Mapping[str, list[_Series]], names: Iterable[str]) -> list[_Series]:
@@ -155,7 +154,3 @@ def _is_asked_of_an_engine(labels: Mapping[str, str]) -> bool:
     # Requests without a route of their own are counted under the handler `none`: they are no API calls.
     handler = labels.get("handler", "")
     return handler.startswith("/v1/") and not handler.startswith("/v1/models")
-
-
-def _over_engines(metric: str, values: list[float]) -> float:
-    return sum(values) / len(values) if metric == "kv_cache_usage" else sum(values)

@@ -24,6 +24,12 @@ def joined(words: Sequence[str], conjunction: str = "and") -> str:
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
+def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
+    """Return a line for each row, with its cells in columns."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+
+
 def near(name: str, known: Iterable[str], most: int, cutoff: float = _CUTOFF) -> list[str]:
     """Return the known names that are spelt much like this one, the nearest first."""
     import difflib  # noqa: PLC0415 (only a mistake is worth its 2 ms)

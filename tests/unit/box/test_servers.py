@@ -15,7 +15,7 @@ from vllmjobs.box.supervised import configuration, instances, nginx_conf, places
 from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.gpus.cards import Card
-from vllmjobs.importing.one_box import of_the_box
+from vllmjobs.importing.imported import of_the_box
 from vllmjobs.project.templates import templates
 from vllmjobs.render import job
 from vllmjobs.supervisor.settings import read_file

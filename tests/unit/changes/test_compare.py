@@ -14,8 +14,7 @@ from vllmjobs.changes.model import Field, GroupChange, JobChange
 from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.differences import differences
-from vllmjobs.project.jobs import rendered
-from vllmjobs.project.templates import templates
+from vllmjobs.project.templates import rendered, templates
 
 JOB = """
 job "chat" {

@@ -6,7 +6,6 @@ import pytest
 
 from vllmjobs.changes.model import GroupAction, JobChange
 from vllmjobs.changes.planned import planned, warnings
-from vllmjobs.changes.predicates import has_changed, is_unplaceable
 
 Json = dict[str, Any]
 RUN = "nomad job run -check-index 7 job.nomad.hcl"
@@ -97,7 +96,7 @@ def test_what_nomad_adds_to_a_job_is_no_change() -> None:
     old = job(group(), Region="global", Namespace="default", Stable=True)
     old["TaskGroups"][0] |= {"Constraints": [implied], "Networks": [{"Mode": "host", "IP": "10.0.0.1"}]}
     same = plan(job(group()), old, updates={"chat": {"Ignore": 2}})
-    assert (same.action, same.fields, same.groups[0].fields, has_changed(same)) == ("none", (), (), False)
+    assert (same.action, same.fields, same.groups[0].fields, same.has_changed) == ("none", (), (), False)
 
 
 def test_a_constraint_that_comes_does_not_take_nomads_own_away() -> None:
@@ -205,8 +204,8 @@ def test_placements_that_wait_are_a_change_of_an_unchanged_job() -> None:
     failed = {"NodesEvaluated": 1, "DimensionExhausted": {"memory": 1}}
     found = plan(job(group()), job(group()), updates={"chat": {"Place": 1}}, FailedTGAllocs={"chat": failed})
     assert (found.action, found.groups[0].actions) == ("none", ())
-    assert has_changed(found)
-    assert is_unplaceable(found)
+    assert found.has_changed
+    assert found.is_unplaceable
 
 
 @pytest.mark.parametrize("updates", [{"Place": 3, "Ignore": 3}, {"Place": 5, "Ignore": 3}])
@@ -215,7 +214,7 @@ def test_a_system_job_that_is_unchanged_places_nothing(updates: Json) -> None:
     found = plan(spec, spec, updates={"chat": updates})
     assert found.groups[0].updates
     assert found.groups[0].updates.place == 0
-    assert not has_changed(found)
+    assert not found.has_changed
 
 
 def test_a_system_job_that_changes_is_placed_where_it_was_not() -> None:

@@ -33,10 +33,10 @@ from vllmjobs.rollout.observe import (
     Shares,
     attempted,
     comparisons,
-    has_waiting_canaries,
     is_reverted,
     observe,
     poll_within,
+    waiting_groups,
 )
 
 Json = dict[str, Any]
@@ -257,7 +257,7 @@ def test_healthy_canaries_are_compared_with_the_old_instances_of_their_group() -
             stable=frozenset({"10.0.0.97:20000"}),
         )
     }
-    assert has_waiting_canaries(PLAN, PLACED)
+    assert waiting_groups(PLAN, PLACED)
 
 
 @pytest.mark.parametrize(
@@ -270,7 +270,7 @@ def test_healthy_canaries_are_compared_with_the_old_instances_of_their_group() -
     ],
 )
 def test_nobody_is_measured_without_healthy_canaries_that_wait(raw: Raw) -> None:
-    assert not has_waiting_canaries(PLAN, raw)
+    assert not waiting_groups(PLAN, raw)
     assert comparisons(PLAN, raw) == {}
 
 
@@ -279,7 +279,7 @@ def test_canaries_whose_share_is_not_given_are_not_measured() -> None:
 
 
 def test_a_group_that_is_not_judged_is_not_measured() -> None:
-    assert not has_waiting_canaries(replace(PLAN, groups=(GroupPlan(name="chat", is_judged=False),)), PLACED)
+    assert not waiting_groups(replace(PLAN, groups=(GroupPlan(name="chat", is_judged=False),)), PLACED)
 
 
 def test_what_a_run_before_us_was_about_to_fail_it_for_counts_where_it_had_failed() -> None:
@@ -418,7 +418,7 @@ def hold(raw: Raw, observation: Observation) -> None:
             assert group.routed and group.healthy_canaries >= group.desired_canaries > 0
             assert compared[name].step == group.step
             assert not compared[name].canaries & compared[name].stable
-        if name == "chat" and raw.shares and group.routed and has_waiting_canaries(PLAN, raw):
+        if name == "chat" and raw.shares and group.routed and waiting_groups(PLAN, raw):
             share, wanted = raw.shares.given.get(name), PLAN.groups[0].shares[group.step]
             assert raw.shares.is_known, "without an answer, no share is given"
             assert share is None or (share > 0 and abs(share - wanted) <= TOLERANCE)

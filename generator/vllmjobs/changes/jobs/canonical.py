@@ -92,10 +92,7 @@ _ZERO_COUNTS = {"uid", "gid", "lost_after", "stop_on_client_after", "shutdown_de
 
 
 def canonicalize(job: Jobspec) -> Tree:
-    """Return the tree of a job with Nomad's defaults.
-
-    Words that a job says for all of its groups stand in each of them.
-    """
+    """Return the tree of a job with Nomad's defaults; what it says for all groups stands in each."""
     tree = _with_block_defaults(_with_defaults(_JOB, spelt_out(job)), _OF_JOB)
     shared: Tree = {word: tree[word] for word in _SHARED if tree.get(word) is not None}
     kind = str(tree["type"])
@@ -180,7 +177,10 @@ def _normalized(path: Path, item: Item) -> Item:
         texts = [value if isinstance(value, dict) else _text(value) for value in item]
         return sorted(texts, key=str) if path[-1] in _SETS else list(texts)
     text = _text(item)
-    return _duration(text) if foreign is None and _DURATIONS.search(path[-1]) else text
+    if foreign is not None or not _DURATIONS.search(path[-1]) or not is_duration(text):
+        return text
+    value = seconds(text)
+    return duration(value) if value == int(value) else f"{value:g}s"
 
 
 def _normalized_block(path: Path, block: Tree, is_foreign: bool) -> Tree:
@@ -216,11 +216,10 @@ def _service(service: Tree) -> Tree:
     left: Tree = {word: value for word, value in service.items() if word != "check_restart"}
     if isinstance(connect := left.get("connect"), dict):
         left = {**left, "connect": _with_block_defaults(connect, _CONNECT)}
-    return with_each(left, "check", lambda _, check: _check(_with_defaults(defaults, check)))
-
-
-def _check(check: Tree) -> Tree:
-    return _with_block_defaults(check, {"check_restart": _CHECK_RESTART})
+    restart: dict[str, Tree] = {"check_restart": _CHECK_RESTART}
+    return with_each(
+        left, "check", lambda _, check: _with_block_defaults(_with_defaults(defaults, check), restart)
+    )
 
 
 def _template(template: Tree) -> Tree:
@@ -231,10 +230,3 @@ def _template(template: Tree) -> Tree:
 
 def _text(item: Item) -> str:
     return str(item).lower() if isinstance(item, bool) else "" if item is None else str(item)
-
-
-def _duration(text: str) -> str:
-    if not is_duration(text):
-        return text
-    value = seconds(text)
-    return duration(value) if value == int(value) else f"{value:g}s"

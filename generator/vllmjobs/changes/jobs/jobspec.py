@@ -6,6 +6,7 @@ make no difference.
 """
 
 import re
+from contextlib import suppress
 from functools import cache
 from typing import NamedTuple
 
@@ -34,15 +35,11 @@ class Jobspec(NamedTuple):
 
     id: str
     tree: Tree
-    beside: Tree = {}
-    """The blocks `variable`, `variables` and `locals` of its file."""
+    beside: Tree = {}  # the blocks `variable`, `variables` and `locals` of its file
 
 
 def read(hcl: str, source: str) -> Jobspec:
-    """Return the job of a jobspec; `source` names it in errors.
-
-    Raises `JobspecError` for what is no HCL, and unless it holds exactly one `job`.
-    """
+    """Return the one job of a jobspec; `source` names it in errors. Raises `JobspecError`."""
     try:
         return _read(hcl, source)
     except RecursionError as error:
@@ -50,7 +47,7 @@ def read(hcl: str, source: str) -> Jobspec:
 
 
 def _read(hcl: str, source: str) -> Jobspec:
-    root = _parser().parse(_MISREAD.sub(_stand_in, hcl).encode()).root_node
+    root = _parser().parse(_MISREAD.sub(lambda match: _STAND_INS[match[1]], hcl).encode()).root_node
     if root.has_error:
         row, column = _first_error(root)
         raise JobspecError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
@@ -135,15 +132,12 @@ def _value(expression: Node) -> Item:
         case "object":
             return dict(_element(item) for item in node.named_children if item.type == "object_elem")
     text = _text(expression)
-    try:
+    with suppress(ValueError):
         return int(text)
-    except ValueError:
-        pass
-    try:
+    with suppress(ValueError):
         number = float(text)
         return int(number) if number.is_integer() else number
-    except ValueError:
-        return "${" + " ".join(text.split()) + "}"
+    return "${" + " ".join(text.split()) + "}"
 
 
 def _element(node: Node) -> tuple[str, Item]:
@@ -182,10 +176,6 @@ def _heredoc(text: str) -> str:
         )
         lines = [line[shared:] if line.strip(_SPACES) else line for line in lines]
     return _DOUBLED.sub(r"\1", "".join(f"{line}\n" for line in lines))
-
-
-def _stand_in(match: re.Match[str]) -> str:
-    return _STAND_INS[match[1]]
 
 
 def _text(node: Node) -> str:

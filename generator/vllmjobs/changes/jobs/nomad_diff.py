@@ -9,8 +9,8 @@ import re
 from collections.abc import Iterator, Set
 
 from vllmjobs.changes.differences import fields
-from vllmjobs.changes.jobs.api_words import word
-from vllmjobs.changes.jobs.tree import Path, Tree, below, without_groups
+from vllmjobs.changes.jobs.registered import word
+from vllmjobs.changes.jobs.tree import Path, Tree, below
 from vllmjobs.changes.model import Field
 from vllmjobs.text.json import Json
 
@@ -19,18 +19,11 @@ _PLACE = range(1, 5)  # words of a place in the Diff
 _NOT_COMPARED = ("lifecycle", "restart", "scaling", "csi_plugin")
 
 
-def job_fields(diff: Json, before: Tree, after: Tree) -> tuple[Field, ...]:
-    """Return what differs outside of the groups; `diff` is a plan's Diff."""
-    return _fields(diff, without_groups(before), without_groups(after), of_job=True)
+def planned_fields(diff: Json, before: Tree, after: Tree, of_job: bool = False) -> tuple[Field, ...]:
+    """Return what differs, where Nomad sees a difference too: it adds to a job what nobody wrote.
 
-
-def group_fields(diff: Json | None, before: Tree, after: Tree) -> tuple[Field, ...]:
-    """Return what differs in a group that both jobs have; `diff` is its part of the Diff's TaskGroups."""
-    return _fields(diff or {}, before, after)
-
-
-def _fields(diff: Json, before: Tree, after: Tree, of_job: bool = False) -> tuple[Field, ...]:
-    """Return what differs, where Nomad sees a difference too: it adds to a job what nobody wrote."""
+    `diff` is a plan's Diff for a job without its groups, `of_job`, and for a group its part of TaskGroups.
+    """
     places = set(_places(diff, ()))
     for task in diff.get("Tasks") or ():
         place = ("task", task["Name"])
@@ -64,7 +57,9 @@ def _is_at(path: Path, places: Set[Path]) -> bool:
     start = 2 if path[0] == "task" else 0
     if (path[start : start + 1], path[start + 2 : start + 3]) == (("service",), ("identity",)):
         return (*path[: start + 1], "identity") in places
-    return any(_unnumbered(path)[:length] in places for length in _PLACE)
+    # A second constraint of the same attribute has a number.
+    unnumbered = tuple(re.sub(r"#\d+$", "", part) for part in path)
+    return any(unnumbered[:length] in places for length in _PLACE)
 
 
 def _is_not_compared(path: Path, tasks_of_both: Set[str]) -> bool:
@@ -73,8 +68,3 @@ def _is_not_compared(path: Path, tasks_of_both: Set[str]) -> bool:
     A task that only one side has, and that is not in the Diff, is Nomad's: the proxy of a Connect service.
     """
     return path[0] == "spread" or (len(path) > 2 and path[2] in _NOT_COMPARED and path[1] in tasks_of_both)
-
-
-def _unnumbered(path: Path) -> Path:
-    """Return a path without the number that a second constraint of the same attribute has."""
-    return tuple(re.sub(r"#\d+$", "", part) for part in path)

@@ -1,18 +1,51 @@
 """Jobs as Nomad's API gives them, as trees of the jobspec's own words."""
 
+import pkgutil
 import re
+import tomllib
 from collections.abc import Mapping
+from functools import cache
 from typing import Any
 
-from vllmjobs.changes.jobs.api_words import api_words, word
+import msgspec
+
 from vllmjobs.changes.jobs.canonical import canonicalize
 from vllmjobs.changes.jobs.jobspec import Jobspec
-from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Tree, below, put, with_each, without
+from vllmjobs.changes.jobs.tree import NAMED_BY, Tree, below, put, with_each, without
 from vllmjobs.environment.quantity import duration
 from vllmjobs.text.json import Json
 
 # The name that nomad/structs/services.go gives to a check that has none, once the job is kept.
 _NAMELESS = re.compile(r'service: ".*" check')
+
+
+class ApiWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The tables of `api_words.toml`, where each has its comment."""
+
+    job_keys: frozenset[str]
+    durations: frozenset[str]
+    free_words: frozenset[str]
+    may_be_empty: frozenset[str]
+    zero_counts: frozenset[str]
+    words: dict[str, str]
+    words_in: dict[str, dict[str, str]]
+    labels: dict[str, str]
+    not_written: dict[str, frozenset[str]]
+
+
+@cache
+def api_words() -> ApiWords:
+    """Return the tables."""
+    text = pkgutil.get_data(__name__, "api_words.toml")
+    assert text is not None
+    return msgspec.convert(tomllib.loads(text.decode()), ApiWords)
+
+
+@cache
+def word(name: str) -> str:
+    """Return the jobspec's word for a name of the API: `kill_timeout` for KillTimeout."""
+    words = re.sub(r"([A-Z]+)([A-Z][a-z])", r"\1_\2", re.sub(r"([a-z0-9])([A-Z])", r"\1_\2", name))
+    return api_words().words.get(name) or words.lower()
 
 
 def tree(job: Json) -> Tree:
@@ -27,29 +60,16 @@ def tree(job: Json) -> Tree:
 
 
 def _written_group(job: str, name: str, group: Tree) -> Tree:
-    """Return a group less what Nomad puts into it."""
+    """Return a group less what Nomad puts into it: a service's task into checks, its `restart` into tasks."""
 
     def service(_: str, block: Tree) -> Tree:
-        return with_each(block, "check", lambda _, check: _without_task(check, block.get("task")))
+        return with_each(block, "check", lambda _, check: without(check, "task", block.get("task")))
+
+    def task(label: str, block: Tree) -> Tree:
+        return without(_with_service_names(block, job, name, label), "restart", group.get("restart"))
 
     group = with_each(_with_service_names(group, job, name, "group"), "service", service)
-    restart = group.get("restart")
-    return with_each(group, "task", lambda label, task: _written_task(job, name, label, task, restart))
-
-
-def _written_task(job: str, group: str, name: str, task: Tree, restart: Item) -> Tree:
-    """Return a task less what Nomad puts into it: the group's `restart`, and its name into its services."""
-
-    def service(_: str, block: Tree) -> Tree:
-        return with_each(_without_task(block, name), "check", lambda _, check: _without_task(check, name))
-
-    task = without(_with_service_names(task, job, group, name), "restart", restart)
-    return with_each(task, "service", service)
-
-
-def _without_task(block: Tree, task: Item) -> Tree:
-    """Return a service or a check that does not say that it is this task's."""
-    return block if task is None else without(block, "task", task)
+    return with_each(group, "task", task)
 
 
 def _with_service_names(tree: Tree, job: str, group: str, task: str) -> Tree:
@@ -82,7 +102,10 @@ def _block(values: Json, kind: str) -> Tree:
         elif name == "volume" and isinstance(value, dict):
             block[name] = {label: _block(volume, name) for label, volume in value.items()}
         elif name == "identity" and isinstance(value, dict):
-            put(block, [name, "default"], _identity(value))
+            own = {word: item for word, item in _block(value, name).items() if word != "name"}
+            put(
+                block, [name, "default"], own
+            )  # the only one of a service, or a task's own, which Nomad names
         elif isinstance(value, dict):
             block[name] = _block(value, name)
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):
@@ -90,12 +113,9 @@ def _block(values: Json, kind: str) -> Tree:
                 inner = _less_implied_name(name, _block(item, name))
                 put(block, [name, *_labels(name, item, inner)], inner)
         elif value or value is False or (value == 0 and name in api.zero_counts):
-            block[name] = _duration(value) if _is_duration(kind, name) else value
+            is_duration = name in api.durations or (kind == "wait" and name in ("min", "max"))
+            block[name] = _duration(value) if is_duration else value
     return {name: item for name, item in block.items() if item not in ([], {}) or name in api.may_be_empty}
-
-
-def _is_duration(kind: str, name: str) -> bool:
-    return name in api_words().durations or (kind == "wait" and name in ("min", "max"))
 
 
 def _less_implied_name(kind: str, block: Tree) -> Tree:
@@ -111,11 +131,6 @@ def _labels(kind: str, values: Json, block: Tree) -> list[str]:
     if kind not in NAMED_BY:
         return []
     return [str(block[key]) for key in NAMED_BY[kind] if key in block][:1] or ["default"]
-
-
-def _identity(values: Json) -> Tree:
-    """Return the only identity of a service, or a task's own, which Nomad names."""
-    return {name: item for name, item in _block(values, "identity").items() if name != "name"}
 
 
 def _free_block(values: Json) -> Tree:

@@ -13,10 +13,8 @@ class Piece(NamedTuple):
 
     entries: list[str]
     wrap: Callable[[list[str]], str]
-    noun: str
-    """The noun for entries, in the plural."""
-    ranks: list[int] | None = None
-    """The rank of each entry, the lowest for the worst; where there are none, the first are kept."""
+    noun: str  # the noun for entries, in the plural
+    ranks: list[int] | None = None  # of the entries, the lowest for the worst; without, the first are kept
 
 
 class PathLines(NamedTuple):

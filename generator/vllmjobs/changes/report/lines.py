@@ -35,10 +35,7 @@ class PathDiff(NamedTuple):
 
 
 def path_diffs(fields: Sequence[Field]) -> list[PathDiff]:
-    """Return the lines of what differs, path by path, in the order of the fields.
-
-    Items of a list are fields of one path: they stand beneath it.
-    """
+    """Return the lines of what differs, path by path; items of a list stand beneath their path."""
     paths: dict[tuple[str, ...], list[Field]] = {}
     for field in fields:
         paths.setdefault(field.path, []).append(field)
@@ -47,11 +44,8 @@ def path_diffs(fields: Sequence[Field]) -> list[PathDiff]:
 
 def dotted(path: tuple[str, ...]) -> str:
     """Write a path of a jobspec: `task.vllm.env.HF_HOME`, with quotes around a label that has a dot."""
-    return ".".join(part if _is_word(part) else f'"{part}"' for part in map(visible.name, path))
-
-
-def _is_word(part: str) -> bool:
-    return part != "" and not set(part) & set(' ."')
+    parts = map(visible.name, path)
+    return ".".join(part if part and not set(part) & set(' ."') else f'"{part}"' for part in parts)
 
 
 def _of_path(path: tuple[str, ...], fields: list[Field]) -> Iterator[DiffLine]:
@@ -77,7 +71,7 @@ def _of_field(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
     elif "\n" in (before or "") or "\n" in (after or ""):
         if where:
             yield DiffLine(sign, f"{where}:{mark}")
-        yield from _lines(_split(before), _split(after))
+        yield from _lines(*([] if text is None else text.split("\n") for text in (before, after)))
     elif before is not None and after is not None:
         yield DiffLine(sign, f"{colon}{' → '.join(visible.values(before, after))}{mark}")
     else:
@@ -87,10 +81,6 @@ def _of_field(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
 def _tells_nothing(before: str | None, after: str | None) -> bool:
     """Tell whether all that differs is hidden; in a template, a hidden line may be one of many."""
     return before == after or HIDDEN not in f"{before}{after}" or {before, after} <= {None, "", HIDDEN}
-
-
-def _split(text: str | None) -> list[str]:
-    return [] if text is None else text.split("\n")
 
 
 def _lines(before: list[str], after: list[str]) -> Iterator[DiffLine]:
@@ -122,19 +112,14 @@ def _hunks(hunks: list[list[_Step]], skipped: int, before: list[str], after: lis
                 yield from (DiffLine(" ", f"  {_plain(line)}") for line in before[low:high])
             else:
                 # More of either is not shown.
-                yield from _replaced(
-                    before[low : min(high, low + LINES)], after[start : min(end, start + LINES)]
-                )
+                replaced = before[low : min(high, low + LINES)], after[start : min(end, start + LINES)]
+                pairs = [_pair(one, other) for one, other in zip_longest(*replaced)]
+                yield from (DiffLine("-", f"  {one}") for one, _ in pairs if one is not None)
+                yield from (DiffLine("+", f"  {other}") for _, other in pairs if other is not None)
 
 
 def _begins_later(hunk: list[_Step], skipped: int) -> bool:
     return bool(skipped or hunk[0][3])
-
-
-def _replaced(before: list[str], after: list[str]) -> Iterator[DiffLine]:
-    pairs = [_pair(one, other) for one, other in zip_longest(before, after)]
-    yield from (DiffLine("-", f"  {one}") for one, _ in pairs if one is not None)
-    yield from (DiffLine("+", f"  {other}") for _, other in pairs if other is not None)
 
 
 def _pair(before: str | None, after: str | None) -> tuple[str | None, str | None]:

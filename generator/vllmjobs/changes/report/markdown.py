@@ -1,32 +1,17 @@
 """A report as one comment on a pull request."""
 
 import re
+import shlex
 from collections.abc import Iterator
 from enum import IntEnum, auto
 from typing import NamedTuple
 
 from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report
-from vllmjobs.changes.predicates import has_changed, is_changed, is_untried
-from vllmjobs.changes.report import escape, visible
+from vllmjobs.changes.report import escape, sentences, visible
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
-from vllmjobs.changes.report.gpu_totals import from_to, gpu_totals
 from vllmjobs.changes.report.lines import path_diffs
 from vllmjobs.changes.report.redaction import for_people
-from vllmjobs.changes.report.rerun import rerun_command
-from vllmjobs.changes.report.sentences import (
-    describe,
-    describe_finding,
-    joined_reasons,
-    joined_ways_out,
-    place,
-    remarks,
-    scheduler_numbers,
-    sorted_findings,
-    tally,
-    unplaced_count,
-    what_becomes,
-)
-from vllmjobs.changes.report.summary import summary
+from vllmjobs.changes.report.summary import from_to, gpu_totals, summary
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.english import counted
@@ -46,8 +31,7 @@ class _Row(NamedTuple):
 
     environment: EnvironmentChange
     job: JobChange
-    group: GroupChange | None
-    """The group; None for the job as a whole."""
+    group: GroupChange | None  # the group; None for the job as a whole
 
 
 class _Rank(IntEnum):
@@ -102,14 +86,16 @@ def _rows(report: Report) -> Iterator[_Row]:
 
 def _is_row(row: _Row) -> bool:
     if row.group:
-        return is_changed(row.group)
-    return bool(row.job.fields) or (row.job.action != "none" and not any(map(is_changed, row.job.groups)))
+        return row.group.is_changed
+    return bool(row.job.fields) or (
+        row.job.action != "none" and not any(group.is_changed for group in row.job.groups)
+    )
 
 
 def _head(report: Report) -> str:
     """Write the worst thing, with a sign for it; then all of it in numbers."""
     jobs = [job for environment in report.environments for job in environment.jobs]
-    numbers, is_change = summary(jobs), any(map(has_changed, jobs))
+    numbers, is_change = summary(jobs), any(job.has_changed for job in jobs)
     obstacle = _obstacle(report)
     totals = gpu_totals([group for job in jobs for group in job.groups])
     against = _subject(sorted({environment.against for environment in report.environments}), "state")
@@ -134,12 +120,12 @@ def _obstacle(report: Report) -> str:
     ]
     if failing:
         row, group, unplaced = failing[0]
-        count = unplaced_count(unplaced, group.name, escape.FOR_MARKDOWN)
+        count = sentences.unplaced_count(unplaced, group.name, escape.FOR_MARKDOWN)
         more = f"; no room either for {counted(len(failing) - 1, 'more group')}" if failing[1:] else ""
         return f"⛔ {escape.name(row.environment.name)}: {count}{more}"
     findings = [finding for environment in report.environments for finding in environment.findings]
     if errors := [finding for finding in findings if finding.severity == "error"]:
-        return f"⛔ {_names(report)}: check finds {tally(errors)}"
+        return f"⛔ {_names(report)}: check finds {sentences.tally(errors)}"
     return ""
 
 
@@ -160,8 +146,12 @@ def _is_risky(report: Report) -> bool:
     groups = [group for job in jobs for group in job.groups]
     return (
         any(job.action == "gone" for job in jobs)
-        or any(remark.severity == "warning" for job in jobs for remark in remarks(job, escape.FOR_MARKDOWN))
-        or any("gone" in group.actions or is_untried(group) for group in groups)
+        or any(
+            remark.severity == "warning"
+            for job in jobs
+            for remark in sentences.remarks(job, escape.FOR_MARKDOWN)
+        )
+        or any("gone" in group.actions or group.is_untried for group in groups)
     )
 
 
@@ -171,7 +161,7 @@ def _rank(row: _Row) -> _Rank:
         return _Rank.WHOLE_JOB
     if group.unplaced:
         return _Rank.UNPLACED
-    if "gone" in group.actions or is_untried(group):
+    if "gone" in group.actions or group.is_untried:
         return _Rank.UNTRIED
     return _Rank.REPLACED if "destructive" in group.actions else _Rank.OTHER
 
@@ -180,9 +170,9 @@ def _unplaced(rows: list[_Row]) -> Piece:
     entries = []
     for row in rows:
         if row.group and (unplaced := row.group.unplaced):
-            count = unplaced_count(unplaced, row.group.name, escape.FOR_MARKDOWN)
-            why = joined_reasons(unplaced, escape.FOR_MARKDOWN)
-            way_out = joined_ways_out(unplaced, escape.FOR_MARKDOWN)
+            count = sentences.unplaced_count(unplaced, row.group.name, escape.FOR_MARKDOWN)
+            why = sentences.joined_reasons(unplaced, escape.FOR_MARKDOWN)
+            way_out = sentences.joined_ways_out(unplaced, escape.FOR_MARKDOWN)
             end = f"**Way out:** {way_out}." if way_out else ""
             entries.append(f"- **{count}**{why and f': {why}'}. {end}".rstrip() + "\n")
     return Piece(entries, _list, "groups that cannot be placed")
@@ -195,13 +185,8 @@ def _list(entries: list[str]) -> str:
 def _table(report: Report, rows: list[_Row]) -> Piece:
     several = len(report.environments) > 1
     head = [
-        "job",
-        "group",
-        "what Nomad does",
-        "instances",
-        "GPUs now → then",
-        "extra GPUs while it rolls out",
-    ]
+        "job", "group", "what Nomad does", "instances", "GPUs now → then", "extra GPUs while it rolls out",
+    ]  # fmt: skip
     head = [*(["environment"] if several else []), *head]
     rule = "|" + "---|" * (len(head) - 3) + "--:|" * 3
 
@@ -215,15 +200,15 @@ def _table(report: Report, rows: list[_Row]) -> Piece:
 
 
 def _row(row: _Row) -> list[str]:
-    where = place(row.job)
+    where = sentences.place(row.job)
     job = escape.name(row.job.id) + (f" ({escape.prose(where)})" if where else "")
     group = row.group
     if group is None:
         values = f"{len(row.job.fields):,} of its values"
-        text = values if row.job.action == "changed" else what_becomes(row.job).strip(": ")
+        text = values if row.job.action == "changed" else sentences.what_becomes(row.job).strip(": ")
         return [job, "the whole job", text, "", "", ""]
     totals = gpu_totals([group])
-    text = f"⛔ {describe(group)}" if group.unplaced else describe(group)
+    text = f"⛔ {sentences.describe(group)}" if group.unplaced else sentences.describe(group)
     instances = from_to(group.count_before or 0, group.count_after or 0)
     gpus = [from_to(totals.before, totals.after), f"{totals.extra:,}"] if any(totals) else ["", ""]
     return [job, escape.name(group.name), text, instances, *gpus]
@@ -239,13 +224,13 @@ def _remarks(report: Report) -> Piece:
         f"- {signs[remark.severity]} {escape.name(job.id)}: {remark.text}\n"
         for environment in report.environments
         for job in environment.jobs
-        for remark in remarks(job, escape.FOR_MARKDOWN)
+        for remark in sentences.remarks(job, escape.FOR_MARKDOWN)
     ]
     return Piece(entries, _list, "remarks")
 
 
 def _runs(report: Report) -> Piece:
-    jobs = [job for environment in report.environments for job in environment.jobs if has_changed(job)]
+    jobs = [job for environment in report.environments for job in environment.jobs if job.has_changed]
     entries = [visible.visible(job.plan.run) + "\n" for job in jobs if job.plan and job.plan.run]
 
     def fence(entries: list[str]) -> str:
@@ -256,14 +241,20 @@ def _runs(report: Report) -> Piece:
 
 
 def _findings(report: Report) -> Piece:
-    findings = [each for environment in report.environments for each in sorted_findings(environment)]
+    findings = [
+        each for environment in report.environments for each in sentences.sorted_findings(environment)
+    ]
     has_errors = any(finding.severity == "error" for finding in findings)
 
     def details(entries: list[str]) -> str:
-        head = f"<details{' open' if has_errors else ''}><summary>check: {tally(findings)}</summary>"
+        head = (
+            f"<details{' open' if has_errors else ''}><summary>check: {sentences.tally(findings)}</summary>"
+        )
         return f"{head}\n\n{''.join(entries)}\n</details>\n\n"
 
-    return Piece([f"- {escape.prose(describe_finding(each))}\n" for each in findings], details, "findings")
+    return Piece(
+        [f"- {escape.prose(sentences.describe_finding(each))}\n" for each in findings], details, "findings"
+    )
 
 
 def _detail(row: _Row, several: bool) -> Detail:
@@ -274,8 +265,10 @@ def _detail(row: _Row, several: bool) -> Detail:
     ]
     where = [row.environment.name, row.job.id] if several else [row.job.id]
     title = " / ".join(map(escape.in_html, [*where, *([group.name] if group else [])]))
-    text = describe(group) if group else counted(sum(part.values for part in parts), "value")
-    numbers = f"Nomad plans: {scheduler_numbers(group.updates)}\n\n" if group and group.updates else ""
+    text = sentences.describe(group) if group else counted(sum(part.values for part in parts), "value")
+    numbers = (
+        f"Nomad plans: {sentences.scheduler_numbers(group.updates)}\n\n" if group and group.updates else ""
+    )
 
     def wrap(lines: list[str]) -> str:
         head = f"<details><summary>{title}: {text}</summary>\n\n{numbers}"
@@ -285,11 +278,17 @@ def _detail(row: _Row, several: bool) -> Detail:
 
 
 def _note(report: Report, shown: Cut) -> str:
+    """Write what was left out, and the command that prints all of it."""
     if not shown.left_out and not shown.shortened:
         return ""
     values = counted(shown.left_out, "value")
     texts = [f"{values} left out"] if shown.left_out else []
     texts += [f"{counted(shown.shortened, 'value')} shortened"] if shown.shortened else []
-    command = rerun_command(report)
+    names = [environment.name for environment in report.environments]
+    against = {environment.against for environment in report.environments}
+    words = ["vllmjobs", report.command, *(names if len(names) <= 3 else [])]
+    if report.command == "diff" and len(against) == 1:
+        words += ["--against", against.pop()]
+    command = shlex.join(words)
     command = command if len(command) <= visible.NAME else f"vllmjobs {report.command}"
     return f"✂️ To fit into a comment, {' and '.join(texts)}; all of it: {escape.name(command)}\n"

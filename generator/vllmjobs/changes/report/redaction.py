@@ -12,10 +12,10 @@ from vllmjobs.environment.secrets import without_secrets
 def for_people(report: Report) -> Report:
     """Return the report without tokens, and with a job that is gone as it runs on: nobody stops it."""
     report = without_tokens(report)
-    environments = []
-    for environment in report.environments:
-        jobs = (_running_on(job) if job.action == "gone" else job for job in environment.jobs)
-        environments.append(replace(environment, jobs=tuple(jobs)))
+    environments = (
+        replace(environment, jobs=tuple(map(_running_on, environment.jobs)))
+        for environment in report.environments
+    )
     return replace(report, environments=tuple(environments))
 
 
@@ -29,6 +29,8 @@ def without_tokens(report: Report) -> Report:
 
 
 def _running_on(job: JobChange) -> JobChange:
+    if job.action != "gone":
+        return job
     groups = (
         replace(group, count_after=group.count_before, gpus_after=group.gpus_before) for group in job.groups
     )

@@ -1,7 +1,7 @@
 """Sentences of a report, which the text and the markdown share."""
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 import msgspec
@@ -17,7 +17,6 @@ from vllmjobs.changes.model import (
     Unplaced,
     Updates,
 )
-from vllmjobs.changes.predicates import is_changed
 from vllmjobs.changes.report import visible
 from vllmjobs.changes.report.summary import summary
 from vllmjobs.changes.report.visible import Escaping
@@ -37,48 +36,34 @@ class Remark(NamedTuple):
 
 def describe(group: GroupChange) -> str:
     """Write what Nomad does with a group's instances: `destructive: 2 canaries first, then …`."""
-    texts = [_DESCRIBED[action](group) for action in group.actions]
+    texts = [_described(group, action) for action in group.actions]
     if not texts and group.updates and group.updates.place:
         texts = [f"places {counted(group.updates.place, 'instance')}, missing so far"]
     return "; ".join(texts) or "leaves the instances as they are"
 
 
-def _destructive(group: GroupChange) -> str:
+def _described(group: GroupChange, action: GroupAction) -> str:
     before, after = group.count_before or 0, group.count_after or 0
+    every = "the one instance" if after == 1 else f"all {after:,} instances"
+    match action:
+        case "new":
+            return f"new: {counted(after, 'instance')}"
+        case "gone":
+            ends = ("runs on", "run on") if after else ("stops", "stop")
+            return f"gone: {counted(before, 'instance')} {ends[before != 1]}"
+        case "in-place":
+            return f"in place: {every}{' at once' * (after != 1)}, no canary tries it"
+        case "scale-up":
+            return f"scale up {before:,} → {after:,}"
+        case "scale-down":  # hashicorp/nomad#19643
+            early = " at once, before any canary is tried" if group.canaries else ""
+            return f"scale down {before:,} → {after:,}{early}"
     if not group.canaries:
-        return f"destructive: {_all(after)}, no canary tries it first"
+        return f"destructive: {every}, no canary tries it first"
     rest = after - group.canaries
     then = f"the other {rest:,}" if rest > 0 else "all old ones stop" if before != 1 else "the old one stops"
-    return (
-        f"destructive: {group.canaries:,} {'canary' if group.canaries == 1 else 'canaries'} first, "
-        f"then {then} after the promotion"
-    )
-
-
-def _gone(group: GroupChange) -> str:
-    verb = "run on" if group.count_after else "stop"
-    if group.count_before == 1:
-        verb = "runs on" if group.count_after else "stops"
-    return f"gone: {counted(group.count_before or 0, 'instance')} {verb}"
-
-
-def _all(count: int) -> str:
-    return "the one instance" if count == 1 else f"all {count:,} instances"
-
-
-_DESCRIBED: dict[GroupAction, Callable[[GroupChange], str]] = {
-    "new": lambda group: f"new: {counted(group.count_after or 0, 'instance')}",
-    "gone": _gone,
-    "destructive": _destructive,
-    "in-place": lambda group: (
-        f"in place: {_all(group.count_after or 0)}{' at once' * (group.count_after != 1)}, no canary tries it"
-    ),
-    "scale-up": lambda group: f"scale up {group.count_before or 0:,} → {group.count_after or 0:,}",
-    "scale-down": lambda group: (  # hashicorp/nomad#19643
-        f"scale down {group.count_before or 0:,} → {group.count_after or 0:,}"
-        f"{' at once, before any canary is tried' * bool(group.canaries)}"
-    ),
-}
+    canaries = f"{group.canaries:,} {'canary' if group.canaries == 1 else 'canaries'}"
+    return f"destructive: {canaries} first, then {then} after the promotion"
 
 
 def what_becomes(job: JobChange) -> str:
@@ -89,7 +74,11 @@ def what_becomes(job: JobChange) -> str:
         return f" is gone from here, with {counted(len(job.groups), 'group')}"
     if job.action == "changed":
         return f" changes: {summary([job])}"
-    return f" is unchanged: {summary([job])}" if any(map(is_changed, job.groups)) else ": no changes"
+    return (
+        f" is unchanged: {summary([job])}"
+        if any(group.is_changed for group in job.groups)
+        else ": no changes"
+    )
 
 
 def place(job: JobChange) -> str:

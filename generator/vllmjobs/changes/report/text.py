@@ -3,24 +3,10 @@
 from collections.abc import Callable, Iterable, Iterator
 
 from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report
-from vllmjobs.changes.predicates import has_changed, is_changed
-from vllmjobs.changes.report import visible
-from vllmjobs.changes.report.gpu_totals import describe_gpus
+from vllmjobs.changes.report import sentences, visible
 from vllmjobs.changes.report.lines import path_diffs
 from vllmjobs.changes.report.redaction import for_people
-from vllmjobs.changes.report.sentences import (
-    describe,
-    describe_finding,
-    joined_reasons,
-    joined_ways_out,
-    place,
-    remarks,
-    scheduler_numbers,
-    sorted_findings,
-    tally,
-    unplaced_count,
-    what_becomes,
-)
+from vllmjobs.changes.report.summary import describe_gpus
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.english import listed
 
@@ -35,11 +21,11 @@ _Paint = Callable[[str, str], str]  # what it is, and the text
 
 
 def as_text(report: Report, color: bool, encoding: str = "utf-8") -> str:
-    """Return the report for a terminal, in ANSI colours if asked.
+    """Return the report for a terminal, with `->` for a `→` that its encoding lacks."""
 
-    A sign that the terminal's encoding lacks is written in ASCII: `->` for `→`.
-    """
-    paint = _colored if color else _as_it_is
+    def paint(kind: str, text: str) -> str:
+        return f"\x1b[{_COLORS[kind]}m{text}\x1b[0m" if color else text
+
     parts = [
         "".join(f"{line}\n" for line in part)
         for environment in for_people(report).environments
@@ -52,58 +38,50 @@ def as_text(report: Report, color: bool, encoding: str = "utf-8") -> str:
     return text
 
 
-def _colored(kind: str, text: str) -> str:
-    return f"\x1b[{_COLORS[kind]}m{text}\x1b[0m"
-
-
-def _as_it_is(kind: str, text: str) -> str:
-    return text
-
-
 def _parts(environment: EnvironmentChange, paint: _Paint) -> Iterator[list[str]]:
     """Yield a part for each job, and one for what `check` finds."""
     for job in environment.jobs:
         yield list(_job(job, environment, paint))
     if environment.findings:
-        head = f"{visible.name(environment.name)}: check finds {tally(environment.findings)}"
+        head = f"{visible.name(environment.name)}: check finds {sentences.tally(environment.findings)}"
         findings = [
-            "  " + paint(each.severity, visible.prose(describe_finding(each)))
-            for each in sorted_findings(environment)
+            "  " + paint(each.severity, visible.prose(sentences.describe_finding(each)))
+            for each in sentences.sorted_findings(environment)
         ]
         yield [paint("headline", head), *findings]
 
 
 def _job(job: JobChange, environment: EnvironmentChange, paint: _Paint) -> Iterator[str]:
-    where = place(job)
+    where = sentences.place(job)
     head = f"{visible.name(environment.name)}: {visible.name(job.id)}{where and f' ({where})'}"
-    head += what_becomes(job)
+    head += sentences.what_becomes(job)
     yield paint("headline", head) + f" (against {visible.name(environment.against)})"
     yield from _fields(job.fields, "  ", paint)
-    changed = [group for group in job.groups if is_changed(group)]
+    changed = [group for group in job.groups if group.is_changed]
     width = min(WIDEST, max((len(visible.name(group.name)) for group in changed), default=0))
     for group in changed:
         yield from _group(group, width, paint)
-    unchanged = [visible.name(group.name) for group in job.groups if not is_changed(group)]
+    unchanged = [visible.name(group.name) for group in job.groups if not group.is_changed]
     if unchanged and job.action != "none":
         yield f"  unchanged: {listed(unchanged)}"
-    for remark in remarks(job, visible.FOR_TERMINALS):
+    for remark in sentences.remarks(job, visible.FOR_TERMINALS):
         yield "  " + paint(remark.severity, f"{remark.severity}: {remark.text}")
-    if job.plan and job.plan.run and has_changed(job):
+    if job.plan and job.plan.run and job.has_changed:
         yield f"  to make this change: {visible.visible(job.plan.run)}"
 
 
 def _group(group: GroupChange, width: int, paint: _Paint) -> Iterator[str]:
-    yield f"  {visible.name(group.name):<{width}}  {describe(group)}"
+    yield f"  {visible.name(group.name):<{width}}  {sentences.describe(group)}"
     if group.unplaced:
-        count = unplaced_count(group.unplaced, group.name, visible.FOR_TERMINALS)
-        why = joined_reasons(group.unplaced, visible.FOR_TERMINALS)
+        count = sentences.unplaced_count(group.unplaced, group.name, visible.FOR_TERMINALS)
+        why = sentences.joined_reasons(group.unplaced, visible.FOR_TERMINALS)
         yield "    " + paint("error", f"{count}{why and f': {why}'}")
-        if way_out := joined_ways_out(group.unplaced, visible.FOR_TERMINALS):
+        if way_out := sentences.joined_ways_out(group.unplaced, visible.FOR_TERMINALS):
             yield f"    way out: {way_out}"
     if gpus := describe_gpus(group):
         yield f"    GPUs: {gpus}"
     if group.updates:
-        yield f"    Nomad plans: {scheduler_numbers(group.updates)}"
+        yield f"    Nomad plans: {sentences.scheduler_numbers(group.updates)}"
     yield from _fields(group.fields, "    ", paint)
 
 

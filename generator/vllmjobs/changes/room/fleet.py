@@ -19,20 +19,14 @@ class Node(NamedTuple):
     name: str
     datacenter: str
     pool: str
-    kind: str
-    """The node class."""
-    refuses: str
-    """The reason for taking no allocations: ineligible, draining, down, fenced; empty where it takes them."""
-    fence: str
-    """The GPU for which a supervisor has fenced the node, and why; empty where it is not fenced."""
-    drivers: frozenset[str]
-    """The healthy drivers."""
+    kind: str  # the node class
+    refuses: str  # why it takes no allocations: ineligible, draining, down, fenced; empty where it does
+    fence: str  # the GPU for which a supervisor has fenced it, and why; empty where it is not
+    drivers: frozenset[str]  # the healthy ones
     cards: tuple[cards.Card, ...]
     total: dict[str, int]
-    free: dict[str, int] | None
-    """None where no allocation may be read."""
-    ports: dict[int, str]
-    """Ports that are taken, and the jobs that took them."""
+    free: dict[str, int] | None  # None where no allocation may be read
+    ports: dict[int, str]  # ports that are taken, and the jobs that took them
 
 
 def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> list[Node]:

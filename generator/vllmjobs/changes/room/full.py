@@ -48,7 +48,12 @@ def _port(placement: FailedPlacement, label: str, port: int, nodes: int) -> Iter
 def _resource(
     placement: FailedPlacement, resource: str, count: int, is_all: bool
 ) -> Iterator[Reason | Remedy]:
-    unit, need = _UNITS[resource], _needed(placement, resource)
+    unit = _UNITS[resource]
+    if resource == "disk":
+        need = int((placement.group.get("EphemeralDisk") or {}).get("SizeMB") or 0)
+    else:
+        word = {"memory": "MemoryMB", "cpu": "CPU"}[resource]
+        need = sum(int((task.get("Resources") or {}).get(word) or 0) for task in placement.group["Tasks"])
     key = placement.key(f"balancer.{resource}", f"resources.{resource}")
     nodes = [node for node in placement.usable if not node.refuses]
     free = [node.free[resource] for node in nodes if node.free is not None]
@@ -70,11 +75,3 @@ def _largest(placement: FailedPlacement, resource: str, need: int, nodes: Sequen
         if 0 < size < need and sum(min(free[id] // size, limits[id]) for id in free) >= wanted
     )
     return max(enough, default=0)
-
-
-def _needed(placement: FailedPlacement, resource: str) -> int:
-    """Return how much of it one allocation asks for."""
-    if resource == "disk":
-        return int((placement.group.get("EphemeralDisk") or {}).get("SizeMB") or 0)
-    key = {"memory": "MemoryMB", "cpu": "CPU"}[resource]
-    return sum(int((task.get("Resources") or {}).get(key) or 0) for task in placement.group["Tasks"])

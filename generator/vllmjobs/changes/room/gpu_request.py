@@ -1,5 +1,6 @@
 """The GPUs that an allocation asks for, and the cards that meet it."""
 
+import operator
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,14 +13,9 @@ from vllmjobs.text.json import Json
 Constraint = tuple[str, str, str]  # attribute, operator, value
 _MEMORY = "${device.attr.memory}"
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
-    ">=": lambda a, b: a >= b,
-    ">": lambda a, b: a > b,
-    "<=": lambda a, b: a <= b,
-    "<": lambda a, b: a < b,
-    "=": lambda a, b: a == b,
-    "!=": lambda a, b: a != b,
-    "regexp": lambda a, b: re.search(b, a) is not None,
-}
+    ">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "=": operator.eq,
+    "!=": operator.ne, "regexp": lambda text, pattern: re.search(pattern, text) is not None,
+}  # fmt: skip
 _SYNONYMS = {"==": "=", "is": "=", "not": "!="}
 
 
@@ -27,8 +23,7 @@ _SYNONYMS = {"==": "=", "is": "=", "not": "!="}
 class GpuRequest:
     """A `device` block of a task that asks for GPUs."""
 
-    name: str
-    """The device's name: `gpu`, `nvidia/gpu` or `nvidia/gpu/MODEL`."""
+    name: str  # the device's name: `gpu`, `nvidia/gpu` or `nvidia/gpu/MODEL`
     count: int
     constraints: tuple[Constraint, ...]
 
@@ -55,8 +50,8 @@ class GpuRequest:
 
     def __str__(self) -> str:
         text = " and ".join(
-            f"{attribute[2:-1].removeprefix('device.').removeprefix('attr.')} {operator} {value}"
-            for attribute, operator, value in self.constraints
+            f"{attribute[2:-1].removeprefix('device.').removeprefix('attr.')} {sign} {value}"
+            for attribute, sign, value in self.constraints
         )
         return f"{self.name} with {text}" if text else self.name
 
@@ -85,8 +80,8 @@ def requested(group: Json) -> GpuRequest | None:
 
 def meets(card: Card, constraint: Constraint) -> bool:
     """Tell whether a card meets a constraint; a constraint that cannot be judged is taken to be met."""
-    attribute, operator, wanted = constraint
-    compare = _OPERATORS.get(operator)
+    attribute, sign, wanted = constraint
+    compare = _OPERATORS.get(sign)
     if compare is None:
         return True
     known = {"${device.model}": card.model, "${device.attr.driver_version}": card.driver_version}
@@ -94,7 +89,7 @@ def meets(card: Card, constraint: Constraint) -> bool:
     try:
         if attribute == _MEMORY and card.memory_mib is not None:
             return compare(card.memory_mib * 2**20, size_bytes(wanted))
-        if actual is None or operator not in ("=", "!=", "regexp"):
+        if actual is None or sign not in ("=", "!=", "regexp"):
             return True
         return compare(actual, wanted)
     except (AttributeError, KeyError, TypeError, re.error):

@@ -15,30 +15,18 @@ _ON_EVERY_NODE = ("system", "sysbatch")
 class FailedPlacement:
     """One group that cannot be placed."""
 
-    name: str
-    """The job's name for `render --job`."""
-    job: Json
-    """The job as `/v1/jobs/parse` gives it, canonicalized."""
-    group: Json
-    """The group as it stands in `job`."""
-    updates: Updates
-    """The scheduler's numbers for the group."""
-    metrics: Mapping[str, Json]
-    """FailedTGAllocs of the plan: an AllocMetric for each group that cannot be placed."""
-    count_before: int | None
-    """Instances before; None where the group was not there."""
-    nodes: Sequence[Node] | None
-    """The nodes of the cluster; None where they may not be read."""
+    name: str  # the job's name for `render --job`
+    job: Json  # the job as `/v1/jobs/parse` gives it, canonicalized
+    group: Json  # the group as it stands in `job`
+    updates: Updates  # the scheduler's numbers for the group
+    metrics: Mapping[str, Json]  # FailedTGAllocs of the plan: an AllocMetric for each group without room
+    count_before: int | None  # instances before; None where the group was not there
+    nodes: Sequence[Node] | None  # the nodes of the cluster; None where they may not be read
 
     @cached_property
     def metric(self) -> Json:
         """The scheduler's AllocMetric of this group."""
         return self.metrics[self.group["Name"]]
-
-    @property
-    def sibling_metrics(self) -> list[Json]:
-        """The metrics of the job's other groups."""
-        return [metric for name, metric in self.metrics.items() if name != self.group["Name"]]
 
     @property
     def failed(self) -> int:
@@ -58,14 +46,9 @@ class FailedPlacement:
             wanted += self.failed
         return max(wanted, self.failed)
 
-    @property
-    def is_balancer(self) -> bool:
-        """True for a balancer, which has keys of its own in an environment."""
-        return self.name != "vllm"
-
     def key(self, of_balancer: str, of_models: str) -> str:
         """Return the environment's key for something: the balancer's or the models'."""
-        return of_balancer if self.is_balancer else of_models
+        return of_models if self.name == "vllm" else of_balancer
 
     @cached_property
     def serving(self) -> list[Node]:

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from vllmjobs.changes.model import Amount, Reason, ReasonKind, Remedy, RemedyKind, Setting
-from vllmjobs.changes.room.fleet import FENCE, in_datacenter, in_pool
+from vllmjobs.changes.room.fleet import FENCE, Node, in_datacenter, in_pool
 from vllmjobs.changes.room.placement import FailedPlacement
-from vllmjobs.changes.room.remedies import lift_fence, make_eligible
+from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.text.english import joined
 
 _CLASS = "computed class ineligible"
@@ -84,6 +84,18 @@ def ruled_out(
         yield from _explain(placement, text, nodes)
 
 
+def make_eligible(node: Node) -> Remedy:
+    """Return what makes an ineligible or draining node take allocations."""
+    command = f"nomad node eligibility -enable {node.id[:8]}"
+    return Remedy(kind="make-eligible", node=node.name, command=command)
+
+
+def lift_fence(node: Node) -> Remedy:
+    """Return what makes a fenced node take allocations, once its GPU is mended."""
+    command = f"nomad node meta apply -node-id {node.id[:8]} -unset {FENCE_META}"
+    return Remedy(kind="lift-fence", node=node.name, command=command)
+
+
 def _explain(placement: FailedPlacement, text: str, nodes: int) -> Iterator[Reason | Remedy]:
     """Yield what one of the scheduler's texts means."""
     if text == "missing drivers":
@@ -122,7 +134,8 @@ def _key_of(placement: FailedPlacement, text: str) -> str | None:
 
 def _texts_of_siblings(placement: FailedPlacement) -> list[str]:
     """Return what the scheduler says of another group only, since it holds for the whole job."""
-    texts = [text for metric in placement.sibling_metrics for text in metric.get("ConstraintFiltered") or ()]
+    siblings = [metric for name, metric in placement.metrics.items() if name != placement.group["Name"]]
+    texts = [text for metric in siblings for text in metric.get("ConstraintFiltered") or ()]
     return [text for text in texts if (_key_of(placement, text) or "").startswith(("nomad.", "balancer."))]
 
 

@@ -1,6 +1,8 @@
 """Clauses for people, from the values that tell why there is no room, and what may be done."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+
+from msgspec.structs import asdict
 
 from vllmjobs.changes.model import Amount, Holder, Reason, ReasonKind, Remedy, RemedyKind, Unplaced
 from vllmjobs.text.english import counted, joined
@@ -72,24 +74,20 @@ _TO_CHOOSE = {
 def reasons(unplaced: Unplaced) -> tuple[str, ...]:
     """Return what stands in the way, one clause each."""
     each = "canary" if unplaced.canaries else "instance"
-    return _distinct(clause for reason in unplaced.reasons for clause in _clauses(reason, each))
+    return tuple(dict.fromkeys(clause for reason in unplaced.reasons for clause in _clauses(reason, each)))
 
 
 def ways_out(unplaced: Unplaced) -> tuple[str, ...]:
     """Return what a person may do, one clause each."""
-    return _distinct(map(_way_out, unplaced.remedies))
-
-
-def _distinct(clauses: Iterable[str]) -> tuple[str, ...]:
-    return tuple(dict.fromkeys(clauses))
+    return tuple(dict.fromkeys(map(_way_out, unplaced.remedies)))
 
 
 def _clauses(reason: Reason, each: str) -> Iterator[str]:
     """Yield the clauses of a reason; `each` is what an allocation is called: canary or instance."""
     if reason.kind == "gpus":
         yield from _gpus(reason, each)
-    elif own := _OWN.get(reason.kind):
-        yield own(reason)
+    elif own := _own(reason):
+        yield own
     else:
         yield _of_template(reason, each) + _alternatives(reason)
 
@@ -103,18 +101,9 @@ def _of_template(reason: Reason, each: str) -> str:
             verb, _, rest = phrase.partition(" ")
             phrase = f"{_OF_ONE.get(verb, f'{verb}s')} {rest}"
     asked = reason.resource if reason.needed == 1 else f"{reason.needed} of {reason.resource}"
-    return subject + phrase.format(
-        node=reason.node,
-        node_pool=reason.node_pool,
-        datacenters=joined(reason.datacenters, "or"),
-        resource=reason.resource,
-        needed=reason.needed,
-        unit=reason.unit,
-        largest=reason.largest,
-        text=reason.text,
-        each=each,
-        gpus=asked,
-    )
+    datacenters = joined(reason.datacenters, "or")
+    values = asdict(reason) | {"datacenters": datacenters, "each": each, "gpus": asked}
+    return subject + phrase.format(**values)
 
 
 def _alternatives(reason: Reason) -> str:
@@ -155,45 +144,32 @@ def _holders(holders: Sequence[Holder]) -> list[str]:
     return [*texts, f"others ({rest})"] if rest else texts
 
 
-def _node_state(reason: Reason) -> str:
-    where = f", where {counted(reason.free or 0, 'GPU')} are free," if reason.free else ""
-    return f"{reason.node}{where} is {reason.text}"
-
-
-def _port(reason: Reason) -> str:
-    by = joined([holder.job for holder in reason.holders])
-    taken = f"port {reason.port} ({reason.resource}) is taken on {counted(reason.nodes or 0, 'node')}"
-    return f"{taken}, by {by}" if by else taken
-
-
-def _gpu_model(reason: Reason) -> str:
-    there = joined([f"{model.name} ({model.count})" for model in reason.counts[:_MOST_NAMED]])
-    return f"no GPU is {reason.resource}: there are {there}"
-
-
-def _gpu_memory(reason: Reason) -> str:
-    largest = f"{(reason.largest or 0) / 1024:.1f} GiB"
-    return f"no GPU has so much memory: {reason.resource} is asked for, and the largest has {largest}"
-
-
-def _unhealthy(reason: Reason) -> str:
-    count = sum(fault.count for fault in reason.counts)
-    faults = ", ".join(fault.name for fault in reason.counts)
-    return f"{counted(count, 'GPU')} on {reason.node} {'is' if count == 1 else 'are'} unhealthy ({faults})"
-
-
-def _given(reason: Reason) -> str:
-    return f"this plan gives {joined([f'{group.count} to {group.name}' for group in reason.counts])}"
-
-
-_OWN: dict[ReasonKind, Callable[[Reason], str]] = {
-    "node-state": _node_state,
-    "port": _port,
-    "gpu-model": _gpu_model,
-    "gpu-memory": _gpu_memory,
-    "gpus-unhealthy": _unhealthy,
-    "gpus-given": _given,
-}
+def _own(reason: Reason) -> str:
+    """Write a reason whose clause depends on its numbers or names; empty for one that has a template."""
+    count = sum(each.count for each in reason.counts)
+    match reason.kind:
+        case "node-state":
+            where = f", where {counted(reason.free or 0, 'GPU')} are free," if reason.free else ""
+            return f"{reason.node}{where} is {reason.text}"
+        case "port":
+            by = joined([holder.job for holder in reason.holders])
+            where = counted(reason.nodes or 0, "node")
+            return f"port {reason.port} ({reason.resource}) is taken on {where}" + (
+                f", by {by}" if by else ""
+            )
+        case "gpu-model":
+            there = joined([f"{model.name} ({model.count})" for model in reason.counts[:_MOST_NAMED]])
+            return f"no GPU is {reason.resource}: there are {there}"
+        case "gpu-memory":
+            largest = f"{(reason.largest or 0) / 1024:.1f} GiB"
+            return f"no GPU has so much memory: {reason.resource} is asked for, and the largest has {largest}"
+        case "gpus-unhealthy":
+            faults = ", ".join(fault.name for fault in reason.counts)
+            are = "is" if count == 1 else "are"
+            return f"{counted(count, 'GPU')} on {reason.node} {are} unhealthy ({faults})"
+        case "gpus-given":
+            return f"this plan gives {joined([f'{group.count} to {group.name}' for group in reason.counts])}"
+    return ""
 
 
 def _way_out(remedy: Remedy) -> str:
@@ -202,7 +178,8 @@ def _way_out(remedy: Remedy) -> str:
     match remedy.kind:
         case "set":
             also = "".join(f", with {key}: {value}" for key, value in settings[1:])
-            return f"set {key}" + (_TO_CHOOSE.get(key, "") if value is None else _new(key, value) + also)
+            new = _TO_CHOOSE.get(key, "") if value is None else f": {value}{_BESIDE.get(key, '')}{also}"
+            return f"set {key}{new}"
         case "lower":
             least = " or less" if key == "gpus.count" else ""
             return f"lower {key}" + (f" to {value}{least}" if value else "")
@@ -216,17 +193,7 @@ def _way_out(remedy: Remedy) -> str:
         case "mend-gpus":
             node = _first(remedy.gpus)
             return f"mend the unhealthy {'GPU' if node.count == 1 else 'GPUs'} on {node.name}"
-    return _REMEDIES[remedy.kind].format(
-        key=key,
-        node=remedy.node,
-        node_pool=remedy.node_pool,
-        datacenter=remedy.datacenter,
-        command=remedy.command,
-    )
-
-
-def _new(key: str, value: str) -> str:
-    return f": {value}{_BESIDE.get(key, '')}"
+    return _REMEDIES[remedy.kind].format(key=key, **asdict(remedy))
 
 
 def _first(amounts: Sequence[Amount]) -> Amount:

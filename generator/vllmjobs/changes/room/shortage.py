@@ -10,7 +10,7 @@ from vllmjobs.changes.model import Amount, Holder, Reason, Remedy, Setting
 from vllmjobs.changes.room.fleet import Node
 from vllmjobs.changes.room.gpu_request import GpuRequest, meets
 from vllmjobs.changes.room.placement import FailedPlacement
-from vllmjobs.changes.room.remedies import lift_fence, make_eligible
+from vllmjobs.changes.room.ruled_out import lift_fence, make_eligible
 from vllmjobs.gpus.cards import Card
 
 _EARLY = ("mend-gpus", "make-eligible")
@@ -23,8 +23,7 @@ class Shortage:
 
     placement: FailedPlacement
     request: GpuRequest
-    ruled_out: int = 0
-    """Nodes that the scheduler ruled out for something else than GPUs."""
+    ruled_out: int = 0  # nodes that the scheduler ruled out for something else than GPUs
 
     def explain(self) -> Iterator[Reason | Remedy]:
         """Yield what stands in the way, and what may be done."""
@@ -100,11 +99,7 @@ class Shortage:
         free = [len(self._free(node)) for node in self._open_nodes]
         largest = max(len(self._well(node)) for node in nodes)
         yield replace(
-            reason,
-            free=sum(free),
-            most_free=max(free, default=0),
-            largest=largest,
-            holders=self._holders(),
+            reason, free=sum(free), most_free=max(free, default=0), largest=largest, holders=self._holders()
         )
         if 0 < largest < need:
             yield Remedy(kind="lower", settings=(Setting(key="gpus.count", value=str(largest)),))
@@ -146,7 +141,8 @@ class Shortage:
         steps: list[tuple[int, str]] = []  # GPUs that one more allocation on a node costs
         for node in self._open_nodes:
             # A destructive update takes the place of an instance that holds GPUs now.
-            replaced = self._own(node) if self.placement.updates.destructive_update else 0
+            own = sum(1 for card in self._well(node) if self._is_own(card))
+            replaced = own if self.placement.updates.destructive_update else 0
             free = len(self._free(node)) + replaced
             others = sum(1 for card in self._well(node) if card.holders and not self._is_own(card))
             for slot in range(1, (free + others) // need + 1):
@@ -206,9 +202,6 @@ class Shortage:
 
     def _free(self, node: Node) -> list[Card]:
         return [card for card in self._well(node) if not card.holders]
-
-    def _own(self, node: Node) -> int:
-        return sum(1 for card in self._well(node) if self._is_own(card))
 
     def _is_own(self, card: Card) -> bool:
         ours = self.placement.job["ID"]

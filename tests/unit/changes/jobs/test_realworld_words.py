@@ -130,7 +130,7 @@ def tree(group: dict[str, Any]) -> Tree:
 
 
 def told(diff: dict[str, Any], before: Tree, after: Tree) -> list[str]:
-    return [".".join(field.path) for field in nomad_diff.group_fields(diff, before, after)]
+    return [".".join(field.path) for field in nomad_diff.planned_fields(diff, before, after)]
 
 
 def test_false_is_said_where_the_default_is_true() -> None:

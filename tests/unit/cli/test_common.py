@@ -20,8 +20,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
+from vllmjobs.cli.common import Selection
 from vllmjobs.cli.following import INTERRUPTS, following
-from vllmjobs.cli.selection import Selection
 from vllmjobs_sandbox.fakes.listening import listening
 
 PROD = """
