@@ -50,15 +50,11 @@ class Backend:
 
     name: str
     service: str
-    variable: str
-    """The name in nginx's variables, which hold no `-`."""
+    variable: str  # the name in nginx's variables, which hold no `-`
     route: Route
-    weight: str
-    """The share of its canaries until another is asked for."""
-    weight_key: str
-    """The key of Consul's KV that holds another share."""
-    wanted: bool
-    """The model is to have an instance."""
+    weight: str  # the share of its canaries until another is asked for
+    weight_key: str  # the key of Consul's KV that holds another share
+    wanted: bool  # the model is to have an instance
 
 
 class LoadBalancer(ABC):
@@ -66,28 +62,21 @@ class LoadBalancer(ABC):
 
     kind: ClassVar[str]
     """The value of `balancer.kind`; also the name of its job for `render --job`, and of its template."""
-    title: ClassVar[str]
-    """The name in a sentence."""
-    default_port: ClassVar[int]
-    """The port that clients use where the environment does not say."""
-    default_image: ClassVar[str]
-    """The container image where the environment does not say."""
+    title: ClassVar[str]  # the name in a sentence
+    default_port: ClassVar[int]  # the port that clients use where the environment does not say
+    default_image: ClassVar[str]  # the container image where the environment does not say
     shutdown_delay_s: ClassVar[float]
     """The seconds in which it learns from Consul that an instance stops, which serves on until then."""
     keep_alive_s: ClassVar[float]
     """The seconds for which it keeps an idle connection to vLLM, which must not be the first to close."""
     is_system_job: ClassVar[bool] = False
     """Nomad runs it on every node that fits: its ports are taken there, and no node is preferred."""
-    routes_by_path: ClassVar[bool] = True
-    """The `route` of a model decides which requests reach it."""
-    gives_shares: ClassVar[bool] = True
-    """The canaries' share of the requests can be changed while it runs."""
-    shares_path: ClassVar[str]
-    """The path of its admin port that shows the shares it gives."""
+    routes_by_path: ClassVar[bool] = True  # the `route` of a model decides which requests reach it
+    gives_shares: ClassVar[bool] = True  # the canaries' share of the requests can be changed while it runs
+    shares_path: ClassVar[str]  # the path of its admin port that shows the shares it gives
     kv_prefix: ClassVar[str | None] = None
     """The beginning of the keys of Consul's KV in which others, too, configure it; None without such keys."""
-    rules: ClassVar[tuple[OwnRule, ...]] = ()
-    """The rules of `check` that are of this kind only."""
+    rules: ClassVar[tuple[OwnRule, ...]] = ()  # the rules of `check` that are of this kind only
 
     def __init__(self, environment: Environment) -> None:
         """Answer about the balancer of this environment."""
@@ -227,9 +216,7 @@ class LoadBalancer(ABC):
         return []
 
     def problems(
-        self,
-        values: Mapping[str, str],
-        registered: Mapping[str, Sequence[ServiceInstance]],
+        self, values: Mapping[str, str], registered: Mapping[str, Sequence[ServiceInstance]]
     ) -> list[str]:
         """Return what in the values of `kv_prefix` keeps it from taking over changes, a sentence for each."""
         return []

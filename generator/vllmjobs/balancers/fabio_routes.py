@@ -38,8 +38,7 @@ class RouteTarget(NamedTuple):
     """An entry of the table: requests for a source go to an address, which is an instance of a service."""
 
     service: str
-    source: str
-    """HOST/PATH, or :PORT for TCP."""
+    source: str  # HOST/PATH, or :PORT for TCP
     address: str
     tags: frozenset[str]
 
@@ -50,8 +49,7 @@ class RouteCommand(NamedTuple):
     key: str
     line: int
     text: str
-    verb: str
-    """add, del or weight."""
+    verb: str  # add, del or weight
     service: str
     source: str = ""
     address: str = ""

@@ -3,8 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-CANARY = "canary"
-"""The tag in Consul by which canaries differ from stable instances."""
+CANARY = "canary"  # the tag in Consul by which canaries differ from stable instances
 
 
 class ServiceInstance(NamedTuple):
@@ -15,8 +14,7 @@ class ServiceInstance(NamedTuple):
     address: str
     port: int
     tags: tuple[str, ...]
-    passing: bool
-    """All of its checks pass, and those of its node: Fabio's checksRequired = all."""
+    passing: bool  # all of its checks pass, and those of its node: Fabio's checksRequired = all
 
 
 def canaries_of(instances: Iterable[ServiceInstance]) -> list[ServiceInstance]:

@@ -105,10 +105,7 @@ def arguments_are_given_once(subject: Subject) -> Findings:
 
 @model_rule("VJ104", "error")
 def arguments_are_known(subject: Subject) -> Findings:
-    """Find an argument that this version of vLLM does not have.
-
-    With such an argument vLLM does not start.
-    """
+    """Find an argument that this version of vLLM does not have. With such an argument vLLM does not start."""
     yield from _mistakes(subject, "VJ104")
 
 
@@ -222,10 +219,8 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
             continue
         written = names.get(mistake.flag) or names.get(flag) or names.get(flag.removeprefix("no-"))
         if written is None:
-            yield (
-                _OWN_PATHS.get(flag, ("args",)),
-                f"{mistake.flag}: {_of_ours(mistake.flag, mistake.message)}",
-            )
+            message = f"{mistake.flag}: {_of_ours(mistake.flag, mistake.message)}"
+            yield _OWN_PATHS.get(flag, ("args",)), message
         elif "${" not in str(given[written]):  # what Nomad fills in when the task starts cannot be judged
             long = subject.table.table.by_name.get(f"-{flag}")
             message = f"is -{flag} for short; write {long.name}" if long else mistake.message

@@ -21,10 +21,7 @@ VLLM_PATHS = (
 
 @environment_rule("VJ401", "error")
 def routes_differ(whole: Whole) -> Findings:
-    """Find two models on one route.
-
-    Requests for the one reach the other, which answers 404.
-    """
+    """Find two models on one route. Requests for the one reach the other, which answers 404."""
     if not balancer_of(whole.environment).routes_by_path:
         return
     first: dict[tuple[str, str], str] = {}  # requests below `/v1` are below `/v1/` too
@@ -112,10 +109,7 @@ def balancer_learns_of_a_stop(subject: Subject) -> Findings:
 
 @model_rule("VJ406", "warning")
 def paths_are_ones_that_vllm_has(subject: Subject) -> Findings:
-    """Find a route that vLLM answers with 404.
-
-    vLLM gets what `strip` leaves of the route.
-    """
+    """Find a route that vLLM answers with 404. vLLM gets what `strip` leaves of the route."""
     route = subject.model.route
     args = {argument_name(name) for name, value in subject.model.args.items() if value is not None}
     if not subject.balancer.routes_by_path or "root-path" in args or not _begins(route):

@@ -17,8 +17,7 @@ class _Comment(NamedTuple):
     """A comment that asks to ignore rules, and the line that it is about."""
 
     mark: Mark
-    line: int
-    """The line that it is for: its own, or the next one with something on it."""
+    line: int  # the line that it is for: its own, or the next one with something on it
     rules: list[str]
     reason: str
 

@@ -55,18 +55,13 @@ def service_names_differ(whole: Whole) -> Findings:
         others["prometheus"] = "Prometheus's"
     for key, whose in others.items():
         if key in environment.models:
-            yield (
-                ("models", key),
-                f"its service {service_name(environment, key)!r} is {whose} too; give it another key",
-            )
+            message = f"its service {service_name(environment, key)!r} is {whose} too; give it another key"
+            yield ("models", key), message
 
 
 @environment_rule("VJ313", "error")
 def resources_are_consistent(whole: Whole) -> Findings:
-    """Find CPU, memory, disk or logs that contradict each other.
-
-    Nomad refuses such a `resources` block.
-    """
+    """Find CPU, memory, disk or logs that contradict each other. Nomad refuses such a `resources` block."""
     yield from in_models(whole, _resources)
     environment = whole.environment
     amounts: dict[Path, str] = {("prefetch", "memory"): environment.prefetch.memory}
@@ -159,18 +154,13 @@ def strategy_fits_the_gpus(subject: Subject) -> Findings:
             "use strategy: tensor_parallel",
         )
     if model.strategy == "tensor_parallel" and count % others:
-        yield (
-            ("gpus", "count"),
-            f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args",
-        )
+        message = f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args"
+        yield ("gpus", "count"), message
 
 
 @model_rule("VJ319", "warning")
 def dockers_keys_are_for_docker(subject: Subject) -> Findings:
-    """Find keys for docker, with another driver.
-
-    `defaults` for models of both kinds may hold them.
-    """
+    """Find keys for docker, with another driver. `defaults` for models of both kinds may hold them."""
     model = subject.model
     given = {
         ("container",): model.container != Container(),
@@ -211,10 +201,8 @@ def _resources(subject: Subject) -> Findings:
     if mebibytes(resources.disk) < MIN_DISK_MIB:
         yield ("resources", "disk"), f"must be at least {MIN_DISK_MIB} MiB (got {resources.disk})"
     if _logs(subject) >= mebibytes(resources.disk):
-        yield (
-            ("resources", "disk"),
-            f"must be above what the logs may take, {_logs(subject)} MiB (got {resources.disk})",
-        )
+        message = f"must be above what the logs may take, {_logs(subject)} MiB (got {resources.disk})"
+        yield ("resources", "disk"), message
 
 
 def _driver(subject: Subject) -> Findings:

@@ -129,10 +129,8 @@ def utilization_leaves_room(subject: Subject) -> Findings:
             if share > HIGHEST_UTILIZATION
             else "leaves no cache"
         )
-        yield (
-            ("gpu_memory_utilization",),
-            f"{share} {what}; use {LOWEST_UTILIZATION} to {HIGHEST_UTILIZATION}",
-        )
+        message = f"{share} {what}; use {LOWEST_UTILIZATION} to {HIGHEST_UTILIZATION}"
+        yield ("gpu_memory_utilization",), message
 
 
 def _length(subject: Subject) -> Path:

@@ -44,10 +44,8 @@ def placement_is_possible(whole: Whole) -> Findings:
     yield from _placement(placement, ("balancer", "placement"))
     for key in ("affinities", "spread"):
         if balancer.is_system_job and getattr(placement, key):
-            yield (
-                ("balancer", "placement", key),
-                f"are not for {balancer.title}, which is a system job; Nomad refuses them",
-            )
+            message = f"are not for {balancer.title}, which is a system job; Nomad refuses them"
+            yield ("balancer", "placement", key), message
     for name, model in environment.models.items():
         yield from _placement(model.placement, ("models", name, "placement"))
     if prometheus := environment.monitoring.prometheus:
@@ -86,10 +84,8 @@ def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Find
         return
     if unit := UNITS.get(name):
         if operator not in AMOUNTS:
-            yield (
-                (*at, "operator"),
-                f"{operator} compares words, and {name} is an amount; use one of =, <, >=",
-            )
+            message = f"{operator} compares words, and {name} is an amount; use one of =, <, >="
+            yield (*at, "operator"), message
         elif not re.fullmatch(rf"{NUMBER} *{unit}", value):
             yield (
                 (*at, "value"),
@@ -98,15 +94,11 @@ def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Find
             )
     elif name in WORDS and re.fullmatch(rf"{NUMBER} *({'|'.join(UNITS.values())})?", value):
         better = 'version ">= 550.54"' if name == "driver_version" else "a word of it, or .* before"
-        yield (
-            (*at, "value"),
-            f"{value!r} is a number to Nomad, and {name} is a word: it never matches; use {better}",
-        )
+        message = f"{value!r} is a number to Nomad, and {name} is a word: it never matches; use {better}"
+        yield (*at, "value"), message
     elif name == "driver_version" and operator in ("<", "<=", ">", ">="):
-        yield (
-            (*at, "operator"),
-            f'{operator} compares letter by letter; use operator version with "{operator} {value}"',
-        )
+        message = f'{operator} compares letter by letter; use operator version with "{operator} {value}"'
+        yield (*at, "operator"), message
 
 
 def _placement(placement: Placement, at: Path) -> Findings:

@@ -48,10 +48,8 @@ def windows_can_be_read(whole: Whole) -> Findings:
         if not seconds(window.duration):
             yield (*place, "duration"), "must be above 0s: the window would never be open"
     if not re.fullmatch(TIME_ZONE, maintenance.time_zone):
-        yield (
-            ("maintenance", "time_zone"),
-            f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC",
-        )
+        message = f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC"
+        yield ("maintenance", "time_zone"), message
 
 
 @model_rule("VJ334", "error")

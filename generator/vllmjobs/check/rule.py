@@ -20,8 +20,7 @@ Finder = Callable[[Whole], Iterable[tuple[Path | Mark, str]]]
 E = TypeVar("E", bound=Finder)
 M = TypeVar("M", bound=Callable[[Subject], Findings])
 
-REGISTERED: dict[str, "Rule"] = {}
-"""Every rule of the modules that were imported, by its id."""
+REGISTERED: dict[str, "Rule"] = {}  # Every rule of the modules that were imported, by its id
 
 
 class Rule(NamedTuple):
@@ -65,9 +64,9 @@ def in_models(whole: Whole, find: Callable[[Subject], Findings]) -> Findings:
 
 
 def sentence(docstring: str | None) -> str:
-    """Return what a rule finds, as a sentence, from a docstring that begins with `Find`."""
-    text = " ".join((docstring or "").strip().partition("\n\n")[0].split()).removeprefix("Find ")
-    return text[:1].upper() + text[1:]
+    """Return what a rule finds: the first sentence of a docstring that begins with `Find`."""
+    text = " ".join((docstring or "").split()).partition(". ")[0].removeprefix("Find ").removesuffix(".")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
 def _register(rule: str, severity: Severity, function: Callable[..., object], find: Finder) -> None:

@@ -42,10 +42,7 @@ def no_secret_is_written(whole: Whole) -> Findings:
 
 @model_rule("VJ502", "error")
 def secret_variables_are_references(subject: Subject) -> Findings:
-    """Find a variable named like a secret, with its value.
-
-    Such a variable belongs under `secrets`.
-    """
+    """Find a variable named like a secret, with its value. Such a variable belongs under `secrets`."""
     for name, value in subject.model.env.items():
         if value not in (None, "") and SECRET_VARIABLES.search(name):
             yield ("env", name), LOOKS_SECRET
@@ -53,10 +50,7 @@ def secret_variables_are_references(subject: Subject) -> Findings:
 
 @environment_rule("VJ503", "error")
 def images_are_pinned(whole: Whole) -> Findings:
-    """Find an image without a tag that stays.
-
-    Two instances then differ, and a rollback runs what failed.
-    """
+    """Find an image without a tag that stays. Two instances then differ, and a rollback runs what failed."""
     environment = whole.environment
     images: dict[Path, str] = {}
     for name, model in environment.models.items():
@@ -82,10 +76,7 @@ def images_are_pinned(whole: Whole) -> Findings:
 
 @environment_rule("VJ504", "warning")
 def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
-    """Find a file of secrets that others on the machine may read.
-
-    Such a file is for its owner alone.
-    """
+    """Find a file of secrets that others on the machine may read. Such a file is for its owner alone."""
     for file, mode in whole.facts.files.items():
         if mode & 0o077:
             yield Mark(file), f"may be read by others (mode {mode:03o}); chmod 600 {file}"
@@ -107,10 +98,8 @@ def users_are_not_root(whole: Whole) -> Findings:
         tasks[("monitoring", "prometheus")] = environment.monitoring.prometheus
     for path, task in tasks.items():
         if is_root(task.user):
-            yield (
-                (*path, "user"),
-                f"runs as {task.user}; leave it out (65534 in docker), or name another user",
-            )
+            message = f"runs as {task.user}; leave it out (65534 in docker), or name another user"
+            yield (*path, "user"), message
         elif task.driver == "raw_exec" and not task.user:
             yield (*path, "driver"), "raw_exec runs as Nomad does, most often as root; name a user"
 
@@ -123,16 +112,12 @@ def containers_are_not_privileged(subject: Subject) -> Findings:
     """
     container = subject.model.container
     if container.privileged:
-        yield (
-            ("container", "privileged"),
-            "gives the container every device of the host; GPUs do not need it",
-        )
+        message = "gives the container every device of the host; GPUs do not need it"
+        yield ("container", "privileged"), message
     for index, capability in enumerate(container.cap_add):
         if capability.upper().removeprefix("CAP_") in ("ALL", "SYS_ADMIN"):
-            yield (
-                ("container", "cap_add", index),
-                f"{capability} is as good as privileged; add only what is needed",
-            )
+            message = f"{capability} is as good as privileged; add only what is needed"
+            yield ("container", "cap_add", index), message
 
 
 @model_rule("VJ507", "warning")

@@ -49,8 +49,7 @@ class Key(NamedTuple):
 
     value: str
     flags: int
-    modify_index: int
-    """The index for a check-and-set."""
+    modify_index: int  # the index for a check-and-set
 
 
 class Consul:

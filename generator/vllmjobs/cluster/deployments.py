@@ -22,8 +22,7 @@ class Token(NamedTuple):
     """The person or program that asks, where ACLs are on."""
 
     accessor: str
-    name: str
-    """The name that its owner gave the token; may be empty."""
+    name: str  # the name that its owner gave the token; may be empty
 
 
 def where_of(job: Json) -> Where:
@@ -32,10 +31,7 @@ def where_of(job: Json) -> Where:
 
 
 def where(
-    job: str,
-    namespace: str | None = None,
-    region: str | None = None,
-    environ: Mapping[str, str] = os.environ,
+    job: str, namespace: str | None = None, region: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> Where:
     """Return where a job is that was not read yet.
 

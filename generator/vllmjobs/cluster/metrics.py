@@ -23,8 +23,7 @@ _NOT_SERVED = (400, 404)  # by this route: a chat model's template is missing, o
 _LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-UNANSWERED = "does not answer within"
-"""The words for an instance that takes a request, and is silent."""
+UNANSWERED = "does not answer within"  # the words for an instance that takes a request, and is silent
 
 
 class MetricsError(UserError):

@@ -50,8 +50,7 @@ class Where(NamedTuple):
 
     id: str
     namespace: str
-    region: str
-    """`global` and the empty one are the region of the agent that is asked; see `Cluster.plan`."""
+    region: str  # `global` and the empty one are the region of the agent that is asked; see `Cluster.plan`
 
 
 class Nomad:

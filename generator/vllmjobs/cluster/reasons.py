@@ -12,8 +12,7 @@ from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 from vllmjobs.cluster.session import Names
 from vllmjobs.environment.secrets import without_secrets
 
-Failure = requests.Response | Exception
-"""An answer that is a refusal, or the exception in place of an answer."""
+Failure = requests.Response | Exception  # an answer that is a refusal, or the exception in place of an answer
 # nomad/structs/errors.go: an election, or a leader that has yet to apply what was decided before it.
 # And one that has yet to read its keys, without which there are no variables (nomad/encrypter.go).
 NO_LEADER = (

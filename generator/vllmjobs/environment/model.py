@@ -77,8 +77,7 @@ class Route(Block, frozen=True):
     host: Annotated[HostName, described("Host name to match; any when empty.", "chat.example.com")] = ""
     path: Annotated[RoutePath, described("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
     strip: Annotated[
-        RoutePath | None,
-        described("Prefix that is taken off before the request is passed on.", "/chat"),
+        RoutePath | None, described("Prefix that is taken off before the request is passed on.", "/chat")
     ] = None
 
 
@@ -270,8 +269,7 @@ class Balancer(Block, frozen=True):
         Text | None, described("Node pool; the namespace's default when not given, not the models'.", "all")
     ] = None
     placement: Annotated[
-        Placement,
-        described("The nodes that may run the job; those of `nomad` are the models'."),
+        Placement, described("The nodes that may run the job; those of `nomad` are the models'.")
     ] = Placement()
 
 

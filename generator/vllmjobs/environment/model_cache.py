@@ -49,18 +49,11 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
         dict[EnvName, SecretRef],
         described(
             "A bucket's keys, by reference.",
-            {
-                "AWS_ACCESS_KEY_ID": "nomad/jobs#s3_key_id",
-                "AWS_SECRET_ACCESS_KEY": "nomad/jobs#s3_key",
-            },
+            {"AWS_ACCESS_KEY_ID": "nomad/jobs#s3_key_id", "AWS_SECRET_ACCESS_KEY": "nomad/jobs#s3_key"},
         ),
     ] = {}
     schedule: Annotated[
-        Cron | None,
-        described(
-            "The times of the backups; when not given, you dispatch them.",
-            "0 3 * * *",
-        ),
+        Cron | None, described("The times of the backups; when not given, you dispatch them.", "0 3 * * *")
     ] = None
     time_zone: Annotated[Text, described("The time zone of the schedule.", "Europe/Berlin")] = "UTC"
     constraints: Annotated[

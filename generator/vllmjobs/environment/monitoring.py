@@ -34,8 +34,7 @@ class PrometheusJob(Block, frozen=True):
     ] = "15s"
     retention: Annotated[Duration, described("The time for which Prometheus keeps its data.")] = "360h"
     alertmanager: Annotated[
-        Address | None,
-        described("The Alertmanager; none when not given.", "alertmanager.example.com:9093"),
+        Address | None, described("The Alertmanager; none when not given.", "alertmanager.example.com:9093")
     ] = None
     runbooks: Annotated[
         LinkBase,
@@ -62,8 +61,7 @@ class PrometheusJob(Block, frozen=True):
         Text | None, described("Node pool; the namespace's default when not given, not the models'.")
     ] = None
     placement: Annotated[
-        Placement,
-        described("The nodes that may run the job; those of `nomad` are the models'."),
+        Placement, described("The nodes that may run the job; those of `nomad` are the models'.")
     ] = Placement()
 
 

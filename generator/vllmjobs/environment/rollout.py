@@ -90,10 +90,7 @@ class Analysis(Block, frozen=True):
 class Window(Block, frozen=True):
     """A time that comes again."""
 
-    schedule: Annotated[
-        Cron,
-        described("The start: minute, hour, day, month, weekday.", "0 22 * * 1-5"),
-    ]
+    schedule: Annotated[Cron, described("The start: minute, hour, day, month, weekday.", "0 22 * * 1-5")]
     duration: Annotated[Duration, described("The length of the window.", "4h")]
 
 
@@ -127,8 +124,7 @@ class Rollout(Block, frozen=True):
         ),
     ] = []
     analysis: Annotated[
-        Analysis | None,
-        described("The analysis of canaries; with `null`, healthy canaries are promoted."),
+        Analysis | None, described("The analysis of canaries; with `null`, healthy canaries are promoted.")
     ] = Analysis()
     max_parallel: Annotated[Positive, described("Instances replaced at a time after promotion.")] = 1
     auto_promote: Annotated[bool, described("Promote as soon as the canaries are healthy.")] = False

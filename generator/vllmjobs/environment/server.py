@@ -40,8 +40,7 @@ class Resources(Block, frozen=True):
         Size | None, described("Memory limit, where the cluster allows more than `memory`.")
     ] = None
     shm: Annotated[
-        Size | None,
-        described("Shared memory (docker): 1 GiB for one GPU, 8 GiB for several when not given."),
+        Size | None, described("Shared memory (docker): 1 GiB for one GPU, 8 GiB for several when not given.")
     ] = None
     disk: Annotated[Size, described("Disk of the allocation: logs, and without `cache` the model.")] = "1 GiB"
 

@@ -21,8 +21,7 @@ class Templates(NamedTuple):
 
     read: Callable[[str], tuple[str, str] | None]
     """Return a template's text and its path, by its name; None for a name without a template."""
-    compiled: jinja2.BytecodeCache | None = None
-    """The cache of compiled templates between runs."""
+    compiled: jinja2.BytecodeCache | None = None  # the cache of compiled templates between runs
 
 
 class RenderError(UserError):

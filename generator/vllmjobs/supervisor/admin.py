@@ -24,8 +24,7 @@ LINGER = 1 << 20  # bytes of a refused request that are read, so that its sender
 
 METRICS = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
 
-Reply = tuple[int, Mapping[str, Any] | str]
-"""A status and JSON, or a page of metrics."""
+Reply = tuple[int, Mapping[str, Any] | str]  # a status and JSON, or a page of metrics
 Routes = Mapping[str, Callable[[str], Reply]]
 
 REASONS = {
@@ -63,8 +62,7 @@ class _Request(NamedTuple):
 
     method: str
     path: str
-    is_from_a_page: bool
-    """True if a browser sent it for a web page, which may be anyone's."""
+    is_from_a_page: bool  # True if a browser sent it for a web page, which may be anyone's
     body: str
 
 

@@ -39,8 +39,7 @@ class Front:
         """Write to the file at `path`; `send` sends a signal to a child."""
         self._upstreams = Upstreams(path)
         self._send, self._log = send, log
-        self._is_current = True
-        """True if the balancer has read its files since they were last written."""
+        self._is_current = True  # True if the balancer has read its files since they were last written
 
     def follow(self, pools: Iterable[PoolText], engines: Collection[Engine], ready: Collection[str]) -> None:
         """Write which engines are ready, and let a ready balancer read what is new."""

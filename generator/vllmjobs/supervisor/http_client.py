@@ -22,23 +22,18 @@ Json = Mapping[str, Any]
 class Address:
     """The address of a server: a host and a port, or a unix socket."""
 
-    host: str = ""
-    """An IP address, which costs no thread to look up; a wildcard stands for the loopback."""
+    host: str = ""  # an IP address, which costs no thread to look up; a wildcard stands for the loopback
     port: int = 0
-    socket: str | None = None
-    """The path of a unix socket, instead of the host and the port."""
-    tls: bool = False
-    """True if it has a certificate, which is not checked."""
-    token: str | None = field(default=None, repr=False)
-    """The bearer token to send."""
+    socket: str | None = None  # the path of a unix socket, instead of the host and the port
+    tls: bool = False  # True if it has a certificate, which is not checked
+    token: str | None = field(default=None, repr=False)  # the bearer token to send
 
 
 class Response(NamedTuple):
     """The answer of a server."""
 
     status: int
-    phrase: str
-    """The status in words, such as Not Found."""
+    phrase: str  # the status in words, such as Not Found
     body: bytes
 
 

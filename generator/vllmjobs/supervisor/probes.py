@@ -31,14 +31,11 @@ class Target:
     """The engine to probe."""
 
     child: str
-    host: str
-    """An IP address, which costs no thread to look up; a wildcard stands for the loopback."""
+    host: str  # an IP address, which costs no thread to look up; a wildcard stands for the loopback
     port: int
-    served_name: str | None = None
-    """The model's name; the first of /v1/models when None."""
+    served_name: str | None = None  # the model's name; the first of /v1/models when None
     api_key: str | None = field(default=None, repr=False)
-    tls: bool = False
-    """True if it was started with --ssl-certfile; the certificate is not checked."""
+    tls: bool = False  # True if it was started with --ssl-certfile; the certificate is not checked
 
     @property
     def address(self) -> Address:

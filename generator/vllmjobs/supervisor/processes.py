@@ -48,15 +48,12 @@ class StartError(ProcessError):
 class Program:
     """The program that is started for a child."""
 
-    name: str
-    """The child, such as chat-0."""
+    name: str  # the child, such as chat-0
     command: tuple[str, ...]
-    env: Mapping[str, str]
-    """The whole environment; a command without a slash is searched on its PATH."""
+    env: Mapping[str, str]  # the whole environment; a command without a slash is searched on its PATH
     forks: bool = True
     """True if it starts processes of its own, so that an orphan of unknown origin may be one of them."""
-    stdin: bool = False
-    """True if its stdin is a pipe of ours; else it has none."""
+    stdin: bool = False  # True if its stdin is a pipe of ours; else it has none
 
 
 @dataclass(frozen=True)
@@ -73,11 +70,9 @@ class Started:
 class Ended:
     """A process that was reaped."""
 
-    name: str | None
-    """The name of the child; None for an orphan."""
+    name: str | None  # the name of the child; None for an orphan
     pid: int
-    status: int
-    """The exit code, or the negative number of the signal."""
+    status: int  # the exit code, or the negative number of the signal
 
 
 class Processes:
@@ -89,8 +84,7 @@ class Processes:
         Raises `ProcessError` where the system has no child subreaper.
         """
         self.identity = identity
-        self.reaped = 0
-        """The number of orphans that were reaped."""
+        self.reaped = 0  # the number of orphans that were reaped
         self._children: dict[str, int] = {}
         """The pids of children that are not yet reaped: until then nobody else can get such a pid."""
         self._names: dict[int, str] = {}
@@ -298,11 +292,7 @@ def _spawn(command: tuple[str, ...], env: Mapping[str, str], ends: Sequence[int]
                 place,
                 command,
                 env,
-                file_actions=[
-                    stdin,
-                    (os.POSIX_SPAWN_DUP2, ends[0], 1),
-                    (os.POSIX_SPAWN_DUP2, ends[1], 2),
-                ],
+                file_actions=[stdin, (os.POSIX_SPAWN_DUP2, ends[0], 1), (os.POSIX_SPAWN_DUP2, ends[1], 2)],
                 setsid=True,
                 setsigmask=(),
                 setsigdef=DEFAULTS,

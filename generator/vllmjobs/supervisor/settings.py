@@ -53,25 +53,18 @@ class Settings:
     """All the settings of one supervisor."""
 
     engines: tuple[Engine, ...]
-    identity: str
-    """The mark by which a next supervisor knows what this one has left."""
-    admin_host: str = ""
-    """The address of the admin port; all addresses when empty."""
+    identity: str  # the mark by which a next supervisor knows what this one has left
+    admin_host: str = ""  # the address of the admin port; all addresses when empty
     admin_port: int = ADMIN_PORT
-    admin_path: str | None = None
-    """A unix socket instead of the port, on which restarts can be asked for."""
+    admin_path: str | None = None  # a unix socket instead of the port, on which restarts can be asked for
     limits: Limits = field(default_factory=Limits)
     min_alive: int = 1
-    log_rate: float = 2000.0
-    """The lines a second of each stream that are let through; 0 for all."""
+    log_rate: float = 2000.0  # the lines a second of each stream that are let through; 0 for all
     upstreams_path: str | None = None
     """The file from which the balancer in front reads which engines are ready; on SIGHUP it reads it anew."""
-    upstreams: tuple[PoolText, ...] = ()
-    """The texts of that file."""
-    secrets: tuple[str, ...] = ()
-    """The variables of the engines that a balancer in front does not get."""
-    path: str | None = None
-    """The file that the settings were read from, and may be again."""
+    upstreams: tuple[PoolText, ...] = ()  # the texts of that file
+    secrets: tuple[str, ...] = ()  # the variables of the engines that a balancer in front does not get
+    path: str | None = None  # the file that the settings were read from, and may be again
 
     @property
     def spec(self) -> SupervisorSpec:

@@ -20,10 +20,8 @@ class Process(NamedTuple):
     parent: int
     group: int
     session: int
-    started: int
-    """The time of its start, in clock ticks after boot."""
-    is_alive: bool
-    """True if anything of it runs."""
+    started: int  # the time of its start, in clock ticks after boot
+    is_alive: bool  # True if anything of it runs
 
 
 def processes() -> dict[int, Process]:

@@ -52,7 +52,5 @@ def _with_a_table() -> tuple[str, ...]:
     return tuple(sorted((file[1] for file in files if file), key=order))
 
 
-VERSIONS = _with_a_table()
-"""Every release that has a table, oldest first."""
-NEWEST = VERSIONS[-1]
-"""The newest release that has a table."""
+VERSIONS = _with_a_table()  # Every release that has a table, oldest first
+NEWEST = VERSIONS[-1]  # the newest release that has a table

@@ -17,14 +17,11 @@ class Engine:
 
     name: str
     command: tuple[str, ...]
-    env: Mapping[str, str]
-    """All of its environment."""
+    env: Mapping[str, str]  # all of its environment
     host: str = "127.0.0.1"
     port: int = PORT
-    served_name: str | None = None
-    """The model's name in requests; the first that the engine lists when None."""
-    gpus: tuple[str, ...] = ()
-    """The GPUs by UUID or index."""
+    served_name: str | None = None  # the model's name in requests; the first that the engine lists when None
+    gpus: tuple[str, ...] = ()  # the GPUs by UUID or index
     tls: bool = False
     api_key: str | None = None
     is_front: bool = False

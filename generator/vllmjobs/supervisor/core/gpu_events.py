@@ -40,28 +40,20 @@ class GpuReading:
     A value is None where the GPU, its driver or the permissions do not give it.
     """
 
-    gpu: str
-    """The uuid; the name by which it was asked for, where it does not tell one."""
-    at: float = 0.0
-    """The time of the reading: seconds of the supervisor's monotonic clock."""
+    gpu: str  # the uuid; the name by which it was asked for, where it does not tell one
+    at: float = 0.0  # the time of the reading: seconds of the supervisor's monotonic clock
     index: int | None = None
     name: str | None = None
     memory_used: int | None = None
     """The bytes in use, without what the driver keeps for itself, as `memory_total`."""
     memory_total: int | None = None
-    temperature: int | None = None
-    """The temperature in degrees Celsius."""
-    recovery_action: int | None = None
-    """A key of `RECOVERY_ACTIONS`, or 0."""
-    remap_pending: bool | None = None
-    """True if faulty rows of memory are remapped at the next reset."""
-    remap_failed: bool | None = None
-    """True if a faulty row of memory cannot be remapped."""
-    corrected_ecc: int | None = None
-    """The count of errors since the driver was loaded, as `uncorrected_ecc`."""
+    temperature: int | None = None  # the temperature in degrees Celsius
+    recovery_action: int | None = None  # a key of `RECOVERY_ACTIONS`, or 0
+    remap_pending: bool | None = None  # True if faulty rows of memory are remapped at the next reset
+    remap_failed: bool | None = None  # True if a faulty row of memory cannot be remapped
+    corrected_ecc: int | None = None  # the count of errors since the driver was loaded, as `uncorrected_ecc`
     uncorrected_ecc: int | None = None
-    clocks_reasons: int | None = None
-    """The bits of nvmlClocksEventReason*."""
+    clocks_reasons: int | None = None  # the bits of nvmlClocksEventReason*
     pids: tuple[int, ...] | None = None
     """The processes that compute on it, as far as this container sees them; () where NVML lists none."""
 
@@ -95,8 +87,7 @@ class Unanswered:
     """A GPU that could not be asked, for a reason that need not be its own."""
 
     gpu: str
-    code: int
-    """NVML's nvmlReturn_t."""
+    code: int  # NVML's nvmlReturn_t
     reason: str
 
 
@@ -111,8 +102,7 @@ class NoDriver:
 class NoAccess:
     """There is a driver, which this container cannot talk to (any more)."""
 
-    code: int
-    """NVML's nvmlReturn_t."""
+    code: int  # NVML's nvmlReturn_t
     reason: str
 
 

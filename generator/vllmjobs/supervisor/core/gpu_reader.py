@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from vllmjobs.supervisor.core.gpu_events import GpuReading, NoDriver, Written, from_line
 
-HANG = 10.0
-"""The seconds without a line after which it hangs: it writes one for every GPU every 5 s."""
+HANG = 10.0  # the seconds without a line after which it hangs: it writes one for every GPU every 5 s
 FIRST = 30.0
 """The seconds to the first line: where nothing keeps the driver loaded, the first to ask waits for it."""
 LONGEST = 65536  # bytes of a line
@@ -19,10 +18,8 @@ class GpuReader:
     """
 
     def __init__(self, now: float) -> None:
-        self.readings: dict[str, GpuReading] = {}
-        """The last reading of each GPU; `at` is the clock of `feed`."""
-        self.is_over = False
-        """True if there is nothing to watch: no other process need be started."""
+        self.readings: dict[str, GpuReading] = {}  # the last reading of each GPU; `at` is the clock of `feed`
+        self.is_over = False  # True if there is nothing to watch: no other process need be started
         self._held = b""
         self._due = now + FIRST
 

@@ -23,17 +23,14 @@ from vllmjobs.supervisor.core.gpu_events import (
 )
 
 HOUR = 3600.0
-FAULTS = 3
-"""The incidents of the class `restart` in an hour with which the GPU itself is to blame."""
+FAULTS = 3  # the incidents of the class `restart` in an hour with which the GPU itself is to blame
 INCIDENT = 10.0
 """The seconds of one incident: one illegal access is reported once for every multiprocessor that it stops."""
 SLOWDOWNS = 6
 SLOWDOWN_WINDOW = 600.0
-LASTING = 60.0
-"""The seconds after which a slowdown that lasts counts again."""
+LASTING = 60.0  # the seconds after which a slowdown that lasts counts again
 HANGS = 3
-AT_ONCE = 30.0
-"""The seconds in which all GPUs are read, however slowly."""
+AT_ONCE = 30.0  # the seconds in which all GPUs are read, however slowly
 
 # nvmlClocksEventReason*, from nvml.h: hardware slowdown, software and hardware thermal slowdown, power brake.
 # Not the software power cap (4), under which a GPU that is busy runs all day.
@@ -53,8 +50,7 @@ class Verdict:
     """`watch`: its engine may fail of it, and is then started again as ever. `degrade`: it serves, slowly or
     alone; see to it. `fatal`: nothing may run on it any more."""
     reason: str = ""
-    is_new: bool = True
-    """True if this is to be logged: it is neither nothing, nor what was logged before."""
+    is_new: bool = True  # True if this is to be logged: it is neither nothing, nor what was logged before
 
 
 NOTHING = Verdict("log", is_new=False)
@@ -64,20 +60,13 @@ NOTHING = Verdict("log", is_new=False)
 class GpuHistory:
     """The memory of one GPU's past."""
 
-    fatal: str | None = None
-    """The reason for which it is condemned."""
-    reading: GpuReading | None = None
-    """The last reading."""
-    faults: tuple[float, ...] = ()
-    """The times at which incidents of the class `restart` began."""
-    slowdowns: tuple[float, ...] = ()
-    """The times at which slowdowns began, or had lasted."""
-    unknown_error: float | None = None
-    """The time at which it last answered so; None once it answers well."""
-    degraded_at: float | None = None
-    """The time at which it was last degraded."""
-    logged: Mapping[str, float] = field(default_factory=dict)
-    """The time at which each reason was last logged."""
+    fatal: str | None = None  # the reason for which it is condemned
+    reading: GpuReading | None = None  # the last reading
+    faults: tuple[float, ...] = ()  # the times at which incidents of the class `restart` began
+    slowdowns: tuple[float, ...] = ()  # the times at which slowdowns began, or had lasted
+    unknown_error: float | None = None  # the time at which it last answered so; None once it answers well
+    degraded_at: float | None = None  # the time at which it was last degraded
+    logged: Mapping[str, float] = field(default_factory=dict)  # the time at which each reason was last logged
 
 
 @dataclass(frozen=True)
@@ -85,12 +74,9 @@ class History:
     """The memory of all GPUs' past."""
 
     gpus: Mapping[str, GpuHistory] = field(default_factory=dict)
-    hangs: int = 0
-    """The times in a row that NVML did not answer."""
-    fatal: str | None = None
-    """The reason for which all of them are condemned."""
-    logged: frozenset[str] = frozenset()
-    """The reasons that were logged for all of them."""
+    hangs: int = 0  # the times in a row that NVML did not answer
+    fatal: str | None = None  # the reason for which all of them are condemned
+    logged: frozenset[str] = frozenset()  # the reasons that were logged for all of them
 
 
 def _read() -> dict[int, tuple[str, str, str]]:
@@ -104,8 +90,7 @@ def _read() -> dict[int, tuple[str, str, str]]:
     }
 
 
-XIDS = _read()
-"""Each XID with its name, and what is done about it on one GPU, and under tensor parallelism."""
+XIDS = _read()  # each XID with its name, and what is done about it on one GPU, and under tensor parallelism
 
 
 def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: bool) -> tuple[History, Verdict]:

@@ -49,12 +49,10 @@ class Held:
 
     time: str
     level: str
-    fields: str
-    """The fields as JSON, with a comma before each."""
+    fields: str  # the fields as JSON, with a comma before each
     texts: list[str]
     state: State
-    head: str
-    """The prefix of vLLM, which is before each line of a message; "" where there was none."""
+    head: str  # the prefix of vLLM, which is before each line of a message; "" where there was none
     until: float
     truncated: int
     size: int = field(init=False)

@@ -10,8 +10,7 @@ from vllmjobs import __version__
 from vllmjobs.supervisor.core.model import Child, ChildState, LogEvent, Operation, State, SupervisorSpec
 from vllmjobs.supervisor.core.step import is_ready
 
-Answer = tuple[int, dict[str, Any]]
-"""An HTTP status and what is sent as JSON."""
+Answer = tuple[int, dict[str, Any]]  # an HTTP status and what is sent as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,12 +26,9 @@ class GpuStatus:
 class Runtime:
     """The facts about the running supervisor that are not in the state of its decisions."""
 
-    started_at: float
-    """The time at which the supervisor started, on its monotonic clock."""
-    rss_bytes: int | None = None
-    """The resident memory of the supervisor itself."""
-    pids: Mapping[str, int] = field(default_factory=dict)
-    """The process of each child that runs."""
+    started_at: float  # the time at which the supervisor started, on its monotonic clock
+    rss_bytes: int | None = None  # the resident memory of the supervisor itself
+    pids: Mapping[str, int] = field(default_factory=dict)  # the process of each child that runs
     gpus: Mapping[str, GpuStatus] | None = None
     """The GPUs by name; None when nothing is known of any: without a driver, or on a CPU."""
     progress: Mapping[str, str] = field(default_factory=dict)
@@ -52,8 +48,7 @@ class Counters:
     """The drain time of each child's last stop."""
     dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """The lines that were not passed on, by child and stream ("stdout" or "stderr")."""
-    reaped: int = 0
-    """The orphans that were reaped."""
+    reaped: int = 0  # the orphans that were reaped
 
 
 def counted(counters: Counters, operations: Iterable[Operation]) -> Counters:

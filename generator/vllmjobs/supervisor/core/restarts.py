@@ -6,8 +6,7 @@ import zlib
 
 from vllmjobs.supervisor.core.model import ChildState, LogEvent, SupervisorSpec
 
-JITTER = 0.25
-"""The largest random part of a pause."""
+JITTER = 0.25  # the largest random part of a pause
 
 
 def failed(

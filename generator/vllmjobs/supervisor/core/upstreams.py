@@ -15,10 +15,8 @@ class PoolText:
     """The part of the file for one pool: the engines of one model."""
 
     pool: str
-    some: str
-    """The text while at least one engine of the pool is ready."""
-    none: str
-    """The text while none is."""
+    some: str  # the text while at least one engine of the pool is ready
+    none: str  # the text while none is
 
 
 @dataclass(frozen=True)

@@ -44,8 +44,7 @@ class DriverError(Exception):
 
     def __init__(self, error: Any) -> None:
         super().__init__(str(error))
-        self.code: int = error.value
-        """NVML's nvmlReturn_t."""
+        self.code: int = error.value  # NVML's nvmlReturn_t
 
 
 def load() -> None:
@@ -91,15 +90,11 @@ def fault(gpu: str, error: Any) -> Fault:
 class Device:
     """A GPU or a MIG instance that is asked for one value after another."""
 
-    gpu: str
-    """The name by which it was asked for, or its uuid."""
+    gpu: str  # the name by which it was asked for, or its uuid
     handle: Any
-    parent: Any
-    """The handle of its GPU, which has the health of both; the GPU's own handle for a whole GPU."""
-    instance: int | None = None
-    """The GPU instance that a MIG instance is part of."""
-    error: Any = None
-    """The error that shows what is wrong with the GPU, since this was last None."""
+    parent: Any  # the handle of its GPU, which has the health of both; the GPU's own handle for a whole GPU
+    instance: int | None = None  # the GPU instance that a MIG instance is part of
+    error: Any = None  # the error that shows what is wrong with the GPU, since this was last None
 
     def ask(self, call: str, *arguments: object, of: Any = None) -> Any:
         """Call NVML with the handle, or with the one of another device; None where there is no value."""
@@ -215,8 +210,7 @@ class Xids:
     """The XIDs of some GPUs, as the driver reports them."""
 
     def __init__(self, devices: Sequence[Device]) -> None:
-        self.faults: list[Fault] = []
-        """The GPUs that could not be registered."""
+        self.faults: list[Fault] = []  # the GPUs that could not be registered
         self._devices = devices
         self._events = self._register()
 

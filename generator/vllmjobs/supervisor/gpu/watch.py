@@ -31,8 +31,7 @@ from vllmjobs.supervisor.gpu.device import (
 )
 
 INTERVAL = 5.0
-SLICE = 0.5
-"""The seconds, at most, until a byte or the end of stdin is noticed."""
+SLICE = 0.5  # the seconds, at most, until a byte or the end of stdin is noticed
 
 
 def main(gpus: list[str]) -> int:

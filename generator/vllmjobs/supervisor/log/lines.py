@@ -30,10 +30,8 @@ quoted = json.encoder.encode_basestring  # in C, 0.2 µs; leaves UTF-8 readable
 class Rate(NamedTuple):
     """The lines of one stream that are let through; the others are dropped and counted."""
 
-    burst: int = 10_000
-    """The most lines at once."""
-    per_second: float = 2_000.0
-    """The lines a second in the long run; 0 for no limit."""
+    burst: int = 10_000  # the most lines at once
+    per_second: float = 2_000.0  # the lines a second in the long run; 0 for no limit
 
 
 USUAL = Rate()
@@ -77,8 +75,7 @@ class Lines:
         prefix: str = "",
     ) -> None:
         """Take the lines of `stream` of `instance`; `prefix` is the child's VLLM_LOGGING_PREFIX."""
-        self.dropped = 0
-        """The number of lines above the limit, in all."""
+        self.dropped = 0  # the number of lines above the limit, in all
         self.offset = offset
         self._whose = f'"instance":{quoted(instance)},"stream":"{stream}","message":'
         self._instance, self._stream, self._limit = instance, stream, limit

@@ -30,8 +30,7 @@ class Output:
 
     def __init__(self, fd: int = 1, loop: AbstractEventLoop | None = None, most: int = MOST) -> None:
         """Write to `fd`, which stays open; keep at most `most` bytes."""
-        self.dropped = 0
-        """The number of lines that were not written, in all."""
+        self.dropped = 0  # the number of lines that were not written, in all
         self.wants_write = False
         self._fd, self._loop, self._most = fd, loop, most
         self._socket: socket.socket | None = None

@@ -13,10 +13,7 @@ from vllmjobs.vllm.arguments.values import check, folded, not_among, shown
 from vllmjobs.vllm.releases import VERSIONS
 
 # Where there is a plugin, it can bring a name of its own.
-PLUGINS = {
-    "tool_call_parser": "tool_parser_plugin",
-    "reasoning_parser": "reasoning_parser_plugin",
-}
+PLUGINS = {"tool_call_parser": "tool_parser_plugin", "reasoning_parser": "reasoning_parser_plugin"}
 
 
 class Reading(NamedTuple):

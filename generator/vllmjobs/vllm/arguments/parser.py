@@ -24,11 +24,9 @@ MistakeKind = Literal[
 class Mistake(NamedTuple):
     """A mistake in a command line: vLLM refuses it, or takes it otherwise than it was meant."""
 
-    flag: str
-    """The long name without dashes; inside a JSON option with the key: `speculative-config.method`."""
+    flag: str  # the long name without dashes; inside a JSON option with the key: `speculative-config.method`
     kind: MistakeKind
-    message: str
-    """A part of a sentence that follows `models.chat.args.FLAG: `."""
+    message: str  # a part of a sentence that follows `models.chat.args.FLAG: `
 
 
 class Option(NamedTuple):
@@ -36,8 +34,7 @@ class Option(NamedTuple):
 
     flag: Flag
     spelling: str
-    words: list[str]
-    """The values of the option, not yet read."""
+    words: list[str]  # the values of the option, not yet read
     merged: Any = None
     """The object that dotted keys (`--x.y=1`) make; None for an option that was written whole."""
 
