@@ -72,7 +72,8 @@ class Admin:
     def __init__(self, routes: Routes, host: str = "", port: int = 0, path: str | None = None) -> None:
         """Listen on a host, all IPv4 and IPv6 addresses when empty, or else on a unix socket at `path`."""
         self._routes = routes
-        self._host, self._port, self._path = host, port, path
+        self._host, self._path = host, path
+        self.port = port  # the one that it listens on, where 0 was asked for
         self.connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         """The open connections, the oldest first."""
         self._server: asyncio.Server | None = None
@@ -80,17 +81,12 @@ class Admin:
     async def start(self) -> None:
         """Listen; raises `AdminError`."""
         if self._path is None:
-            listener = _listen(self._host, self._port)
-            self._port = listener.getsockname()[1]
+            listener = _listen(self._host, self.port)
+            self.port = listener.getsockname()[1]
             self._server = await asyncio.start_server(self._serve, sock=listener, limit=HEAD)
         else:
             listener = _listen_at(self._path)
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=HEAD)
-
-    @property
-    def port(self) -> int:
-        """Return the port that it listens on, where 0 was asked for."""
-        return self._port
 
     async def close(self) -> None:
         """Leave the address; connections are cut."""

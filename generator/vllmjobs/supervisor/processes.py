@@ -11,7 +11,7 @@ import errno
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -180,21 +180,14 @@ class Processes:
 
         There must be no other living supervisor of this identity: its children would be taken for leftovers.
         """
-        scan, owners = self._leftovers()
         left: dict[str, set[int]] = {}
-        for pid, name in owners.items():
-            if scan[pid].is_alive:
-                left.setdefault(name, set()).add(pid)
+        for pid, name in self._leftovers()[1].items():
+            left.setdefault(name, set()).add(pid)
         return left
 
     def kill_leftovers(self) -> set[int]:
         """Send SIGKILL to all leftovers; return what `kill` returns."""
-
-        def left() -> tuple[dict[int, Process], set[int]]:
-            scan, owners = self._leftovers()
-            return scan, {pid for pid in owners if scan[pid].is_alive}
-
-        return self._kill(left)
+        return self._kill(self._leftovers)
 
     def _tree(self, name: str) -> tuple[dict[int, Process], set[int]]:
         """Return all processes, and those of the child."""
@@ -228,7 +221,7 @@ class Processes:
         return name if started == child.started else instance_of(child.pid, self.identity)
 
     def _leftovers(self) -> tuple[dict[int, Process], dict[int, str]]:
-        """Return all processes, and the owners of those that carry our mark and are not of our own life."""
+        """Return all processes, and whose those are that run, carry our mark and are not of our own life."""
         scan = _scan()
         children = by_parent(scan)
         ours = {*descent(children, os.getpid()), *ancestors(scan, os.getpid())}
@@ -244,11 +237,12 @@ class Processes:
         owners: dict[int, str] = {}
         for root, name in roots.items():
             owners |= dict.fromkeys(descent(children, root), name)
-        return scan, {pid: name for pid, name in (owners | marked).items() if pid in others}
+        owned = (owners | marked).items()
+        return scan, {pid: name for pid, name in owned if pid in others and scan[pid].is_alive}
 
-    def _kill(self, find: Callable[[], tuple[dict[int, Process], set[int]]]) -> set[int]:
+    def _kill(self, find: Callable[[], tuple[dict[int, Process], Collection[int]]]) -> set[int]:
         killed: set[tuple[int, int]] = set()
-        victims: set[int] = set()
+        victims: Collection[int] = ()
         for _ in range(ROUNDS):
             scan, victims = find()
             new = [scan[pid] for pid in victims if (pid, scan[pid].started) not in killed]
@@ -261,7 +255,7 @@ class Processes:
             for target in {one.pid if one.group in mixed else -one.group for one in new}:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(target, signal.SIGKILL)
-        return victims
+        return set(victims)
 
 
 def _scan() -> dict[int, Process]:

@@ -9,9 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vllmjobs.supervisor.core.engines import PORT, Engine
+from vllmjobs.supervisor.core.engines import PORT, Engine, PoolText, ServerLine
 from vllmjobs.supervisor.core.model import Child, Limits, SupervisorSpec
-from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine
 
 ADMIN_PORT = 8090
 OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it

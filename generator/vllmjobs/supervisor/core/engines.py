@@ -6,9 +6,28 @@ import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllmjobs.supervisor.core.upstreams import ServerLine
-
 PORT = 8000  # of `vllm serve`
+
+
+@dataclass(frozen=True)
+class PoolText:
+    """The part of the file for one pool: the engines of one model.
+
+    The supervisor knows nothing of the balancer's language: its texts come with the configuration, with
+    `@SERVERS@` where the lines of the ready engines go, and `@COUNT@` for how many there are.
+    """
+
+    pool: str
+    some: str  # the text while at least one engine of the pool is ready
+    none: str  # the text while none is
+
+
+@dataclass(frozen=True)
+class ServerLine:
+    """The line of the file for one engine of a pool."""
+
+    pool: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -22,13 +41,23 @@ class Engine:
     port: int = PORT
     served_name: str | None = None  # the model's name in requests; the first that the engine lists when None
     gpus: tuple[str, ...] = ()  # the GPUs by UUID or index
-    tls: bool = False
+    tls: bool = False  # True if it was started with --ssl-certfile
     api_key: str | None = None
     is_front: bool = False
     """True if it is a balancer in front of the others, which any answer shows to be well."""
     stop_signal: int = signal.SIGTERM
     line: ServerLine | None = None
     """The engine's line of the file which the balancer reads; None where there is no such file."""
+
+
+def upstreams_text(pools: Iterable[PoolText], ready: Collection[ServerLine]) -> str:
+    """Return the file that a balancer in front reads: the pools in order, with the lines of ready engines."""
+    texts = []
+    for pool in pools:
+        lines = [line.text for line in ready if line.pool == pool.pool]
+        text = pool.some.replace("@SERVERS@", "\n".join(lines)) if lines else pool.none
+        texts.append(text.replace("@COUNT@", str(len(lines))))
+    return "\n".join(texts)
 
 
 def differences(there: Iterable[Engine], wanted: Iterable[Engine]) -> dict[str, list[str]]:

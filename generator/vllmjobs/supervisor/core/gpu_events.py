@@ -35,7 +35,7 @@ RECOVERY_ACTIONS = {
 
 @dataclass(frozen=True)
 class GpuReading:
-    """The values of a GPU, or of a MIG instance, which has its memory and processes to itself.
+    """The values of a GPU, or of a MIG instance, which has its memory to itself.
 
     A value is None where the GPU, its driver or the permissions do not give it.
     """
@@ -54,8 +54,6 @@ class GpuReading:
     corrected_ecc: int | None = None  # the count of errors since the driver was loaded, as `uncorrected_ecc`
     uncorrected_ecc: int | None = None
     clocks_reasons: int | None = None  # the bits of nvmlClocksEventReason*
-    pids: tuple[int, ...] | None = None
-    """The processes that compute on it, as far as this container sees them; () where NVML lists none."""
 
     @property
     def recovery(self) -> str:
@@ -141,9 +139,6 @@ def from_line(line: bytes, now: float) -> Written | None:
         fields: dict[str, Any] = json.loads(line)
         kind = KINDS[fields.pop("kind")]
         fields.pop("at", None)
-        if kind is not GpuReading:
-            return kind(**fields)
-        pids = fields.pop("pids")
-        return GpuReading(**fields, at=now, pids=None if pids is None else tuple(pids))
+        return GpuReading(**fields, at=now) if kind is GpuReading else kind(**fields)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None

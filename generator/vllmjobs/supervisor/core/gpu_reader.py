@@ -21,19 +21,19 @@ class GpuReader:
         self.readings: dict[str, GpuReading] = {}  # the last reading of each GPU; `at` is the clock of `feed`
         self.is_over = False  # True if there is nothing to watch: no other process need be started
         self._held = b""
-        self._due = now + FIRST
+        self.due = now + FIRST  # when the process hangs, if nothing is fed before
 
     def started(self, now: float) -> None:
         """Begin with another process."""
         self._held = b""
-        self._due = now + (HANG if self.readings else FIRST)
+        self.due = now + (HANG if self.readings else FIRST)
 
     def feed(self, data: bytes, now: float) -> list[Written]:
         """Take what was read; return the events of its whole lines. Lines of anything else are left out."""
         *lines, self._held = (self._held + data).split(b"\n")
         self._held = self._held[:LONGEST]
         if lines:
-            self._due = now + HANG
+            self.due = now + HANG
         events = [event for line in lines if (event := from_line(line, now))]
         for event in events:
             if isinstance(event, GpuReading):
@@ -43,9 +43,4 @@ class GpuReader:
 
     def is_hung(self, now: float) -> bool:
         """Tell whether a line is overdue: then this is `Hung`, and another process is to be started."""
-        return not self.is_over and now >= self._due
-
-    @property
-    def due(self) -> float:
-        """Return when the process hangs, if nothing is fed before."""
-        return self._due
+        return not self.is_over and now >= self.due

@@ -145,7 +145,6 @@ def is_free(
     gpus: Iterable[str],
     since: float,
     before: Mapping[str, int],
-    pids: Iterable[int] = (),
     slack: int = 2**30,
 ) -> bool:
     """Tell whether a child that ended holds none of the memory of its GPUs any more.
@@ -153,13 +152,11 @@ def is_free(
     `readings` are the last ones, of which those before `since` tell nothing. `before` is the memory in use,
     in bytes, when the child was last started; with so much and `slack` more, a GPU counts as free. That
     works in a container that does not see the pids of others, too, and beside processes that are not ours.
-    `pids` are the child's: as long as NVML lists one of them, its memory is not free. A GPU without a
-    `before` is judged by `pids` alone; 0 asks for an empty GPU, as after an earlier supervisor's orphans.
+    A GPU without a `before` is free; 0 asks for an empty GPU, as after an earlier supervisor's orphans.
     """
-    ours = set(pids)
     for gpu in gpus:
         reading = readings.get(gpu)
-        if reading is None or reading.at < since or ours.intersection(reading.pids or ()):
+        if reading is None or reading.at < since:
             return False
         if reading.memory_used is not None and gpu in before and reading.memory_used > before[gpu] + slack:
             return False

@@ -12,6 +12,7 @@ from vllmjobs.supervisor.core.model import (
     GAVE_UP,
     GPU_FATAL,
     OVER,
+    RUNNING,
     Added,
     Child,
     ChildState,
@@ -169,7 +170,7 @@ class _Turn:
 
     def _exited(self, name: str, status: int) -> None:
         one = self._at(name)
-        if one.phase not in ("starting", "ready", "leaving", "terminating", "killing"):
+        if one.phase not in RUNNING:
             return
         why = one.why or _ended(status)
         changes = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}

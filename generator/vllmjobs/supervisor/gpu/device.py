@@ -176,7 +176,6 @@ class Device:
         reasons = self.ask("nvmlDeviceGetCurrentClocksEventReasons", of=self.parent)
         if reasons is None:  # before driver 535
             reasons = self.ask("nvmlDeviceGetCurrentClocksThrottleReasons", of=self.parent)
-        processes = self.processes("Compute", "MPSCompute")
         return GpuReading(
             gpu=self.gpu,
             index=self.ask("nvmlDeviceGetIndex", of=self.parent),
@@ -190,7 +189,6 @@ class Device:
             corrected_ecc=corrected,
             uncorrected_ecc=uncorrected,
             clocks_reasons=reasons,
-            pids=None if processes is None else tuple(sorted(processes)),
         )
 
 
