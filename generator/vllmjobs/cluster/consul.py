@@ -12,8 +12,7 @@ import requests
 from consul.exceptions import ConsulException
 
 from vllmjobs.balancers.instances import ServiceInstance
-from vllmjobs.cluster.reasons import FailedError, Failure, is_lost, reason
-from vllmjobs.cluster.retry import retry
+from vllmjobs.cluster.reasons import FailedError, Failure, is_lost, reason, retry
 from vllmjobs.cluster.session import FALSE, TRUE, Names, connect
 from vllmjobs.environment.problems import UserError
 

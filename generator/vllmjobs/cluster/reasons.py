@@ -1,10 +1,11 @@
-"""Reasons why a request to Nomad or Consul failed: what they mean, and one line for a person."""
+"""Reasons why a request to Nomad or Consul failed: what they mean, one line for a person, and the retry."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.client import BadStatusLine, IncompleteRead
+from typing import TypeVar
 
 import requests
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
@@ -12,6 +13,7 @@ from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 from vllmjobs.cluster.session import Names
 from vllmjobs.environment.secrets import without_secrets
 
+T = TypeVar("T")
 Failure = requests.Response | Exception  # an answer that is a refusal, or the exception in place of an answer
 # nomad/structs/errors.go: an election, or a leader that has yet to apply what was decided before it.
 # And one that has yet to read its keys, without which there are no variables (nomad/encrypter.go).
@@ -29,6 +31,29 @@ class FailedError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+
+
+def retry(
+    call: Callable[[], T],
+    pauses: Iterable[float],
+    delay: Callable[[Failure, float], float | None],
+    sleep: Callable[[float], None],
+) -> T:
+    """Return what a call returns; each time that it raises `FailedError`, pause and call again.
+
+    There is one attempt more than `pauses`, which are in seconds. `delay` turns a failure and the pause that
+    would follow it into the seconds to sleep, or None where another attempt is of no use: the failure is then
+    raised, as is that of the last attempt.
+    """
+    for pause in pauses:
+        try:
+            return call()
+        except FailedError as error:
+            seconds = delay(error.failure, pause)
+            if seconds is None:
+                raise
+        sleep(seconds)
+    return call()
 
 
 def is_unreachable(failure: Failure) -> bool:
