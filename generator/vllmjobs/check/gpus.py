@@ -80,15 +80,11 @@ def _asked(subject: Subject) -> Iterator[tuple[Path, str, float, str]]:
     if wanted.memory:
         yield ("gpus", "memory"), ">=", size_bytes(wanted.memory) / 2**20, wanted.memory
     for index, constraint in enumerate(wanted.constraints):
-        is_memory = constraint.attribute == "${device.attr.memory}" and constraint.operator in COMPARED
-        if is_memory and re.fullmatch(r"\d+(\.\d+)? ?(MiB|GiB|TiB|MB|GB|TB)", constraint.value):
-            size = size_bytes(constraint.value) / 2**20
-            text = (
-                constraint.value
-                if constraint.operator == ">="
-                else f"{constraint.operator} {constraint.value}"
-            )
-            yield ("gpus", "constraints", index, "value"), constraint.operator, size, text
+        operator, value = constraint.operator, constraint.value
+        is_memory = constraint.attribute == "${device.attr.memory}" and operator in COMPARED
+        if is_memory and re.fullmatch(r"\d+(\.\d+)? ?(MiB|GiB|TiB|MB|GB|TB)", value):
+            text = value if operator == ">=" else f"{operator} {value}"
+            yield ("gpus", "constraints", index, "value"), operator, size_bytes(value) / 2**20, text
 
 
 def _reported(one: Gpu) -> str:

@@ -33,24 +33,28 @@ class Rule(NamedTuple):
     severity: Severity
     name: str
     finds: str
-    find: Finder
+    find: Finder = lambda _: ()
 
 
 def environment_rule(rule: str, severity: Severity) -> Callable[[E], E]:
     """Register a function over the whole environment as a rule."""
 
     def register(find: E) -> E:
-        _register(rule, severity, find, find)
+        _register(Rule(rule, severity, _name(find), sentence(find.__doc__), find))
         return find
 
     return register
 
 
-def model_rule(rule: str, severity: Severity) -> Callable[[M], M]:
-    """Register a function over one model as a rule; its paths are from the model down."""
+def model_rule(rule: str, severity: Severity, name: str = "", finds: str = "") -> Callable[[M], M]:
+    """Register a function over one model as a rule; its paths are from the model down.
+
+    Rules that share a function are given a name, and a sentence that says what each finds.
+    """
 
     def register(find: M) -> M:
-        _register(rule, severity, find, lambda whole: in_models(whole, find))
+        said = name or _name(find), finds or sentence(find.__doc__)
+        _register(Rule(rule, severity, *said, lambda whole: in_models(whole, find)))
         return find
 
     return register
@@ -69,8 +73,11 @@ def sentence(docstring: str | None) -> str:
     return f"{text[:1].upper()}{text[1:]}."
 
 
-def _register(rule: str, severity: Severity, function: Callable[..., object], find: Finder) -> None:
-    if rule in REGISTERED:
-        raise ValueError(f"{rule} is registered twice: {REGISTERED[rule].name}, {function.__name__}")
-    name = function.__name__.replace("_", "-")
-    REGISTERED[rule] = Rule(rule, severity, name, sentence(function.__doc__), find)
+def _name(function: Callable[..., object]) -> str:
+    return function.__name__.replace("_", "-")
+
+
+def _register(rule: Rule) -> None:
+    if rule.id in REGISTERED:
+        raise ValueError(f"{rule.id} is registered twice: {REGISTERED[rule.id].name}, {rule.name}")
+    REGISTERED[rule.id] = rule
