@@ -179,9 +179,8 @@ class LoadBalancer(ABC):
         for group in shares:
             if not canaries_of(instances[group]):
                 return why_no_canary(group, service_name(self.environment, group), instances[group])
-        return {
-            share_key(self.environment.job or "", group): share_text(share) for group, share in shares.items()
-        }
+        job = self.environment.job or ""
+        return {share_key(job, group): share_text(share) for group, share in shares.items()}
 
     def shares_url(self, instance: ServiceInstance) -> str:
         """Return the address at which an instance of the balancer shows the shares that it gives."""

@@ -25,10 +25,7 @@ MIN_WEIGHT = 0.0001  # Fabio resolves 0.01 %
 
 
 def fabio_has_its_ports_to_itself(environment: Environment) -> Iterator[tuple[Path, str]]:
-    """Find a model's fixed port that is Fabio's.
-
-    Fabio runs on every node, and a model with a port of Fabio's finds none.
-    """
+    """Find a model's fixed port that is Fabio's. Fabio is on every node, so the model finds none."""
     fabio = Fabio(environment)
     if fabio.settings.node_pool or fabio.settings.placement != Placement():
         return

@@ -73,10 +73,7 @@ def version_is_known(subject: Subject) -> Findings:
 
 @model_rule("VJ101", "note")
 def version_has_a_table(subject: Subject) -> Findings:
-    """Find a version of vLLM that has no table of its own and is checked as its nearest neighbour.
-
-    The table is that of the nearest release below.
-    """
+    """Find a version of vLLM that has no table of its own and is checked as its nearest neighbour."""
     if subject.table and not subject.table.exact and not list(_mistakes(subject, "VJ105")):
         yield ("image" if subject.model.image else "args",), subject.table.note
 
@@ -93,10 +90,7 @@ def arguments_are_free(subject: Subject) -> Findings:
 
 @model_rule("VJ103", "error")
 def arguments_are_given_once(subject: Subject) -> Findings:
-    """Find one argument in two spellings.
-
-    `max_num_seqs` and `max-num-seqs` are one argument; the last would win.
-    """
+    """Find one argument in two spellings. `max_num_seqs` and `max-num-seqs` are one; the last would win."""
     spellings: dict[str, str] = {}
     for name in subject.model.args:
         other = spellings.setdefault(argument_name(name), name)
@@ -107,10 +101,7 @@ def arguments_are_given_once(subject: Subject) -> Findings:
 
 @model_rule("VJ105", "warning")
 def arguments_are_known_nearby(subject: Subject) -> Findings:
-    """Find what would be VJ104, VJ106, VJ107, VJ108 or VJ109 by the table of a version nearby.
-
-    An argument may have changed between that release and this one.
-    """
+    """Find what would be VJ104, VJ106, VJ107, VJ108 or VJ109 by the table of a version nearby."""
     if subject.table:
         known, asked = subject.table.table.version, subject.table.asked
         for path, message in _mistakes(subject, "VJ105"):
@@ -132,10 +123,7 @@ def variables_are_free(subject: Subject) -> Findings:
 
 @model_rule("VJ113", "error")
 def arguments_hold_no_secrets(subject: Subject) -> Findings:
-    """Find an API key or token as an argument.
-
-    A command line can be read by everyone on the node, and in every plan.
-    """
+    """Find an API key or token as an argument. All on the node can read a command line, and every plan."""
     for name, value in subject.model.args.items():
         variable = SECRET_ARGUMENTS.get(argument_name(name))
         if variable and value is not None and value is not True:  # `--hf-token` alone reads the variable
@@ -147,10 +135,7 @@ def arguments_hold_no_secrets(subject: Subject) -> Findings:
 
 @model_rule("VJ114", "error")
 def servers_can_be_reached(subject: Subject) -> Findings:
-    """Find arguments with which no check can succeed.
-
-    Nothing answers then on the port that the check and the balancer ask.
-    """
+    """Find arguments with which no check can succeed. Nothing answers on the port that it asks."""
     for name, value in subject.model.args.items():
         reason = UNREACHABLE.get(argument_name(name))
         is_off = value in (None, False, "") or (value == 1 and value is not True)  # `nnodes: 1`

@@ -19,10 +19,7 @@ COMPARED = {
 
 @model_rule("VJ323", "error")
 def a_gpu_has_the_memory(subject: Subject) -> Findings:
-    """Find more memory than the GPU reports.
-
-    Nothing would ever be placed: the named GPU does not report it, or none does.
-    """
+    """Find more memory than the GPU reports. Nothing is ever placed where none reports so much."""
     wanted = subject.model.gpus
     named = gpu(wanted.model or "")
     if wanted.model and not named:
@@ -54,10 +51,7 @@ def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
 
 @model_rule("VJ325", "warning")
 def gpu_has_its_whole_name(subject: Subject) -> Findings:
-    """Find a GPU by a name that no driver reports.
-
-    Nomad compares the model with NVML's name, letter by letter: `H100` is no GPU's.
-    """
+    """Find a GPU by a name that no driver reports. Nomad compares NVML's whole name: `H100` is none."""
     named: list[tuple[Path, str]] = [(("gpus", "model"), subject.model.gpus.model or "")]
     for index, constraint in enumerate(subject.model.gpus.constraints):
         if constraint.attribute == "${device.model}" and constraint.operator in ("=", "==", "is"):

@@ -25,9 +25,7 @@ DENIED = "the exec driver refuses root (user.denylist of the clients); name anot
 def service_names_fit(whole: Whole) -> Findings:
     """Find service names longer than a DNS label."""
     environment = whole.environment
-    named: dict[Path, str] = {
-        ("models", name): service_name(environment, name) for name in environment.models
-    }
+    named: dict[Path, str] = {("models", key): service_name(environment, key) for key in environment.models}
     if service := balancer_of(environment).service:
         named[("balancer",)] = service
     if environment.monitoring.prometheus:
@@ -98,20 +96,14 @@ def driver_can_do_it(whole: Whole) -> Findings:
 
 @model_rule("VJ315", "error")
 def promotion_has_canaries(subject: Subject) -> Findings:
-    """Find `auto_promote` without canaries.
-
-    Nomad refuses it (nomad/structs/structs.go, UpdateStrategy.Validate).
-    """
+    """Find `auto_promote` without canaries. Nomad refuses it (nomad/structs, UpdateStrategy.Validate)."""
     if subject.model.rollout.auto_promote and canaries(subject.model) == 0:
         yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
 
 
 @model_rule("VJ316", "error")
 def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
-    """Find a volume per allocation beside canaries.
-
-    A canary has the index of an allocation that runs, and so its volume (TaskGroup.Validate).
-    """
+    """Find a volume per allocation beside canaries. A canary gets another's (TaskGroup.Validate)."""
     model = subject.model
     if model.cache and model.cache.per_alloc and model.cache.volume and canaries(model):
         yield (
@@ -125,10 +117,7 @@ def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
 
 @model_rule("VJ317", "warning")
 def gpus_reach_the_task(subject: Subject) -> Findings:
-    """Find the exec driver, which shows a task no GPU.
-
-    The driver's chroot holds no /dev/nvidia*, and the device plugin mounts none there.
-    """
+    """Find the exec driver, which shows a task no GPU. Its chroot has no /dev/nvidia*; none is mounted."""
     if subject.model.driver == "exec":
         yield (
             ("driver",),
@@ -174,10 +163,7 @@ def dockers_keys_are_for_docker(subject: Subject) -> Findings:
 
 @model_rule("VJ320", "warning")
 def disk_holds_the_logs(subject: Subject) -> Findings:
-    """Find logs that may fill the disk.
-
-    Nomad counts max_files once, and keeps as many of stdout as of stderr.
-    """
+    """Find logs that may fill the disk. Nomad counts max_files once, and keeps so many of each stream."""
     disk = mebibytes(subject.model.resources.disk)
     if _logs(subject) < disk <= _logs(subject) * 2:
         yield (

@@ -20,10 +20,7 @@ def config_can_be_read(subject: Subject) -> Findings:
 
 @model_rule("VJ202", "note")
 def model_is_known(subject: Subject) -> Findings:
-    """Find a model of unknown size: its memory is not checked.
-
-    Without its config.json, nothing can be said about a model's memory.
-    """
+    """Find a model of unknown size: its memory is not checked. Nothing is known without its config.json."""
     if isinstance(subject.config, str) and not subject.model.config:
         yield ("model",), f"{subject.config}: its memory is not checked; name its config.json under config"
     elif isinstance(subject.shape, str):
@@ -52,10 +49,7 @@ def gpu_is_known(subject: Subject) -> Findings:
 
 @model_rule("VJ221", "error")
 def utilization_leaves_room(subject: Subject) -> Findings:
-    """Find a share of the GPU outside 0.1 to 0.95.
-
-    vLLM takes what is above 0 and at most 1; outside of 0.1 to 0.95 it most often ends out of memory.
-    """
+    """Find a share of the GPU outside 0.1 to 0.95. vLLM takes it, and most often ends out of memory."""
     share = subject.model.gpu_memory_utilization
     if LOWEST_UTILIZATION <= share <= HIGHEST_UTILIZATION or "kv-cache-memory-bytes" in subject.written:
         return

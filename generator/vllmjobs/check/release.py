@@ -83,10 +83,7 @@ def windows_can_be_read(whole: Whole) -> Findings:
 
 @model_rule("VJ334", "error")
 def steps_ascend(subject: Subject) -> Findings:
-    """Find steps of a canary release that do not grow.
-
-    Each step gives the canaries more requests than the one before; `weight` is the first.
-    """
+    """Find steps of a canary release that do not grow. Each gives more requests; `weight` is the first."""
     rollout = subject.model.rollout
     if rollout.strategy != "canary":
         return

@@ -84,10 +84,7 @@ def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
 
 @environment_rule("VJ505", "warning")
 def users_are_not_root(whole: Whole) -> Findings:
-    """Find a server that runs as root.
-
-    vLLM loads code with the model; as root, a way out of the container is a way into the node.
-    """
+    """Find a server that runs as root. vLLM loads code with the model; root breaks out into the node."""
     environment = whole.environment
     tasks: dict[Path, Model | Balancer | PrometheusJob] = {
         ("models", name): it for name, it in environment.models.items()
@@ -106,10 +103,7 @@ def users_are_not_root(whole: Whole) -> Findings:
 
 @model_rule("VJ506", "warning")
 def containers_are_not_privileged(subject: Subject) -> Findings:
-    """Find a privileged container, or one that is as good as it.
-
-    GPUs need no privileges: the nvidia runtime gives the container its devices.
-    """
+    """Find a privileged container, or one that is as good as it. The nvidia runtime needs no privileges."""
     container = subject.model.container
     if container.privileged:
         message = "gives the container every device of the host; GPUs do not need it"
@@ -122,10 +116,7 @@ def containers_are_not_privileged(subject: Subject) -> Findings:
 
 @model_rule("VJ507", "warning")
 def root_file_system_is_read_only(subject: Subject) -> Findings:
-    """Find a root file system that can be written to.
-
-    What a process can write, it can change for the next one.
-    """
+    """Find a root file system that can be written to. What a process writes, it changes for the next."""
     if not subject.model.container.read_only:
         yield (
             ("container", "read_only"),

@@ -167,9 +167,7 @@ def _one(size: Size) -> str:
             "KV cache": estimate.kv_cache,
             "left": estimate.total - estimate.used - estimate.kv_cache,
         }
-        lines += [
-            f"  {name:<12}{_gib(value)}  {_bar(value / estimate.total)}" for name, value in parts.items()
-        ]
+        lines += [f"  {name:<12}{_gib(size)}  {_bar(size / estimate.total)}" for name, size in parts.items()]
         lines.append(f"  {'of':<12}{_gib(estimate.total)}  per GPU, as CUDA counts it")
         lines += _what_fits(estimate)
     requests = [f"{each.count} x {each.gpu}" for each in (size.of_same, size.smallest) if each]

@@ -131,9 +131,8 @@ class Subject:
         if not wanted.memory:
             return None
         least = size_bytes(wanted.memory) / 2**20
-        return min(
-            (each for each in gpus() if each.memory_mib >= least), key=lambda each: each.usable, default=None
-        )
+        large = (each for each in gpus() if each.memory_mib >= least)
+        return min(large, key=lambda each: each.usable, default=None)
 
     @cached_property
     def serving(self) -> Serving:

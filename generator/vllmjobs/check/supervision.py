@@ -82,10 +82,7 @@ def supervisor_can_be_asked(subject: Subject) -> Findings:
 
 @model_rule("VJ341", "warning")
 def one_level_restarts(subject: Subject) -> Findings:
-    """Find restarts of both Nomad and the supervisor.
-
-    The numbers of attempts multiply; keys for the one level stand beside the other.
-    """
+    """Find restarts of both Nomad and the supervisor. Their attempts multiply."""
     model, whole = subject.model, subject.environment
     if is_supervised(whole, model):
         if model.health.restart_after != Health().restart_after:

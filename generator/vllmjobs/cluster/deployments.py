@@ -33,10 +33,7 @@ def where_of(job: Json) -> Where:
 def where(
     job: str, namespace: str | None = None, region: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> Where:
-    """Return where a job is that was not read yet.
-
-    It is where an environment says, else in NOMAD_NAMESPACE and NOMAD_REGION.
-    """
+    """Return where an unread job is: as an environment says, else in NOMAD_NAMESPACE and NOMAD_REGION."""
     return Where(
         job,
         namespace or environ.get("NOMAD_NAMESPACE") or DEFAULT_NAMESPACE,
@@ -210,9 +207,8 @@ class Deployments:
         if token.get("AccessorID") == _NO_ACLS:
             return None
         if token.get("AccessorID") == _ANONYMOUS:
-            raise ForbiddenError(
-                f"{self.address}: this cluster has ACLs; set NOMAD_TOKEN, which says who asks"
-            )
+            way_out = "set NOMAD_TOKEN, which says who asks"
+            raise ForbiddenError(f"{self.address}: this cluster has ACLs; {way_out}")
         return Token(token["AccessorID"], token.get("Name") or "")
 
     def _scope(self, where: Where) -> dict[str, Any]:

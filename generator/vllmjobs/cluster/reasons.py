@@ -71,10 +71,7 @@ def is_lost(failure: Failure) -> bool:
 
 
 def reason(failure: Failure, timeout: tuple[float, float], names: Names) -> str:
-    """Return in one line why there is no answer.
-
-    `timeout` is the seconds until connected, and those for an answer.
-    """
+    """Return in one line why there is no answer; `timeout` is the seconds to connect, and for an answer."""
     if isinstance(failure, requests.Response):
         return without_secrets(_reason_of_response(failure, names))
     return without_secrets(_reason_of_exception(failure, timeout, names))

@@ -118,9 +118,8 @@ def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
         yield path, f"must be {_kind(kinds[0])}{got}"
     else:
         kinds = [inner.validator_value for inner in error.context if inner.validator == "type"]
-        names = [
-            _TYPES[kind] for kind in kinds if kind != "null" and not (kind == "string" and words)
-        ] + words
+        kinds = [kind for kind in kinds if kind != "null" and not (kind == "string" and words)]
+        names = [*(_TYPES[kind] for kind in kinds), *words]
         quoted = "; quote it" if "a string" in names and isinstance(error.instance, bool | float) else ""
         yield path, f"must be {' or '.join(names)}{got}{quoted}"
 

@@ -213,9 +213,8 @@ class _Composer:
         node = self._anchors.get(name)
         if node is None:
             # Its name is not repeated: it may be a secret that was to be quoted.
-            self._report(
-                mark, "is an alias (*), and no anchor (&) above it has that name; quote it where it is a word"
-            )
+            way_out = "quote it where it is a word"
+            self._report(mark, f"is an alias (*), and no anchor (&) above it has that name; {way_out}")
         elif any(opened.node is node for opened in self._open):
             self._report(mark, "is an alias inside its own anchor")
         else:

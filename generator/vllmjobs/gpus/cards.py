@@ -126,24 +126,22 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
             attributes = group["Attributes"] or {}
             for instance in group["Instances"] or ():
                 health, reason = _reported(node, instance)
-                cards.append(
-                    Card(
-                        node=node["Name"],
-                        node_status=node["Status"],
-                        node_eligible=node["SchedulingEligibility"] == "eligible",
-                        node_fenced=fence(node) or None,
-                        uuid=instance["ID"],
-                        model=group["Name"],
-                        memory_mib=_mebibytes(attributes.get("memory")),
-                        driver_version=(attributes.get("driver_version") or {}).get("String"),
-                        mig=mig_profile(group["Name"]),
-                        health=health,
-                        health_reason=reason,
-                        holders=None
-                        if allocations is None
-                        else tuple(holders.get((node["ID"], instance["ID"]), ())),
-                    )
+                held = tuple(holders.get((node["ID"], instance["ID"]), ()))
+                card = Card(
+                    node=node["Name"],
+                    node_status=node["Status"],
+                    node_eligible=node["SchedulingEligibility"] == "eligible",
+                    node_fenced=fence(node) or None,
+                    uuid=instance["ID"],
+                    model=group["Name"],
+                    memory_mib=_mebibytes(attributes.get("memory")),
+                    driver_version=(attributes.get("driver_version") or {}).get("String"),
+                    mig=mig_profile(group["Name"]),
+                    health=health,
+                    health_reason=reason,
+                    holders=None if allocations is None else held,
                 )
+                cards.append(card)
     return sorted(cards, key=lambda card: (card.node, card.model, card.uuid))
 
 
@@ -163,9 +161,7 @@ def table(cards: Sequence[Card]) -> str:
     A column that no card has a value for is left out. UUIDs are cut to their first block.
     """
     shown = {name: [show(card) for card in cards] for name, show in _COLUMNS.items()}
-    columns = [
-        [name, *(_plain(cell) or "-" for cell in cells)] for name, cells in shown.items() if any(cells)
-    ]
+    columns = [[name, *(_plain(cell) or "-" for cell in all_)] for name, all_ in shown.items() if any(all_)]
     widths = [max(map(len, column)) for column in columns]
     rows = zip(*columns, strict=True)
     return "".join(
@@ -224,14 +220,6 @@ def _memory(card: Card) -> str:
     return f"{card.memory_used_mib}/{card.memory_mib}"
 
 
-def _health(card: Card) -> str:
-    return f"{card.health}: {card.health_reason}" if card.health_reason else card.health
-
-
-def _held(card: Card) -> str:
-    return "?" if card.holders is None else ", ".join(map(str, card.holders)) or "-"
-
-
 def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
@@ -251,6 +239,6 @@ _COLUMNS: dict[str, Callable[[Card], str]] = {
     "UTIL %": lambda card: _text(card.utilization_percent),
     "TEMP C": lambda card: _text(card.temperature_c),
     "POWER W": lambda card: _text(card.power_w),
-    "HEALTH": _health,
-    "HELD BY": _held,
+    "HEALTH": lambda card: ": ".join(filter(None, (card.health, card.health_reason))),
+    "HELD BY": lambda card: "?" if card.holders is None else ", ".join(map(str, card.holders)) or "-",
 }

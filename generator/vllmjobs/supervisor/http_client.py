@@ -84,9 +84,8 @@ async def _response(reader: asyncio.StreamReader) -> Response:
         if not (match := re.match(rb"HTTP/1\.[01] (\d{3})(?: (.*)|\Z)", first)):
             raise ValueError("the answer is not HTTP/1")
         status, phrase = int(match[1]), (match[2] or b"").decode(errors="replace")
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
-    }
+    parts = [line.partition(b":") for line in lines]
+    headers = {name.strip().lower(): value.strip() for name, _, value in parts}
     if headers.get(b"transfer-encoding", b"").lower() == b"chunked":
         return Response(status, phrase, await _chunks(reader))
     if (length := headers.get(b"content-length")) is not None:

@@ -94,10 +94,7 @@ class Reload:
         self._handle, self._log = handle, log
 
     def read_again(self, secrets: str) -> list[list[str]]:
-        """Read the configuration again; return the rounds in which its engines are to be reloaded.
-
-        Raises `SettingsError`.
-        """
+        """Read the configuration again; return the rounds of its reload. Raises `SettingsError`."""
         changes, in_rounds = self._configuration.read_again(secrets)
         for engine in self._configuration.settings.engines:
             self._children.running[engine.name].engine = engine

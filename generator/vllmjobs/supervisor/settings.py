@@ -172,10 +172,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def read_file(path: str, environ: Mapping[str, str]) -> Settings:
-    """Read what `vllmjobs up` writes: the fields of `Settings`, with `env` laid over `environ`.
-
-    Raises `SettingsError`.
-    """
+    """Read what `vllmjobs up` writes: `Settings`, with `env` laid over `environ`. Raises `SettingsError`."""
     try:
         with open(path) as file:  # noqa: PTH123 (pathlib takes half a megabyte)
             content = json.load(file)

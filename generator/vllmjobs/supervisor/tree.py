@@ -25,10 +25,7 @@ class Process(NamedTuple):
 
 
 def processes() -> dict[int, Process]:
-    """Return all visible processes by pid.
-
-    Raises `OSError` where /proc cannot be read, which does not mean that none runs.
-    """
+    """Return all visible processes by pid. Raises `OSError` where /proc cannot be read: some may run."""
     with os.scandir("/proc") as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
     scan = {pid: one for pid in pids if (one := process(pid))}

@@ -106,10 +106,7 @@ class NoAccess:
 
 @dataclass(frozen=True)
 class Hung:
-    """NVML did not answer in time; which GPU it hangs on is not known.
-
-    No line tells of it: it follows from the reader's clock.
-    """
+    """NVML did not answer in time, on whichever GPU. No line says so: it follows from the clock."""
 
 
 Written = GpuReading | Xid | Lost | Unanswered | NoDriver | NoAccess

@@ -18,17 +18,8 @@ import sys
 import time
 
 from vllmjobs.supervisor.core.gpu_events import Lost, NoAccess, NoDriver, Written, as_line
-from vllmjobs.supervisor.gpu.device import (
-    NO_DRIVER,
-    NO_GPU,
-    UPDATED,
-    Device,
-    DriverError,
-    Xids,
-    count,
-    load,
-    open_device,
-)
+from vllmjobs.supervisor.gpu import device as nvml
+from vllmjobs.supervisor.gpu.device import NO_DRIVER, NO_GPU, UPDATED, Device, DriverError, Xids
 
 INTERVAL = 5.0
 SLICE = 0.5  # the seconds, at most, until a byte or the end of stdin is noticed
@@ -43,7 +34,7 @@ def main(gpus: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     parent = os.getppid()
     try:
-        load()
+        nvml.load()
         return _watch(gpus, parent)
     except DriverError as error:
         if error.code == UPDATED or error.code in NO_DRIVER:
@@ -54,13 +45,13 @@ def main(gpus: list[str]) -> int:
 
 
 def _watch(gpus: list[str], parent: int) -> int:
-    wanted = gpus or [str(index) for index in range(count())]
+    wanted = gpus or [str(index) for index in range(nvml.count())]
     if not wanted:
         _write(NoDriver(NO_GPU))
         return 0
     devices: list[Device] = []
     for gpu in wanted:
-        device = open_device(gpu)
+        device = nvml.open_device(gpu)
         if not isinstance(device, Device):
             _write(device)
         else:

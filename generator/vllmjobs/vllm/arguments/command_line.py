@@ -47,7 +47,8 @@ def read(table: Table, words: Sequence[str]) -> Reading:
     for option in taken.options:
         flag = option.flag
         if flag.dest == "model":
-            mistakes += _model_twice(taken.model)
+            if taken.model is not None:
+                mistakes.append(Mistake("model", "repeated", "is given by its place and by --model"))
             values["model_tag"] = option.words[0]
             continue
         if flag.dest in given and not flag.appended:
@@ -158,13 +159,8 @@ def _lora(word: str) -> dict[str, Any]:
 
 def _repeated(flag: Flag, first: Option, second: Option) -> Mistake:
     spellings = " and ".join(dict.fromkeys([first.spelling, second.spelling]))
-    return Mistake(
-        flag.name, "repeated", f"is given twice ({spellings}); vLLM keeps the last one: write it once"
-    )
-
-
-def _model_twice(model: str | None) -> list[Mistake]:
-    return [Mistake("model", "repeated", "is given by its place and by --model")] if model is not None else []
+    message = f"is given twice ({spellings}); vLLM keeps the last one: write it once"
+    return Mistake(flag.name, "repeated", message)
 
 
 def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:

@@ -10,20 +10,9 @@ import msgspec
 from vllmjobs.vllm.releases import VERSIONS, order, precedes
 
 Kind = Literal[
-    "any",
-    "null",
-    "bool",
-    "int",
-    "float",
-    "str",
-    "choice",
-    "list",
-    "tuple",
-    "map",
-    "object",
-    "union",
+    "any", "null", "bool", "int", "float", "str", "choice", "list", "tuple", "map", "object", "union",
     "opaque",
-]
+]  # fmt: skip
 Read = Literal[
     "str", "int", "float", "bool", "json", "object", "size", "size-or-auto", "json-or-str", "none-or-str",
     "folded", "comma-list", "lora", "switch",

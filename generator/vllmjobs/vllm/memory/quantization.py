@@ -177,9 +177,8 @@ def _expression(entry: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UnknownShapeError(
-            f"{shown(pattern)} in config.json is no regular expression: {error}"
-        ) from error
+        message = f"{shown(pattern)} in config.json is no regular expression: {error}"
+        raise UnknownShapeError(message) from error
 
 
 def _from_layers(name: str) -> str:
