@@ -15,7 +15,9 @@ from typing import TypeVar
 import pytest
 
 from vllmjobs.supervisor.core.gpu_events import (
+    HANG,
     GpuEvent,
+    GpuReader,
     GpuReading,
     Lost,
     NoAccess,
@@ -23,7 +25,6 @@ from vllmjobs.supervisor.core.gpu_events import (
     Unanswered,
     Xid,
 )
-from vllmjobs.supervisor.core.gpu_reader import HANG, GpuReader
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.gpus.nvml import build
 

@@ -100,5 +100,4 @@ def health_checks_are_valid(subject: Subject) -> Findings:
 
 
 def _kill_timeout(subject: Subject) -> Path:
-    """Return the key that kill_timeout comes from."""
     return ("drain", "kill_timeout" if subject.model.drain.kill_timeout else "longest_stream")

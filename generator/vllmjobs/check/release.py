@@ -158,7 +158,6 @@ def _misread(schedule: str) -> str:
 
 
 def _changed(before: Any, after: Any, path: Path = ()) -> Iterator[Path]:
-    """Yield the keys whose values differ."""
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             yield from _changed(before.get(key), after.get(key), (*path, key))

@@ -15,12 +15,10 @@ from vllmjobs.vllm.memory.startup_log import StartupLog
 GIB = 2**30
 BAR = 40  # characters for all of a GPU
 EIGHTHS = " ▏▎▍▌▋▊▉"
-FIGURES = {
-    "kv_tokens": "KV cache tokens",
-    "concurrency": "requests at a time",
-    "kv_cache": "KV cache",
+FIGURES = {  # of `StartupLog` and `Estimate` alike
+    "kv_tokens": "KV cache tokens", "concurrency": "requests at a time", "kv_cache": "KV cache",
     "weights": "weights",
-}  # of `Said` and `Estimate` alike
+}  # fmt: skip
 CPU_FIGURES = ("kv_tokens", "concurrency")
 
 

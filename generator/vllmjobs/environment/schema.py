@@ -75,7 +75,6 @@ _Validator = validators.extend(  # type: ignore[no-untyped-call]
 
 
 def _explained(error: Any) -> Iterator[tuple[Path, str]]:
-    """Yield one schema error as (path, message) pairs."""
     path: Path = tuple(error.absolute_path)
     value, rule, limit = error.instance, error.validator, error.validator_value
     got = "" if _UNSHOWN & set(path) else f" (got {_shown(value)})"

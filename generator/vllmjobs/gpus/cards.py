@@ -25,8 +25,6 @@ A holder has `name` (the process's command, or `JOB/GROUP[INDEX]`), and either `
 `allocation` and `namespace`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass

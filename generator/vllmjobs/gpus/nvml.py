@@ -1,7 +1,5 @@
 """The cards of this machine's GPUs, read through NVML."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -101,7 +99,6 @@ def _memory_and_holders(device: Device) -> Card:
 
 
 def _holders(device: Device) -> tuple[Holder, ...] | None:
-    """Return the processes by pid."""
     processes = device.processes("Compute", "Graphics", "MPSCompute")
     if processes is None:
         return None

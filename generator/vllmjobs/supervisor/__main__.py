@@ -1,7 +1,5 @@
 """The command `vllmjobs-supervise`, which is also `python -m vllmjobs.supervisor`."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys

@@ -4,8 +4,6 @@ It decides nothing: `routes` maps "GET /health" to a function. A key that ends i
 takes one more word of the path, which the function is called with; the others are called with the body.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import json
@@ -103,7 +101,6 @@ class Admin:
                 os.unlink(self._path)  # noqa: PTH108
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection: a request and its answer."""
         if len(self.connections) >= MOST:
             oldest = next(iter(self.connections))
             del self.connections[oldest]

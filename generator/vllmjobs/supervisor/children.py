@@ -1,7 +1,5 @@
 """The children of a supervisor: started, signalled, and cleared away to the last of their trees."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress

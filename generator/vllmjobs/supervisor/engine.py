@@ -1,7 +1,5 @@
 """One child while it runs: its two pipes, and the probes of it."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os

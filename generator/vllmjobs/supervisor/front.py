@@ -1,7 +1,5 @@
 """The balancer in front of the engines: it reads from a file which engines are ready, anew on SIGHUP."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable

@@ -1,7 +1,5 @@
 """The HTTP/1.1 client of the supervisor: one request on a connection of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re
@@ -119,7 +117,7 @@ def _within(size: int) -> int:
     return size
 
 
-def _unchecked() -> SSLContext:
+def _unchecked() -> "SSLContext":
     # Where no child has TLS, asyncio can be kept from importing it, which saves 4 MB. The certificate is for
     # others: this is the loopback.
     import ssl  # noqa: PLC0415

@@ -4,8 +4,6 @@
 Tokens that were counted, or a completion of one token, are the proof.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 from dataclasses import dataclass, replace

@@ -4,8 +4,6 @@ As the child subreaper (prctl(2)) the supervisor becomes the parent of every orp
 so all that descends from it is theirs, however they forked. Nothing here waits.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import fcntl

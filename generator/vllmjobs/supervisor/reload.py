@@ -1,7 +1,5 @@
 """The configuration that is supervised, and the reload of the file it was read from."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The paths of the admin port, and what each does."""
 
-from __future__ import annotations
-
 import os
 from dataclasses import replace
 

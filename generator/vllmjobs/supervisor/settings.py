@@ -1,7 +1,5 @@
 """The settings of `vllmjobs-supervise`: from its command line, its environment, or a file."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -152,7 +150,6 @@ def _variable(option: str) -> str:
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the options, and the command after `--`."""
     words = list(arguments)
     command: tuple[str, ...] = ()
     if "--" in words:

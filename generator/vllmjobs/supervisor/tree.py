@@ -3,8 +3,6 @@
 Fields as in proc_pid_stat(5). What vanishes while it is read, or belongs to others (`hidepid`), is left out.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """The engines of a configuration, and the steps from those that run to those of one that was read again."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ A GPU that is condemned stays so: only a person, or a supervisor that starts ane
 seconds of a monotonic clock. What each XID means stands in `data/xid.json`, beside its source.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace

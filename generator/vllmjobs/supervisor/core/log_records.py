@@ -4,8 +4,6 @@ The formats are those of `vllm/logging_utils/formatter.py`, `vllm/utils/system_u
 to 0.31), uvicorn's `logging.py`, torch's `[rank0]: ` and Python's own.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field

@@ -1,7 +1,5 @@
 """The values that `step.py` takes and returns. Times are seconds of a monotonic clock."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal

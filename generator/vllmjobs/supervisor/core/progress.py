@@ -1,7 +1,5 @@
 """An engine's progress, from what two probes observed."""
 
-from __future__ import annotations
-
 import math
 import re
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """The answers of the admin port, from the state: /live, /ready, /health and /metrics."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any

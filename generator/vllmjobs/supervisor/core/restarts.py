@@ -1,7 +1,5 @@
 """The rules for whether and when a child that failed is started again."""
 
-from __future__ import annotations
-
 import zlib
 
 from vllmjobs.supervisor.core.model import ChildState, LogEvent, SupervisorSpec

@@ -4,8 +4,6 @@ NVML may hang with a GPU that hangs. `vllmjobs gpus` waits for it; the superviso
 own, `watch.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ctypes import c_void_p, cast
@@ -120,13 +118,13 @@ class Device:
         mode = self.ask("nvmlDeviceGetMigMode")  # now, and after the next reset
         return mode and ("on" if mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE else "off")
 
-    def mig_instances(self) -> list[Device]:
+    def mig_instances(self) -> list["Device"]:
         """Return the MIG instances of a GPU, named by their uuids."""
         places = range(self.ask("nvmlDeviceGetMaxMigDeviceCount") or 0)
         handles = [self.ask("nvmlDeviceGetMigDeviceHandleByIndex", place) for place in places]
         return [Device(self.gpu, handle, self.handle).named() for handle in handles if handle]
 
-    def named(self) -> Device:
+    def named(self) -> "Device":
         """Name it by its uuid, and find the GPU of a MIG instance; return the device itself."""
         self.gpu = self.uuid or self.gpu
         if self.gpu.startswith("MIG-"):
@@ -247,7 +245,6 @@ class Xids:
         return events if is_registered else None
 
     def _xids(self, event: Any) -> Iterator[Xid]:
-        """Yield the XID of each device that an event is of."""
         if event.eventType != pynvml.nvmlEventTypeXidCriticalError:
             return
         for device in self._devices:

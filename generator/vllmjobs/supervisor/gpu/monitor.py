@@ -1,15 +1,12 @@
 """The monitor of the children's GPUs: the process that reads NVML, its events, and whether memory is free."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from vllmjobs.supervisor.core.gpu_events import GpuEvent, Hung, Xid
-from vllmjobs.supervisor.core.gpu_reader import GpuReader
+from vllmjobs.supervisor.core.gpu_events import GpuEvent, GpuReader, Hung, Xid
 from vllmjobs.supervisor.core.gpu_verdicts import History, health, is_free, judge
 from vllmjobs.supervisor.core.model import Child, Condemned, LogEvent
 from vllmjobs.supervisor.core.report import GpuStatus

@@ -9,8 +9,6 @@ Without arguments it watches every GPU, or its MIG instances. A byte on stdin as
 leaves when stdin ends or its parent is another, and on SIGTERM.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal

@@ -10,8 +10,6 @@ line that is a JSON object itself keeps its fields. Empty lines outside a traceb
 progress bar only the last state is kept.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping

@@ -6,8 +6,6 @@ each time with MSG_DONTWAIT, and a file on disk does not block. Only where the w
 pipe of another user, a FIFO without a reader at the start) is the flag set, and taken back by `close`.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import socket
@@ -111,7 +109,6 @@ class Output:
             os.set_blocking(self._fd, False)
 
     def _push(self) -> None:
-        """Write as much as is taken."""
         while self._waiting:
             data = self._waiting[:AT_ONCE]
             try:

@@ -185,7 +185,6 @@ def _stage(
     pool: Pool | None,
     batch: tuple[int, int],
 ) -> Estimate:
-    """Return the estimate for the GPUs of one pipeline stage."""
     # Bytes that are given are taken whatever the utilization (v1/worker/gpu_worker.py).
     given = serving.kv_cache_memory_bytes
     requested = gpu.usable if given else math.ceil(gpu.usable * serving.utilization)

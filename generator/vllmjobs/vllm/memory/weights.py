@@ -92,7 +92,6 @@ def weight_bytes(
 
 
 def _held(matrix: Matrix, split: Split, width: int, how: Quantization | None) -> float:
-    """Return the bytes of a matrix on one GPU."""
     share = split.share(matrix)
     if how is None or matrix.plain or not how.covers(matrix.name):
         return matrix.size * share * width
