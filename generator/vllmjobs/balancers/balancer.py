@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from msgspec import structs
 
-from vllmjobs.balancers.instances import CANARY, ServiceInstance, canaries_of, why_no_canary
-from vllmjobs.balancers.shares import share_key, share_text
+from vllmjobs.balancers.instances import CANARY, Registered, ServiceInstance, canaries_of, why_no_canary
+from vllmjobs.balancers.shares import Shares, share_key, share_text
 from vllmjobs.environment.derive import (
     KEEP_ALIVE_S,
     KILL_MARGIN_S,
@@ -165,12 +165,7 @@ class LoadBalancer(ABC):
             "keep_alive": KEEP_ALIVE_S // 2,
         }
 
-    def share_values(
-        self,
-        shares: Mapping[str, float],
-        asked: Mapping[str, float],
-        instances: Mapping[str, Sequence[ServiceInstance]],
-    ) -> dict[str, str] | str:
+    def share_values(self, shares: Shares, asked: Shares, instances: Registered) -> dict[str, str] | str:
         """Return what gives the canaries of these groups their shares: values by key, to write in this order.
 
         `asked` are the shares asked for before, which stay where `shares` has no other; `instances` are those
@@ -214,9 +209,7 @@ class LoadBalancer(ABC):
         """Return the services on which they depend; `catalog` has the tags of each service in Consul."""
         return []
 
-    def problems(
-        self, values: Mapping[str, str], registered: Mapping[str, Sequence[ServiceInstance]]
-    ) -> list[str]:
+    def problems(self, values: Mapping[str, str], registered: Registered) -> list[str]:
         """Return what in the values of `kv_prefix` keeps it from taking over changes, a sentence for each."""
         return []
 

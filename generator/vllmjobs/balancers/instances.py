@@ -1,6 +1,6 @@
 """Instances of services as Consul has them, and which of them are canaries."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 CANARY = "canary"  # the tag in Consul by which canaries differ from stable instances
@@ -15,6 +15,9 @@ class ServiceInstance(NamedTuple):
     port: int
     tags: tuple[str, ...]
     passing: bool  # all of its checks pass, and those of its node: Fabio's checksRequired = all
+
+
+Registered = Mapping[str, Sequence[ServiceInstance]]  # the instances of each service, or group
 
 
 def canaries_of(instances: Iterable[ServiceInstance]) -> list[ServiceInstance]:

@@ -32,6 +32,7 @@ from typing import Literal
 
 from vllmjobs.environment.quantity import BYTES
 from vllmjobs.supervisor.core.gpu_events import FENCE_META, GpuReading
+from vllmjobs.text.english import columns
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
@@ -159,13 +160,8 @@ def table(cards: Sequence[Card]) -> str:
     A column that no card has a value for is left out. UUIDs are cut to their first block.
     """
     shown = {name: [show(card) for card in cards] for name, show in _COLUMNS.items()}
-    columns = [[name, *(_plain(cell) or "-" for cell in all_)] for name, all_ in shown.items() if any(all_)]
-    widths = [max(map(len, column)) for column in columns]
-    rows = zip(*columns, strict=True)
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        for row in rows
-    )
+    filled = [[name, *(_plain(cell) or "-" for cell in all_)] for name, all_ in shown.items() if any(all_)]
+    return columns([*zip(*filled, strict=True)])
 
 
 def _device_ids(allocation: Json) -> Iterable[str]:

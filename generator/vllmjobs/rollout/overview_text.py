@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from vllmjobs.rollout.history import PastRelease
 from vllmjobs.rollout.model import Number, Verdict
 from vllmjobs.rollout.overview import GroupView, Overview, Part, Weight
-from vllmjobs.text.english import counted
+from vllmjobs.text.english import columns, counted
 
 
 def status_text(overview: Overview) -> str:
@@ -39,7 +39,7 @@ def history_text(releases: Sequence[PastRelease]) -> str:
         for one in releases
         if one.now
     ]
-    return "\n".join([_table(rows), *(["".join(notes)] if notes else [])])
+    return "\n".join([columns(rows), *(["".join(notes)] if notes else [])])
 
 
 def _status(overview: Overview) -> Iterator[str]:
@@ -73,7 +73,7 @@ def _group(group: GroupView) -> Iterator[str]:
         )
         for part in group.parts
     ]
-    yield from _table(rows).splitlines()
+    yield from columns(rows).splitlines()
     for part in group.parts:
         if trouble := _trouble(part):
             yield f"  version {part.version}: {trouble}"
@@ -110,7 +110,7 @@ def _verdict(verdict: Verdict, step: int | None) -> Iterator[str]:
     yield f"  verdict   {verdict.result}: {verdict.reason} ({at}{requests})"
     rows = [("    METRIC", "CANARY", "STABLE", "LIMIT", "RESULT"), *map(_number, verdict.numbers)]
     if verdict.numbers:
-        yield from _table(rows).splitlines()
+        yield from columns(rows).splitlines()
 
 
 def _number(number: Number) -> tuple[str, ...]:
@@ -136,11 +136,3 @@ def _second(at: str) -> str:
 def _each(values: dict[str, str | None]) -> str:
     """Write each value once, in the order of the groups."""
     return ", ".join(dict.fromkeys(value for value in values.values() if value)) or "-"
-
-
-def _table(rows: Sequence[tuple[str, ...]]) -> str:
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() + "\n"
-        for row in rows
-    )

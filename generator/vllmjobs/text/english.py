@@ -1,4 +1,4 @@
-"""Counts and lists in English, and the name that was probably meant."""
+"""Counts, lists and columns for people, and the name that was probably meant."""
 
 from collections.abc import Iterable, Sequence
 
@@ -22,6 +22,12 @@ def joined(words: Sequence[str], conjunction: str = "and") -> str:
     """Return `a, b and c`; nothing for no words."""
     *first, last = words or [""]
     return f"{', '.join(first)} {conjunction} {last}" if first else last
+
+
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, a line for each row, in which the cells of a column stand below each other."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "".join(f"{'  '.join(map(str.ljust, row, widths)).rstrip()}\n" for row in rows)
 
 
 def near(name: str, known: Iterable[str], most: int, cutoff: float = _CUTOFF) -> list[str]:
