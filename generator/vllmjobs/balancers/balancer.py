@@ -67,10 +67,8 @@ class LoadBalancer(ABC):
     default_image: ClassVar[str]  # the container image where the environment does not say
     shutdown_delay_s: ClassVar[float]
     """The seconds in which it learns from Consul that an instance stops, which serves on until then."""
-    keep_alive_s: ClassVar[float]
-    """The seconds for which it keeps an idle connection to vLLM, which must not be the first to close."""
-    is_system_job: ClassVar[bool] = False
-    """Nomad runs it on every node that fits: its ports are taken there, and no node is preferred."""
+    keep_alive_s: ClassVar[float]  # for which it keeps an idle connection to vLLM, which must not close first
+    is_system_job: ClassVar[bool] = False  # Nomad runs it on every node that fits: its ports are taken there
     routes_by_path: ClassVar[bool] = True  # the `route` of a model decides which requests reach it
     gives_shares: ClassVar[bool] = True  # the canaries' share of the requests can be changed while it runs
     shares_path: ClassVar[str]  # the path of its admin port that shows the shares it gives

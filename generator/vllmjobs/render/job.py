@@ -19,8 +19,7 @@ from vllmjobs.render.monitoring import prometheus_context
 class Templates(NamedTuple):
     """The source of templates."""
 
-    read: Callable[[str], tuple[str, str] | None]
-    """Return a template's text and its path, by its name; None for a name without a template."""
+    read: Callable[[str], tuple[str, str] | None]  # a template's text and path, by its name; None without one
     compiled: jinja2.BytecodeCache | None = None  # the cache of compiled templates between runs
 
 

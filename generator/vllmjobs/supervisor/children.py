@@ -32,10 +32,8 @@ class Children:
         self._processes, self._gpus, self._output = processes, gpus, output
         self._handle, self._log = handle, log
         self._loop = asyncio.get_running_loop()
-        self._memory: dict[str, int] = {}
-        """The memory in use by GPU, when a child was last started on it, whichever it was."""
-        self._left_over: set[str] = set()
-        """The children of which an earlier supervisor had left something, until they are started."""
+        self._memory: dict[str, int] = {}  # in use by GPU, when a child, whichever, was last started on it
+        self._left_over: set[str] = set()  # of which an earlier supervisor had left something, until started
 
     def take(self, settings: Settings, begun: Iterable[str]) -> None:
         """Hold these engines from now on: `begun` anew, the others as they run."""

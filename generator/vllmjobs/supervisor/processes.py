@@ -49,8 +49,7 @@ class Program:
     name: str  # the child, such as chat-0
     command: tuple[str, ...]
     env: Mapping[str, str]  # the whole environment; a command without a slash is searched on its PATH
-    forks: bool = True
-    """True if it starts processes of its own, so that an orphan of unknown origin may be one of them."""
+    forks: bool = True  # True if it starts processes itself, so that an orphan may be one of them
     stdin: bool = False  # True if its stdin is a pipe of ours; else it has none
 
 
@@ -83,12 +82,10 @@ class Processes:
         """
         self.identity = identity
         self.reaped = 0  # the number of orphans that were reaped
-        self._children: dict[str, int] = {}
-        """The pids of children that are not yet reaped: until then nobody else can get such a pid."""
+        self._children: dict[str, int] = {}  # pids not yet reaped: nobody else can get such a pid until then
         self._names: dict[int, str] = {}
         self._sessions: dict[int, str] = {}
-        self._known: dict[int, tuple[int, str]] = {}
-        """The processes of the last scan by pid: when each started, and whose it is."""
+        self._known: dict[int, tuple[int, str]] = {}  # of the last scan: when each started, and whose it is
         self._forking: set[str] = set()
         try:
             libc = ctypes.CDLL(None, use_errno=True)

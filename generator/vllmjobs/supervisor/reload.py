@@ -21,8 +21,7 @@ class Configuration:
         self.spec = settings.spec
         self.awaited: dict[str, Engine | None] = {}
         """The engines that others are to become once these are over; None for nothing."""
-        self._wanted = {engine.name: engine for engine in settings.engines}
-        """The engines of the file since it was last read."""
+        self._wanted = {engine.name: engine for engine in settings.engines}  # as the file last had it
         self._environ = dict(environ)
 
     def read_again(self, secrets: str) -> tuple[dict[str, list[str]], list[list[str]]]:

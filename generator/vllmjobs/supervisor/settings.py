@@ -57,8 +57,7 @@ class Settings:
     limits: Limits = field(default_factory=Limits)
     min_alive: int = 1
     log_rate: float = 2000.0  # the lines a second of each stream that are let through; 0 for all
-    upstreams_path: str | None = None
-    """The file from which the balancer in front reads which engines are ready; on SIGHUP it reads it anew."""
+    upstreams_path: str | None = None  # where the balancer in front reads who is ready, anew on SIGHUP
     upstreams: tuple[PoolText, ...] = ()  # the texts of that file
     secrets: tuple[str, ...] = ()  # the variables of the engines that a balancer in front does not get
     path: str | None = None  # the file that the settings were read from, and may be again

@@ -41,11 +41,9 @@ class Engine:
     gpus: tuple[str, ...] = ()  # the GPUs by UUID or index
     tls: bool = False  # True if it was started with --ssl-certfile
     api_key: str | None = None
-    is_front: bool = False
-    """True if it is a balancer in front of the others, which any answer shows to be well."""
+    is_front: bool = False  # True if it is a balancer before the others, which any answer shows to be well
     stop_signal: int = signal.SIGTERM
-    line: ServerLine | None = None
-    """The engine's line of the file which the balancer reads; None where there is no such file."""
+    line: ServerLine | None = None  # its line of the file which the balancer reads; None without such a file
 
 
 def upstreams_text(pools: Iterable[PoolText], ready: Collection[ServerLine]) -> str:

@@ -47,8 +47,7 @@ class GpuReading:
     at: float = 0.0  # the time of the reading: seconds of the supervisor's monotonic clock
     index: int | None = None
     name: str | None = None
-    memory_used: int | None = None
-    """The bytes in use, without what the driver keeps for itself, as `memory_total`."""
+    memory_used: int | None = None  # bytes in use, as `memory_total` without what the driver keeps for itself
     memory_total: int | None = None
     temperature: int | None = None  # the temperature in degrees Celsius
     recovery_action: int | None = None  # a key of `RECOVERY_ACTIONS`, or 0

@@ -22,8 +22,7 @@ from vllmjobs.supervisor.core.gpu_events import (
 
 HOUR = 3600.0
 FAULTS = 3  # the incidents of the class `restart` in an hour with which the GPU itself is to blame
-INCIDENT = 10.0
-"""The seconds of one incident: one illegal access is reported once for every multiprocessor that it stops."""
+INCIDENT = 10.0  # seconds: one illegal access is reported once for every multiprocessor that it stops
 SLOWDOWNS = 6
 SLOWDOWN_WINDOW = 600.0
 LASTING = 60.0  # the seconds after which a slowdown that lasts counts again

@@ -14,8 +14,7 @@ class Child:
 
     name: str
     gpus: tuple[str, ...] = ()  # the child's GPUs, which no other child has; empty for the CPU
-    is_front: bool = False
-    """True if it is the balancer in front of the others: the last to be stopped; without it all ends."""
+    is_front: bool = False  # True if it is the balancer before the others: stopped last; without it all ends
 
 
 @dataclass(frozen=True)
@@ -45,8 +44,7 @@ class SupervisorSpec:
 
     children: tuple[Child, ...]
     limits: Limits = Limits()
-    min_alive: int = 1
-    """The fewest engines that are not given up; with fewer all ends. All engines under tensor_parallel."""
+    min_alive: int = 1  # the fewest engines not given up; with fewer all ends. All under tensor_parallel
     seed: int = 0  # the seed of the random part of the backoff
 
 
@@ -79,8 +77,7 @@ class Probed:
 
     child: str
     serves: bool  # True if /health answered 200 and a completion of one token came
-    progress: bool
-    """True if it counted more tokens than at the last probe, answered a completion, or has nothing to do."""
+    progress: bool  # True if it counted more tokens, answered a completion, or has nothing to do
     unanswered: int | None = None  # the requests on their way; None where the engine does not tell
 
 
@@ -170,8 +167,7 @@ class LogEvent:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-Operation = Start | Clear | Terminate | Kill | Fence | Exit | LogEvent
-"""Each thing that the supervisor can do."""
+Operation = Start | Clear | Terminate | Kill | Fence | Exit | LogEvent  # what the supervisor can do
 
 Phase = Literal[
     "clearing",  # before each start, and after each end
@@ -217,8 +213,7 @@ class State:
     asked: int = 0  # the number of times that a stop was asked for
     code: int | None = None  # the exit code, set once all of it ends
     is_over: bool = False  # True if everything has ended
-    condemned: Mapping[str, str] = field(default_factory=dict)
-    """The GPUs that nothing may run on any more, each with the reason."""
+    condemned: Mapping[str, str] = field(default_factory=dict)  # why nothing may run on a GPU any more
 
     @property
     def is_stopping(self) -> bool:

@@ -15,8 +15,7 @@ class Sample:
     tokens: float | None = None
     """The tokens of prompts and of answers, and the answered requests, in one sum; None if not told."""
     unanswered: int | None = None  # the requests that run or wait; None if not told
-    completion: Literal["answered", "refused", "silent"] | None = None
-    """The outcome of a completion; None when none was asked for."""
+    completion: Literal["answered", "refused", "silent"] | None = None  # None when none was asked for
     reason: str = ""  # the reason for which it does not serve, in a few words
     has_served: bool = False  # True if it ever answered a completion in its present life
     proved_at: float = 0.0  # the time at which it last made progress, on the loop's clock

@@ -27,12 +27,9 @@ class Runtime:
     started_at: float  # the time at which the supervisor started, on its monotonic clock
     rss_bytes: int | None = None  # the resident memory of the supervisor itself
     pids: Mapping[str, int] = field(default_factory=dict)  # the process of each child that runs
-    gpus: Mapping[str, GpuStatus] | None = None
-    """The GPUs by name; None when nothing is known of any: without a driver, or on a CPU."""
-    progress: Mapping[str, str] = field(default_factory=dict)
-    """The last progress bar of each child that loads."""
-    awaited: Collection[str] = ()
-    """The children that were asked to end, where what is to come after them has not begun."""
+    gpus: Mapping[str, GpuStatus] | None = None  # None when nothing is known: without a driver, or on a CPU
+    progress: Mapping[str, str] = field(default_factory=dict)  # the last progress bar of each loading child
+    awaited: Collection[str] = ()  # the children asked to end, where what comes after has not begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +37,8 @@ class Counters:
     """The counters, and the last measured times; `counted` keeps those that follow from events."""
 
     failures: Mapping[str, int] = field(default_factory=dict)
-    load_seconds: Mapping[str, float] = field(default_factory=dict)
-    """The load time of each child's last start."""
-    drain_seconds: Mapping[str, float] = field(default_factory=dict)
-    """The drain time of each child's last stop."""
+    load_seconds: Mapping[str, float] = field(default_factory=dict)  # of each child's last start
+    drain_seconds: Mapping[str, float] = field(default_factory=dict)  # of each child's last stop
     dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
     """The lines that were not passed on, by child and stream ("stdout" or "stderr")."""
     reaped: int = 0  # the orphans that were reaped

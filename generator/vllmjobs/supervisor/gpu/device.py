@@ -21,8 +21,7 @@ NO_DRIVER = {
     ),
 }
 """NVML's errors on a machine without a driver."""
-UPDATED = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
-"""NVML's error after an update of the driver, which cannot be asked before a reboot."""
+UPDATED = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH  # after an update; not to be asked before a reboot
 ALL_INSTANCES = 0xFFFFFFFF  # of an XID that all MIG instances have
 NO_GPU = "the NVIDIA driver is loaded, but finds no GPU"
 # NVML's errors that tell of the GPU itself: not of the driver, the permissions or the question.

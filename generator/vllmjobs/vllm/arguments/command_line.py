@@ -19,8 +19,7 @@ PLUGINS = {"tool_call_parser": "tool_parser_plugin", "reasoning_parser": "reason
 class Reading(NamedTuple):
     """A command line as vLLM reads it."""
 
-    values: dict[str, Any]
-    """The values that were given, by vLLM's own names (`max_num_seqs`); JSON options as objects."""
+    values: dict[str, Any]  # by vLLM's own names (`max_num_seqs`); JSON options as objects
     mistakes: list[Mistake]
 
 

@@ -51,8 +51,7 @@ class Option(NamedTuple):
     flag: Flag
     spelling: str
     words: list[str]  # the values of the option, not yet read
-    merged: Any = None
-    """The object that dotted keys (`--x.y=1`) make; None for an option that was written whole."""
+    merged: Any = None  # the object that dotted keys (`--x.y=1`) make; None for an option written whole
 
 
 class Split(NamedTuple):
