@@ -65,8 +65,7 @@ class LoadBalancer(ABC):
     title: ClassVar[str]  # the name in a sentence
     default_port: ClassVar[int]  # the port that clients use where the environment does not say
     default_image: ClassVar[str]  # the container image where the environment does not say
-    shutdown_delay_s: ClassVar[float]
-    """The seconds in which it learns from Consul that an instance stops, which serves on until then."""
+    shutdown_delay_s: ClassVar[float]  # in which it learns from Consul that an instance, serving on, stops
     keep_alive_s: ClassVar[float]  # for which it keeps an idle connection to vLLM, which must not close first
     is_system_job: ClassVar[bool] = False  # Nomad runs it on every node that fits: its ports are taken there
     routes_by_path: ClassVar[bool] = True  # the `route` of a model decides which requests reach it

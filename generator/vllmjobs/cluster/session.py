@@ -40,8 +40,7 @@ class Names:
     client_cert: str
     client_key: str
     tls_server_name: str
-    unverified: tuple[str, tuple[str, ...]]
-    """The variable that turns the verification of certificates off, and the values that do so."""
+    unverified: tuple[str, tuple[str, ...]]  # the variable that turns off verification, and values that do
     token: str
     token_file: str | None = None  # the variable that names a file with the token, where the server has one
 

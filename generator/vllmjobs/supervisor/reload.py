@@ -19,8 +19,7 @@ class Configuration:
         """Begin with all engines of `settings`; `environ` is what a reload lays the secrets over."""
         self.settings = settings
         self.spec = settings.spec
-        self.awaited: dict[str, Engine | None] = {}
-        """The engines that others are to become once these are over; None for nothing."""
+        self.awaited: dict[str, Engine | None] = {}  # what engines become when they are over; None for no one
         self._wanted = {engine.name: engine for engine in settings.engines}  # as the file last had it
         self._environ = dict(environ)
 

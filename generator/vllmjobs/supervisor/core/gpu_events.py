@@ -31,8 +31,7 @@ RECOVERY_ACTIONS = {
 }
 
 HANG = 10.0  # the seconds without a line after which it hangs: it writes one for every GPU every 5 s
-FIRST = 30.0
-"""The seconds to the first line: where nothing keeps the driver loaded, the first to ask waits for it."""
+FIRST = 30.0  # seconds to the first line: where nothing keeps the driver loaded, who asks first waits for it
 LONGEST = 65536  # bytes of a line
 
 

@@ -22,8 +22,7 @@ class Limits:
     """The limits in seconds, but for counts. The figures are those of docs/supervisor.md."""
 
     load: float = 1800.0  # the time from a start to the first answer
-    hang: float = 120.0
-    """The time a ready engine may make no progress: the longest prefill counts no tokens until it ends."""
+    hang: float = 120.0  # without progress when ready: the longest prefill counts no tokens before its end
     restarts: int = 3  # the number of unplanned restarts in `window`, after which a child is given up
     restarts_never_ready: int = 2  # the same number for a child that was never ready
     window: float = 600.0  # the time over which failures are counted
@@ -190,8 +189,7 @@ class ChildState:
 
     phase: Phase = "clearing"
     since: float = 0.0  # the time at which that phase began
-    due: float = 0.0
-    """The time at which it is started, while it waits; until which it drains, while it leaves."""
+    due: float = 0.0  # the time at which it is started, while it waits; until which it drains, when it leaves
     then: Literal["start", "end", "give_up"] = "start"  # the next thing to do with it when it is cleared
     why: str = ""  # the reason for which it was ended or given up
     is_planned: bool = False  # True if its end is one that was asked for, and no failure

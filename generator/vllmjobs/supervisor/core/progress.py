@@ -12,8 +12,7 @@ class Sample:
     """The result of one probe of an engine, and what the next one has to know."""
 
     health: int | None = None  # the status of /health; None without an answer
-    tokens: float | None = None
-    """The tokens of prompts and of answers, and the answered requests, in one sum; None if not told."""
+    tokens: float | None = None  # of prompts and answers, and answered requests, in one sum; None if not told
     unanswered: int | None = None  # the requests that run or wait; None if not told
     completion: Literal["answered", "refused", "silent"] | None = None  # None when none was asked for
     reason: str = ""  # the reason for which it does not serve, in a few words

@@ -39,8 +39,7 @@ class Counters:
     failures: Mapping[str, int] = field(default_factory=dict)
     load_seconds: Mapping[str, float] = field(default_factory=dict)  # of each child's last start
     drain_seconds: Mapping[str, float] = field(default_factory=dict)  # of each child's last stop
-    dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """The lines that were not passed on, by child and stream ("stdout" or "stderr")."""
+    dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by child and "stdout" or "stderr"
     reaped: int = 0  # the orphans that were reaped
 
 

@@ -37,8 +37,7 @@ class Output:
         self._waiting = bytearray()
         self._is_torn = False
         self._unreported = 0
-        self._notice = 0
-        """The dropped lines that the record at the head of what waits counts, until it is written."""
+        self._notice = 0  # dropped lines that the record at the head of what waits counts, until it is out
 
     def write(self, lines: list[bytes]) -> None:
         r"""Take whole lines, each with its `\n`: written now, kept, or dropped and counted.

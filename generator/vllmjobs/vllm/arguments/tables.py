@@ -25,8 +25,7 @@ class Type(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     kind: Kind
     null: bool = False
     choices: tuple[str | int | float | bool | None, ...] = ()
-    fold: Literal["", "upper", "lower", "snake", "number"] = ""
-    """The folding of a string before vLLM compares it."""
+    fold: Literal["", "upper", "lower", "snake", "number"] = ""  # how vLLM folds a string that it compares
     by_path: bool = False  # True where the path of a class is a choice, too
     keys: tuple[str, ...] = ()  # the keys that a map may have; any where it is empty
     of: tuple["Type", ...] = ()
