@@ -22,6 +22,7 @@ NO_LEADER = (
     "Not ready to serve consistent reads",
     "keyring has not been initialized yet",
 )
+_DROPS = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError, IncompleteRead, ssl.SSLEOFError)
 _LONGEST = 300  # characters of an answer that are shown
 
 
@@ -149,10 +150,7 @@ def _is_timeout(cause: BaseException) -> bool:
 
 
 def _is_drop(cause: BaseException) -> bool:
-    return isinstance(
-        cause,
-        ConnectionResetError | BrokenPipeError | ConnectionAbortedError | IncompleteRead | ssl.SSLEOFError,
-    )
+    return isinstance(cause, _DROPS)
 
 
 def _causes(error: object) -> Iterator[BaseException]:

@@ -193,9 +193,8 @@ def _load_certificate(context: ssl.SSLContext, environ: Mapping[str, str], names
     certificate, key = environ.get(names.client_cert), environ.get(names.client_key)
     if not certificate:
         if key:
-            raise names.error(
-                f"{names.client_key} is {key}, but {names.client_cert}, its certificate, is not set"
-            )
+            missing = f"{names.client_cert}, its certificate, is not set"
+            raise names.error(f"{names.client_key} is {key}, but {missing}")
         return
     for variable, file in ((names.client_cert, certificate), (names.client_key, key)):
         try:

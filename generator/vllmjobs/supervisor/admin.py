@@ -121,14 +121,14 @@ class Admin:
         try:
             request = await _read(reader)
         except _RefusedError as refused:
-            await _write(writer, refused.status, {"error": str(refused)})
+            await _write(writer, (refused.status, {"error": str(refused)}))
             await _linger(reader, writer)
             return
         if request is None:
             return
-        status, body = self._reply(request)
-        allow = ", ".join(self._methods(request.path)) if status == 405 else None
-        await _write(writer, status, body, request.method == "HEAD", allow)
+        reply = self._reply(request)
+        allow = ", ".join(self._methods(request.path)) if reply[0] == 405 else ""
+        await _write(writer, reply, request.method == "HEAD", allow)
 
     def _reply(self, request: _Request) -> Reply:
         path = request.path
@@ -146,9 +146,7 @@ class Admin:
             return 500, {"error": type(error).__name__}
 
     def _methods(self, path: str) -> list[str]:
-        methods = [
-            method for method in ("GET", "POST") if _key(method, path, self._routes)[0] in self._routes
-        ]
+        methods = [verb for verb in ("GET", "POST") if _key(verb, path, self._routes)[0] in self._routes]
         return ["GET", "HEAD", *methods[1:]] if "GET" in methods else methods
 
 
@@ -221,13 +219,8 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _CONTROL = re.compile(rb"[\0\r\n]")
 
 
-async def _write(
-    writer: asyncio.StreamWriter,
-    status: int,
-    body: Mapping[str, Any] | str,
-    is_head: bool = False,
-    allow: str | None = None,
-) -> None:
+async def _write(writer: asyncio.StreamWriter, reply: Reply, is_head: bool = False, allow: str = "") -> None:
+    status, body = reply
     kind, text = (METRICS, body) if isinstance(body, str) else ("application/json", json.dumps(body) + "\n")
     content = text.encode()
     lines = [

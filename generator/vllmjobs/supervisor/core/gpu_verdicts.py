@@ -114,9 +114,8 @@ def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: boo
         case Unanswered(_, code, reason):
             gpu = replace(gpu, unknown_error=now if code == UNKNOWN_ERROR else None)
             others = [one for name, one in history.gpus.items() if name != event.gpu and one.fatal is None]
-            if all(
-                one.unknown_error is not None and now - one.unknown_error <= AT_ONCE for one in (gpu, *others)
-            ):
+            times = [one.unknown_error for one in (gpu, *others)]
+            if all(at is not None and now - at <= AT_ONCE for at in times):
                 history, verdict = _once_for_all(history, NO_ACCESS)
             else:
                 gpu, verdict = _once(gpu, f"it cannot be asked: {reason}", now)

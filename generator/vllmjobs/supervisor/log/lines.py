@@ -35,11 +35,9 @@ class Rate(NamedTuple):
 USUAL = Rate()
 
 
-def event(
-    name: str, level: str, now_wall: float, instance: str | None, fields: Mapping[str, object]
-) -> bytes:
-    """Return one of the supervisor's own events as a JSON line; `now_wall` in Unix seconds. Never raises."""
-    record: dict[str, object] = {"time": timestamp(now_wall), "level": level, "event": name}
+def event(name: str, level: str, at: float, instance: str | None, fields: Mapping[str, object]) -> bytes:
+    """Return one of the supervisor's own events as a JSON line; `at` is in Unix seconds. Never raises."""
+    record: dict[str, object] = {"time": timestamp(at), "level": level, "event": name}
     if instance is not None:
         record["instance"] = instance
     record |= {key: value for key, value in fields.items() if key not in record}
@@ -50,9 +48,9 @@ def event(
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def timestamp(now_wall: float) -> str:
+def timestamp(at: float) -> str:
     """Return a time as in RFC 3339, in UTC with milliseconds."""
-    seconds, ms = divmod(int(now_wall * 1000), 1000)
+    seconds, ms = divmod(int(at * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
 
 

@@ -223,9 +223,8 @@ def _is_value(table: Table, word: str) -> bool:
         return True
     if word in table.by_name or word.partition("=")[0] in table.by_name:
         return False
-    return bool(_NEGATIVE.fullmatch(word)) or (
-        " " in word and not _abbreviated(table, word.partition("=")[0])
-    )
+    is_text = " " in word and not _abbreviated(table, word.partition("=")[0])
+    return is_text or bool(_NEGATIVE.fullmatch(word))
 
 
 def _abbreviated(table: Table, name: str) -> list[str]:

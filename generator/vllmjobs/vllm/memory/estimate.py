@@ -22,6 +22,8 @@ from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError
 from vllmjobs.vllm.memory.weights import weight_bytes
 
 GIB = 2**30
+Batch = tuple[int, int]  # max_num_seqs and max_num_batched_tokens
+Rest = tuple[int, int, int]  # bytes of activations, of CUDA graphs, and outside of torch
 _CPU = Gpu("CPU", 0, 1.0, (9, 0), 0.0)
 # `check_and_update_config` of vllm/platforms/cpu.py; 16 for latent attention, which is not told apart here.
 _CPU_BLOCK_SIZE = 128
@@ -67,7 +69,7 @@ class Estimate(msgspec.Struct, frozen=True):
         return self.weights + self.activations + self.cuda_graphs + self.non_torch
 
 
-def batch_defaults(gpu: Gpu, serving: Serving) -> tuple[int, int]:
+def batch_defaults(gpu: Gpu, serving: Serving) -> Batch:
     """Return max_num_seqs and max_num_batched_tokens, as given or as the API server picks them for the GPU.
 
     `get_batch_defaults` and `_set_default_max_num_seqs_and_batched_tokens_args` of `engine/arg_utils.py`.
@@ -177,13 +179,7 @@ def _cache_width(shape: Shape, serving: Serving, dtype: str) -> float:
 
 
 def _stage(
-    shape: Shape,
-    gpu: Gpu,
-    serving: Serving,
-    weights: int,
-    rest: tuple[int, int, int],
-    pool: Pool | None,
-    batch: tuple[int, int],
+    shape: Shape, gpu: Gpu, serving: Serving, weights: int, rest: Rest, pool: Pool | None, batch: Batch
 ) -> Estimate:
     # Bytes that are given are taken whatever the utilization (v1/worker/gpu_worker.py).
     given = serving.kv_cache_memory_bytes

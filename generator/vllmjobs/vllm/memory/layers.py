@@ -170,13 +170,11 @@ def _sparse_layers(config: Config, count: int) -> list[bool]:
         return [False] * count
     if isinstance(config.any("moe_layer_freq"), list):  # MiMo-V2: 0 or 1 per layer
         return [bool(each) for each in _per_layer(config, "moe_layer_freq", count)]
-    frequency = config.whole("moe_layer_freq", default=1, least=1)
+    every = config.whole("moe_layer_freq", default=1, least=1)
     first = config.whole("first_k_dense_replace", default=0)
     step = config.whole("decoder_sparse_step", default=1, least=1)
     plain = config.items("mlp_only_layers")
-    return [
-        i >= first and i % frequency == 0 and (i + 1) % step == 0 and i not in plain for i in range(count)
-    ]
+    return [i >= first and i % every == 0 and (i + 1) % step == 0 and i not in plain for i in range(count)]
 
 
 def llama4(config: Config, family: Family) -> list[Layer]:
