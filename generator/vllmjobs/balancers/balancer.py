@@ -180,10 +180,7 @@ class LoadBalancer(ABC):
         return f"http://{host}:{self.settings.admin_port}{self.shares_path}"
 
     def given(self, answer: Any) -> dict[str, float] | None:
-        """Return the share of each model's canaries, 0 to 1, by the JSON at `shares_url`.
-
-        None where the JSON is not of this balancer.
-        """
+        """Return each model's share of canaries, 0 to 1, by the JSON at `shares_url`; None if not its own."""
         try:
             return {name: self.given_to(name, answer) for name in self.environment.models}
         except (KeyError, TypeError, ValueError):

@@ -24,10 +24,7 @@ REGISTERED: dict[str, "Rule"] = {}  # Every rule of the modules that were import
 
 
 class Rule(NamedTuple):
-    """One rule: `find` yields what is wrong as (path, sentence) pairs, the paths from the environment down.
-
-    `finds` is a sentence that names what the rule finds.
-    """
+    """One rule: `find` yields (path, sentence) pairs, from the environment down; `finds` says of what."""
 
     id: str
     severity: Severity

@@ -42,10 +42,7 @@ def where(
 
 
 class Deployments:
-    """The deployments of a cluster, and the versions, allocations and variables of their jobs.
-
-    Every method raises `NomadError`.
-    """
+    """The deployments of a cluster, and what belongs to their jobs; every method raises `NomadError`."""
 
     def __init__(self, nomad: Nomad) -> None:
         self.nomad, self.address = nomad, nomad.address
@@ -129,10 +126,7 @@ class Deployments:
                 return
 
     def versions(self, where: Where) -> list[Json]:
-        """Return the versions of a job that Nomad keeps, the newest first; none where there is no job.
-
-        Needs read-job (api-docs/jobs, List Job Versions).
-        """
+        """Return the versions of a job, newest first; none without a job. Needs read-job (api-docs/jobs)."""
         answer: Json | None = self._read(where, dict, self.nomad.api.job, where.id, "versions")
         return sorted((answer or {}).get("Versions") or (), key=lambda one: one["Version"], reverse=True)
 
@@ -175,10 +169,7 @@ class Deployments:
         return allocations
 
     def variable(self, path: str, where: Where) -> tuple[dict[str, str], int]:
-        """Return the items of a Nomad Variable and its ModifyIndex; nothing and 0 where there is none.
-
-        Needs the capability `read` on the path (api-docs/variables).
-        """
+        """Return items and ModifyIndex of a Nomad Variable, or nothing and 0. Needs `read` on the path."""
         scope = self._scope(where)
         variable: Json | None = self.nomad.read(
             f'read on variable "{path}" {in_namespace(scope)}',

@@ -40,10 +40,7 @@ class _Sources(NamedTuple):
 
 
 def load_file(path: FilePath, settings: Sequence[str] = (), files: Files = FilePath.read_bytes) -> Loaded:
-    """Read an environment file, what it extends, and `--set` options laid over it.
-
-    `files` reads them from elsewhere, such as a commit.
-    """
+    """Read an environment, what it extends, and `--set` options; `files` may read from a commit."""
     texts: Texts = {}
     tree, problems = _read(path, _Sources(files, texts))
     for setting in settings:

@@ -261,10 +261,7 @@ def _scan() -> dict[int, Process]:
 
 
 def _spawn(command: tuple[str, ...], env: Mapping[str, str], ends: Sequence[int]) -> int:
-    """Start the command from the first folder of its PATH that holds it; return its pid.
-
-    `ends` are its stdout, its stderr and perhaps its stdin.
-    """
+    """Start the command from its PATH; return its pid. `ends` are its stdout, stderr and perhaps stdin."""
     stdin: tuple[object, ...] = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     if len(ends) > 2:
         stdin = (os.POSIX_SPAWN_DUP2, ends[2], 0)

@@ -37,10 +37,7 @@ LONGEST = 65536  # bytes of a line
 
 @dataclass(frozen=True)
 class GpuReading:
-    """The values of a GPU, or of a MIG instance, which has its memory to itself.
-
-    A value is None where the GPU, its driver or the permissions do not give it.
-    """
+    """The values of a GPU, or of a MIG instance, which has its own memory; None for what is not given."""
 
     gpu: str  # the uuid; the name by which it was asked for, where it does not tell one
     at: float = 0.0  # the time of the reading: seconds of the supervisor's monotonic clock

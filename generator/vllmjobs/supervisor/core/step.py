@@ -28,10 +28,7 @@ def begin(spec: SupervisorSpec, now: float) -> tuple[State, list[Operation]]:
 def step(
     spec: SupervisorSpec, state: State, trigger: model.Trigger, now: float
 ) -> tuple[State, list[Operation]]:
-    """Return the state after a trigger, and what is to be done. Total: no trigger is out of place.
-
-    A child that the spec does not name any more is forgotten.
-    """
+    """Return the state after any trigger, and what is to be done. Children not in the spec are forgotten."""
     if state.is_over:
         return state, []
     turn = _Turn(spec, state, now)

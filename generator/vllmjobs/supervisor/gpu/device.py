@@ -147,13 +147,11 @@ class Device:
         return (memory.used, memory.total) if memory else (None, None)
 
     def processes(self, *kinds: str) -> dict[int, int | None] | None:
-        """Return the bytes in use by pid, for kinds such as Compute; None where no kind is answered.
-
-        One process may be listed twice, for compute and for graphics.
-        """
+        """Return the bytes in use by pid, for kinds such as Compute; None where no kind is answered."""
         answers = [self.ask(f"nvmlDeviceGet{kind}RunningProcesses") for kind in kinds]
         if all(answer is None for answer in answers):
             return None
+        # One process may be listed twice, for compute and for graphics.
         return {process.pid: process.usedGpuMemory for answer in answers for process in answer or ()}
 
     def read(self) -> GpuReading:
