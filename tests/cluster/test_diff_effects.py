@@ -22,7 +22,7 @@ import pytest
 from click.testing import CliRunner
 
 from vllmjobs.changes.model import GroupChange, JobChange
-from vllmjobs.check.rollout import canaries_try_a_change
+from vllmjobs.check.release import canaries_try_a_change
 from vllmjobs.check.rule import in_models
 from vllmjobs.check.subject import Before, Facts, Whole
 from vllmjobs.cli import main

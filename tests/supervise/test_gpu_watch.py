@@ -15,7 +15,9 @@ from typing import TypeVar
 import pytest
 
 from vllmjobs.supervisor.core.gpu_events import (
+    HANG,
     GpuEvent,
+    GpuReader,
     GpuReading,
     Lost,
     NoAccess,
@@ -23,7 +25,6 @@ from vllmjobs.supervisor.core.gpu_events import (
     Unanswered,
     Xid,
 )
-from vllmjobs.supervisor.core.gpu_reader import HANG, GpuReader
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.gpus.nvml import build
 
@@ -131,9 +132,8 @@ def test_a_reading_tells_what_the_driver_does(start: Start) -> None:
         corrected_ecc=None,
         uncorrected_ecc=3,
         clocks_reasons=4,
-        pids=(17, 18),
     )
-    assert (second.index, second.memory_used, second.pids) == (1, GIB, ())
+    assert (second.index, second.memory_used) == (1, GIB)
     assert watch.reader.readings == {uuid(0): first, uuid(1): second}
 
 
@@ -143,14 +143,14 @@ def test_a_line_is_json_with_the_time_of_day(start: Start) -> None:
     assert abs(line.pop("at") - time.time()) < 60
     assert line["kind"] == "reading"
     assert line.keys() == {"kind", *asdict(GpuReading(uuid(0)))} - {"at"}
-    assert (line["remap_pending"], line["corrected_ecc"], line["pids"]) == (True, None, [17, 18])
+    assert (line["remap_pending"], line["corrected_ecc"]) == (True, None)
 
 
 def test_an_older_driver_leaves_values_out(start: Start, tmp_path: Path) -> None:
     watch = start(driver=build(tmp_path / "old", "-DOLD"), NVML_GPUS=1, **h100(0, RESERVED=GIB))
     reading = watch.wait_for(GpuReading)
     assert (reading.gpu, reading.memory_used, reading.temperature) == (uuid(0), 71 * GIB, 61)
-    assert (reading.clocks_reasons, reading.pids) == (None, None)
+    assert reading.clocks_reasons is None
     assert watch.process.poll() is None
 
 

@@ -11,8 +11,8 @@ from typing import Any, ClassVar, NamedTuple
 
 from msgspec import structs
 
-from vllmjobs.balancers.instances import CANARY, ServiceInstance, canaries_of, why_no_canary
-from vllmjobs.balancers.shares import share_key, share_text
+from vllmjobs.balancers.instances import CANARY, Registered, ServiceInstance, canaries_of, why_no_canary
+from vllmjobs.balancers.shares import Shares, share_key, share_text
 from vllmjobs.environment.derive import (
     KEEP_ALIVE_S,
     KILL_MARGIN_S,
@@ -50,15 +50,11 @@ class Backend:
 
     name: str
     service: str
-    variable: str
-    """The name in nginx's variables, which hold no `-`."""
+    variable: str  # the name in nginx's variables, which hold no `-`
     route: Route
-    weight: str
-    """The share of its canaries until another is asked for."""
-    weight_key: str
-    """The key of Consul's KV that holds another share."""
-    wanted: bool
-    """The model is to have an instance."""
+    weight: str  # the share of its canaries until another is asked for
+    weight_key: str  # the key of Consul's KV that holds another share
+    wanted: bool  # the model is to have an instance
 
 
 class LoadBalancer(ABC):
@@ -66,28 +62,18 @@ class LoadBalancer(ABC):
 
     kind: ClassVar[str]
     """The value of `balancer.kind`; also the name of its job for `render --job`, and of its template."""
-    title: ClassVar[str]
-    """The name in a sentence."""
-    default_port: ClassVar[int]
-    """The port that clients use where the environment does not say."""
-    default_image: ClassVar[str]
-    """The container image where the environment does not say."""
-    shutdown_delay_s: ClassVar[float]
-    """The seconds in which it learns from Consul that an instance stops, which serves on until then."""
-    keep_alive_s: ClassVar[float]
-    """The seconds for which it keeps an idle connection to vLLM, which must not be the first to close."""
-    is_system_job: ClassVar[bool] = False
-    """Nomad runs it on every node that fits: its ports are taken there, and no node is preferred."""
-    routes_by_path: ClassVar[bool] = True
-    """The `route` of a model decides which requests reach it."""
-    gives_shares: ClassVar[bool] = True
-    """The canaries' share of the requests can be changed while it runs."""
-    shares_path: ClassVar[str]
-    """The path of its admin port that shows the shares it gives."""
+    title: ClassVar[str]  # the name in a sentence
+    default_port: ClassVar[int]  # the port that clients use where the environment does not say
+    default_image: ClassVar[str]  # the container image where the environment does not say
+    shutdown_delay_s: ClassVar[float]  # in which it learns from Consul that an instance, serving on, stops
+    keep_alive_s: ClassVar[float]  # for which it keeps an idle connection to vLLM, which must not close first
+    is_system_job: ClassVar[bool] = False  # Nomad runs it on every node that fits: its ports are taken there
+    routes_by_path: ClassVar[bool] = True  # the `route` of a model decides which requests reach it
+    gives_shares: ClassVar[bool] = True  # the canaries' share of the requests can be changed while it runs
+    shares_path: ClassVar[str]  # the path of its admin port that shows the shares it gives
     kv_prefix: ClassVar[str | None] = None
     """The beginning of the keys of Consul's KV in which others, too, configure it; None without such keys."""
-    rules: ClassVar[tuple[OwnRule, ...]] = ()
-    """The rules of `check` that are of this kind only."""
+    rules: ClassVar[tuple[OwnRule, ...]] = ()  # the rules of `check` that are of this kind only
 
     def __init__(self, environment: Environment) -> None:
         """Answer about the balancer of this environment."""
@@ -176,12 +162,7 @@ class LoadBalancer(ABC):
             "keep_alive": KEEP_ALIVE_S // 2,
         }
 
-    def share_values(
-        self,
-        shares: Mapping[str, float],
-        asked: Mapping[str, float],
-        instances: Mapping[str, Sequence[ServiceInstance]],
-    ) -> dict[str, str] | str:
+    def share_values(self, shares: Shares, asked: Shares, instances: Registered) -> dict[str, str] | str:
         """Return what gives the canaries of these groups their shares: values by key, to write in this order.
 
         `asked` are the shares asked for before, which stay where `shares` has no other; `instances` are those
@@ -190,9 +171,8 @@ class LoadBalancer(ABC):
         for group in shares:
             if not canaries_of(instances[group]):
                 return why_no_canary(group, service_name(self.environment, group), instances[group])
-        return {
-            share_key(self.environment.job or "", group): share_text(share) for group, share in shares.items()
-        }
+        job = self.environment.job or ""
+        return {share_key(job, group): share_text(share) for group, share in shares.items()}
 
     def shares_url(self, instance: ServiceInstance) -> str:
         """Return the address at which an instance of the balancer shows the shares that it gives."""
@@ -200,10 +180,7 @@ class LoadBalancer(ABC):
         return f"http://{host}:{self.settings.admin_port}{self.shares_path}"
 
     def given(self, answer: Any) -> dict[str, float] | None:
-        """Return the share of each model's canaries, 0 to 1, by the JSON at `shares_url`.
-
-        None where the JSON is not of this balancer.
-        """
+        """Return each model's share of canaries, 0 to 1, by the JSON at `shares_url`; None if not its own."""
         try:
             return {name: self.given_to(name, answer) for name in self.environment.models}
         except (KeyError, TypeError, ValueError):
@@ -226,11 +203,7 @@ class LoadBalancer(ABC):
         """Return the services on which they depend; `catalog` has the tags of each service in Consul."""
         return []
 
-    def problems(
-        self,
-        values: Mapping[str, str],
-        registered: Mapping[str, Sequence[ServiceInstance]],
-    ) -> list[str]:
+    def problems(self, values: Mapping[str, str], registered: Registered) -> list[str]:
         """Return what in the values of `kv_prefix` keeps it from taking over changes, a sentence for each."""
         return []
 

@@ -3,19 +3,11 @@
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from vllmjobs.balancers import fabio_routes as routes
 from vllmjobs.balancers.balancer import LoadBalancer, OwnRule
-from vllmjobs.balancers.fabio_routes import (
-    PREFIX,
-    TAG,
-    fabio_share,
-    parse,
-    routes_key,
-    share_lines,
-    sources,
-    targets,
-    unmatched,
-)
-from vllmjobs.balancers.instances import ServiceInstance, canaries_of
+from vllmjobs.balancers.fabio_routes import TAG, parse, sources, unmatched
+from vllmjobs.balancers.instances import Registered, canaries_of
+from vllmjobs.balancers.shares import Shares
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment, Route
 from vllmjobs.environment.placement import Placement
@@ -25,10 +17,7 @@ MIN_WEIGHT = 0.0001  # Fabio resolves 0.01 %
 
 
 def fabio_has_its_ports_to_itself(environment: Environment) -> Iterator[tuple[Path, str]]:
-    """Find a model's fixed port that is Fabio's.
-
-    Fabio runs on every node, and a model with a port of Fabio's finds none.
-    """
+    """Find a model's fixed port that is Fabio's. Fabio is on every node, so the model finds none."""
     fabio = Fabio(environment)
     if fabio.settings.node_pool or fabio.settings.placement != Placement():
         return
@@ -52,7 +41,7 @@ class Fabio(LoadBalancer):
     keep_alive_s = 15.0  # proxy.idleconntimeout of Fabio 1.6 and later; before, it has no limit
     is_system_job = True
     shares_path = "/api/routes"
-    kv_prefix = PREFIX
+    kv_prefix = routes.PREFIX
     rules = (OwnRule("VJ407", "warning", fabio_has_its_ports_to_itself),)
 
     def route_tags(self, route: Route, weight: float | None) -> list[str]:
@@ -69,22 +58,17 @@ class Fabio(LoadBalancer):
             hosts.append(f"{route.host}:{self.port}")
         return [" ".join([f"{TAG}{host}{route.path}", *options]) for host in hosts]
 
-    def share_values(
-        self,
-        shares: Mapping[str, float],
-        asked: Mapping[str, float],
-        instances: Mapping[str, Sequence[ServiceInstance]],
-    ) -> dict[str, str] | str:
+    def share_values(self, shares: Shares, asked: Shares, instances: Registered) -> dict[str, str] | str:
         """Return the lines of all groups, which are under one key, then the shares; or why that cannot be."""
         values = super().share_values(shares, asked, instances)
         if isinstance(values, str):
             return values
-        key, text = routes_key(self.environment.job or ""), ""
+        key, text = routes.routes_key(self.environment.job or ""), ""
         earlier = {group: share for group, share in asked.items() if group not in shares}
         for group, share in {**earlier, **shares}.items():
             canaries, service = canaries_of(instances[group]), service_name(self.environment, group)
             if prefixes := sorted({source for one in canaries for source in sources(one.tags)}):
-                text += share_lines(service, prefixes, len(canaries), share)
+                text += routes.share_lines(service, prefixes, len(canaries), share)
             elif canaries:
                 return (
                     f"the canaries of {group} are registered in Consul as {service} without a tag "
@@ -97,12 +81,12 @@ class Fabio(LoadBalancer):
 
     def given_to(self, name: str, answer: Any) -> float:
         """Return the share by Fabio's /api/routes."""
-        return fabio_share(answer, service_name(self.environment, name))
+        return routes.fabio_share(answer, service_name(self.environment, name))
 
     @classmethod
     def own_keys(cls, job: str) -> list[str]:
         """Return the key of a job's lines."""
-        return [routes_key(job)]
+        return [routes.routes_key(job)]
 
     def needs_services(self, values: Mapping[str, str]) -> bool:
         """Tell whether a line gives a weight to what no other line adds."""
@@ -115,10 +99,8 @@ class Fabio(LoadBalancer):
         named = {command.source for command in commands}
         return [service for service, tags in catalog.items() if named & set(sources(tags))]
 
-    def problems(
-        self, values: Mapping[str, str], registered: Mapping[str, Sequence[ServiceInstance]]
-    ) -> list[str]:
+    def problems(self, values: Mapping[str, str], registered: Registered) -> list[str]:
         """Return each line for which Fabio keeps its table as it is, with its rule and the way out."""
         commands, malformed = parse(values)
-        table = [target for service, found in registered.items() for target in targets(service, found)]
+        table = [target for service, found in registered.items() for target in routes.targets(service, found)]
         return [str(problem) for problem in sorted(malformed + unmatched(commands, table))]

@@ -38,8 +38,7 @@ class RouteTarget(NamedTuple):
     """An entry of the table: requests for a source go to an address, which is an instance of a service."""
 
     service: str
-    source: str
-    """HOST/PATH, or :PORT for TCP."""
+    source: str  # HOST/PATH, or :PORT for TCP
     address: str
     tags: frozenset[str]
 
@@ -50,8 +49,7 @@ class RouteCommand(NamedTuple):
     key: str
     line: int
     text: str
-    verb: str
-    """add, del or weight."""
+    verb: str  # add, del or weight
     service: str
     source: str = ""
     address: str = ""
@@ -222,10 +220,8 @@ def _is_glob(path: str) -> bool:
 
 
 def _is_weighted(target: RouteTarget, command: RouteCommand) -> bool:
-    """Tell whether a `route weight` is of a target; the host is compared as it was written.
-
-    weighRoute in table.go, setWeight in route.go.
-    """
+    """Tell whether a `route weight` is of a target: weighRoute in table.go, setWeight in route.go."""
+    # The host is compared as it was written.
     has_service = not command.service or target.service == command.service
     return has_service and target.source == command.source and command.tags <= target.tags
 
@@ -245,10 +241,7 @@ def _lower(source: str) -> str:
 
 
 def _with_path(source: str) -> str:
-    """Return a source with its path: hostpath in table.go.
-
-    A host alone has all paths; a port, for TCP, has none.
-    """
+    """Return a source with its path (table.go, hostpath): a host alone has all, a port, for TCP, none."""
     return source if source.startswith(":") or "/" in source else f"{source}/"
 
 

@@ -1,10 +1,9 @@
 """Instances of services as Consul has them, and which of them are canaries."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-CANARY = "canary"
-"""The tag in Consul by which canaries differ from stable instances."""
+CANARY = "canary"  # the tag in Consul by which canaries differ from stable instances
 
 
 class ServiceInstance(NamedTuple):
@@ -15,8 +14,10 @@ class ServiceInstance(NamedTuple):
     address: str
     port: int
     tags: tuple[str, ...]
-    passing: bool
-    """All of its checks pass, and those of its node: Fabio's checksRequired = all."""
+    passing: bool  # all of its checks pass, and those of its node: Fabio's checksRequired = all
+
+
+Registered = Mapping[str, Sequence[ServiceInstance]]  # the instances of each service, or group
 
 
 def canaries_of(instances: Iterable[ServiceInstance]) -> list[ServiceInstance]:

@@ -37,14 +37,9 @@ class Nginx(LoadBalancer):
 
     def given_to(self, name: str, answer: Any) -> float:
         """Return the share by nginx's /health; a model that nginx was not yet told of has none."""
-        return nginx_share(answer[name]) if name in answer else 0.0
-
-
-def nginx_share(model: dict[str, Any]) -> float:
-    """Return the canaries' share of the requests to a model, 0 to 1, by what nginx's /health says of it."""
-    if not model["canary"]:
-        return 0.0
-    return float(model["canary_weight"]) if model["stable"] else 1.0
+        if name not in answer or not answer[name]["canary"]:
+            return 0.0
+        return float(answer[name]["canary_weight"]) if answer[name]["stable"] else 1.0
 
 
 def without_container(environment: Environment, *, metrics: bool) -> Nginx:

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 
+Shares = Mapping[str, float]  # by group
 _SHARE = re.compile(r"[01]\.[0-9]+")
 
 
@@ -32,6 +33,6 @@ def read_share(text: str) -> float | None:
     return float(text) if _SHARE.fullmatch(text) else None
 
 
-def least_given(groups: Iterable[str], answers: Sequence[Mapping[str, float]]) -> dict[str, float | None]:
+def least_given(groups: Iterable[str], answers: Sequence[Shares]) -> dict[str, float | None]:
     """Return the least share that any balancer gives each group's canaries; None without an answer."""
     return {group: min((answer[group] for answer in answers), default=None) for group in groups}

@@ -15,7 +15,7 @@ from typing import Any
 
 from vllmjobs.box.servers import LOOPBACK, BoxError
 from vllmjobs.box.supervised import NGINX, SOCKET, UPSTREAMS
-from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine, upstreams_text
+from vllmjobs.supervisor.core.engines import PoolText, ServerLine, upstreams_text
 from vllmjobs.text.json import Json
 
 TIMEOUT = 10.0  # seconds for an answer

@@ -4,13 +4,14 @@ import json
 from collections.abc import Collection, Iterator
 from typing import Any
 
-from vllmjobs.text.english import aligned, counted
+from vllmjobs.text.english import columns, counted
 from vllmjobs.text.json import Json
 
 
 def overview(job: str, health: Json) -> str:
     """Return the answer of /health (docs/supervisor.md) as lines: the box, then each server."""
-    lines = aligned([_row(name, one) for name, one in health["instances"].items()])
+    rows = [_row(name, one) for name, one in health["instances"].items()]
+    lines = columns(rows).splitlines()
     up = _span(health["uptime_seconds"])
     return "\n".join([f"{job} on this machine: {health['status']}, up for {up}", *lines, *_notes(health), ""])
 

@@ -1,5 +1,7 @@
 """VJ100 to VJ114: the command line of vLLM, as its own parser would read it."""
 
+from functools import partial
+
 from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.derive import argument_name
@@ -71,10 +73,7 @@ def version_is_known(subject: Subject) -> Findings:
 
 @model_rule("VJ101", "note")
 def version_has_a_table(subject: Subject) -> Findings:
-    """Find a version of vLLM that has no table of its own and is checked as its nearest neighbour.
-
-    The table is that of the nearest release below.
-    """
+    """Find a version of vLLM that has no table of its own and is checked as its nearest neighbour."""
     if subject.table and not subject.table.exact and not list(_mistakes(subject, "VJ105")):
         yield ("image" if subject.model.image else "args",), subject.table.note
 
@@ -91,10 +90,7 @@ def arguments_are_free(subject: Subject) -> Findings:
 
 @model_rule("VJ103", "error")
 def arguments_are_given_once(subject: Subject) -> Findings:
-    """Find one argument in two spellings.
-
-    `max_num_seqs` and `max-num-seqs` are one argument; the last would win.
-    """
+    """Find one argument in two spellings. `max_num_seqs` and `max-num-seqs` are one; the last would win."""
     spellings: dict[str, str] = {}
     for name in subject.model.args:
         other = spellings.setdefault(argument_name(name), name)
@@ -103,63 +99,13 @@ def arguments_are_given_once(subject: Subject) -> Findings:
     yield from _mistakes(subject, "VJ103")
 
 
-@model_rule("VJ104", "error")
-def arguments_are_known(subject: Subject) -> Findings:
-    """Find an argument that this version of vLLM does not have.
-
-    With such an argument vLLM does not start.
-    """
-    yield from _mistakes(subject, "VJ104")
-
-
 @model_rule("VJ105", "warning")
 def arguments_are_known_nearby(subject: Subject) -> Findings:
-    """Find what would be VJ104, VJ106, VJ107, VJ108 or VJ109 by the table of a version nearby.
-
-    An argument may have changed between that release and this one.
-    """
+    """Find what would be VJ104, VJ106, VJ107, VJ108 or VJ109 by the table of a version nearby."""
     if subject.table:
+        known, asked = subject.table.table.version, subject.table.asked
         for path, message in _mistakes(subject, "VJ105"):
-            yield (
-                path,
-                f"{message} (in {subject.table.table.version}, the nearest known to {subject.table.asked})",
-            )
-
-
-@model_rule("VJ106", "error")
-def arguments_have_their_type(subject: Subject) -> Findings:
-    """Find a value that vLLM cannot read."""
-    return _mistakes(subject, "VJ106")
-
-
-@model_rule("VJ107", "error")
-def arguments_are_among_the_choices(subject: Subject) -> Findings:
-    """Find a word that is none of vLLM's choices."""
-    return _mistakes(subject, "VJ107")
-
-
-@model_rule("VJ108", "error")
-def arguments_are_within_bounds(subject: Subject) -> Findings:
-    """Find a number outside vLLM's bounds."""
-    return _mistakes(subject, "VJ108")
-
-
-@model_rule("VJ109", "error")
-def json_options_are_well_formed(subject: Subject) -> Findings:
-    """Find a key that a JSON argument does not have."""
-    return _mistakes(subject, "VJ109")
-
-
-@model_rule("VJ110", "error")
-def arguments_go_together(subject: Subject) -> Findings:
-    """Find arguments that vLLM refuses together."""
-    return _mistakes(subject, "VJ110")
-
-
-@model_rule("VJ111", "error")
-def arguments_are_written_out(subject: Subject) -> Findings:
-    """Find an abbreviated argument."""
-    return _mistakes(subject, "VJ111")
+            yield path, f"{message} (in {known}, the nearest known to {asked})"
 
 
 @model_rule("VJ112", "error")
@@ -177,10 +123,7 @@ def variables_are_free(subject: Subject) -> Findings:
 
 @model_rule("VJ113", "error")
 def arguments_hold_no_secrets(subject: Subject) -> Findings:
-    """Find an API key or token as an argument.
-
-    A command line can be read by everyone on the node, and in every plan.
-    """
+    """Find an API key or token as an argument. All on the node can read a command line, and every plan."""
     for name, value in subject.model.args.items():
         variable = SECRET_ARGUMENTS.get(argument_name(name))
         if variable and value is not None and value is not True:  # `--hf-token` alone reads the variable
@@ -192,10 +135,7 @@ def arguments_hold_no_secrets(subject: Subject) -> Findings:
 
 @model_rule("VJ114", "error")
 def servers_can_be_reached(subject: Subject) -> Findings:
-    """Find arguments with which no check can succeed.
-
-    Nothing answers then on the port that the check and the balancer ask.
-    """
+    """Find arguments with which no check can succeed. Nothing answers on the port that it asks."""
     for name, value in subject.model.args.items():
         reason = UNREACHABLE.get(argument_name(name))
         is_off = value in (None, False, "") or (value == 1 and value is not True)  # `nnodes: 1`
@@ -222,10 +162,10 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
             continue
         written = names.get(mistake.flag) or names.get(flag) or names.get(flag.removeprefix("no-"))
         if written is None:
-            yield (
-                _OWN_PATHS.get(flag, ("args",)),
-                f"{mistake.flag}: {_of_ours(mistake.flag, mistake.message)}",
-            )
+            message = f"{mistake.flag}: {mistake.message}"
+            if flag == "shutdown-timeout":  # vLLM has it since 0.18
+                message += "; args: {shutdown-timeout: null} leaves it out"
+            yield _OWN_PATHS.get(flag, ("args",)), message
         elif "${" not in str(given[written]):  # what Nomad fills in when the task starts cannot be judged
             long = subject.table.table.by_name.get(f"-{flag}")
             message = f"is -{flag} for short; write {long.name}" if long else mistake.message
@@ -237,7 +177,14 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
             yield ("args", written, *inside), message
 
 
-def _of_ours(flag: str, message: str) -> str:
-    """Return a message about an argument that vllmjobs gives; vLLM has --shutdown-timeout since 0.18."""
-    way_out = "; args: {shutdown-timeout: null} leaves it out" if flag == "shutdown-timeout" else ""
-    return message + way_out
+# The rules that pass on the mistakes of some kinds, and nothing else.
+for _rule, _name, _finds in (
+    ("VJ104", "arguments-are-known", "An argument that this version of vLLM does not have."),
+    ("VJ106", "arguments-have-their-type", "A value that vLLM cannot read."),
+    ("VJ107", "arguments-are-among-the-choices", "A word that is none of vLLM's choices."),
+    ("VJ108", "arguments-are-within-bounds", "A number outside vLLM's bounds."),
+    ("VJ109", "json-options-are-well-formed", "A key that a JSON argument does not have."),
+    ("VJ110", "arguments-go-together", "Arguments that vLLM refuses together."),
+    ("VJ111", "arguments-are-written-out", "An abbreviated argument."),
+):
+    model_rule(_rule, "error", _name, _finds)(partial(_mistakes, rule=_rule))

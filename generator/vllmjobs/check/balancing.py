@@ -21,10 +21,7 @@ VLLM_PATHS = (
 
 @environment_rule("VJ401", "error")
 def routes_differ(whole: Whole) -> Findings:
-    """Find two models on one route.
-
-    Requests for the one reach the other, which answers 404.
-    """
+    """Find two models on one route. Requests for the one reach the other, which answers 404."""
     if not balancer_of(whole.environment).routes_by_path:
         return
     first: dict[tuple[str, str], str] = {}  # requests below `/v1` are below `/v1/` too
@@ -41,10 +38,7 @@ def routes_differ(whole: Whole) -> Findings:
 
 @model_rule("VJ402", "error")
 def what_is_stripped_is_there(subject: Subject) -> Findings:
-    """Find a `strip` that does not begin the path.
-
-    The path is cut in whole parts, so that what is left is a path too.
-    """
+    """Find a `strip` that does not begin the path. Whole parts are cut off, so that a path is left."""
     route = subject.model.route
     if subject.balancer.routes_by_path and not _begins(route):
         yield (
@@ -76,10 +70,7 @@ def balancer_can_listen(whole: Whole) -> Findings:
 
 @model_rule("VJ404", "error")
 def connections_outlast_the_balancer(subject: Subject) -> Findings:
-    """Find idle connections that vLLM closes before the balancer does.
-
-    A request on a connection that vLLM closes at that moment is lost with a 502.
-    """
+    """Find idle connections that vLLM closes before the balancer does. A request just then gets a 502."""
     balancer = subject.balancer
     if subject.model.secrets.get(KEEP_ALIVE):
         yield ("secrets", KEEP_ALIVE), "is no secret; its value stands under env, or is left out (120 s)"
@@ -96,10 +87,7 @@ def connections_outlast_the_balancer(subject: Subject) -> Findings:
 
 @model_rule("VJ405", "warning")
 def balancer_learns_of_a_stop(subject: Subject) -> Findings:
-    """Find a stop that the balancer learns of too late.
-
-    Between leaving Consul and the signal, the balancer must have taken the instance out.
-    """
+    """Find a stop that the balancer learns of too late. Its time is from leaving Consul to the signal."""
     balancer = subject.balancer
     delay, least = subject.deadlines.shutdown_delay, balancer.shutdown_delay_s
     if delay < least:
@@ -112,10 +100,7 @@ def balancer_learns_of_a_stop(subject: Subject) -> Findings:
 
 @model_rule("VJ406", "warning")
 def paths_are_ones_that_vllm_has(subject: Subject) -> Findings:
-    """Find a route that vLLM answers with 404.
-
-    vLLM gets what `strip` leaves of the route.
-    """
+    """Find a route that vLLM answers with 404. vLLM gets what `strip` leaves of the route."""
     route = subject.model.route
     args = {argument_name(name) for name, value in subject.model.args.items() if value is not None}
     if not subject.balancer.routes_by_path or "root-path" in args or not _begins(route):

@@ -7,12 +7,10 @@ from vllmjobs.check import (
     arguments,
     balancing,
     deadlines,
-    gpus,
     job,
     memory,
     placement,
     release,
-    rollout,
     security,
     supervision,
 )
@@ -27,31 +25,16 @@ from vllmjobs.environment.tree import Node, locate
 
 SHARED = "VJ003"
 # Each of these modules registers its rules when it is imported.
-MODULES = (
-    *(arguments, memory, deadlines, job, placement, gpus, rollout, release, supervision, balancing),
-    security,
-)
+MODULES = (arguments, memory, deadlines, job, placement, release, supervision, balancing, security)
 RULES: list[Rule] = [REGISTERED[rule] for rule in sorted(REGISTERED)]
 """Every rule that is a function over an environment, in the order of their ids."""
 # What is wrong shows here while a file or its comments are read, or when several files are compared.
+_UNREADABLE = "What cannot be read as an environment: YAML, keys, types, ranges."
+_UNREASONED = "A comment that asks to ignore a rule without a reason, or names no rule."
 OTHERS = [
-    Rule(
-        INVALID,
-        "error",
-        "environment-is-valid",
-        "What cannot be read as an environment: YAML, keys, types, ranges.",
-        lambda _: (),
-    ),
-    Rule(
-        IGNORED,
-        "warning",
-        "ignoring-has-a-reason",
-        "A comment that asks to ignore a rule without a reason, or names no rule.",
-        lambda _: (),
-    ),
-    Rule(
-        SHARED, "warning", "jobs-are-not-shared", "Two environments that are one job to Nomad.", lambda _: ()
-    ),
+    Rule(INVALID, "error", "environment-is-valid", _UNREADABLE),
+    Rule(IGNORED, "warning", "ignoring-has-a-reason", _UNREASONED),
+    Rule(SHARED, "warning", "jobs-are-not-shared", "Two environments that are one job to Nomad."),
 ]
 """The rules that no function over one environment stands for."""
 NAMES = {rule.id: rule.name for rule in (*OTHERS, *RULES)}
@@ -84,9 +67,8 @@ def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
         other = jobs.setdefault((environment.job, nomad.namespace, nomad.region), file)
         if other != file:
             message = f"{environment.job} is the job of {other} too: on one cluster each replaces the other"
-            problems.append(
-                (file, ("job",), f"{message}; give it a name, a namespace or a region of its own")
-            )
+            way_out = "give it a name, a namespace or a region of its own"
+            problems.append((file, ("job",), f"{message}; {way_out}"))
             continue
         for name in environment.models:
             service = service_name(environment, name)
@@ -95,9 +77,8 @@ def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
                 message = (
                     f"its service {service} is in {other} too: where both run, each gets the other's requests"
                 )
-                problems.append(
-                    (file, ("models", name), f"{message}; give it another key, or the job another name")
-                )
+                way_out = "give it another key, or the job another name"
+                problems.append((file, ("models", name), f"{message}; {way_out}"))
     return [
         Problem(Mark(file, 1, 1), path, message, SHARED, SEVERITIES[SHARED])
         for file, path, message in problems
@@ -128,7 +109,6 @@ def _beginnings(text: str | None) -> tuple[str, ...]:
     given = tuple(word.upper() for word in re.split(r"[,\s]+", text or "") if word)
     for word in given:
         if not any(rule.startswith(word) for rule in NAMES):
-            raise UnknownRuleError(
-                f"{word} is no rule, nor the beginning of one; `vllmjobs explain` lists them"
-            )
+            message = f"{word} is no rule, nor the beginning of one; `vllmjobs explain` lists them"
+            raise UnknownRuleError(message)
     return given

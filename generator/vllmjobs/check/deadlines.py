@@ -37,10 +37,7 @@ def deadlines_are_in_order(subject: Subject) -> Findings:
 
 @model_rule("VJ302", "error")
 def kill_timeout_is_kept(subject: Subject) -> Findings:
-    """Find a `kill_timeout` that the clients cut in silence.
-
-    The clients' max_kill_timeout cuts every longer kill_timeout.
-    """
+    """Find a `kill_timeout` that the clients cut in silence. Their max_kill_timeout cuts longer ones."""
     kill_timeout, cap = subject.deadlines.kill_timeout, subject.environment.nomad.max_kill_timeout
     if kill_timeout > seconds(cap):
         yield (
@@ -53,10 +50,7 @@ def kill_timeout_is_kept(subject: Subject) -> Findings:
 
 @model_rule("VJ303", "error")
 def streams_may_end(subject: Subject) -> Findings:
-    """Find a `kill_timeout` shorter than the longest answer.
-
-    Nomad kills after kill_timeout, whatever vLLM still waits for; and vLLM needs time to end.
-    """
+    """Find a `kill_timeout` shorter than the longest answer. Nomad kills then, and vLLM needs time to end."""
     d = subject.deadlines
     if d.kill_timeout <= d.longest_stream:
         yield (
@@ -98,10 +92,7 @@ def loading_is_waited_for(subject: Subject) -> Findings:
 
 @model_rule("VJ305", "error")
 def health_checks_are_valid(subject: Subject) -> Findings:
-    """Find checks more often than Nomad allows.
-
-    Nomad has a least interval and timeout (nomad/structs/services.go, minCheckInterval).
-    """
+    """Find checks more often than Nomad allows. See minCheckInterval in nomad/structs/services.go."""
     health = subject.model.health
     for key, value in (("interval", health.interval), ("timeout", health.timeout)):
         if seconds(value) < 1:
@@ -109,5 +100,4 @@ def health_checks_are_valid(subject: Subject) -> Findings:
 
 
 def _kill_timeout(subject: Subject) -> Path:
-    """Return the key that kill_timeout comes from."""
     return ("drain", "kill_timeout" if subject.model.drain.kill_timeout else "longest_stream")

@@ -17,8 +17,7 @@ class _Comment(NamedTuple):
     """A comment that asks to ignore rules, and the line that it is about."""
 
     mark: Mark
-    line: int
-    """The line that it is for: its own, or the next one with something on it."""
+    line: int  # the line that it is for: its own, or the next one with something on it
     rules: list[str]
     reason: str
 
@@ -56,9 +55,8 @@ def _comments(source: str, text: str) -> Iterator[_Comment]:
         if not comment or any(begin <= at < end for begin, end in strings):
             continue
         rules = re.findall(r"VJ\d+", comment[1].upper())
-        yield _Comment(
-            Mark(source, number, comment.start() + 1), _about(lines, number), rules, comment[2].strip()
-        )
+        mark = Mark(source, number, comment.start() + 1)
+        yield _Comment(mark, _about(lines, number), rules, comment[2].strip())
 
 
 def _about(lines: list[str], number: int) -> int:

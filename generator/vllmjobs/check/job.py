@@ -25,9 +25,7 @@ DENIED = "the exec driver refuses root (user.denylist of the clients); name anot
 def service_names_fit(whole: Whole) -> Findings:
     """Find service names longer than a DNS label."""
     environment = whole.environment
-    named: dict[Path, str] = {
-        ("models", name): service_name(environment, name) for name in environment.models
-    }
+    named: dict[Path, str] = {("models", key): service_name(environment, key) for key in environment.models}
     if service := balancer_of(environment).service:
         named[("balancer",)] = service
     if environment.monitoring.prometheus:
@@ -55,18 +53,13 @@ def service_names_differ(whole: Whole) -> Findings:
         others["prometheus"] = "Prometheus's"
     for key, whose in others.items():
         if key in environment.models:
-            yield (
-                ("models", key),
-                f"its service {service_name(environment, key)!r} is {whose} too; give it another key",
-            )
+            message = f"its service {service_name(environment, key)!r} is {whose} too; give it another key"
+            yield ("models", key), message
 
 
 @environment_rule("VJ313", "error")
 def resources_are_consistent(whole: Whole) -> Findings:
-    """Find CPU, memory, disk or logs that contradict each other.
-
-    Nomad refuses such a `resources` block.
-    """
+    """Find CPU, memory, disk or logs that contradict each other. Nomad refuses such a `resources` block."""
     yield from in_models(whole, _resources)
     environment = whole.environment
     amounts: dict[Path, str] = {("prefetch", "memory"): environment.prefetch.memory}
@@ -103,20 +96,14 @@ def driver_can_do_it(whole: Whole) -> Findings:
 
 @model_rule("VJ315", "error")
 def promotion_has_canaries(subject: Subject) -> Findings:
-    """Find `auto_promote` without canaries.
-
-    Nomad refuses it (nomad/structs/structs.go, UpdateStrategy.Validate).
-    """
+    """Find `auto_promote` without canaries. Nomad refuses it (nomad/structs, UpdateStrategy.Validate)."""
     if subject.model.rollout.auto_promote and canaries(subject.model) == 0:
         yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
 
 
 @model_rule("VJ316", "error")
 def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
-    """Find a volume per allocation beside canaries.
-
-    A canary has the index of an allocation that runs, and so its volume (TaskGroup.Validate).
-    """
+    """Find a volume per allocation beside canaries. A canary gets another's (TaskGroup.Validate)."""
     model = subject.model
     if model.cache and model.cache.per_alloc and model.cache.volume and canaries(model):
         yield (
@@ -130,10 +117,7 @@ def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
 
 @model_rule("VJ317", "warning")
 def gpus_reach_the_task(subject: Subject) -> Findings:
-    """Find the exec driver, which shows a task no GPU.
-
-    The driver's chroot holds no /dev/nvidia*, and the device plugin mounts none there.
-    """
+    """Find the exec driver, which shows a task no GPU. Its chroot has no /dev/nvidia*; none is mounted."""
     if subject.model.driver == "exec":
         yield (
             ("driver",),
@@ -159,18 +143,13 @@ def strategy_fits_the_gpus(subject: Subject) -> Findings:
             "use strategy: tensor_parallel",
         )
     if model.strategy == "tensor_parallel" and count % others:
-        yield (
-            ("gpus", "count"),
-            f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args",
-        )
+        message = f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args"
+        yield ("gpus", "count"), message
 
 
 @model_rule("VJ319", "warning")
 def dockers_keys_are_for_docker(subject: Subject) -> Findings:
-    """Find keys for docker, with another driver.
-
-    `defaults` for models of both kinds may hold them.
-    """
+    """Find keys for docker, with another driver. `defaults` for models of both kinds may hold them."""
     model = subject.model
     given = {
         ("container",): model.container != Container(),
@@ -184,10 +163,7 @@ def dockers_keys_are_for_docker(subject: Subject) -> Findings:
 
 @model_rule("VJ320", "warning")
 def disk_holds_the_logs(subject: Subject) -> Findings:
-    """Find logs that may fill the disk.
-
-    Nomad counts max_files once, and keeps as many of stdout as of stderr.
-    """
+    """Find logs that may fill the disk. Nomad counts max_files once, and keeps so many of each stream."""
     disk = mebibytes(subject.model.resources.disk)
     if _logs(subject) < disk <= _logs(subject) * 2:
         yield (
@@ -211,10 +187,8 @@ def _resources(subject: Subject) -> Findings:
     if mebibytes(resources.disk) < MIN_DISK_MIB:
         yield ("resources", "disk"), f"must be at least {MIN_DISK_MIB} MiB (got {resources.disk})"
     if _logs(subject) >= mebibytes(resources.disk):
-        yield (
-            ("resources", "disk"),
-            f"must be above what the logs may take, {_logs(subject)} MiB (got {resources.disk})",
-        )
+        message = f"must be above what the logs may take, {_logs(subject)} MiB (got {resources.disk})"
+        yield ("resources", "disk"), message
 
 
 def _driver(subject: Subject) -> Findings:

@@ -1,5 +1,8 @@
 """VJ201 to VJ221: whether the model can run on the GPUs that it asks for."""
 
+from collections.abc import Callable
+from functools import partial
+
 from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.problems import Path, Severity
@@ -17,10 +20,7 @@ def config_can_be_read(subject: Subject) -> Findings:
 
 @model_rule("VJ202", "note")
 def model_is_known(subject: Subject) -> Findings:
-    """Find a model of unknown size: its memory is not checked.
-
-    Without its config.json, nothing can be said about a model's memory.
-    """
+    """Find a model of unknown size: its memory is not checked. Nothing is known without its config.json."""
     if isinstance(subject.config, str) and not subject.model.config:
         yield ("model",), f"{subject.config}: its memory is not checked; name its config.json under config"
     elif isinstance(subject.shape, str):
@@ -47,92 +47,17 @@ def gpu_is_known(subject: Subject) -> Findings:
         )
 
 
-@model_rule("VJ210", "error")
-def layers_fill_the_pipeline(subject: Subject) -> Findings:
-    """Find more pipeline stages than layers."""
-    return _obstacles(subject, "layers", "error", _argument(subject, "pipeline-parallel-size"))
-
-
-@model_rule("VJ211", "error")
-def heads_divide(subject: Subject) -> Findings:
-    """Find attention heads that the GPUs do not divide."""
-    return _obstacles(subject, "heads", "error", ("gpus", "count"))
-
-
-@model_rule("VJ212", "error")
-def vocabulary_divides(subject: Subject) -> Findings:
-    """Find a vocabulary that the GPUs do not divide."""
-    return _obstacles(subject, "vocabulary", "error", ("gpus", "count"))
-
-
-@model_rule("VJ213", "error")
-def kv_heads_divide(subject: Subject) -> Findings:
-    """Find key and value heads that the GPUs do not divide."""
-    return _obstacles(subject, "kv_heads", "error", ("gpus", "count"))
-
-
-@model_rule("VJ214", "error")
-def gpu_runs_the_quantization(subject: Subject) -> Findings:
-    """Find a GPU too old for the quantization."""
-    return _obstacles(subject, "capability", "error", _numbers(subject))
-
-
-@model_rule("VJ215", "warning")
-def gpu_has_kernels_for_the_quantization(subject: Subject) -> Findings:
-    """Find a GPU that keeps the quantization, and does not calculate in it."""
-    return _obstacles(subject, "capability", "warning", _numbers(subject))
-
-
-@model_rule("VJ216", "error")
-def context_is_the_models(subject: Subject) -> Findings:
-    """Find a context longer than the model's."""
-    return _obstacles(subject, "context", "error", _length(subject))
-
-
-@model_rule("VJ217", "error")
-def quantized_blocks_divide(subject: Subject) -> Findings:
-    """Find fp8 blocks that the GPUs would cut."""
-    return _obstacles(subject, "block", "error", ("gpus", "count"))
-
-
-@model_rule("VJ218", "error")
-def weights_fit(subject: Subject) -> Findings:
-    """Find weights that do not fit."""
-    return _obstacles(subject, "weights", "error", ("gpus", "count"))
-
-
-@model_rule("VJ219", "error")
-def a_full_length_request_fits(subject: Subject) -> Findings:
-    """Find a request of full length that does not fit."""
-    return _obstacles(subject, "kv_cache", "error", _length(subject))
-
-
-@model_rule("VJ220", "warning")
-def memory_has_a_margin(subject: Subject) -> Findings:
-    """Find a model that fits too tightly for an estimate."""
-    return _obstacles(subject, "margin", "warning", _length(subject))
-
-
 @model_rule("VJ221", "error")
 def utilization_leaves_room(subject: Subject) -> Findings:
-    """Find a share of the GPU outside 0.1 to 0.95.
-
-    vLLM takes what is above 0 and at most 1; outside of 0.1 to 0.95 it most often ends out of memory.
-    """
+    """Find a share of the GPU outside 0.1 to 0.95. vLLM takes it, and most often ends out of memory."""
     share = subject.model.gpu_memory_utilization
-    if (
-        not LOWEST_UTILIZATION <= share <= HIGHEST_UTILIZATION
-        and "kv-cache-memory-bytes" not in subject.written
-    ):
-        what = (
-            "leaves too little to CUDA and to what else is on the GPU"
-            if share > HIGHEST_UTILIZATION
-            else "leaves no cache"
-        )
-        yield (
-            ("gpu_memory_utilization",),
-            f"{share} {what}; use {LOWEST_UTILIZATION} to {HIGHEST_UTILIZATION}",
-        )
+    if LOWEST_UTILIZATION <= share <= HIGHEST_UTILIZATION or "kv-cache-memory-bytes" in subject.written:
+        return
+    what = "leaves no cache"
+    if share > HIGHEST_UTILIZATION:
+        what = "leaves too little to CUDA and to what else is on the GPU"
+    message = f"{share} {what}; use {LOWEST_UTILIZATION} to {HIGHEST_UTILIZATION}"
+    yield ("gpu_memory_utilization",), message
 
 
 def _length(subject: Subject) -> Path:
@@ -152,8 +77,40 @@ def _argument(subject: Subject, name: str) -> Path:
     return ("args", written) if written else ("args",)
 
 
-def _obstacles(subject: Subject, kind: str, severity: Severity, path: Path) -> Findings:
+def _stages(subject: Subject) -> Path:
+    return _argument(subject, "pipeline-parallel-size")
+
+
+def _gpus(_: Subject) -> Path:
+    return ("gpus", "count")
+
+
+def _obstacles(subject: Subject, kind: str, severity: Severity, at: Callable[[Subject], Path]) -> Findings:
     """Yield the obstacles of one kind and severity, at the key that they come from."""
     for obstacle in subject.obstacles:
         if (obstacle.kind, obstacle.severity) == (kind, severity):
-            yield path, obstacle.message
+            yield at(subject), obstacle.message
+
+
+# The rules that pass on the obstacles of one kind (`vllm/memory/obstacles.py`), and nothing else.
+PASSED_ON: tuple[tuple[str, str, Severity, Callable[[Subject], Path], str, str], ...] = (
+    ("VJ210", "layers", "error", _stages, "layers-fill-the-pipeline", "More pipeline stages than layers."),
+    ("VJ211", "heads", "error", _gpus, "heads-divide", "Attention heads that the GPUs do not divide."),
+    ("VJ212", "vocabulary", "error", _gpus, "vocabulary-divides",
+     "A vocabulary that the GPUs do not divide."),
+    ("VJ213", "kv_heads", "error", _gpus, "kv-heads-divide",
+     "Key and value heads that the GPUs do not divide."),
+    ("VJ214", "capability", "error", _numbers, "gpu-runs-the-quantization",
+     "A GPU too old for the quantization."),
+    ("VJ215", "capability", "warning", _numbers, "gpu-has-kernels-for-the-quantization",
+     "A GPU that keeps the quantization, and does not calculate in it."),
+    ("VJ216", "context", "error", _length, "context-is-the-models", "A context longer than the model's."),
+    ("VJ217", "block", "error", _gpus, "quantized-blocks-divide", "Fp8 blocks that the GPUs would cut."),
+    ("VJ218", "weights", "error", _gpus, "weights-fit", "Weights that do not fit."),
+    ("VJ219", "kv_cache", "error", _length, "a-full-length-request-fits",
+     "A request of full length that does not fit."),
+    ("VJ220", "margin", "warning", _length, "memory-has-a-margin",
+     "A model that fits too tightly for an estimate."),
+)  # fmt: skip
+for _rule, _kind, _severity, _at, _name, _finds in PASSED_ON:
+    model_rule(_rule, _severity, _name, _finds)(partial(_obstacles, kind=_kind, severity=_severity, at=_at))

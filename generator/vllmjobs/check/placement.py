@@ -1,13 +1,16 @@
-"""VJ321 and VJ322: comparisons of nodes and GPUs that Nomad would refuse, or that could never be true."""
+"""VJ321 to VJ325: comparisons of nodes and GPUs that Nomad would refuse, or that could never be true."""
 
 import re
+from collections.abc import Iterator
+from operator import eq, ge, gt, le, lt, ne
 
 from vllmjobs.balancers import balancer_of
-from vllmjobs.check.comparisons import WITHOUT_VALUE, compare, weight
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.placement import Placement
 from vllmjobs.environment.problems import Path
+from vllmjobs.environment.quantity import size_bytes
+from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
 
 # What the nvidia device plugin reports with a unit, and the units of a kind that Nomad knows
 # (plugins/shared/structs/units.go). A number without one, or with any other (`70Gi`), matches no GPU.
@@ -25,13 +28,36 @@ ATTRIBUTES = (*UNITS, "display_state", "persistence_mode", "vendor", "type", *WO
 AMOUNTS = ("=", "==", "is", "!=", "not", "<", "<=", ">", ">=")
 NUMBER = r"-?\d+(\.\d+)?(e[+-]?\d+)?"
 EXAMPLES = {
-    "pci_bandwidth": "32000 MB/s",
     "cores_clock": "1500 MHz",
     "memory_clock": "1500 MHz",
+    "pci_bandwidth": "32000 MB/s",
     "power": "300 W",
 }
 NODE_ATTRIBUTE = r"\$\{(node|attr|meta)\.[^${}\s]+\}"
 DEVICE_ATTRIBUTE = r"\$\{device\.(attr\.(\w+)|ids|model|vendor|type)\}"
+
+
+WITHOUT_VALUE = ("is_set", "is_not_set")
+_IDENTIFIERS = r"[0-9A-Za-z~-]+(\.[0-9A-Za-z~-]+)*"
+_NUMBER = r"v?\d+(\.\d+)*"
+# What hashicorp/go-version reads (VersionRegexpRaw, SemverRegexpRaw): a word may follow without a dash only
+# in the first, and the second has no `~>`.
+_VERSION = rf"{_NUMBER}(-\d+{_IDENTIFIERS}?|-?[A-Za-z~-]+(\.?[0-9A-Za-z~-]+)*)?(\+{_IDENTIFIERS})?"
+_SEMVER = rf"{_NUMBER}(-{_IDENTIFIERS})?(\+{_IDENTIFIERS})?"
+VERSIONS = {
+    "version": rf"\s*(=|!=|>=|<=|>|<|~>)?\s*{_VERSION}\s*",
+    "semver": rf"\s*(=|!=|>=|<=|>|<)?\s*{_SEMVER}\s*",
+}
+# Of Python's expressions, what Go's (RE2) do not have: lookarounds, back-references, comments, possessives.
+_NOT_IN_RE2 = r"\(\?(=|!|<=|<!|>|#|P=|\(|[a-z]*x)|[*+?}]\+"
+_ESCAPES_NOT_IN_RE2 = r"\\([1-9]|Z|u)"
+_ESCAPE = r"(?s:\\.)"
+_CLASS = r"\[\^?\]?(\[:\w+:\]|[^\]])*\]"
+# A label says 80 GB where the driver reports 79.6 GiB, 24 GB where it reports 22.5 GiB: 7 % at most.
+LABEL_MARGIN = 1.07
+COMPARED = {
+    "=": eq, "==": eq, "is": eq, "!=": ne, "not": ne, "<": lt, "<=": le, ">": gt, ">=": ge,
+}  # fmt: skip
 
 
 @environment_rule("VJ321", "error")
@@ -44,10 +70,8 @@ def placement_is_possible(whole: Whole) -> Findings:
     yield from _placement(placement, ("balancer", "placement"))
     for key in ("affinities", "spread"):
         if balancer.is_system_job and getattr(placement, key):
-            yield (
-                ("balancer", "placement", key),
-                f"are not for {balancer.title}, which is a system job; Nomad refuses them",
-            )
+            message = f"are not for {balancer.title}, which is a system job; Nomad refuses them"
+            yield ("balancer", "placement", key), message
     for name, model in environment.models.items():
         yield from _placement(model.placement, ("models", name, "placement"))
     if prometheus := environment.monitoring.prometheus:
@@ -78,6 +102,55 @@ def gpus_can_match(subject: Subject) -> Findings:
         yield from weight(affinity.weight, ("gpus", "affinities", index))
 
 
+@model_rule("VJ323", "error")
+def a_gpu_has_the_memory(subject: Subject) -> Findings:
+    """Find more memory than the GPU reports. Nothing is ever placed where none reports so much."""
+    wanted = subject.model.gpus
+    named = gpu(wanted.model or "")
+    if wanted.model and not named:
+        return
+    for path, operator, asked, text in _asked(subject):
+        if any(COMPARED[operator](each.memory_mib, asked) for each in ([named] if named else gpus())):
+            continue
+        if named:
+            yield path, f"{text} is not what {named.name} reports, {_reported(named)}; {_way_out(named)}"
+        else:
+            most = max(gpus(), key=lambda each: each.memory_mib)
+            yield path, f"no known GPU reports {text}; {most.name} has the most, {_reported(most)}"
+
+
+@model_rule("VJ324", "warning")
+def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
+    """Find a threshold from the label of a card, which leaves that card out.
+
+    A driver reports less than the label says: 80 GiB leaves out every H100 80GB, which has 79.6.
+    """
+    if subject.model.gpus.model:
+        return
+    for path, operator, asked, text in _asked(subject):
+        near = [each for each in gpus() if each.memory_mib < asked <= each.memory_mib * LABEL_MARGIN]
+        if operator in (">", ">=") and near and any(each.memory_mib >= asked for each in gpus()):
+            names = ", ".join(f"{each.name} ({_reported(each)})" for each in near[:3])
+            yield path, f"{text} leaves out {names}; {_way_out(min(near, key=lambda each: each.memory_mib))}"
+
+
+@model_rule("VJ325", "warning")
+def gpu_has_its_whole_name(subject: Subject) -> Findings:
+    """Find a GPU by a name that no driver reports. Nomad compares NVML's whole name: `H100` is none."""
+    named: list[tuple[Path, str]] = [(("gpus", "model"), subject.model.gpus.model or "")]
+    for index, constraint in enumerate(subject.model.gpus.constraints):
+        if constraint.attribute == "${device.model}" and constraint.operator in ("=", "==", "is"):
+            named.append((("gpus", "constraints", index, "value"), constraint.value))
+    for path, name in named:
+        known = gpu(name)
+        is_drivers = name.startswith(("NVIDIA ", "Tesla ")) and known and name in known.short
+        if known and name != known.name and not is_drivers:
+            yield (
+                path,
+                f"{name} is not what a driver reports in full, which Nomad compares; write {known.name!r}",
+            )
+
+
 def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Findings:
     """Find comparisons across kinds: Nomad compares amounts with a unit of theirs, words with words."""
     if vendor == "nvidia" and name not in ATTRIBUTES and operator not in ("is_not_set", "!=", "not"):
@@ -86,10 +159,8 @@ def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Find
         return
     if unit := UNITS.get(name):
         if operator not in AMOUNTS:
-            yield (
-                (*at, "operator"),
-                f"{operator} compares words, and {name} is an amount; use one of =, <, >=",
-            )
+            message = f"{operator} compares words, and {name} is an amount; use one of =, <, >="
+            yield (*at, "operator"), message
         elif not re.fullmatch(rf"{NUMBER} *{unit}", value):
             yield (
                 (*at, "value"),
@@ -98,15 +169,11 @@ def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Find
             )
     elif name in WORDS and re.fullmatch(rf"{NUMBER} *({'|'.join(UNITS.values())})?", value):
         better = 'version ">= 550.54"' if name == "driver_version" else "a word of it, or .* before"
-        yield (
-            (*at, "value"),
-            f"{value!r} is a number to Nomad, and {name} is a word: it never matches; use {better}",
-        )
+        message = f"{value!r} is a number to Nomad, and {name} is a word: it never matches; use {better}"
+        yield (*at, "value"), message
     elif name == "driver_version" and operator in ("<", "<=", ">", ">="):
-        yield (
-            (*at, "operator"),
-            f'{operator} compares letter by letter; use operator version with "{operator} {value}"',
-        )
+        message = f'{operator} compares letter by letter; use operator version with "{operator} {value}"'
+        yield (*at, "operator"), message
 
 
 def _placement(placement: Placement, at: Path) -> Findings:
@@ -138,3 +205,70 @@ def _attribute(attribute: str, at: Path) -> Findings:
             f"{attribute!r} is no attribute of a node; write such as ${{node.class}}, "
             "${attr.kernel.name} or ${meta.NAME}",
         )
+
+
+def compare(operator: str, value: str, at: Path) -> Findings:
+    """Yield what is wrong with the right-hand side of a constraint or affinity at `at`."""
+    if operator in WITHOUT_VALUE:
+        if value:
+            yield (*at, "value"), f"operator {operator} takes no value"
+    elif operator == "distinct_property":
+        if value and not re.fullmatch("0*[1-9][0-9]{0,8}", value):
+            yield (*at, "value"), f"must be how many allocations may share the property (got {value!r})"
+    elif operator == "distinct_hosts":
+        if value.lower() not in ("", "true", "false", "t", "f", "1", "0"):
+            yield (*at, "value"), f"must be true or false (got {value!r})"
+    elif not value:
+        yield at, f"operator {operator} needs a value"
+    elif operator in VERSIONS:
+        if not all(re.fullmatch(VERSIONS[operator], part) for part in value.split(",")):
+            yield (*at, "value"), f'must be a {operator} constraint, such as ">= 550.54" (got {value!r})'
+    elif operator == "regexp":
+        yield from _regexp(value, (*at, "value"))
+
+
+def weight(value: int, at: Path) -> Findings:
+    """Yield a weight without effect."""
+    if value == 0:
+        yield at, "weight 0 has no effect; Nomad refuses it"
+
+
+def _regexp(value: str, at: Path) -> Findings:
+    """Return what RE2 surely refuses; on the rest Nomad has the last word."""
+    escapes = "".join(re.findall(_ESCAPE, value))
+    plain = re.sub(_CLASS, "c", re.sub(_ESCAPE, "e", value))
+    if re.search(_NOT_IN_RE2, plain) or re.search(_ESCAPES_NOT_IN_RE2, escapes):
+        yield (
+            at,
+            "holds what Nomad's regular expressions (RE2) lack: a lookaround, a back-reference or the like",
+        )
+    elif plain.count("(") != plain.count(")"):
+        yield at, "is no regular expression: its parentheses do not match"
+    elif re.match(r"[*+?]|.*\([*+?]", plain.replace("(?", "(")) and not plain.startswith("(?"):
+        yield at, "is no regular expression: it repeats nothing"
+    elif "[" in plain:
+        yield at, "is no regular expression: a [ is not closed"
+
+
+def _asked(subject: Subject) -> Iterator[tuple[Path, str, float, str]]:
+    """Yield each demand on a GPU's memory: its key, the operator, MiB, and the text of the file."""
+    wanted = subject.model.gpus
+    if (wanted.vendor, wanted.type) != ("nvidia", "gpu"):
+        return
+    if wanted.memory:
+        yield ("gpus", "memory"), ">=", size_bytes(wanted.memory) / 2**20, wanted.memory
+    for index, constraint in enumerate(wanted.constraints):
+        operator, value = constraint.operator, constraint.value
+        is_memory = constraint.attribute == "${device.attr.memory}" and operator in COMPARED
+        if is_memory and re.fullmatch(r"\d+(\.\d+)? ?(MiB|GiB|TiB|MB|GB|TB)", value):
+            text = value if operator == ">=" else f"{operator} {value}"
+            yield ("gpus", "constraints", index, "value"), operator, size_bytes(value) / 2**20, text
+
+
+def _reported(one: Gpu) -> str:
+    return f"{one.memory_mib / 1024:.1f} GiB"
+
+
+def _way_out(one: Gpu) -> str:
+    """Return the way out: a round number a good deal below, which older drivers report too."""
+    return f"ask for less, such as {int(one.memory_mib / 1024 * 0.9)} GiB"

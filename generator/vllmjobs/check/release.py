@@ -1,18 +1,47 @@
-"""VJ332 to VJ337: keys of a release that contradict each other, or that `deploy` could not read."""
+"""VJ331 to VJ337: what a change does, and keys of a release that contradict each other or cannot be read."""
 
 import re
+from collections.abc import Iterator
 from itertools import pairwise
+from typing import Any
+
+import msgspec
 
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import canaries
+from vllmjobs.environment.problems import Path, dotted
 from vllmjobs.environment.quantity import seconds
 
 CRON = ("minute", "hour", "day", "month", "weekday")
 # https://data.iana.org/time-zones/theory.html, Timezone identifiers. Which of them there are is for the
 # machine to say that deploys.
 TIME_ZONE = r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}"
+UNRENDERED: list[Path] = [("vllm",), ("config",), ("install",)]  # of them only consequences are in a job
 LEAST_INTERVAL_S = 1.0  # each measurement asks every instance for its metrics
+
+
+@model_rule("VJ331", "note")
+def canaries_try_a_change(subject: Subject) -> Findings:
+    """Find a change since the commit of `--against` that reaches all instances at once, with no canary.
+
+    Nomad places canaries for a destructive change only.
+    """
+    before = subject.facts.before
+    group = before and before.groups.get(subject.name)
+    if not before or not group or group.actions[:1] != ("in-place",) or not canaries(subject.model):
+        return
+    was, now = (
+        msgspec.to_builtins(environment.models.get(subject.name))
+        for environment in (before.environment, subject.environment)
+    )
+    changed = [path for path in _changed(was, now) if path not in UNRENDERED]
+    if changed:
+        yield (
+            changed[0],
+            f"Nomad makes the change of {', '.join(map(dotted, changed))} in place: in all instances at "
+            "once, with no canary and no promotion",
+        )
 
 
 @environment_rule("VJ332", "warning")
@@ -48,18 +77,13 @@ def windows_can_be_read(whole: Whole) -> Findings:
         if not seconds(window.duration):
             yield (*place, "duration"), "must be above 0s: the window would never be open"
     if not re.fullmatch(TIME_ZONE, maintenance.time_zone):
-        yield (
-            ("maintenance", "time_zone"),
-            f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC",
-        )
+        message = f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC"
+        yield ("maintenance", "time_zone"), message
 
 
 @model_rule("VJ334", "error")
 def steps_ascend(subject: Subject) -> Findings:
-    """Find steps of a canary release that do not grow.
-
-    Each step gives the canaries more requests than the one before; `weight` is the first.
-    """
+    """Find steps of a canary release that do not grow. Each gives more requests; `weight` is the first."""
     rollout = subject.model.rollout
     if rollout.strategy != "canary":
         return
@@ -82,9 +106,8 @@ def steps_are_used(subject: Subject) -> Findings:
     if not rollout.steps:
         return
     if rollout.strategy != "canary":
-        effect = (
-            "replaces one instance after the other" if rollout.strategy == "rolling" else "switches at once"
-        )
+        is_rolling = rollout.strategy == "rolling"
+        effect = "replaces one instance after the other" if is_rolling else "switches at once"
         yield ("rollout", "steps"), f"strategy {rollout.strategy} {effect} and uses no steps; leave them out"
     elif not subject.balancer.gives_shares:
         yield ("rollout", "steps"), "no balancer is there to give the canaries a share; leave them out"
@@ -129,10 +152,14 @@ def _misread(schedule: str) -> str:
     for name, kind, field in zip(CRON, list(Field)[1:], schedule.upper().split(), strict=True):
         try:
             kind.parse(field)
-        except (
-            CronSimError,
-            AssertionError,
-            ValueError,
-        ):  # the latter two for 5#1/2 and for very long numbers
+        except (CronSimError, AssertionError, ValueError):  # the last two for 5#1/2, and for long numbers
             return f"{field!r} is no {name}; a schedule is {', '.join(CRON)}, as in a crontab: 0 22 * * 1-5"
     return ""
+
+
+def _changed(before: Any, after: Any, path: Path = ()) -> Iterator[Path]:
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
+            yield from _changed(before.get(key), after.get(key), (*path, key))
+    elif before != after:
+        yield path

@@ -20,38 +20,38 @@ Finder = Callable[[Whole], Iterable[tuple[Path | Mark, str]]]
 E = TypeVar("E", bound=Finder)
 M = TypeVar("M", bound=Callable[[Subject], Findings])
 
-REGISTERED: dict[str, "Rule"] = {}
-"""Every rule of the modules that were imported, by its id."""
+REGISTERED: dict[str, "Rule"] = {}  # Every rule of the modules that were imported, by its id
 
 
 class Rule(NamedTuple):
-    """One rule: `find` yields what is wrong as (path, sentence) pairs, the paths from the environment down.
-
-    `finds` is a sentence that names what the rule finds.
-    """
+    """One rule: `find` yields (path, sentence) pairs, from the environment down; `finds` says of what."""
 
     id: str
     severity: Severity
     name: str
     finds: str
-    find: Finder
+    find: Finder = lambda _: ()
 
 
 def environment_rule(rule: str, severity: Severity) -> Callable[[E], E]:
     """Register a function over the whole environment as a rule."""
 
     def register(find: E) -> E:
-        _register(rule, severity, find, find)
+        _register(Rule(rule, severity, _name(find), sentence(find.__doc__), find))
         return find
 
     return register
 
 
-def model_rule(rule: str, severity: Severity) -> Callable[[M], M]:
-    """Register a function over one model as a rule; its paths are from the model down."""
+def model_rule(rule: str, severity: Severity, name: str = "", finds: str = "") -> Callable[[M], M]:
+    """Register a function over one model as a rule; its paths are from the model down.
+
+    Rules that share a function are given a name, and a sentence that says what each finds.
+    """
 
     def register(find: M) -> M:
-        _register(rule, severity, find, lambda whole: in_models(whole, find))
+        said = name or _name(find), finds or sentence(find.__doc__)
+        _register(Rule(rule, severity, *said, lambda whole: in_models(whole, find)))
         return find
 
     return register
@@ -65,13 +65,16 @@ def in_models(whole: Whole, find: Callable[[Subject], Findings]) -> Findings:
 
 
 def sentence(docstring: str | None) -> str:
-    """Return what a rule finds, as a sentence, from a docstring that begins with `Find`."""
-    text = " ".join((docstring or "").strip().partition("\n\n")[0].split()).removeprefix("Find ")
-    return text[:1].upper() + text[1:]
+    """Return what a rule finds: the first sentence of a docstring that begins with `Find`."""
+    text = " ".join((docstring or "").split()).partition(". ")[0].removeprefix("Find ").removesuffix(".")
+    return f"{text[:1].upper()}{text[1:]}."
 
 
-def _register(rule: str, severity: Severity, function: Callable[..., object], find: Finder) -> None:
-    if rule in REGISTERED:
-        raise ValueError(f"{rule} is registered twice: {REGISTERED[rule].name}, {function.__name__}")
-    name = function.__name__.replace("_", "-")
-    REGISTERED[rule] = Rule(rule, severity, name, sentence(function.__doc__), find)
+def _name(function: Callable[..., object]) -> str:
+    return function.__name__.replace("_", "-")
+
+
+def _register(rule: Rule) -> None:
+    if rule.id in REGISTERED:
+        raise ValueError(f"{rule.id} is registered twice: {REGISTERED[rule.id].name}, {rule.name}")
+    REGISTERED[rule.id] = rule

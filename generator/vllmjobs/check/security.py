@@ -42,10 +42,7 @@ def no_secret_is_written(whole: Whole) -> Findings:
 
 @model_rule("VJ502", "error")
 def secret_variables_are_references(subject: Subject) -> Findings:
-    """Find a variable named like a secret, with its value.
-
-    Such a variable belongs under `secrets`.
-    """
+    """Find a variable named like a secret, with its value. Such a variable belongs under `secrets`."""
     for name, value in subject.model.env.items():
         if value not in (None, "") and SECRET_VARIABLES.search(name):
             yield ("env", name), LOOKS_SECRET
@@ -53,10 +50,7 @@ def secret_variables_are_references(subject: Subject) -> Findings:
 
 @environment_rule("VJ503", "error")
 def images_are_pinned(whole: Whole) -> Findings:
-    """Find an image without a tag that stays.
-
-    Two instances then differ, and a rollback runs what failed.
-    """
+    """Find an image without a tag that stays. Two instances then differ, and a rollback runs what failed."""
     environment = whole.environment
     images: dict[Path, str] = {}
     for name, model in environment.models.items():
@@ -82,10 +76,7 @@ def images_are_pinned(whole: Whole) -> Findings:
 
 @environment_rule("VJ504", "warning")
 def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
-    """Find a file of secrets that others on the machine may read.
-
-    Such a file is for its owner alone.
-    """
+    """Find a file of secrets that others on the machine may read. Such a file is for its owner alone."""
     for file, mode in whole.facts.files.items():
         if mode & 0o077:
             yield Mark(file), f"may be read by others (mode {mode:03o}); chmod 600 {file}"
@@ -93,10 +84,7 @@ def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
 
 @environment_rule("VJ505", "warning")
 def users_are_not_root(whole: Whole) -> Findings:
-    """Find a server that runs as root.
-
-    vLLM loads code with the model; as root, a way out of the container is a way into the node.
-    """
+    """Find a server that runs as root. vLLM loads code with the model; root breaks out into the node."""
     environment = whole.environment
     tasks: dict[Path, Model | Balancer | PrometheusJob] = {
         ("models", name): it for name, it in environment.models.items()
@@ -107,40 +95,28 @@ def users_are_not_root(whole: Whole) -> Findings:
         tasks[("monitoring", "prometheus")] = environment.monitoring.prometheus
     for path, task in tasks.items():
         if is_root(task.user):
-            yield (
-                (*path, "user"),
-                f"runs as {task.user}; leave it out (65534 in docker), or name another user",
-            )
+            message = f"runs as {task.user}; leave it out (65534 in docker), or name another user"
+            yield (*path, "user"), message
         elif task.driver == "raw_exec" and not task.user:
             yield (*path, "driver"), "raw_exec runs as Nomad does, most often as root; name a user"
 
 
 @model_rule("VJ506", "warning")
 def containers_are_not_privileged(subject: Subject) -> Findings:
-    """Find a privileged container, or one that is as good as it.
-
-    GPUs need no privileges: the nvidia runtime gives the container its devices.
-    """
+    """Find a privileged container, or one that is as good as it. The nvidia runtime needs no privileges."""
     container = subject.model.container
     if container.privileged:
-        yield (
-            ("container", "privileged"),
-            "gives the container every device of the host; GPUs do not need it",
-        )
+        message = "gives the container every device of the host; GPUs do not need it"
+        yield ("container", "privileged"), message
     for index, capability in enumerate(container.cap_add):
         if capability.upper().removeprefix("CAP_") in ("ALL", "SYS_ADMIN"):
-            yield (
-                ("container", "cap_add", index),
-                f"{capability} is as good as privileged; add only what is needed",
-            )
+            message = f"{capability} is as good as privileged; add only what is needed"
+            yield ("container", "cap_add", index), message
 
 
 @model_rule("VJ507", "warning")
 def root_file_system_is_read_only(subject: Subject) -> Findings:
-    """Find a root file system that can be written to.
-
-    What a process can write, it can change for the next one.
-    """
+    """Find a root file system that can be written to. What a process writes, it changes for the next."""
     if not subject.model.container.read_only:
         yield (
             ("container", "read_only"),

@@ -15,12 +15,10 @@ from vllmjobs.vllm.memory.startup_log import StartupLog
 GIB = 2**30
 BAR = 40  # characters for all of a GPU
 EIGHTHS = " ▏▎▍▌▋▊▉"
-FIGURES = {
-    "kv_tokens": "KV cache tokens",
-    "concurrency": "requests at a time",
-    "kv_cache": "KV cache",
+FIGURES = {  # of `StartupLog` and `Estimate` alike
+    "kv_tokens": "KV cache tokens", "concurrency": "requests at a time", "kv_cache": "KV cache",
     "weights": "weights",
-}  # of `Said` and `Estimate` alike
+}  # fmt: skip
 CPU_FIGURES = ("kv_tokens", "concurrency")
 
 
@@ -167,9 +165,7 @@ def _one(size: Size) -> str:
             "KV cache": estimate.kv_cache,
             "left": estimate.total - estimate.used - estimate.kv_cache,
         }
-        lines += [
-            f"  {name:<12}{_gib(value)}  {_bar(value / estimate.total)}" for name, value in parts.items()
-        ]
+        lines += [f"  {name:<12}{_gib(size)}  {_bar(size / estimate.total)}" for name, size in parts.items()]
         lines.append(f"  {'of':<12}{_gib(estimate.total)}  per GPU, as CUDA counts it")
         lines += _what_fits(estimate)
     requests = [f"{each.count} x {each.gpu}" for each in (size.of_same, size.smallest) if each]

@@ -1,7 +1,5 @@
 """The subjects of rules: an environment, each model of it, and what was found beside it."""
 
-from __future__ import annotations
-
 import re
 from dataclasses import dataclass
 from functools import cached_property
@@ -32,7 +30,7 @@ class Before(NamedTuple):
     """The environment that a change is compared with, and what becomes of the groups, by their names."""
 
     environment: Environment
-    groups: dict[str, GroupChange]
+    groups: dict[str, "GroupChange"]
 
 
 class Facts(NamedTuple):
@@ -131,9 +129,8 @@ class Subject:
         if not wanted.memory:
             return None
         least = size_bytes(wanted.memory) / 2**20
-        return min(
-            (each for each in gpus() if each.memory_mib >= least), key=lambda each: each.usable, default=None
-        )
+        large = (each for each in gpus() if each.memory_mib >= least)
+        return min(large, key=lambda each: each.usable, default=None)
 
     @cached_property
     def serving(self) -> Serving:

@@ -21,10 +21,7 @@ TOLD = {
 
 @environment_rule("VJ338", "note")
 def servers_are_supervised(whole: Whole) -> Findings:
-    """Find vLLM without the supervisor, and say what is lost.
-
-    The note stands once for all models.
-    """
+    """Find vLLM without the supervisor, and say what is lost. The note stands once for all models."""
     environment = whole.environment
     plain = [
         (name, model)
@@ -59,10 +56,8 @@ def supervisor_is_started(subject: Subject) -> Findings:
         return
     options = words[words.index(PROGRAM) + 1 :]
     if "--" not in options:
-        yield (
-            ("entrypoint",),
-            f'{PROGRAM} takes its command after --: ["{PROGRAM}", "--", "vllm", "serve"]',
-        )
+        message = f'{PROGRAM} takes its command after --: ["{PROGRAM}", "--", "vllm", "serve"]'
+        yield ("entrypoint",), message
         return
     for option in options[: options.index("--")]:
         if why := TOLD.get(option.partition("=")[0]):
@@ -87,17 +82,12 @@ def supervisor_can_be_asked(subject: Subject) -> Findings:
 
 @model_rule("VJ341", "warning")
 def one_level_restarts(subject: Subject) -> Findings:
-    """Find restarts of both Nomad and the supervisor.
-
-    The numbers of attempts multiply; keys for the one level stand beside the other.
-    """
+    """Find restarts of both Nomad and the supervisor. Their attempts multiply."""
     model, whole = subject.model, subject.environment
     if is_supervised(whole, model):
         if model.health.restart_after != Health().restart_after:
-            yield (
-                ("health", "restart_after"),
-                "is for Nomad's restarts, and the supervisor restarts by itself; leave it out",
-            )
+            message = "is for Nomad's restarts, and the supervisor restarts by itself; leave it out"
+            yield ("health", "restart_after"), message
         return
     is_in_image = model.driver == "docker" and not model.entrypoint and is_ours(image(whole, model))
     if is_in_image or _starts_it(model):

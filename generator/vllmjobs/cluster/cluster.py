@@ -16,10 +16,7 @@ _NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in ENDED)
 
 
 class Cluster:
-    """The nodes of a cluster, and the jobs that run there or are planned; every method raises `NomadError`.
-
-    All methods only read, `plan` too.
-    """
+    """The nodes of a cluster, and its jobs. All methods only read, `plan` too, and raise `NomadError`."""
 
     def __init__(self, nomad: Nomad) -> None:
         self.nomad, self.address = nomad, nomad.address

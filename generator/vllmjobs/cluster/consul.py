@@ -12,8 +12,7 @@ import requests
 from consul.exceptions import ConsulException
 
 from vllmjobs.balancers.instances import ServiceInstance
-from vllmjobs.cluster.reasons import FailedError, Failure, is_lost, reason
-from vllmjobs.cluster.retry import retry
+from vllmjobs.cluster.reasons import FailedError, Failure, is_lost, reason, retry
 from vllmjobs.cluster.session import FALSE, TRUE, Names, connect
 from vllmjobs.environment.problems import UserError
 
@@ -49,8 +48,7 @@ class Key(NamedTuple):
 
     value: str
     flags: int
-    modify_index: int
-    """The index for a check-and-set."""
+    modify_index: int  # the index for a check-and-set
 
 
 class Consul:

@@ -22,8 +22,7 @@ class Token(NamedTuple):
     """The person or program that asks, where ACLs are on."""
 
     accessor: str
-    name: str
-    """The name that its owner gave the token; may be empty."""
+    name: str  # the name that its owner gave the token; may be empty
 
 
 def where_of(job: Json) -> Where:
@@ -32,15 +31,9 @@ def where_of(job: Json) -> Where:
 
 
 def where(
-    job: str,
-    namespace: str | None = None,
-    region: str | None = None,
-    environ: Mapping[str, str] = os.environ,
+    job: str, namespace: str | None = None, region: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> Where:
-    """Return where a job is that was not read yet.
-
-    It is where an environment says, else in NOMAD_NAMESPACE and NOMAD_REGION.
-    """
+    """Return where an unread job is: as an environment says, else in NOMAD_NAMESPACE and NOMAD_REGION."""
     return Where(
         job,
         namespace or environ.get("NOMAD_NAMESPACE") or DEFAULT_NAMESPACE,
@@ -49,10 +42,7 @@ def where(
 
 
 class Deployments:
-    """The deployments of a cluster, and the versions, allocations and variables of their jobs.
-
-    Every method raises `NomadError`.
-    """
+    """The deployments of a cluster, and what belongs to their jobs; every method raises `NomadError`."""
 
     def __init__(self, nomad: Nomad) -> None:
         self.nomad, self.address = nomad, nomad.address
@@ -136,10 +126,7 @@ class Deployments:
                 return
 
     def versions(self, where: Where) -> list[Json]:
-        """Return the versions of a job that Nomad keeps, the newest first; none where there is no job.
-
-        Needs read-job (api-docs/jobs, List Job Versions).
-        """
+        """Return the versions of a job, newest first; none without a job. Needs read-job (api-docs/jobs)."""
         answer: Json | None = self._read(where, dict, self.nomad.api.job, where.id, "versions")
         return sorted((answer or {}).get("Versions") or (), key=lambda one: one["Version"], reverse=True)
 
@@ -182,10 +169,7 @@ class Deployments:
         return allocations
 
     def variable(self, path: str, where: Where) -> tuple[dict[str, str], int]:
-        """Return the items of a Nomad Variable and its ModifyIndex; nothing and 0 where there is none.
-
-        Needs the capability `read` on the path (api-docs/variables).
-        """
+        """Return items and ModifyIndex of a Nomad Variable, or nothing and 0. Needs `read` on the path."""
         scope = self._scope(where)
         variable: Json | None = self.nomad.read(
             f'read on variable "{path}" {in_namespace(scope)}',
@@ -214,9 +198,8 @@ class Deployments:
         if token.get("AccessorID") == _NO_ACLS:
             return None
         if token.get("AccessorID") == _ANONYMOUS:
-            raise ForbiddenError(
-                f"{self.address}: this cluster has ACLs; set NOMAD_TOKEN, which says who asks"
-            )
+            way_out = "set NOMAD_TOKEN, which says who asks"
+            raise ForbiddenError(f"{self.address}: this cluster has ACLs; {way_out}")
         return Token(token["AccessorID"], token.get("Name") or "")
 
     def _scope(self, where: Where) -> dict[str, Any]:

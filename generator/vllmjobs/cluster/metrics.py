@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any
 
 import requests
 from requests.utils import get_environ_proxies
@@ -16,15 +16,12 @@ from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.samples import SERIES, Sample, SampleError, from_query, read
 
-T = TypeVar("T")
-
 _AT_ONCE = 16
 _NOT_SERVED = (400, 404)  # by this route: a chat model's template is missing, or the task is another
 _LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-UNANSWERED = "does not answer within"
-"""The words for an instance that takes a request, and is silent."""
+UNANSWERED = "does not answer within"  # the words for an instance that takes a request, and is silent
 
 
 class MetricsError(UserError):
@@ -51,7 +48,11 @@ def scrape(
         except SampleError as error:
             return MetricsError(f"{url} {error}")
 
-    return _each(addresses, one)
+    wanted = sorted(set(addresses))
+    if not wanted:
+        return {}
+    with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
+        return dict(zip(wanted, pool.map(one, wanted), strict=True))
 
 
 class Prometheus:
@@ -80,9 +81,8 @@ class Prometheus:
             response = _ask("POST", self._url, self._timeout, data={"query": query})
             answer = response.json()
         except requests.JSONDecodeError:
-            raise MetricsError(
-                f"{shown_url} answers {_status(response)}, and no JSON; is it a Prometheus?"
-            ) from None
+            message = f"{shown_url} answers {_status(response)}, and no JSON; is it a Prometheus?"
+            raise MetricsError(message) from None
         except requests.RequestException as error:
             raise MetricsError(f"{shown_url} {_why(error, self._timeout)}") from error
         if not isinstance(answer, dict) or answer.get("status") != "success":
@@ -122,14 +122,6 @@ def probe(address: str, served_name: str, timeout: float, key: str | None = None
         if response.status_code not in _NOT_SERVED:
             break
     return why
-
-
-def _each(addresses: Iterable[str], ask: Callable[[str], T]) -> dict[str, T]:
-    wanted = sorted(set(addresses))
-    if not wanted:
-        return {}
-    with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
-        return dict(zip(wanted, pool.map(ask, wanted), strict=True))
 
 
 def _ask(method: str, url: str, timeout: float, headers: Any = None, **body: Any) -> requests.Response:

@@ -17,8 +17,7 @@ from nomad.api.exceptions import BaseNomadException
 
 from vllmjobs.cluster import failures
 from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadError, UnsureError, Version
-from vllmjobs.cluster.reasons import FailedError, Failure, is_unreachable, reason
-from vllmjobs.cluster.retry import retry
+from vllmjobs.cluster.reasons import FailedError, Failure, is_unreachable, reason, retry
 from vllmjobs.cluster.session import TRUE, Names, connect
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.json import Json
@@ -50,8 +49,7 @@ class Where(NamedTuple):
 
     id: str
     namespace: str
-    region: str
-    """`global` and the empty one are the region of the agent that is asked; see `Cluster.plan`."""
+    region: str  # `global` and the empty one are the region of the agent that is asked; see `Cluster.plan`
 
 
 class Nomad:

@@ -1,10 +1,11 @@
-"""Reasons why a request to Nomad or Consul failed: what they mean, and one line for a person."""
+"""Reasons why a request to Nomad or Consul failed: what they mean, one line for a person, and the retry."""
 
 from __future__ import annotations
 
 import ssl
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from http.client import BadStatusLine, IncompleteRead
+from typing import TypeVar
 
 import requests
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
@@ -12,8 +13,8 @@ from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 from vllmjobs.cluster.session import Names
 from vllmjobs.environment.secrets import without_secrets
 
-Failure = requests.Response | Exception
-"""An answer that is a refusal, or the exception in place of an answer."""
+T = TypeVar("T")
+Failure = requests.Response | Exception  # an answer that is a refusal, or the exception in place of an answer
 # nomad/structs/errors.go: an election, or a leader that has yet to apply what was decided before it.
 # And one that has yet to read its keys, without which there are no variables (nomad/encrypter.go).
 NO_LEADER = (
@@ -21,6 +22,7 @@ NO_LEADER = (
     "Not ready to serve consistent reads",
     "keyring has not been initialized yet",
 )
+_DROPS = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError, IncompleteRead, ssl.SSLEOFError)
 _LONGEST = 300  # characters of an answer that are shown
 
 
@@ -30,6 +32,29 @@ class FailedError(Exception):
     def __init__(self, failure: Failure) -> None:
         super().__init__(failure)
         self.failure = failure
+
+
+def retry(
+    call: Callable[[], T],
+    pauses: Iterable[float],
+    delay: Callable[[Failure, float], float | None],
+    sleep: Callable[[float], None],
+) -> T:
+    """Return what a call returns; each time that it raises `FailedError`, pause and call again.
+
+    There is one attempt more than `pauses`, which are in seconds. `delay` turns a failure and the pause that
+    would follow it into the seconds to sleep, or None where another attempt is of no use: the failure is then
+    raised, as is that of the last attempt.
+    """
+    for pause in pauses:
+        try:
+            return call()
+        except FailedError as error:
+            seconds = delay(error.failure, pause)
+            if seconds is None:
+                raise
+        sleep(seconds)
+    return call()
 
 
 def is_unreachable(failure: Failure) -> bool:
@@ -47,10 +72,7 @@ def is_lost(failure: Failure) -> bool:
 
 
 def reason(failure: Failure, timeout: tuple[float, float], names: Names) -> str:
-    """Return in one line why there is no answer.
-
-    `timeout` is the seconds until connected, and those for an answer.
-    """
+    """Return in one line why there is no answer; `timeout` is the seconds to connect, and for an answer."""
     if isinstance(failure, requests.Response):
         return without_secrets(_reason_of_response(failure, names))
     return without_secrets(_reason_of_exception(failure, timeout, names))
@@ -128,10 +150,7 @@ def _is_timeout(cause: BaseException) -> bool:
 
 
 def _is_drop(cause: BaseException) -> bool:
-    return isinstance(
-        cause,
-        ConnectionResetError | BrokenPipeError | ConnectionAbortedError | IncompleteRead | ssl.SSLEOFError,
-    )
+    return isinstance(cause, _DROPS)
 
 
 def _causes(error: object) -> Iterator[BaseException]:

@@ -30,10 +30,8 @@ FALSE = ("0", "f", "F", "FALSE", "false", "False")
 class Names:
     """The names that a server's own command gives to its variables, for reading them and for messages."""
 
-    server: str
-    """The server's name: Nomad, or Consul."""
-    error: type[UserError]
-    """The error that is raised for a variable that cannot be used."""
+    server: str  # the server's name: Nomad, or Consul
+    error: type[UserError]  # the error that is raised for a variable that cannot be used
     default_address: str
     addr: str
     http_auth: str
@@ -42,25 +40,20 @@ class Names:
     client_cert: str
     client_key: str
     tls_server_name: str
-    unverified: tuple[str, tuple[str, ...]]
-    """The variable that turns the verification of certificates off, and the values that do so."""
+    unverified: tuple[str, tuple[str, ...]]  # the variable that turns off verification, and values that do
     token: str
-    token_file: str | None = None
-    """The variable that names a file with the token, where the server has one."""
+    token_file: str | None = None  # the variable that names a file with the token, where the server has one
 
 
 @dataclass(frozen=True, slots=True)
 class Connection:
     """An address, and the session and the token with which requests are sent to it."""
 
-    address: str
-    """The address as a person wrote it, without a password that may stand in it."""
-    url: str
-    """The URL that requests are sent to."""
+    address: str  # the address as a person wrote it, without a password that may stand in it
+    url: str  # the URL that requests are sent to
     session: requests.Session
     verify: bool
-    token: str
-    """The token; empty where there is none."""
+    token: str  # the token; empty where there is none
 
 
 def connect(environ: Mapping[str, str], names: Names, address: str | None = None) -> Connection:
@@ -200,9 +193,8 @@ def _load_certificate(context: ssl.SSLContext, environ: Mapping[str, str], names
     certificate, key = environ.get(names.client_cert), environ.get(names.client_key)
     if not certificate:
         if key:
-            raise names.error(
-                f"{names.client_key} is {key}, but {names.client_cert}, its certificate, is not set"
-            )
+            missing = f"{names.client_cert}, its certificate, is not set"
+            raise names.error(f"{names.client_key} is {key}, but {missing}")
         return
     for variable, file in ((names.client_cert, certificate), (names.client_key, key)):
         try:

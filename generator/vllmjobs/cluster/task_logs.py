@@ -60,9 +60,8 @@ class TaskLogs:
             try:
                 yield from _frames(answer.iter_content(None))
             except (requests.RequestException, ValueError) as error:
-                raise NomadError(
-                    f"{self._nomad.address}: the log of allocation {allocation_id[:8]} broke off"
-                ) from error
+                message = f"the log of allocation {allocation_id[:8]} broke off"
+                raise NomadError(f"{self._nomad.address}: {message}") from error
 
 
 def _frames(pieces: Iterator[bytes]) -> Iterator[bytes]:

@@ -76,11 +76,8 @@ def deadlines(model: Model, shutdown_delay_s: float) -> Deadlines:
 
 def canaries(model: Model) -> int:
     """Return the number of new instances that stand beside the old ones before a promotion."""
-    return {
-        "canary": model.rollout.canaries,
-        "blue_green": model.replicas,
-        "rolling": 0,
-    }[model.rollout.strategy]
+    rollout = model.rollout
+    return {"canary": rollout.canaries, "blue_green": model.replicas, "rolling": 0}[rollout.strategy]
 
 
 def image(environment: Environment, model: Model) -> str:

@@ -10,8 +10,7 @@ import msgspec
 
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.settings import parse_setting
-from vllmjobs.environment.tree import MAX_DEPTH, Map, Node, Scalar, merge, parse, plain
+from vllmjobs.environment.tree import MAX_DEPTH, UNREADABLE, Map, Node, Scalar, Seq, merge, parse, plain
 
 Read = tuple[Node | None, list[Problem]]
 Texts = dict[str, str]
@@ -41,20 +40,47 @@ class _Sources(NamedTuple):
 
 
 def load_file(path: FilePath, settings: Sequence[str] = (), files: Files = FilePath.read_bytes) -> Loaded:
-    """Read an environment file, what it extends, and `--set` options laid over it.
-
-    `files` reads them from elsewhere, such as a commit.
-    """
+    """Read an environment, what it extends, and `--set` options; `files` may read from a commit."""
     texts: Texts = {}
     tree, problems = _read(path, _Sources(files, texts))
     for setting in settings:
-        over, wrong = parse_setting(setting)
+        over, wrong = _setting(setting)
         problems += wrong
         tree = merge(tree, over) if tree and over and not wrong else tree
     if tree is None:
         return Loaded(None, None, texts, problems)
     environment, wrong = _decode(tree, path.stem, problems)
     return Loaded(environment, _with_defaults(tree), texts, problems + wrong)
+
+
+def _setting(text: str) -> tuple[Node | None, list[Problem]]:
+    """Read `--set key.key=value` as a tree with that one value, which is YAML (`3`, `true`, `[a, b]`).
+
+    A dot inside a key is written `\\.`. The tree's marks name the option itself.
+    """
+    name, equals, value = text.partition("=")
+    # Without the value, which may be a secret; without `=`, all of it may be one.
+    mark = Mark(f"--set {name}" if equals and not UNREADABLE.search(name) else "--set")
+    keys = [key.replace("\\.", ".") for key in re.split(r"(?<!\\)\.", name)]
+    if not equals or not all(keys) or len(keys) > MAX_DEPTH or UNREADABLE.search(name):
+        return None, [Problem(mark, (), "must be KEY=VALUE, such as models.chat.replicas=3")]
+    if keys[0] == "extends":
+        return None, [Problem(mark, (), "must stand in the file; --set lays one value over what was read")]
+    node, problems = parse(value, mark.source)
+    node = _remarked(node, mark) if node else Scalar(mark, None)
+    for key in reversed(keys):
+        node = Map(mark, {key: node}, {key: mark})
+    return node, [Problem(mark, (), problem.message) for problem in problems]
+
+
+def _remarked(node: Node, mark: Mark) -> Node:
+    """Return the same values, all with `mark` as their place."""
+    if isinstance(node, Map):
+        entries = {key: _remarked(value, mark) for key, value in node.entries.items()}
+        return Map(mark, entries, dict.fromkeys(entries, mark))
+    if isinstance(node, Scalar):
+        return Scalar(mark, node.value)
+    return Seq(mark, [_remarked(item, mark) for item in node.items])
 
 
 def _decode(tree: Node, name: str, before: list[Problem]) -> tuple[Environment | None, list[Problem]]:
@@ -138,7 +164,8 @@ def _text(path: FilePath, files: Files, asked: Mark | None) -> tuple[str | None,
     except (OSError, ValueError) as error:  # the latter for a NUL in the name
         reason = f"cannot be read: {getattr(error, 'strerror', error)}"
         if isinstance(error, FileNotFoundError):
-            reason = f"does not exist; {path.parent}/ has {_siblings(path)}"
+            files_there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml")))
+            reason = f"does not exist; {path.parent}/ has {files_there or 'no *.yaml files'}"
         elif isinstance(error, IsADirectoryError):
             reason = "is a directory; name a file, such as envs/prod.yaml"
         if asked:
@@ -153,17 +180,10 @@ def _text(path: FilePath, files: Files, asked: Mark | None) -> tuple[str | None,
         message = f"byte 0x{raw[error.start]:02x} is not valid UTF-8; save the file as UTF-8"
         return None, [Problem(place, (), message)]
     if text.startswith(_BOM):
-        problems.append(
-            Problem(
-                Mark(str(path), 1, 1), (), "starts with a byte order mark; save the file as UTF-8 without BOM"
-            )
-        )
+        message = "starts with a byte order mark; save the file as UTF-8 without BOM"
+        problems.append(Problem(Mark(str(path), 1, 1), (), message))
     if (at := text.find("\r")) >= 0:
         ends = "CRLF line ends" if text[at : at + 2] == "\r\n" else "a carriage return"
         message = f"has {ends}; save the file with LF (git: `*.yaml text eol=lf` in .gitattributes)"
         problems.append(Problem(Mark.at(str(path), text, at), (), message))
     return text.replace("\r\n", "\n").replace("\r", "\n"), problems
-
-
-def _siblings(path: FilePath) -> str:
-    return ", ".join(sorted(file.name for file in path.parent.glob("*.yaml"))) or "no *.yaml files"

@@ -10,7 +10,7 @@ from msgspec import Meta, field
 
 from vllmjobs.environment.model_cache import CacheBackup, Prefetch
 from vllmjobs.environment.monitoring import Monitoring
-from vllmjobs.environment.placement import Block, Placement, described
+from vllmjobs.environment.placement import Block, Placement, doc
 from vllmjobs.environment.rollout import Maintenance, Rollout
 from vllmjobs.environment.server import Cache, Container, Gpus, Logs, Resources
 from vllmjobs.environment.values import (
@@ -39,18 +39,15 @@ from vllmjobs.vllm.releases import NEWEST
 class Nomad(Placement, frozen=True):
     """The job as a whole, and what its clients allow."""
 
-    region: Annotated[Text | None, described("Region; the server's own when not given.")] = None
+    region: Annotated[Text | None, doc("Region; the server's own when not given.")] = None
     datacenters: Annotated[
-        Annotated[list[Text], Meta(min_length=1)], described("Datacenters, with `*` as wildcard.", ["dc1"])
+        Annotated[list[Text], Meta(min_length=1)], doc("Datacenters, with `*` as wildcard.", ["dc1"])
     ] = field(default_factory=lambda: ["*"])
-    namespace: Annotated[
-        Text | None, described("Namespace; the CLI's own (`-namespace`) when not given.")
-    ] = None
-    node_pool: Annotated[Text | None, described("Node pool; the namespace's default when not given.")] = None
+    namespace: Annotated[Text | None, doc("Namespace; the CLI's own (`-namespace`) when not given.")] = None
+    node_pool: Annotated[Text | None, doc("Node pool; the namespace's default when not given.")] = None
     priority: Annotated[int, Meta(ge=1, le=100, description="Scheduling priority.")] = 50
     max_kill_timeout: Annotated[
-        Duration,
-        described("`max_kill_timeout` of the clients: Nomad caps every `kill_timeout` to it in silence."),
+        Duration, doc("`max_kill_timeout` of the clients: Nomad caps every `kill_timeout` to it in silence.")
     ] = "30s"
 
 
@@ -59,26 +56,21 @@ class Ports(Block, frozen=True):
 
     host: Annotated[
         Text | None,
-        described(
-            "Address to listen on (VLLM_HOST): 0.0.0.0 in a bridged container, else the allocation's own."
-        ),
+        doc("Address to listen on (VLLM_HOST): 0.0.0.0 in a bridged container, else the allocation's own."),
     ] = None
     base: Annotated[
-        Port, described("Port inside a bridged container, and first port on one box (VLLM_BASE_PORT).")
+        Port, doc("Port inside a bridged container, and first port on one box (VLLM_BASE_PORT).")
     ] = 8000
-    static: Annotated[Port | None, described("Fixed port on the host; Nomad picks one when not given.")] = (
-        None
-    )
+    static: Annotated[Port | None, doc("Fixed port on the host; Nomad picks one when not given.")] = None
 
 
 class Route(Block, frozen=True):
     """The address under which the balancer serves the model."""
 
-    host: Annotated[HostName, described("Host name to match; any when empty.", "chat.example.com")] = ""
-    path: Annotated[RoutePath, described("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
+    host: Annotated[HostName, doc("Host name to match; any when empty.", "chat.example.com")] = ""
+    path: Annotated[RoutePath, doc("Path prefix to match.", "/v1/", "/chat/v1/")] = "/v1/"
     strip: Annotated[
-        RoutePath | None,
-        described("Prefix that is taken off before the request is passed on.", "/chat"),
+        RoutePath | None, doc("Prefix that is taken off before the request is passed on.", "/chat")
     ] = None
 
 
@@ -87,12 +79,10 @@ class Health(Block, frozen=True):
 
     path: Annotated[
         UrlPath | None,
-        described(
-            "Path that answers 200 when ready: vLLM's /health, the supervisor's /ready when supervised."
-        ),
+        doc("Path that answers 200 when ready: vLLM's /health, the supervisor's /ready when supervised."),
     ] = None
-    interval: Annotated[Duration, described("Time between two checks.")] = "5s"
-    timeout: Annotated[Duration, described("Time that one check may take.")] = "3s"
+    interval: Annotated[Duration, doc("Time between two checks.")] = "5s"
+    timeout: Annotated[Duration, doc("Time that one check may take.")] = "3s"
     restart_after: Annotated[
         int,
         Meta(
@@ -103,7 +93,7 @@ class Health(Block, frozen=True):
     ] = 12
     grace: Annotated[
         Duration | None,
-        described("Time after a start in which nobody restarts what is not ready; derived from load_time."),
+        doc("Time after a start in which nobody restarts what is not ready; derived from load_time."),
     ] = None
 
 
@@ -111,14 +101,14 @@ class Drain(Block, frozen=True):
     """The steps that stop an instance without cutting a stream."""
 
     longest_stream: Annotated[
-        Duration, described("Longest answer that is waited for (vLLM's `--shutdown-timeout`).")
+        Duration, doc("Longest answer that is waited for (vLLM's `--shutdown-timeout`).")
     ] = "15s"
     kill_timeout: Annotated[
-        Duration | None, described("Time from the signal to the kill; longest_stream + 15s when not given.")
+        Duration | None, doc("Time from the signal to the kill; longest_stream + 15s when not given.")
     ] = None
     shutdown_delay: Annotated[
         Duration | None,
-        described("Time between leaving the balancer and the signal; 10s for fabio, 15s for nginx, else 0s."),
+        doc("Time between leaving the balancer and the signal; 10s for fabio, 15s for nginx, else 0s."),
     ] = None
 
 
@@ -127,25 +117,22 @@ class ModelDefaults(Block, frozen=True):
 
     served_name: Annotated[
         Text | list[Text] | None,
-        described("Name, or names, that clients ask for (VLLM_MODEL_NAME); the model's key when not given."),
+        doc("Name, or names, that clients ask for (VLLM_MODEL_NAME); the model's key when not given."),
     ] = None
     strategy: Annotated[
-        Strategy,
-        described("One GPU per server and many servers, or one server over several GPUs (VLLM_STRATEGY)."),
+        Strategy, doc("One GPU per server and many servers, or one server over several GPUs (VLLM_STRATEGY).")
     ] = "multi_instance"
-    install: Annotated[Install, described("The key of `images` to use (VLLM_INSTALL_TYPE).")] = "standard"
-    replicas: Annotated[Count, described("Servers.")] = 1
-    driver: Annotated[Driver, described("Nomad's task driver.")] = "docker"
-    image: Annotated[Text | None, described("Container image; one of `images` when not given.")] = None
+    install: Annotated[Install, doc("The key of `images` to use (VLLM_INSTALL_TYPE).")] = "standard"
+    replicas: Annotated[Count, doc("Servers.")] = 1
+    driver: Annotated[Driver, doc("Nomad's task driver.")] = "docker"
+    image: Annotated[Text | None, doc("Container image; one of `images` when not given.")] = None
     user: Annotated[
         Text | None,
-        described(
-            "User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "vllm"
-        ),
+        doc("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "vllm"),
     ] = None
     entrypoint: Annotated[
         list[Text],
-        described(
+        doc(
             "Program, and what comes before the model's name. The image's own when empty; "
             "exec and raw_exec need it.",
             ["/opt/vllm/bin/vllm", "serve"],
@@ -153,32 +140,32 @@ class ModelDefaults(Block, frozen=True):
     ] = []
     supervised: Annotated[
         bool | None,
-        described(
+        doc(
             "True if `vllmjobs-supervise` starts the server; it restarts and drains. By default true if the "
             "entrypoint names it, or the image is called `vllmjobs-vllm`. vLLM's own /health stays 200 while "
             "it hangs, or drains and refuses work."
         ),
     ] = None
     vllm: Annotated[
-        Version | None, described("vLLM's version, where the image's tag does not tell it.", NEWEST)
+        Version | None, doc("vLLM's version, where the image's tag does not tell it.", NEWEST)
     ] = None
-    gpus: Annotated[Gpus, described("GPUs per server.")] = Gpus()
-    resources: Annotated[Resources, described("CPU, memory, disk per server.")] = Resources()
-    container: Annotated[Container, described("Hardening of the container.")] = Container()
+    gpus: Annotated[Gpus, doc("GPUs per server.")] = Gpus()
+    resources: Annotated[Resources, doc("CPU, memory, disk per server.")] = Resources()
+    container: Annotated[Container, doc("Hardening of the container.")] = Container()
     gpu_memory_utilization: Annotated[
         float,
         Meta(gt=0, le=1, description="Share of each GPU that vLLM takes (VLLM_GPU_MEMORY_UTILIZATION)."),
     ] = 0.9
     max_model_len: Annotated[
         Positive | Literal["auto"] | None,
-        described(
+        doc(
             "Longest context in tokens (VLLM_MAX_MODEL_LEN), or `auto` for what fits; the model's own when "
             "not given."
         ),
     ] = None
     args: Annotated[
         dict[Argument, ArgValue],
-        described(
+        doc(
             "Further arguments of `vllm serve`: `true` is the bare flag, `false` its `--no-` form, "
             "`null` leaves it out, a list gives it several values, a map is passed as JSON.",
             {"enable-prefix-caching": True, "max-num-seqs": 256},
@@ -186,36 +173,34 @@ class ModelDefaults(Block, frozen=True):
     ] = {}
     env: Annotated[
         dict[EnvName, str | int | None],
-        described(
-            "Environment variables; `null` leaves one out. Quote what looks like a number with a point."
-        ),
+        doc("Environment variables; `null` leaves one out. Quote what looks like a number with a point."),
     ] = {}
     secrets: Annotated[
         dict[EnvName, SecretRef | None],
-        described(
+        doc(
             "Variables whose value is a secret, by reference; `null` leaves one out.",
             {"HF_TOKEN": "nomad/jobs/vllm-prod#hf_token"},
         ),
     ] = {}
-    cache: Annotated[Cache | None, described("Model cache; the allocation's own disk when not given.")] = None
-    ports: Annotated[Ports, described("Ports.")] = Ports()
-    route: Annotated[Route, described("Route of the balancer.")] = Route()
-    health: Annotated[Health, described("Readiness check.")] = Health()
-    drain: Annotated[Drain, described("Stopping.")] = Drain()
-    logs: Annotated[Logs, described("Logs.")] = Logs()
-    pull_time: Annotated[Duration, described("Expected time to pull the image.")] = "5m"
-    load_time: Annotated[Duration, described("Expected time from the start to the first answer.")] = "10m"
-    rollout: Annotated[Rollout, described("Release.")] = Rollout()
-    placement: Annotated[Placement, described("The nodes on which the model may run.")] = Placement()
+    cache: Annotated[Cache | None, doc("Model cache; the allocation's own disk when not given.")] = None
+    ports: Annotated[Ports, doc("Ports.")] = Ports()
+    route: Annotated[Route, doc("Route of the balancer.")] = Route()
+    health: Annotated[Health, doc("Readiness check.")] = Health()
+    drain: Annotated[Drain, doc("Stopping.")] = Drain()
+    logs: Annotated[Logs, doc("Logs.")] = Logs()
+    pull_time: Annotated[Duration, doc("Expected time to pull the image.")] = "5m"
+    load_time: Annotated[Duration, doc("Expected time from the start to the first answer.")] = "10m"
+    rollout: Annotated[Rollout, doc("Release.")] = Rollout()
+    placement: Annotated[Placement, doc("The nodes on which the model may run.")] = Placement()
 
 
 class Model(ModelDefaults, frozen=True, kw_only=True):
     """One model: one task group of the job."""
 
-    model: Annotated[Text, described("Model name or path (VLLM_MODEL).", "facebook/opt-125m")]
+    model: Annotated[Text, doc("Model name or path (VLLM_MODEL).", "facebook/opt-125m")]
     config: Annotated[
         Text | None,
-        described(
+        doc(
             "The model's `config.json`, from this file's folder, for the memory estimate; else it is looked "
             "for at `model`, in the Hugging Face cache, and in the table of known models.",
             "models/chat.json",
@@ -226,52 +211,46 @@ class Model(ModelDefaults, frozen=True, kw_only=True):
 class Images(Block, frozen=True):
     """The image for each `install`."""
 
-    standard: Annotated[Text, described("vLLM as released.")] = f"vllm/vllm-openai:v{NEWEST}"
-    gptoss: Annotated[Text, described("vLLM for the gpt-oss models.")] = f"vllm/vllm-openai:v{NEWEST}"
+    standard: Annotated[Text, doc("vLLM as released.")] = f"vllm/vllm-openai:v{NEWEST}"
+    gptoss: Annotated[Text, doc("vLLM for the gpt-oss models.")] = f"vllm/vllm-openai:v{NEWEST}"
 
 
 class Balancer(Block, frozen=True):
     """The balancer in front of the models."""
 
     kind: Annotated[
-        Literal["fabio", "nginx", "none"], described("The balancer for which the services register.")
+        Literal["fabio", "nginx", "none"], doc("The balancer for which the services register.")
     ] = "fabio"
     port: Annotated[
-        Port | None,
-        described("Port that clients use (NGINX_PORT): 9999 for fabio, 80 for nginx when not given."),
+        Port | None, doc("Port that clients use (NGINX_PORT): 9999 for fabio, 80 for nginx when not given.")
     ] = None
-    admin_port: Annotated[Port, described("Port of its own status page and health check.")] = 9998
+    admin_port: Annotated[Port, doc("Port of its own status page and health check.")] = 9998
     metrics: Annotated[
         bool | None,
-        described(
+        doc(
             "Show its metrics to Prometheus. Fabio before 1.6, and an nginx without "
             "ngx_http_stub_status_module, do not start with them. When not given: true for nginx in docker "
             "whose image is not given either."
         ),
     ] = None
-    count: Annotated[Positive, described("Instances of nginx; fabio runs on every node that fits.")] = 1
-    driver: Annotated[Driver, described("Nomad's task driver.")] = "docker"
+    count: Annotated[Positive, doc("Instances of nginx; fabio runs on every node that fits.")] = 1
+    driver: Annotated[Driver, doc("Nomad's task driver.")] = "docker"
     image: Annotated[
-        Text | None, described("Container image: fabiolb/fabio:1.7.3 or nginx:1.30-alpine when not given.")
+        Text | None, doc("Container image: fabiolb/fabio:1.7.3 or nginx:1.30-alpine when not given.")
     ] = None
-    command: Annotated[Text | None, described("Program for exec and raw_exec; fabio or nginx on PATH.")] = (
-        None
-    )
+    command: Annotated[Text | None, doc("Program for exec and raw_exec; fabio or nginx on PATH.")] = None
     user: Annotated[
         Text | None,
-        described(
-            "User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "nobody"
-        ),
+        doc("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "nobody"),
     ] = None
-    consul: Annotated[Text, described("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
-    cpu: Annotated[Positive, described("CPU share in MHz.")] = 200
-    memory: Annotated[Size, described("Memory reserved.")] = "256 MiB"
+    consul: Annotated[Text, doc("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
+    cpu: Annotated[Positive, doc("CPU share in MHz.")] = 200
+    memory: Annotated[Size, doc("Memory reserved.")] = "256 MiB"
     node_pool: Annotated[
-        Text | None, described("Node pool; the namespace's default when not given, not the models'.", "all")
+        Text | None, doc("Node pool; the namespace's default when not given, not the models'.", "all")
     ] = None
     placement: Annotated[
-        Placement,
-        described("The nodes that may run the job; those of `nomad` are the models'."),
+        Placement, doc("The nodes that may run the job; those of `nomad` are the models'.")
     ] = Placement()
 
 
@@ -279,12 +258,10 @@ class Environment(Block, frozen=True, kw_only=True):
     """One environment: one Nomad job with a task group per model, and its balancer."""
 
     extends: Annotated[
-        Text | None, described("Another file of the same folder, over which this one is laid.", "base.yaml")
+        Text | None, doc("Another file of the same folder, over which this one is laid.", "base.yaml")
     ] = None
-    job: Annotated[Name | None, described("Name of the job; `vllm-` and the file's name when not given.")] = (
-        None
-    )
-    debug: Annotated[bool, described("vLLM logs at DEBUG (DEBUG).")] = False
+    job: Annotated[Name | None, doc("Name of the job; `vllm-` and the file's name when not given.")] = None
+    debug: Annotated[bool, doc("vLLM logs at DEBUG (DEBUG).")] = False
     approvals: Annotated[
         int,
         Meta(
@@ -294,21 +271,19 @@ class Environment(Block, frozen=True, kw_only=True):
         ),
     ] = 0
     maintenance: Annotated[
-        Maintenance | None, described("The times at which changes are deployed; any time when not given.")
+        Maintenance | None, doc("The times at which changes are deployed; any time when not given.")
     ] = None
-    nomad: Annotated[Nomad, described("The job as a whole.")] = Nomad()
-    balancer: Annotated[Balancer, described("The balancer.")] = Balancer()
-    monitoring: Annotated[Monitoring, described("The monitoring of the environment.")] = Monitoring()
-    prefetch: Annotated[Prefetch, described("The job that fills the caches ahead of a deployment.")] = (
-        Prefetch()
-    )
+    nomad: Annotated[Nomad, doc("The job as a whole.")] = Nomad()
+    balancer: Annotated[Balancer, doc("The balancer.")] = Balancer()
+    monitoring: Annotated[Monitoring, doc("The monitoring of the environment.")] = Monitoring()
+    prefetch: Annotated[Prefetch, doc("The job that fills the caches ahead of a deployment.")] = Prefetch()
     cache_backup: Annotated[
         CacheBackup | None,
-        described("The jobs that copy the models' caches to a store, and back; none when not given."),
+        doc("The jobs that copy the models' caches to a store, and back; none when not given."),
     ] = None
-    images: Annotated[Images, described("Images by `install`.")] = Images()
-    defaults: Annotated[ModelDefaults, described("The keys that every model starts from.")] = ModelDefaults()
+    images: Annotated[Images, doc("Images by `install`.")] = Images()
+    defaults: Annotated[ModelDefaults, doc("The keys that every model starts from.")] = ModelDefaults()
     models: Annotated[
         Annotated[dict[Name, Model], Meta(min_length=1)],
-        described("The models by name; the name is the task group's."),
+        doc("The models by name; the name is the task group's."),
     ]

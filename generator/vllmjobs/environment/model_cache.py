@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from vllmjobs.environment.placement import Block, Constraint, described
+from vllmjobs.environment.placement import Block, Constraint, doc
 from vllmjobs.environment.rollout import Cron, Url
 from vllmjobs.environment.values import EnvName, Positive, SecretRef, Size, Text, matching
 
@@ -16,13 +16,13 @@ class CacheJob(Block, frozen=True):
 
     python: Annotated[
         Text,
-        described(
+        doc(
             "Python for it, which in a prefetch has `huggingface_hub`, as vLLM's own has.",
             "/opt/vllm/bin/python3",
         ),
     ] = "python3"
-    cpu: Annotated[Positive, described("CPU share in MHz, for each model.")] = 500
-    memory: Annotated[Size, described("Memory reserved, for each model.")] = "2 GiB"
+    cpu: Annotated[Positive, doc("CPU share in MHz, for each model.")] = 500
+    memory: Annotated[Size, doc("Memory reserved, for each model.")] = "2 GiB"
 
 
 class Prefetch(CacheJob, frozen=True):
@@ -34,36 +34,28 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
 
     store: Annotated[
         Store,
-        described(
+        doc(
             "The place of the copies: a directory of the host, or a bucket.",
             "/mnt/backup/models",
             "s3://acme/models",
         ),
     ]
     endpoint: Annotated[
-        Url | None,
-        described("Address of a bucket's server; AWS when not given.", "https://minio.example.com:9000"),
+        Url | None, doc("Address of a bucket's server; AWS when not given.", "https://minio.example.com:9000")
     ] = None
-    region: Annotated[Text, described("A bucket's region.")] = "us-east-1"
+    region: Annotated[Text, doc("A bucket's region.")] = "us-east-1"
     secrets: Annotated[
         dict[EnvName, SecretRef],
-        described(
+        doc(
             "A bucket's keys, by reference.",
-            {
-                "AWS_ACCESS_KEY_ID": "nomad/jobs#s3_key_id",
-                "AWS_SECRET_ACCESS_KEY": "nomad/jobs#s3_key",
-            },
+            {"AWS_ACCESS_KEY_ID": "nomad/jobs#s3_key_id", "AWS_SECRET_ACCESS_KEY": "nomad/jobs#s3_key"},
         ),
     ] = {}
     schedule: Annotated[
-        Cron | None,
-        described(
-            "The times of the backups; when not given, you dispatch them.",
-            "0 3 * * *",
-        ),
+        Cron | None, doc("The times of the backups; when not given, you dispatch them.", "0 3 * * *")
     ] = None
-    time_zone: Annotated[Text, described("The time zone of the schedule.", "Europe/Berlin")] = "UTC"
+    time_zone: Annotated[Text, doc("The time zone of the schedule.", "Europe/Berlin")] = "UTC"
     constraints: Annotated[
         list[Constraint],
-        described("Nodes that reach the store, beside what `nomad` and the models say; all when empty."),
+        doc("Nodes that reach the store, beside what `nomad` and the models say; all when empty."),
     ] = []

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from vllmjobs.environment.placement import Block, Placement, described
+from vllmjobs.environment.placement import Block, Placement, doc
 from vllmjobs.environment.values import (
     Address,
     Driver,
@@ -20,56 +20,51 @@ from vllmjobs.environment.values import (
 class PrometheusJob(Block, frozen=True):
     """A Prometheus that scrapes the instances and raises alerts: `vllmjobs render ENV --job prometheus`."""
 
-    port: Annotated[Port, described("Port of its pages and its API, which know no password.")] = 9090
-    driver: Annotated[Driver, described("Nomad's task driver.")] = "docker"
-    image: Annotated[Text, described("Container image.")] = "prom/prometheus:v3.5.0"
-    command: Annotated[Text, described("Program for exec and raw_exec.")] = "prometheus"
+    port: Annotated[Port, doc("Port of its pages and its API, which know no password.")] = 9090
+    driver: Annotated[Driver, doc("Nomad's task driver.")] = "docker"
+    image: Annotated[Text, doc("Container image.")] = "prom/prometheus:v3.5.0"
+    command: Annotated[Text, doc("Program for exec and raw_exec.")] = "prometheus"
     user: Annotated[
         Text | None,
-        described("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec."),
+        doc("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec."),
     ] = None
     scrape_interval: Annotated[
-        Interval,
-        described("Time between two looks at an instance, 1m at most: the alerts look back over 5m."),
+        Interval, doc("Time between two looks at an instance, 1m at most: the alerts look back over 5m.")
     ] = "15s"
-    retention: Annotated[Duration, described("The time for which Prometheus keeps its data.")] = "360h"
+    retention: Annotated[Duration, doc("The time for which Prometheus keeps its data.")] = "360h"
     alertmanager: Annotated[
-        Address | None,
-        described("The Alertmanager; none when not given.", "alertmanager.example.com:9093"),
+        Address | None, doc("The Alertmanager; none when not given.", "alertmanager.example.com:9093")
     ] = None
     runbooks: Annotated[
         LinkBase,
-        described(
+        doc(
             "The beginning of the alerts' links to a runbook; the page's name follows.",
             "https://git.example.com/llm/docs/runbooks",
         ),
     ] = "docs/runbooks"
     dcgm: Annotated[
         Name | None,
-        described(
+        doc(
             "Consul service of NVIDIA's dcgm-exporter, for the alert of GPU memory; without it, that goes by "
             "the supervisors.",
             "dcgm-exporter",
         ),
     ] = None
     volume: Annotated[
-        Text | None, described("Nomad host volume for its data; the allocation's own disk when not given.")
+        Text | None, doc("Nomad host volume for its data; the allocation's own disk when not given.")
     ] = None
-    disk: Annotated[Size, described("Disk for its data, of which it uses four fifths at most.")] = "10 GiB"
-    cpu: Annotated[Positive, described("CPU share in MHz.")] = 500
-    memory: Annotated[Size, described("Memory reserved.")] = "1 GiB"
+    disk: Annotated[Size, doc("Disk for its data, of which it uses four fifths at most.")] = "10 GiB"
+    cpu: Annotated[Positive, doc("CPU share in MHz.")] = 500
+    memory: Annotated[Size, doc("Memory reserved.")] = "1 GiB"
     node_pool: Annotated[
-        Text | None, described("Node pool; the namespace's default when not given, not the models'.")
+        Text | None, doc("Node pool; the namespace's default when not given, not the models'.")
     ] = None
     placement: Annotated[
-        Placement,
-        described("The nodes that may run the job; those of `nomad` are the models'."),
+        Placement, doc("The nodes that may run the job; those of `nomad` are the models'.")
     ] = Placement()
 
 
 class Monitoring(Block, frozen=True):
     """The monitoring of the environment."""
 
-    prometheus: Annotated[
-        PrometheusJob | None, described("A Prometheus of its own; none when not given.")
-    ] = None
+    prometheus: Annotated[PrometheusJob | None, doc("A Prometheus of its own; none when not given.")] = None

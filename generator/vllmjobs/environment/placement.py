@@ -8,8 +8,8 @@ from msgspec import Meta
 from vllmjobs.environment.values import AffinityOperator, DeviceOperator, Operator, Text
 
 
-def described(description: str, *examples: object) -> Meta:
-    """Return the annotation of a key: what it is for, and examples of it."""
+def doc(description: str, *examples: object) -> Meta:
+    """Return the annotation of a key: a sentence that says what it is for, and examples of it."""
     return Meta(description=description, examples=list(examples) or None)
 
 
@@ -20,53 +20,51 @@ class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 class Constraint(Block, frozen=True):
     """A requirement that a node meets, or is not used."""
 
-    attribute: Annotated[
-        str, described("The attribute to compare.", "${node.class}", "${attr.kernel.name}")
-    ] = ""
-    operator: Annotated[Operator, described("The comparison.")] = "="
-    value: Annotated[str, described("The value to compare with.")] = ""
+    attribute: Annotated[str, doc("The attribute to compare.", "${node.class}", "${attr.kernel.name}")] = ""
+    operator: Annotated[Operator, doc("The comparison.")] = "="
+    value: Annotated[str, doc("The value to compare with.")] = ""
 
 
 class Affinity(Block, frozen=True, kw_only=True):
     """A preference among nodes."""
 
-    attribute: Annotated[Text, described("The attribute to compare.", "${node.datacenter}")]
-    operator: Annotated[AffinityOperator, described("The comparison.")] = "="
-    value: Annotated[Text, described("The value to compare with.")]
+    attribute: Annotated[Text, doc("The attribute to compare.", "${node.datacenter}")]
+    operator: Annotated[AffinityOperator, doc("The comparison.")] = "="
+    value: Annotated[Text, doc("The value to compare with.")]
     weight: Annotated[int, Meta(ge=-100, le=100, description="Weight, -100 (avoid) to 100 (prefer).")] = 50
 
 
 class Spread(Block, frozen=True):
     """An attribute over which allocations are spread."""
 
-    attribute: Annotated[Text, described("The attribute to spread over.", "${node.datacenter}")]
+    attribute: Annotated[Text, doc("The attribute to spread over.", "${node.datacenter}")]
     weight: Annotated[int, Meta(ge=1, le=100, description="Weight among several spreads.")] = 50
     targets: Annotated[
         dict[Text, Annotated[int, Meta(ge=0, le=100)]],
-        described("Percent of allocations per value; the rest is spread evenly.", {"dc1": 70, "dc2": 30}),
+        doc("Percent of allocations per value; the rest is spread evenly.", {"dc1": 70, "dc2": 30}),
     ] = {}
 
 
 class Placement(Block, frozen=True):
     """The nodes on which a model may run, beside what the whole job says under `nomad`."""
 
-    constraints: Annotated[list[Constraint], described("Requirements, as Nomad's `constraint` blocks.")] = []
-    affinities: Annotated[list[Affinity], described("Preferences, as Nomad's `affinity` blocks.")] = []
-    spread: Annotated[list[Spread], described("Spreading, as Nomad's `spread` blocks.")] = []
+    constraints: Annotated[list[Constraint], doc("Requirements, as Nomad's `constraint` blocks.")] = []
+    affinities: Annotated[list[Affinity], doc("Preferences, as Nomad's `affinity` blocks.")] = []
+    spread: Annotated[list[Spread], doc("Spreading, as Nomad's `spread` blocks.")] = []
 
 
 class DeviceConstraint(Block, frozen=True):
     """A requirement on an attribute of the GPU."""
 
-    attribute: Annotated[Text, described("An attribute of the device.", "${device.attr.driver_version}")]
-    operator: Annotated[DeviceOperator, described("The comparison.")] = "="
-    value: Annotated[str, described("The value to compare with; amounts have a unit (`70 GiB`).")] = ""
+    attribute: Annotated[Text, doc("An attribute of the device.", "${device.attr.driver_version}")]
+    operator: Annotated[DeviceOperator, doc("The comparison.")] = "="
+    value: Annotated[str, doc("The value to compare with; amounts have a unit (`70 GiB`).")] = ""
 
 
 class DeviceAffinity(Block, frozen=True, kw_only=True):
     """A preference among GPUs."""
 
-    attribute: Annotated[Text, described("An attribute of the device.", "${device.attr.memory}")]
-    operator: Annotated[AffinityOperator, described("The comparison.")] = "="
-    value: Annotated[Text, described("The value to compare with; amounts have a unit.")]
+    attribute: Annotated[Text, doc("An attribute of the device.", "${device.attr.memory}")]
+    operator: Annotated[AffinityOperator, doc("The comparison.")] = "="
+    value: Annotated[Text, doc("The value to compare with; amounts have a unit.")]
     weight: Annotated[int, Meta(ge=-100, le=100, description="Weight, -100 (avoid) to 100 (prefer).")] = 50

@@ -4,7 +4,7 @@ from typing import Annotated, Literal
 
 from msgspec import Meta
 
-from vllmjobs.environment.placement import Block, described
+from vllmjobs.environment.placement import Block, doc
 from vllmjobs.environment.values import Duration, Positive, Text, matching
 
 Share = Annotated[float, Meta(ge=0.001, le=1)]
@@ -18,8 +18,8 @@ Cron = Annotated[str, matching(r"\S+( \S+){4}", "cron schedule")]
 class Limit(Block, frozen=True):
     """The bounds of one metric of a canary. Both hold where both are given."""
 
-    max: Annotated[Amount | None, described("At most so much, whatever the others show.")] = None
-    ratio: Annotated[Ratio | None, described("At most so many times what the stable instances show.")] = None
+    max: Annotated[Amount | None, doc("At most so much, whatever the others show.")] = None
+    ratio: Annotated[Ratio | None, doc("At most so many times what the stable instances show.")] = None
     floor: Annotated[float, Meta(ge=0, description="Up to here a canary is well, whatever `ratio` says.")] = 0
 
 
@@ -28,41 +28,35 @@ class Limits(Block, frozen=True):
 
     error_rate: Annotated[
         Limit | None,
-        described("Share of the requests under /v1/ that were answered with a 5xx, or ended in an error."),
+        doc("Share of the requests under /v1/ that were answered with a 5xx, or ended in an error."),
     ] = Limit(max=0.05, ratio=2, floor=0.01)
-    time_to_first_token: Annotated[Limit | None, described("Seconds.")] = Limit(ratio=2, floor=0.2)
-    inter_token_latency: Annotated[Limit | None, described("Seconds.")] = Limit(ratio=2, floor=0.05)
+    time_to_first_token: Annotated[Limit | None, doc("Seconds.")] = Limit(ratio=2, floor=0.2)
+    inter_token_latency: Annotated[Limit | None, doc("Seconds.")] = Limit(ratio=2, floor=0.05)
     e2e_latency: Annotated[
-        Limit | None, described("Seconds; longer answers take longer, so few requests say little of it.")
+        Limit | None, doc("Seconds; longer answers take longer, so few requests say little of it.")
     ] = Limit(ratio=3, floor=5)
-    queue: Annotated[Limit | None, described("Requests that wait, of each instance.")] = Limit(
-        ratio=3, floor=10
-    )
-    kv_cache_usage: Annotated[Limit | None, described("Share of the KV cache in use.")] = Limit(
-        ratio=2, floor=0.9
-    )
-    preemptions: Annotated[Limit | None, described("For each request that ended.")] = Limit(
-        ratio=2, floor=0.1
-    )
+    queue: Annotated[Limit | None, doc("Requests that wait, of each instance.")] = Limit(ratio=3, floor=10)
+    kv_cache_usage: Annotated[Limit | None, doc("Share of the KV cache in use.")] = Limit(ratio=2, floor=0.9)
+    preemptions: Annotated[Limit | None, doc("For each request that ended.")] = Limit(ratio=2, floor=0.1)
 
 
 class Prometheus(Block, frozen=True):
     """The Prometheus in which the metrics are read, when not from the instances themselves."""
 
     address: Annotated[
-        Url, described("The HTTP address of the Prometheus.", "http://prometheus.service.consul:9090")
+        Url, doc("The HTTP address of the Prometheus.", "http://prometheus.service.consul:9090")
     ]
     instance_label: Annotated[
-        Text, described("The label that holds an instance's `address:port`; Prometheus's own is `instance`.")
+        Text, doc("The label that holds an instance's `address:port`; Prometheus's own is `instance`.")
     ] = "instance"
 
 
 class Analysis(Block, frozen=True):
     """The judgement of the canaries of a step, against the stable instances in the same time."""
 
-    interval: Annotated[Duration, described("Time between two measurements.")] = "10s"
+    interval: Annotated[Duration, doc("Time between two measurements.")] = "10s"
     window: Annotated[
-        Duration, described("Least time that a step is watched; a measurement looks back no further.")
+        Duration, doc("Least time that a step is watched; a measurement looks back no further.")
     ] = "2m"
     min_requests: Annotated[
         int,
@@ -73,35 +67,32 @@ class Analysis(Block, frozen=True):
     ] = 1
     on_no_data: Annotated[
         Literal["hold", "fail", "promote"],
-        described("The end of a step whose window ends with too few requests; `hold` waits for more."),
+        doc("The end of a step whose window ends with too few requests; `hold` waits for more."),
     ] = "hold"
     probe: Annotated[
-        bool, described("Send real requests for one token to instances that get too few of others.")
+        bool, doc("Send real requests for one token to instances that get too few of others.")
     ] = True
     quantile: Annotated[
         float, Meta(gt=0, lt=1, description="The quantile of the latencies that is compared.")
     ] = 0.95
-    limits: Annotated[Limits, described("The limits for a canary.")] = Limits()
+    limits: Annotated[Limits, doc("The limits for a canary.")] = Limits()
     prometheus: Annotated[
-        Prometheus | None, described("Read the metrics there; from the instances' /metrics when not given.")
+        Prometheus | None, doc("Read the metrics there; from the instances' /metrics when not given.")
     ] = None
 
 
 class Window(Block, frozen=True):
     """A time that comes again."""
 
-    schedule: Annotated[
-        Cron,
-        described("The start: minute, hour, day, month, weekday.", "0 22 * * 1-5"),
-    ]
-    duration: Annotated[Duration, described("The length of the window.", "4h")]
+    schedule: Annotated[Cron, doc("The start: minute, hour, day, month, weekday.", "0 22 * * 1-5")]
+    duration: Annotated[Duration, doc("The length of the window.", "4h")]
 
 
 class Maintenance(Block, frozen=True):
     """The times at which changes may be deployed; at any other time `--now REASON` is needed."""
 
-    windows: Annotated[Annotated[list[Window], Meta(min_length=1)], described("Any of them will do.")]
-    time_zone: Annotated[Text, described("The schedules' time zone, an IANA name.", "Europe/Berlin")] = "UTC"
+    windows: Annotated[Annotated[list[Window], Meta(min_length=1)], doc("Any of them will do.")]
+    time_zone: Annotated[Text, doc("The schedules' time zone, an IANA name.", "Europe/Berlin")] = "UTC"
 
 
 class Rollout(Block, frozen=True):
@@ -109,42 +100,34 @@ class Rollout(Block, frozen=True):
 
     strategy: Annotated[
         Literal["canary", "blue_green", "rolling"],
-        described("Some new instances beside the old; as many new as old; or one after the other."),
+        doc("Some new instances beside the old; as many new as old; or one after the other."),
     ] = "canary"
-    canaries: Annotated[Positive, described("New instances beside the old (canary).")] = 1
+    canaries: Annotated[Positive, doc("New instances beside the old (canary).")] = 1
     weight: Annotated[
         Share,
-        described(
-            "Share of the requests that all canaries together get, of themselves and as the first step."
-        ),
+        doc("Share of the requests that all canaries together get, of themselves and as the first step."),
     ] = 0.1
     steps: Annotated[
         list[Share],
-        described(
+        doc(
             "Shares that follow, each after a passing verdict on the one before (canary). With blue_green, "
             "one switch follows: all requests.",
             [0.25, 0.5],
         ),
     ] = []
     analysis: Annotated[
-        Analysis | None,
-        described("The analysis of canaries; with `null`, healthy canaries are promoted."),
+        Analysis | None, doc("The analysis of canaries; with `null`, healthy canaries are promoted.")
     ] = Analysis()
-    max_parallel: Annotated[Positive, described("Instances replaced at a time after promotion.")] = 1
-    auto_promote: Annotated[bool, described("Promote as soon as the canaries are healthy.")] = False
-    auto_revert: Annotated[bool, described("Go back to the last stable version when a deployment fails.")] = (
-        True
-    )
+    max_parallel: Annotated[Positive, doc("Instances replaced at a time after promotion.")] = 1
+    auto_promote: Annotated[bool, doc("Promote as soon as the canaries are healthy.")] = False
+    auto_revert: Annotated[bool, doc("Go back to the last stable version when a deployment fails.")] = True
     placement_deadline: Annotated[
-        Duration,
-        described("Time in which canaries find a node; Nomad itself would wait for GPUs without end."),
+        Duration, doc("Time in which canaries find a node; Nomad itself would wait for GPUs without end.")
     ] = "2m"
-    min_healthy_time: Annotated[Duration, described("Time that an instance is healthy before it counts.")] = (
-        "10s"
-    )
+    min_healthy_time: Annotated[Duration, doc("Time that an instance is healthy before it counts.")] = "10s"
     healthy_deadline: Annotated[
-        Duration | None, described("Time in which an instance becomes healthy; from pull_time and load_time.")
+        Duration | None, doc("Time in which an instance becomes healthy; from pull_time and load_time.")
     ] = None
     progress_deadline: Annotated[
-        Duration | None, described("Time in which the next instance becomes healthy; above healthy_deadline.")
+        Duration | None, doc("Time in which the next instance becomes healthy; above healthy_deadline.")
     ] = None

@@ -75,7 +75,6 @@ _Validator = validators.extend(  # type: ignore[no-untyped-call]
 
 
 def _explained(error: Any) -> Iterator[tuple[Path, str]]:
-    """Yield one schema error as (path, message) pairs."""
     path: Path = tuple(error.absolute_path)
     value, rule, limit = error.instance, error.validator, error.validator_value
     got = "" if _UNSHOWN & set(path) else f" (got {_shown(value)})"
@@ -118,9 +117,8 @@ def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
         yield path, f"must be {_kind(kinds[0])}{got}"
     else:
         kinds = [inner.validator_value for inner in error.context if inner.validator == "type"]
-        names = [
-            _TYPES[kind] for kind in kinds if kind != "null" and not (kind == "string" and words)
-        ] + words
+        kinds = [kind for kind in kinds if kind != "null" and not (kind == "string" and words)]
+        names = [*(_TYPES[kind] for kind in kinds), *words]
         quoted = "; quote it" if "a string" in names and isinstance(error.instance, bool | float) else ""
         yield path, f"must be {' or '.join(names)}{got}{quoted}"
 

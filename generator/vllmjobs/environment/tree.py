@@ -179,15 +179,12 @@ class _Composer:
         if isinstance(parent.node, Seq):
             parent.node.items.append(node)
         elif parent.key is None:
-            parent.key = self._key(node, mark)
+            if not isinstance(node, Scalar):
+                raise _UnreadableError(mark, "a key must be a plain word, not a list or a map")
+            parent.key = node.text, mark
         else:
             key, parent.key = parent.key, None
             self._set(parent, key, node, mark)
-
-    def _key(self, node: Node, mark: Mark) -> tuple[str, Mark]:
-        if isinstance(node, Scalar):
-            return node.text, mark
-        raise _UnreadableError(mark, "a key must be a plain word, not a list or a map")
 
     def _set(self, parent: "_Open", key: tuple[str, Mark], node: Node, mark: Mark) -> None:
         name, place = key
@@ -197,14 +194,15 @@ class _Composer:
             if all(isinstance(source, Map) for source in sources):
                 parent.merges += sources
             else:
-                self.problems.append(Problem(place, (), "`<<` takes a map or a list of maps (aliases)"))
+                self._report(place, "`<<` takes a map or a list of maps (aliases)")
         elif name in parent.node.entries:
             first = parent.node.keys[name]
-            self.problems.append(
-                Problem(place, (), f"key {name!r} is given twice (first on line {first.line})")
-            )
+            self._report(place, f"key {name!r} is given twice (first on line {first.line})")
         else:
             parent.node.entries[name], parent.node.keys[name] = node, place
+
+    def _report(self, mark: Mark, message: str) -> None:
+        self.problems.append(Problem(mark, (), message))
 
     def _anchored(self, event: yaml.NodeEvent, node: Node) -> Node:
         if event.anchor:
@@ -215,31 +213,25 @@ class _Composer:
         node = self._anchors.get(name)
         if node is None:
             # Its name is not repeated: it may be a secret that was to be quoted.
-            message = "is an alias (*), and no anchor (&) above it has that name; quote it where it is a word"
-            self.problems.append(Problem(mark, (), message))
+            way_out = "quote it where it is a word"
+            self._report(mark, f"is an alias (*), and no anchor (&) above it has that name; {way_out}")
         elif any(opened.node is node for opened in self._open):
-            self.problems.append(Problem(mark, (), "is an alias inside its own anchor"))
+            self._report(mark, "is an alias inside its own anchor")
         else:
             return node
         return None
 
     def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, mark: Mark) -> None:
         if event.tag not in (None, "!", _STRING_TAG):
-            self.problems.append(
-                Problem(mark, (), "has a tag (!), which is not supported; quote it where it is a word")
-            )
+            self._report(mark, "has a tag (!), which is not supported; quote it where it is a word")
 
     def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> Scalar:
         self._check_tag(event, mark)
         text = event.value
         if "\0" in text:
-            self.problems.append(Problem(mark, (), "holds a NUL character; no process can be given one"))
+            self._report(mark, "holds a NUL character; no process can be given one")
         if not unicodedata.is_normalized("NFC", text):
-            self.problems.append(
-                Problem(
-                    mark, (), "is not in Unicode's normal form NFC, into which Nomad's HCL would change it"
-                )
-            )
+            self._report(mark, "is not in Unicode's normal form NFC, into which Nomad's HCL would change it")
         is_word = not event.implicit[0] or event.tag == _STRING_TAG
         return Scalar(mark, text if is_word else _resolve(text), text)
 

@@ -25,8 +25,6 @@ A holder has `name` (the process's command, or `JOB/GROUP[INDEX]`), and either `
 `allocation` and `namespace`.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -34,7 +32,7 @@ from typing import Literal
 
 from vllmjobs.environment.quantity import BYTES
 from vllmjobs.supervisor.core.gpu_events import FENCE_META, GpuReading
-from vllmjobs.text.english import aligned
+from vllmjobs.text.english import columns
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
@@ -127,24 +125,22 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
             attributes = group["Attributes"] or {}
             for instance in group["Instances"] or ():
                 health, reason = _reported(node, instance)
-                cards.append(
-                    Card(
-                        node=node["Name"],
-                        node_status=node["Status"],
-                        node_eligible=node["SchedulingEligibility"] == "eligible",
-                        node_fenced=fence(node) or None,
-                        uuid=instance["ID"],
-                        model=group["Name"],
-                        memory_mib=_mebibytes(attributes.get("memory")),
-                        driver_version=(attributes.get("driver_version") or {}).get("String"),
-                        mig=mig_profile(group["Name"]),
-                        health=health,
-                        health_reason=reason,
-                        holders=None
-                        if allocations is None
-                        else tuple(holders.get((node["ID"], instance["ID"]), ())),
-                    )
+                held = tuple(holders.get((node["ID"], instance["ID"]), ()))
+                card = Card(
+                    node=node["Name"],
+                    node_status=node["Status"],
+                    node_eligible=node["SchedulingEligibility"] == "eligible",
+                    node_fenced=fence(node) or None,
+                    uuid=instance["ID"],
+                    model=group["Name"],
+                    memory_mib=_mebibytes(attributes.get("memory")),
+                    driver_version=(attributes.get("driver_version") or {}).get("String"),
+                    mig=mig_profile(group["Name"]),
+                    health=health,
+                    health_reason=reason,
+                    holders=None if allocations is None else held,
                 )
+                cards.append(card)
     return sorted(cards, key=lambda card: (card.node, card.model, card.uuid))
 
 
@@ -164,10 +160,8 @@ def table(cards: Sequence[Card]) -> str:
     A column that no card has a value for is left out. UUIDs are cut to their first block.
     """
     shown = {name: [show(card) for card in cards] for name, show in _COLUMNS.items()}
-    columns = [
-        [name, *(_plain(cell) or "-" for cell in cells)] for name, cells in shown.items() if any(cells)
-    ]
-    return "".join(f"{line}\n" for line in aligned(list(zip(*columns, strict=True))))
+    filled = [[name, *(_plain(cell) or "-" for cell in all_)] for name, all_ in shown.items() if any(all_)]
+    return columns([*zip(*filled, strict=True)])
 
 
 def _device_ids(allocation: Json) -> Iterable[str]:
@@ -220,14 +214,6 @@ def _memory(card: Card) -> str:
     return f"{card.memory_used_mib}/{card.memory_mib}"
 
 
-def _health(card: Card) -> str:
-    return f"{card.health}: {card.health_reason}" if card.health_reason else card.health
-
-
-def _held(card: Card) -> str:
-    return "?" if card.holders is None else ", ".join(map(str, card.holders)) or "-"
-
-
 def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
 
@@ -247,6 +233,6 @@ _COLUMNS: dict[str, Callable[[Card], str]] = {
     "UTIL %": lambda card: _text(card.utilization_percent),
     "TEMP C": lambda card: _text(card.temperature_c),
     "POWER W": lambda card: _text(card.power_w),
-    "HEALTH": _health,
-    "HELD BY": _held,
+    "HEALTH": lambda card: ": ".join(filter(None, (card.health, card.health_reason))),
+    "HELD BY": lambda card: "?" if card.holders is None else ", ".join(map(str, card.holders)) or "-",
 }

@@ -1,7 +1,5 @@
 """The cards of this machine's GPUs, read through NVML."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,19 +7,8 @@ from pathlib import Path
 from vllmjobs.environment.problems import UserError
 from vllmjobs.gpus.cards import Card, Holder, health_of, mig_profile
 from vllmjobs.supervisor.core.gpu_events import Lost
-from vllmjobs.supervisor.gpu.device import (
-    NO_DRIVER,
-    NO_GPU,
-    UPDATED,
-    Device,
-    DriverError,
-    Fault,
-    count,
-    driver_version,
-    load,
-    open_device,
-    unload,
-)
+from vllmjobs.supervisor.gpu import device as nvml
+from vllmjobs.supervisor.gpu.device import NO_DRIVER, NO_GPU, UPDATED, Device, DriverError, Fault
 
 MIB = 2**20
 
@@ -38,24 +25,22 @@ def cards() -> tuple[list[Card], str]:
     Raises `NvmlError` for a driver that is there and does not work.
     """
     try:
-        load()
+        nvml.load()
         try:
-            version = driver_version()
+            version = nvml.driver_version()
             cards = [
                 replace(card, index=index, driver_version=version)
-                for index in range(count())
-                for card in _cards(open_device(str(index)))
+                for index in range(nvml.count())
+                for card in _cards(nvml.open_device(str(index)))
             ]
         finally:
-            unload()
+            nvml.unload()
     except DriverError as error:
         if error.code in NO_DRIVER:
             return [], NO_DRIVER[error.code]
         if error.code == UPDATED:
-            raise NvmlError(
-                "the NVIDIA driver was updated, but its old kernel module is still loaded; "
-                "reboot this machine"
-            ) from error
+            message = "the NVIDIA driver was updated, but its old kernel module is still loaded"
+            raise NvmlError(f"{message}; reboot this machine") from error
         raise NvmlError(f"the NVIDIA driver cannot be asked: {error}") from error
     return cards, "" if cards else NO_GPU
 
@@ -114,7 +99,6 @@ def _memory_and_holders(device: Device) -> Card:
 
 
 def _holders(device: Device) -> tuple[Holder, ...] | None:
-    """Return the processes by pid."""
     processes = device.processes("Compute", "Graphics", "MPSCompute")
     if processes is None:
         return None

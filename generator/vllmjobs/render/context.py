@@ -5,13 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllmjobs.balancers import balancer_of
-from vllmjobs.environment.derive import (
-    Deadlines,
-    canaries,
-    image,
-    is_bridged,
-    service_name,
-)
+from vllmjobs.environment.derive import Deadlines, canaries, image, is_bridged, service_name
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
 from vllmjobs.environment.supervision import ADMIN_PORT, health_path, is_supervised

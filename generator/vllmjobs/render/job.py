@@ -19,10 +19,8 @@ from vllmjobs.render.monitoring import prometheus_context
 class Templates(NamedTuple):
     """The source of templates."""
 
-    read: Callable[[str], tuple[str, str] | None]
-    """Return a template's text and its path, by its name; None for a name without a template."""
-    compiled: jinja2.BytecodeCache | None = None
-    """The cache of compiled templates between runs."""
+    read: Callable[[str], tuple[str, str] | None]  # a template's text and path, by its name; None without one
+    compiled: jinja2.BytecodeCache | None = None  # the cache of compiled templates between runs
 
 
 class RenderError(UserError):

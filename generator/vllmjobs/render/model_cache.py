@@ -59,7 +59,7 @@ def cached_models(environment: Environment) -> list[str]:
 
 def cache_context(environment: Environment, job: str) -> dict[str, Any]:
     """Return the context of `prefetch`, `cache-backup` and `cache-restore.nomad.hcl.j2`."""
-    nomad, backup = environment.nomad, environment.cache_backup if job != "prefetch" else None
+    nomad, backup = environment.nomad, _backup(environment, job)
     constraints = _of_nodes([*nomad.constraints, *(backup.constraints if backup else [])])
     return {
         "environment": environment,
@@ -88,9 +88,17 @@ def _source(module: str) -> str:
 
 def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
     """Return one cache, or one for each volume to fill where each allocation of the server has its own."""
-    model = environment.models[name]
+    model, backup = environment.models[name], _backup(environment, job)
     assert model.cache
     server = group(environment, name)
+    given = {argument_name(key): value for key, value in model.args.items()}
+    words = [model.model, f"--cache={cache_path(model)}"]
+    if given.get("revision") is not None:
+        words.append(f"--revision={given['revision']}")
+    if backup:
+        mounted = model.driver == "docker" and not _is_bucket(backup)
+        words.append(f"--store={STORE if mounted else backup.store}")
+    references = {key: value for key, value in model.secrets.items() if re.match(_SECRETS, key)}
     one = CachedModel(
         name=name,
         model=model,
@@ -98,9 +106,9 @@ def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
         pull=balancer_of(environment).deadlines(model).pull,
         user=server.user,
         volume=model.cache.volume,
-        args=["-m", f"vllmjobs.{PROGRAM}", job, *_words(model), *_store(environment, model, job)],
-        env=_variables(model) | _of_bucket(environment, job),
-        secrets=secrets(_references(environment, model, job)),
+        args=["-m", f"vllmjobs.{PROGRAM}", job, *words],
+        env=_variables(model) | (_of_bucket(backup) if backup else {}),
+        secrets=secrets(dict(backup.secrets) if backup else references),
         constraints=_of_nodes(model.placement.constraints),
     )
     if not model.cache.per_alloc:
@@ -111,34 +119,13 @@ def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
     ]
 
 
-def _words(model: Model) -> list[str]:
-    given = {argument_name(key): value for key, value in model.args.items()}
-    revision = given.get("revision")
-    return [
-        model.model,
-        f"--cache={cache_path(model)}",
-        *([] if revision is None else [f"--revision={revision}"]),
-    ]
+def _backup(environment: Environment, job: str) -> CacheBackup | None:
+    """Return the keys of the copies, for the jobs that make them."""
+    return environment.cache_backup if job != "prefetch" else None
 
 
-def _store(environment: Environment, model: Model, job: str) -> list[str]:
-    backup = environment.cache_backup
-    if job == "prefetch" or backup is None:
-        return []
-    mounted = model.driver == "docker" and not _is_bucket(backup)
-    return [f"--store={STORE if mounted else backup.store}"]
-
-
-def _references(environment: Environment, model: Model, job: str) -> dict[str, str | None]:
-    backup = environment.cache_backup
-    if job == "prefetch" or backup is None:
-        return {key: value for key, value in model.secrets.items() if re.match(_SECRETS, key)}
-    return dict(backup.secrets)
-
-
-def _of_bucket(environment: Environment, job: str) -> dict[str, str]:
-    backup = environment.cache_backup
-    if job == "prefetch" or backup is None or not _is_bucket(backup):
+def _of_bucket(backup: CacheBackup) -> dict[str, str]:
+    if not _is_bucket(backup):
         return {}
     endpoint = {"AWS_ENDPOINT_URL": backup.endpoint} if backup.endpoint else {}
     return {"AWS_REGION": backup.region, **endpoint}

@@ -22,10 +22,8 @@ class Alert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     """One alert of `alerts.yaml`; the name of its runbook is the alert's own, `GpuMemory` → gpu-memory.md."""
 
     alert: str
-    source: str
-    """The origin of the figures."""
-    expr: str
-    """PromQL, with THRESHOLD for that of a severity."""
+    source: str  # the origin of the figures
+    expr: str  # PromQL, with THRESHOLD for that of a severity
     lasting: str = msgspec.field(name="for")
     warning: float | None = None
     critical: float | None = None

@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from vllmjobs.rollout.history import PastRelease
 from vllmjobs.rollout.model import Number, Verdict
 from vllmjobs.rollout.overview import GroupView, Overview, Part, Weight
-from vllmjobs.text.english import aligned, counted
+from vllmjobs.text.english import columns, counted
 
 
 def status_text(overview: Overview) -> str:
@@ -37,8 +37,7 @@ def history_text(releases: Sequence[PastRelease]) -> str:
         for one in releases
         if one.now
     ]
-    table = "".join(f"{line}\n" for line in aligned(rows))
-    return "\n".join([table, *(["".join(notes)] if notes else [])])
+    return "\n".join([columns(rows), *(["".join(notes)] if notes else [])])
 
 
 def _status(overview: Overview) -> Iterator[str]:
@@ -72,7 +71,7 @@ def _group(group: GroupView) -> Iterator[str]:
         )
         for part in group.parts
     ]
-    yield from aligned(rows)
+    yield from columns(rows).splitlines()
     for part in group.parts:
         if trouble := _trouble(part):
             yield f"  version {part.version}: {trouble}"
@@ -109,7 +108,7 @@ def _verdict(verdict: Verdict, step: int | None) -> Iterator[str]:
     yield f"  verdict   {verdict.result}: {verdict.reason} ({at}{requests})"
     rows = [("    METRIC", "CANARY", "STABLE", "LIMIT", "RESULT"), *map(_number, verdict.numbers)]
     if verdict.numbers:
-        yield from aligned(rows)
+        yield from columns(rows).splitlines()
 
 
 def _number(number: Number) -> tuple[str, ...]:

@@ -1,11 +1,10 @@
 """The command `vllmjobs-supervise`, which is also `python -m vllmjobs.supervisor`."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys
 
+from vllmjobs import __version__
 from vllmjobs.supervisor.admin import Admin, AdminError
 from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.processes import ProcessError, Processes
@@ -39,8 +38,6 @@ def main() -> None:
         print(USAGE, end="")
         return
     if "--version" in options:
-        from vllmjobs import __version__  # noqa: PLC0415
-
         print(f"vllmjobs-supervise {__version__}")
         return
     try:

@@ -4,8 +4,6 @@ It decides nothing: `routes` maps "GET /health" to a function. A key that ends i
 takes one more word of the path, which the function is called with; the others are called with the body.
 """
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import json
@@ -24,8 +22,7 @@ LINGER = 1 << 20  # bytes of a refused request that are read, so that its sender
 
 METRICS = "text/plain; version=0.0.4; charset=utf-8"  # Prometheus' text format
 
-Reply = tuple[int, Mapping[str, Any] | str]
-"""A status and JSON, or a page of metrics."""
+Reply = tuple[int, Mapping[str, Any] | str]  # a status and JSON, or a page of metrics
 Routes = Mapping[str, Callable[[str], Reply]]
 
 REASONS = {
@@ -63,8 +60,7 @@ class _Request(NamedTuple):
 
     method: str
     path: str
-    is_from_a_page: bool
-    """True if a browser sent it for a web page, which may be anyone's."""
+    is_from_a_page: bool  # True if a browser sent it for a web page, which may be anyone's
     body: str
 
 
@@ -74,7 +70,8 @@ class Admin:
     def __init__(self, routes: Routes, host: str = "", port: int = 0, path: str | None = None) -> None:
         """Listen on a host, all IPv4 and IPv6 addresses when empty, or else on a unix socket at `path`."""
         self._routes = routes
-        self._host, self._port, self._path = host, port, path
+        self._host, self._path = host, path
+        self.port = port  # the one that it listens on, where 0 was asked for
         self.connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
         """The open connections, the oldest first."""
         self._server: asyncio.Server | None = None
@@ -82,17 +79,12 @@ class Admin:
     async def start(self) -> None:
         """Listen; raises `AdminError`."""
         if self._path is None:
-            listener = _listen(self._host, self._port)
-            self._port = listener.getsockname()[1]
+            listener = _listen(self._host, self.port)
+            self.port = listener.getsockname()[1]
             self._server = await asyncio.start_server(self._serve, sock=listener, limit=HEAD)
         else:
             listener = _listen_at(self._path)
             self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=HEAD)
-
-    @property
-    def port(self) -> int:
-        """Return the port that it listens on, where 0 was asked for."""
-        return self._port
 
     async def close(self) -> None:
         """Leave the address; connections are cut."""
@@ -109,7 +101,6 @@ class Admin:
                 os.unlink(self._path)  # noqa: PTH108
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Serve one connection: a request and its answer."""
         if len(self.connections) >= MOST:
             oldest = next(iter(self.connections))
             del self.connections[oldest]
@@ -130,14 +121,14 @@ class Admin:
         try:
             request = await _read(reader)
         except _RefusedError as refused:
-            await _write(writer, refused.status, {"error": str(refused)})
+            await _write(writer, (refused.status, {"error": str(refused)}))
             await _linger(reader, writer)
             return
         if request is None:
             return
-        status, body = self._reply(request)
-        allow = ", ".join(self._methods(request.path)) if status == 405 else None
-        await _write(writer, status, body, request.method == "HEAD", allow)
+        reply = self._reply(request)
+        allow = ", ".join(self._methods(request.path)) if reply[0] == 405 else ""
+        await _write(writer, reply, request.method == "HEAD", allow)
 
     def _reply(self, request: _Request) -> Reply:
         path = request.path
@@ -155,9 +146,7 @@ class Admin:
             return 500, {"error": type(error).__name__}
 
     def _methods(self, path: str) -> list[str]:
-        methods = [
-            method for method in ("GET", "POST") if _key(method, path, self._routes)[0] in self._routes
-        ]
+        methods = [verb for verb in ("GET", "POST") if _key(verb, path, self._routes)[0] in self._routes]
         return ["GET", "HEAD", *methods[1:]] if "GET" in methods else methods
 
 
@@ -230,13 +219,8 @@ _NAME = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+")
 _CONTROL = re.compile(rb"[\0\r\n]")
 
 
-async def _write(
-    writer: asyncio.StreamWriter,
-    status: int,
-    body: Mapping[str, Any] | str,
-    is_head: bool = False,
-    allow: str | None = None,
-) -> None:
+async def _write(writer: asyncio.StreamWriter, reply: Reply, is_head: bool = False, allow: str = "") -> None:
+    status, body = reply
     kind, text = (METRICS, body) if isinstance(body, str) else ("application/json", json.dumps(body) + "\n")
     content = text.encode()
     lines = [

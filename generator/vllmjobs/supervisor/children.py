@@ -1,17 +1,14 @@
 """The children of a supervisor: started, signalled, and cleared away to the last of their trees."""
 
-from __future__ import annotations
-
 import asyncio
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 
-from vllmjobs.supervisor.core.engines import Engine
 from vllmjobs.supervisor.core.model import Cleared, Exited, LogEvent, State, Trigger
 from vllmjobs.supervisor.engine import RunningEngine
 from vllmjobs.supervisor.gpu.monitor import WATCH, GpuMonitor
 from vllmjobs.supervisor.log.output import Output
-from vllmjobs.supervisor.processes import ProcessError, Processes, StartError
+from vllmjobs.supervisor.processes import ProcessError, Processes, Program, StartError
 from vllmjobs.supervisor.settings import Settings
 
 NOT_STARTED = 127  # a shell's exit code for: no such command
@@ -35,18 +32,18 @@ class Children:
         self._processes, self._gpus, self._output = processes, gpus, output
         self._handle, self._log = handle, log
         self._loop = asyncio.get_running_loop()
-        self._memory: dict[str, int] = {}
-        """The memory in use by GPU, when a child was last started on it, whichever it was."""
-        self._left_over: set[str] = set()
-        """The children of which an earlier supervisor had left something, until they are started."""
+        self._memory: dict[str, int] = {}  # in use by GPU, when a child, whichever, was last started on it
+        self._left_over: set[str] = set()  # of which an earlier supervisor had left something, until started
 
     def take(self, settings: Settings, begun: Iterable[str]) -> None:
         """Hold these engines from now on: `begun` anew, the others as they run."""
         names = [engine.name for engine in settings.engines]
         for name in self.running.keys() - set(names) | set(begun) & self.running.keys():
             self.running.pop(name).close()
+        hang, rate = settings.limits.hang, settings.log_rate
         self.running = {
-            engine.name: self.running.get(engine.name) or self._made(engine, settings)
+            engine.name: self.running.get(engine.name)
+            or RunningEngine(engine, hang, rate, self._output, self._handle)
             for engine in settings.engines
         }
 
@@ -68,11 +65,12 @@ class Children:
     def start(self, name: str) -> None:
         """Start a child; one that cannot be started has exited."""
         running = self.running[name]
-        self._memory |= self._gpus.memory(running.engine.gpus)
+        engine = running.engine
+        self._memory |= self._gpus.memory(engine.gpus)
         self._left_over.discard(name)
         try:
             running.check_port()
-            running.started(self._processes.start(running.program))
+            running.started(self._processes.start(Program(name, engine.command, engine.env)))
         except StartError as error:
             self._log(LogEvent("instance_not_started", "ERROR", name, {"reason": error.reason}))
             self._loop.call_soon(self._handle, Exited(name, NOT_STARTED))
@@ -136,7 +134,3 @@ class Children:
             running.stop_probing()
             self.kill(name)
             running.close()
-
-    def _made(self, engine: Engine, settings: Settings) -> RunningEngine:
-        hang, rate = settings.limits.hang, settings.log_rate
-        return RunningEngine(engine, hang, rate, self._output, self._handle)

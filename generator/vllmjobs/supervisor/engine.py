@@ -1,7 +1,5 @@
 """One child while it runs: its two pipes, and the probes of it."""
 
-from __future__ import annotations
-
 import asyncio
 import errno
 import os
@@ -13,11 +11,11 @@ from typing import Literal
 
 from vllmjobs.supervisor.core.engines import Engine
 from vllmjobs.supervisor.core.model import Phase, Probed
-from vllmjobs.supervisor.http_client import LOOPBACK
+from vllmjobs.supervisor.http_client import LOOPBACK, Address
 from vllmjobs.supervisor.log.lines import Lines, Rate
 from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.probes import Target, Timeouts, probe, probe_front, probe_leaving
-from vllmjobs.supervisor.processes import Program, Started, StartError
+from vllmjobs.supervisor.processes import Started, StartError
 
 AT_ONCE = 1 << 18  # bytes of one read
 # Seconds between two probes: a load takes minutes, a drain ends with the last answer.
@@ -52,11 +50,6 @@ class RunningEngine:
         self._changed = asyncio.Event()
 
     @property
-    def program(self) -> Program:
-        """Return what is started."""
-        return Program(self.engine.name, self.engine.command, self.engine.env)
-
-    @property
     def progress(self) -> str | None:
         """Return the last progress bar of its load."""
         return self._lines["stderr"].progress or self._lines["stdout"].progress
@@ -76,9 +69,8 @@ class RunningEngine:
                 trial.bind((host, engine.port))
             except OSError as error:
                 if error.errno == errno.EADDRINUSE:
-                    raise StartError(
-                        engine.name, f"port {engine.port} is taken by another program"
-                    ) from error
+                    reason = f"port {engine.port} is taken by another program"
+                    raise StartError(engine.name, reason) from error
 
     def started(self, started: Started) -> None:
         """Read its pipes and probe it from now on."""
@@ -117,9 +109,8 @@ class RunningEngine:
         sample = None
         while True:
             engine = self.engine
-            target = Target(
-                engine.name, engine.host, engine.port, engine.served_name, engine.api_key, tls=engine.tls
-            )
+            address = Address(engine.host, engine.port, tls=engine.tls, token=engine.api_key)
+            target = Target(engine.name, address, engine.served_name)
             self._changed.clear()
             phase = self._phase
             if engine.is_front:

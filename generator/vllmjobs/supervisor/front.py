@@ -1,33 +1,11 @@
 """The balancer in front of the engines: it reads from a file which engines are ready, anew on SIGHUP."""
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable
 
-from vllmjobs.supervisor.core.engines import Engine
+from vllmjobs.supervisor.core.engines import Engine, PoolText, upstreams_text
 from vllmjobs.supervisor.core.model import LogEvent
-from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine, upstreams_text
-
-
-class Upstreams:
-    """The file, which is replaced as a whole; without a path there is none."""
-
-    def __init__(self, path: str | None) -> None:
-        self._path = path
-        self._written: str | None = None
-
-    def write(self, pools: Iterable[PoolText], ready: Collection[ServerLine]) -> bool:
-        """Write who is ready; return whether that is new. Raises `OSError`; then it may be tried again."""
-        text = upstreams_text(pools, ready)
-        if self._path is None or text == self._written:
-            return False
-        with open(f"{self._path}.new", "w") as file:  # noqa: PTH123 (pathlib takes 0.7 MB)
-            file.write(text)
-        os.replace(f"{self._path}.new", self._path)  # noqa: PTH105
-        self._written = text
-        return True
 
 
 class Front:
@@ -37,19 +15,14 @@ class Front:
         self, path: str | None, send: Callable[[str, int], None], log: Callable[[LogEvent], None]
     ) -> None:
         """Write to the file at `path`; `send` sends a signal to a child."""
-        self._upstreams = Upstreams(path)
-        self._send, self._log = send, log
-        self._is_current = True
-        """True if the balancer has read its files since they were last written."""
+        self._path, self._send, self._log = path, send, log
+        self._written: str | None = None
+        self._is_current = True  # True if the balancer has read its files since they were last written
 
     def follow(self, pools: Iterable[PoolText], engines: Collection[Engine], ready: Collection[str]) -> None:
         """Write which engines are ready, and let a ready balancer read what is new."""
         lines = [engine.line for engine in engines if engine.name in ready and engine.line]
-        try:
-            if self._upstreams.write(pools, lines):
-                self._is_current = False
-        except OSError as error:
-            self._log(LogEvent("upstreams_not_written", "ERROR", fields={"reason": str(error)}))
+        self._write(upstreams_text(pools, lines))
         for engine in engines:
             if engine.is_front and engine.name in ready and not self._is_current:
                 self._send(engine.name, signal.SIGHUP)
@@ -58,3 +31,16 @@ class Front:
     def configuration_changed(self) -> None:
         """Let the balancer read its own configuration again, at the next `follow`."""
         self._is_current = False
+
+    def _write(self, text: str) -> None:
+        """Replace the file as a whole, if it would change; what cannot be written is tried again."""
+        if self._path is None or text == self._written:
+            return
+        try:
+            with open(f"{self._path}.new", "w") as file:  # noqa: PTH123 (pathlib takes 0.7 MB)
+                file.write(text)
+            os.replace(f"{self._path}.new", self._path)  # noqa: PTH105
+        except OSError as error:
+            self._log(LogEvent("upstreams_not_written", "ERROR", fields={"reason": str(error)}))
+        else:
+            self._written, self._is_current = text, False

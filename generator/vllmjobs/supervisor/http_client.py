@@ -1,7 +1,5 @@
 """The HTTP/1.1 client of the supervisor: one request on a connection of its own."""
 
-from __future__ import annotations
-
 import asyncio
 import json
 import re
@@ -22,23 +20,18 @@ Json = Mapping[str, Any]
 class Address:
     """The address of a server: a host and a port, or a unix socket."""
 
-    host: str = ""
-    """An IP address, which costs no thread to look up; a wildcard stands for the loopback."""
+    host: str = ""  # an IP address, which costs no thread to look up; a wildcard stands for the loopback
     port: int = 0
-    socket: str | None = None
-    """The path of a unix socket, instead of the host and the port."""
-    tls: bool = False
-    """True if it has a certificate, which is not checked."""
-    token: str | None = field(default=None, repr=False)
-    """The bearer token to send."""
+    socket: str | None = None  # the path of a unix socket, instead of the host and the port
+    tls: bool = False  # True if it has a certificate, which is not checked
+    token: str | None = field(default=None, repr=False)  # the bearer token to send
 
 
 class Response(NamedTuple):
     """The answer of a server."""
 
     status: int
-    phrase: str
-    """The status in words, such as Not Found."""
+    phrase: str  # the status in words, such as Not Found
     body: bytes
 
 
@@ -89,9 +82,8 @@ async def _response(reader: asyncio.StreamReader) -> Response:
         if not (match := re.match(rb"HTTP/1\.[01] (\d{3})(?: (.*)|\Z)", first)):
             raise ValueError("the answer is not HTTP/1")
         status, phrase = int(match[1]), (match[2] or b"").decode(errors="replace")
-    headers = {
-        name.strip().lower(): value.strip() for name, _, value in (line.partition(b":") for line in lines)
-    }
+    parts = [line.partition(b":") for line in lines]
+    headers = {name.strip().lower(): value.strip() for name, _, value in parts}
     if headers.get(b"transfer-encoding", b"").lower() == b"chunked":
         return Response(status, phrase, await _chunks(reader))
     if (length := headers.get(b"content-length")) is not None:
@@ -125,7 +117,7 @@ def _within(size: int) -> int:
     return size
 
 
-def _unchecked() -> SSLContext:
+def _unchecked() -> "SSLContext":
     # Where no child has TLS, asyncio can be kept from importing it, which saves 4 MB. The certificate is for
     # others: this is the loopback.
     import ssl  # noqa: PLC0415

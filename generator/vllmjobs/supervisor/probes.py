@@ -4,11 +4,9 @@
 Tokens that were counted, or a completion of one token, are the proof.
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
 from vllmjobs.supervisor.core.model import Probed
@@ -31,19 +29,8 @@ class Target:
     """The engine to probe."""
 
     child: str
-    host: str
-    """An IP address, which costs no thread to look up; a wildcard stands for the loopback."""
-    port: int
-    served_name: str | None = None
-    """The model's name; the first of /v1/models when None."""
-    api_key: str | None = field(default=None, repr=False)
-    tls: bool = False
-    """True if it was started with --ssl-certfile; the certificate is not checked."""
-
-    @property
-    def address(self) -> Address:
-        """Return the address at which it answers."""
-        return Address(self.host, self.port, tls=self.tls, token=self.api_key)
+    address: Address
+    served_name: str | None = None  # the model's name; the first of /v1/models when None
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,14 +4,12 @@ As the child subreaper (prctl(2)) the supervisor becomes the parent of every orp
 so all that descends from it is theirs, however they forked. Nothing here waits.
 """
 
-from __future__ import annotations
-
 import ctypes
 import errno
 import fcntl
 import os
 import signal
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
@@ -48,15 +46,11 @@ class StartError(ProcessError):
 class Program:
     """The program that is started for a child."""
 
-    name: str
-    """The child, such as chat-0."""
+    name: str  # the child, such as chat-0
     command: tuple[str, ...]
-    env: Mapping[str, str]
-    """The whole environment; a command without a slash is searched on its PATH."""
-    forks: bool = True
-    """True if it starts processes of its own, so that an orphan of unknown origin may be one of them."""
-    stdin: bool = False
-    """True if its stdin is a pipe of ours; else it has none."""
+    env: Mapping[str, str]  # the whole environment; a command without a slash is searched on its PATH
+    forks: bool = True  # True if it starts processes itself, so that an orphan may be one of them
+    stdin: bool = False  # True if its stdin is a pipe of ours; else it has none
 
 
 @dataclass(frozen=True)
@@ -73,11 +67,9 @@ class Started:
 class Ended:
     """A process that was reaped."""
 
-    name: str | None
-    """The name of the child; None for an orphan."""
+    name: str | None  # the name of the child; None for an orphan
     pid: int
-    status: int
-    """The exit code, or the negative number of the signal."""
+    status: int  # the exit code, or the negative number of the signal
 
 
 class Processes:
@@ -89,14 +81,11 @@ class Processes:
         Raises `ProcessError` where the system has no child subreaper.
         """
         self.identity = identity
-        self.reaped = 0
-        """The number of orphans that were reaped."""
-        self._children: dict[str, int] = {}
-        """The pids of children that are not yet reaped: until then nobody else can get such a pid."""
+        self.reaped = 0  # the number of orphans that were reaped
+        self._children: dict[str, int] = {}  # pids not yet reaped: nobody else can get such a pid until then
         self._names: dict[int, str] = {}
         self._sessions: dict[int, str] = {}
-        self._known: dict[int, tuple[int, str]] = {}
-        """The processes of the last scan by pid: when each started, and whose it is."""
+        self._known: dict[int, tuple[int, str]] = {}  # of the last scan: when each started, and whose it is
         self._forking: set[str] = set()
         try:
             libc = ctypes.CDLL(None, use_errno=True)
@@ -186,21 +175,14 @@ class Processes:
 
         There must be no other living supervisor of this identity: its children would be taken for leftovers.
         """
-        scan, owners = self._leftovers()
         left: dict[str, set[int]] = {}
-        for pid, name in owners.items():
-            if scan[pid].is_alive:
-                left.setdefault(name, set()).add(pid)
+        for pid, name in self._leftovers()[1].items():
+            left.setdefault(name, set()).add(pid)
         return left
 
     def kill_leftovers(self) -> set[int]:
         """Send SIGKILL to all leftovers; return what `kill` returns."""
-
-        def left() -> tuple[dict[int, Process], set[int]]:
-            scan, owners = self._leftovers()
-            return scan, {pid for pid in owners if scan[pid].is_alive}
-
-        return self._kill(left)
+        return self._kill(self._leftovers)
 
     def _tree(self, name: str) -> tuple[dict[int, Process], set[int]]:
         """Return all processes, and those of the child."""
@@ -234,7 +216,7 @@ class Processes:
         return name if started == child.started else instance_of(child.pid, self.identity)
 
     def _leftovers(self) -> tuple[dict[int, Process], dict[int, str]]:
-        """Return all processes, and the owners of those that carry our mark and are not of our own life."""
+        """Return all processes, and whose those are that run, carry our mark and are not of our own life."""
         scan = _scan()
         children = by_parent(scan)
         ours = {*descent(children, os.getpid()), *ancestors(scan, os.getpid())}
@@ -250,11 +232,12 @@ class Processes:
         owners: dict[int, str] = {}
         for root, name in roots.items():
             owners |= dict.fromkeys(descent(children, root), name)
-        return scan, {pid: name for pid, name in (owners | marked).items() if pid in others}
+        owned = (owners | marked).items()
+        return scan, {pid: name for pid, name in owned if pid in others and scan[pid].is_alive}
 
-    def _kill(self, find: Callable[[], tuple[dict[int, Process], set[int]]]) -> set[int]:
+    def _kill(self, find: Callable[[], tuple[dict[int, Process], Collection[int]]]) -> set[int]:
         killed: set[tuple[int, int]] = set()
-        victims: set[int] = set()
+        victims: Collection[int] = ()
         for _ in range(ROUNDS):
             scan, victims = find()
             new = [scan[pid] for pid in victims if (pid, scan[pid].started) not in killed]
@@ -267,7 +250,7 @@ class Processes:
             for target in {one.pid if one.group in mixed else -one.group for one in new}:
                 with suppress(ProcessLookupError, PermissionError):
                     os.kill(target, signal.SIGKILL)
-        return victims
+        return set(victims)
 
 
 def _scan() -> dict[int, Process]:
@@ -278,10 +261,7 @@ def _scan() -> dict[int, Process]:
 
 
 def _spawn(command: tuple[str, ...], env: Mapping[str, str], ends: Sequence[int]) -> int:
-    """Start the command from the first folder of its PATH that holds it; return its pid.
-
-    `ends` are its stdout, its stderr and perhaps its stdin.
-    """
+    """Start the command from its PATH; return its pid. `ends` are its stdout, stderr and perhaps stdin."""
     stdin: tuple[object, ...] = (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0)
     if len(ends) > 2:
         stdin = (os.POSIX_SPAWN_DUP2, ends[2], 0)
@@ -298,11 +278,7 @@ def _spawn(command: tuple[str, ...], env: Mapping[str, str], ends: Sequence[int]
                 place,
                 command,
                 env,
-                file_actions=[
-                    stdin,
-                    (os.POSIX_SPAWN_DUP2, ends[0], 1),
-                    (os.POSIX_SPAWN_DUP2, ends[1], 2),
-                ],
+                file_actions=[stdin, (os.POSIX_SPAWN_DUP2, ends[0], 1), (os.POSIX_SPAWN_DUP2, ends[1], 2)],
                 setsid=True,
                 setsigmask=(),
                 setsigdef=DEFAULTS,

@@ -1,7 +1,5 @@
 """The configuration that is supervised, and the reload of the file it was read from."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
@@ -21,10 +19,8 @@ class Configuration:
         """Begin with all engines of `settings`; `environ` is what a reload lays the secrets over."""
         self.settings = settings
         self.spec = settings.spec
-        self.awaited: dict[str, Engine | None] = {}
-        """The engines that others are to become once these are over; None for nothing."""
-        self._wanted = {engine.name: engine for engine in settings.engines}
-        """The engines of the file since it was last read."""
+        self.awaited: dict[str, Engine | None] = {}  # what engines become when they are over; None for no one
+        self._wanted = {engine.name: engine for engine in settings.engines}  # as the file last had it
         self._environ = dict(environ)
 
     def read_again(self, secrets: str) -> tuple[dict[str, list[str]], list[list[str]]]:
@@ -94,10 +90,7 @@ class Reload:
         self._handle, self._log = handle, log
 
     def read_again(self, secrets: str) -> list[list[str]]:
-        """Read the configuration again; return the rounds in which its engines are to be reloaded.
-
-        Raises `SettingsError`.
-        """
+        """Read the configuration again; return the rounds of its reload. Raises `SettingsError`."""
         changes, in_rounds = self._configuration.read_again(secrets)
         for engine in self._configuration.settings.engines:
             self._children.running[engine.name].engine = engine

@@ -1,7 +1,5 @@
 """The settings of `vllmjobs-supervise`: from its command line, its environment, or a file."""
 
-from __future__ import annotations
-
 import json
 import os
 import re
@@ -9,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
-from vllmjobs.supervisor.core.engines import PORT, Engine
+from vllmjobs.supervisor.core.engines import PORT, Engine, PoolText, ServerLine
 from vllmjobs.supervisor.core.model import Child, Limits, SupervisorSpec
-from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine
 
 ADMIN_PORT = 8090
 OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it
@@ -53,25 +50,17 @@ class Settings:
     """All the settings of one supervisor."""
 
     engines: tuple[Engine, ...]
-    identity: str
-    """The mark by which a next supervisor knows what this one has left."""
-    admin_host: str = ""
-    """The address of the admin port; all addresses when empty."""
+    identity: str  # the mark by which a next supervisor knows what this one has left
+    admin_host: str = ""  # the address of the admin port; all addresses when empty
     admin_port: int = ADMIN_PORT
-    admin_path: str | None = None
-    """A unix socket instead of the port, on which restarts can be asked for."""
+    admin_path: str | None = None  # a unix socket instead of the port, on which restarts can be asked for
     limits: Limits = field(default_factory=Limits)
     min_alive: int = 1
-    log_rate: float = 2000.0
-    """The lines a second of each stream that are let through; 0 for all."""
-    upstreams_path: str | None = None
-    """The file from which the balancer in front reads which engines are ready; on SIGHUP it reads it anew."""
-    upstreams: tuple[PoolText, ...] = ()
-    """The texts of that file."""
-    secrets: tuple[str, ...] = ()
-    """The variables of the engines that a balancer in front does not get."""
-    path: str | None = None
-    """The file that the settings were read from, and may be again."""
+    log_rate: float = 2000.0  # the lines a second of each stream that are let through; 0 for all
+    upstreams_path: str | None = None  # where the balancer in front reads who is ready, anew on SIGHUP
+    upstreams: tuple[PoolText, ...] = ()  # the texts of that file
+    secrets: tuple[str, ...] = ()  # the variables of the engines that a balancer in front does not get
+    path: str | None = None  # the file that the settings were read from, and may be again
 
     @property
     def spec(self) -> SupervisorSpec:
@@ -160,7 +149,6 @@ def _variable(option: str) -> str:
 
 
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Return the options, and the command after `--`."""
     words = list(arguments)
     command: tuple[str, ...] = ()
     if "--" in words:
@@ -180,10 +168,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
 
 
 def read_file(path: str, environ: Mapping[str, str]) -> Settings:
-    """Read what `vllmjobs up` writes: the fields of `Settings`, with `env` laid over `environ`.
-
-    Raises `SettingsError`.
-    """
+    """Read what `vllmjobs up` writes: `Settings`, with `env` laid over `environ`. Raises `SettingsError`."""
     try:
         with open(path) as file:  # noqa: PTH123 (pathlib takes half a megabyte)
             content = json.load(file)

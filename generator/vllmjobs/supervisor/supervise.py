@@ -3,8 +3,6 @@
 Nothing here blocks or decides.
 """
 
-from __future__ import annotations
-
 import asyncio
 import os
 import signal
@@ -13,19 +11,8 @@ from collections.abc import Coroutine
 from typing import Any
 
 from vllmjobs.supervisor.children import Children
-from vllmjobs.supervisor.core.model import (
-    Clear,
-    Exit,
-    Fence,
-    Kill,
-    LogEvent,
-    Operation,
-    Start,
-    StopAsked,
-    Terminate,
-    Tick,
-    Trigger,
-)
+from vllmjobs.supervisor.core import model
+from vllmjobs.supervisor.core.model import LogEvent, Operation, Trigger
 from vllmjobs.supervisor.core.report import Counters, counted
 from vllmjobs.supervisor.core.step import begin, due, step
 from vllmjobs.supervisor.front import Front
@@ -92,7 +79,7 @@ class Supervisor:
             self._tick.cancel()
         at = due(self.configuration.spec, self.state)
         if at is not None and not self._exit_code.done():
-            self._tick = self._loop.call_at(at, self.handle, Tick())
+            self._tick = self._loop.call_at(at, self.handle, model.Tick())
 
     @property
     def now(self) -> float:
@@ -109,29 +96,28 @@ class Supervisor:
             match operation:
                 case LogEvent():
                     self.log(operation)
-                case Start(name):
+                case model.Start(name):
                     self.children.start(name)
-                case Clear(name):
+                case model.Clear(name):
                     self.children.running[name].stop_probing()
                     self._spawn(self.children.clear(name))
-                case Terminate(name):
+                case model.Terminate(name):
                     self.children.terminate(name)
-                case Kill(name):
+                case model.Kill(name):
                     self.children.kill(name)
-                case Fence(gpu, reason):
+                case model.Fence(gpu, reason):
                     self._fences.add(self._loop.create_task(self._fence(gpu, reason)))
-                case Exit(code):
+                case model.Exit(code):
                     self._exit_code.set_result(code)
 
     def _follow(self) -> None:
-        """Let the balancer in front know who is ready."""
         ready = {name for name, child in self.state.children.items() if child.phase == "ready"}
         engines = [running.engine for running in self.children.running.values()]
         self._front.follow(self.configuration.settings.upstreams, engines, ready)
 
     def _handle_signals(self) -> None:
         for number in STOPS:
-            self._loop.add_signal_handler(number, self.handle, StopAsked())
+            self._loop.add_signal_handler(number, self.handle, model.StopAsked())
         for number in FORWARDED:
             self._loop.add_signal_handler(number, self.children.send_all, number)
         if self.configuration.settings.admin_path:  # on a box, where SIGHUP means that a terminal was closed
@@ -140,7 +126,7 @@ class Supervisor:
 
     def _hang_up(self) -> None:
         if not self.state.is_stopping:  # the shell sends it, and then the kernel: that is no hurry
-            self.handle(StopAsked())
+            self.handle(model.StopAsked())
 
     async def _fence(self, gpu: str, reason: str) -> None:
         if why := await fence(gpu, reason, os.environ):

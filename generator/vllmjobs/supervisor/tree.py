@@ -3,8 +3,6 @@
 Fields as in proc_pid_stat(5). What vanishes while it is read, or belongs to others (`hidepid`), is left out.
 """
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
@@ -20,17 +18,12 @@ class Process(NamedTuple):
     parent: int
     group: int
     session: int
-    started: int
-    """The time of its start, in clock ticks after boot."""
-    is_alive: bool
-    """True if anything of it runs."""
+    started: int  # the time of its start, in clock ticks after boot
+    is_alive: bool  # True if anything of it runs
 
 
 def processes() -> dict[int, Process]:
-    """Return all visible processes by pid.
-
-    Raises `OSError` where /proc cannot be read, which does not mean that none runs.
-    """
+    """Return all visible processes by pid. Raises `OSError` where /proc cannot be read: some may run."""
     with os.scandir("/proc") as entries:
         pids = [int(entry.name) for entry in entries if entry.name.isdecimal()]
     scan = {pid: one for pid in pids if (one := process(pid))}

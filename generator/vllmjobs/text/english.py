@@ -1,4 +1,4 @@
-"""Counts and lists in English, and the name that was probably meant."""
+"""Counts, lists and columns for people, and the name that was probably meant."""
 
 from collections.abc import Iterable, Sequence
 
@@ -24,10 +24,10 @@ def joined(words: Sequence[str], conjunction: str = "and") -> str:
     return f"{', '.join(first)} {conjunction} {last}" if first else last
 
 
-def aligned(rows: Sequence[Sequence[str]]) -> list[str]:
-    """Return a line for each row, with its cells in columns."""
+def columns(rows: Sequence[Sequence[str]]) -> str:
+    """Return a table, a line for each row, in which the cells of a column stand below each other."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+    return "".join(f"{'  '.join(map(str.ljust, row, widths)).rstrip()}\n" for row in rows)
 
 
 def near(name: str, known: Iterable[str], most: int, cutoff: float = _CUTOFF) -> list[str]:

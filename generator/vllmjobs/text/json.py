@@ -2,5 +2,4 @@
 
 from typing import Any
 
-Json = dict[str, Any]
-"""An object of JSON, such as Nomad's API returns, by the names of its fields."""
+Json = dict[str, Any]  # an object of JSON, such as Nomad's API returns, by the names of its fields

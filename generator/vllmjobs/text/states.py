@@ -1,8 +1,7 @@
 """The states that Nomad's API gives to allocations and deployments."""
 
 # nomad/structs Allocation.ClientTerminalStatus: until one of these, the scheduler counts its devices.
-ENDED = ("complete", "failed", "lost")
-"""The ClientStatus of an allocation that has ended."""
+ENDED = ("complete", "failed", "lost")  # the ClientStatus of an allocation that has ended
 
 # nomad/structs/deployment.go Active
 ACTIVE = ("running", "paused", "blocked", "unblocking", "initializing", "pending")

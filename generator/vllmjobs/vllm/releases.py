@@ -46,13 +46,8 @@ def order(version: str) -> tuple[object, ...]:
     )
 
 
-def _with_a_table() -> tuple[str, ...]:
-    folder = f"{vllm.__path__[0]}/arguments/tables"
-    files = map(_TABLE.fullmatch, glob(f"{folder}/*"))  # noqa: PTH207 (pathlib is for edges)
-    return tuple(sorted((file[1] for file in files if file), key=order))
-
-
-VERSIONS = _with_a_table()
-"""Every release that has a table, oldest first."""
-NEWEST = VERSIONS[-1]
-"""The newest release that has a table."""
+_FILES = glob(f"{vllm.__path__[0]}/arguments/tables/*")  # noqa: PTH207 (pathlib is for edges)
+VERSIONS = tuple(
+    sorted((file[1] for file in map(_TABLE.fullmatch, _FILES) if file), key=order)
+)  # Every release that has a table, oldest first
+NEWEST = VERSIONS[-1]  # the newest release that has a table

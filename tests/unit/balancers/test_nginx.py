@@ -2,21 +2,21 @@
 
 import pytest
 
-from vllmjobs.balancers.nginx import Nginx, nginx_share, without_container
+from vllmjobs.balancers.nginx import Nginx, without_container
 from vllmjobs.environment.model import Balancer, Environment, Model
 
 MODELS = {"chat": Model(model="a/model")}
+NGINX = Nginx(Environment(job="edge", balancer=Balancer(kind="nginx"), models=MODELS))
 
 
 def test_the_share_that_nginx_gives_depends_on_what_there_is() -> None:
-    assert nginx_share({"stable": 3, "canary": 2, "canary_weight": 0.25}) == 0.25
-    assert nginx_share({"stable": 3, "canary": 0, "canary_weight": 0.25}) == 0
-    assert nginx_share({"stable": 0, "canary": 2, "canary_weight": 0.25}) == 1
+    assert NGINX.given({"chat": {"stable": 3, "canary": 2, "canary_weight": 0.25}}) == {"chat": 0.25}
+    assert NGINX.given({"chat": {"stable": 3, "canary": 0, "canary_weight": 0.25}}) == {"chat": 0.0}
+    assert NGINX.given({"chat": {"stable": 0, "canary": 2, "canary_weight": 0.25}}) == {"chat": 1.0}
 
 
 def test_a_model_that_nginx_was_not_yet_told_of_has_no_share() -> None:
-    nginx = Nginx(Environment(job="edge", balancer=Balancer(kind="nginx"), models=MODELS))
-    assert nginx.given({}) == {"chat": 0.0}
+    assert NGINX.given({}) == {"chat": 0.0}
 
 
 @pytest.mark.parametrize(

@@ -3,12 +3,9 @@
 import signal
 from pathlib import Path
 
-import pytest
-
-from vllmjobs.supervisor.core.engines import Engine
+from vllmjobs.supervisor.core.engines import Engine, PoolText, ServerLine, upstreams_text
 from vllmjobs.supervisor.core.model import LogEvent
-from vllmjobs.supervisor.core.upstreams import PoolText, ServerLine, upstreams_text
-from vllmjobs.supervisor.front import Front, Upstreams
+from vllmjobs.supervisor.front import Front
 
 POOLS = (
     PoolText("chat", "chat(@COUNT@):\n@SERVERS@\n", "chat: nobody\n"),
@@ -23,19 +20,27 @@ def test_each_model_has_its_block() -> None:
 
 
 def test_the_file_is_written_when_it_would_change(tmp_path: Path) -> None:
-    upstreams = Upstreams(str(tmp_path / "upstreams.conf"))
-    assert upstreams.write(POOLS, [])
-    assert not upstreams.write(POOLS, [ServerLine("nobody's", "server d;")])
-    assert upstreams.write(POOLS, [A])
-    assert (tmp_path / "upstreams.conf").read_text().startswith("chat(1):\nserver a;\n")
+    chat = Engine("chat-0", ("vllm",), {}, line=A)
+    other = Engine("other", ("vllm",), {}, line=ServerLine("nobody's", "server d;"))
+    path = tmp_path / "upstreams.conf"
+    front = Front(str(path), lambda *_: None, lambda _: None)
+    front.follow(POOLS, [chat, other], set())
+    path.unlink()
+    front.follow(POOLS, [chat, other], {"other"})
+    assert not path.exists()
+    front.follow(POOLS, [chat, other], {"other", "chat-0"})
+    assert path.read_text().startswith("chat(1):\nserver a;\n")
 
 
 def test_what_could_not_be_written_is_tried_again(tmp_path: Path) -> None:
-    upstreams = Upstreams(str(tmp_path / "later" / "upstreams.conf"))
-    with pytest.raises(FileNotFoundError):
-        upstreams.write(POOLS, [])
-    (tmp_path / "later").mkdir()
-    assert upstreams.write(POOLS, [])
+    path = tmp_path / "later" / "upstreams.conf"
+    events: list[LogEvent] = []
+    front = Front(str(path), lambda *_: None, events.append)
+    front.follow(POOLS, [], set())
+    assert [event.name for event in events] == ["upstreams_not_written"]
+    path.parent.mkdir()
+    front.follow(POOLS, [], set())
+    assert path.read_text() == "chat: nobody\n\ncode: nobody\n"
 
 
 def test_a_balancer_reads_what_is_new_once_it_is_ready(tmp_path: Path) -> None:

@@ -1,14 +1,31 @@
 """The engines of a configuration, and the steps from those that run to those of one that was read again."""
 
-from __future__ import annotations
-
 import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
-from vllmjobs.supervisor.core.upstreams import ServerLine
-
 PORT = 8000  # of `vllm serve`
+
+
+@dataclass(frozen=True)
+class PoolText:
+    """The part of the file for one pool: the engines of one model.
+
+    The supervisor knows nothing of the balancer's language: its texts come with the configuration, with
+    `@SERVERS@` where the lines of the ready engines go, and `@COUNT@` for how many there are.
+    """
+
+    pool: str
+    some: str  # the text while at least one engine of the pool is ready
+    none: str  # the text while none is
+
+
+@dataclass(frozen=True)
+class ServerLine:
+    """The line of the file for one engine of a pool."""
+
+    pool: str
+    text: str
 
 
 @dataclass(frozen=True)
@@ -17,21 +34,26 @@ class Engine:
 
     name: str
     command: tuple[str, ...]
-    env: Mapping[str, str]
-    """All of its environment."""
+    env: Mapping[str, str]  # all of its environment
     host: str = "127.0.0.1"
     port: int = PORT
-    served_name: str | None = None
-    """The model's name in requests; the first that the engine lists when None."""
-    gpus: tuple[str, ...] = ()
-    """The GPUs by UUID or index."""
-    tls: bool = False
+    served_name: str | None = None  # the model's name in requests; the first that the engine lists when None
+    gpus: tuple[str, ...] = ()  # the GPUs by UUID or index
+    tls: bool = False  # True if it was started with --ssl-certfile
     api_key: str | None = None
-    is_front: bool = False
-    """True if it is a balancer in front of the others, which any answer shows to be well."""
+    is_front: bool = False  # True if it is a balancer before the others, which any answer shows to be well
     stop_signal: int = signal.SIGTERM
-    line: ServerLine | None = None
-    """The engine's line of the file which the balancer reads; None where there is no such file."""
+    line: ServerLine | None = None  # its line of the file which the balancer reads; None without such a file
+
+
+def upstreams_text(pools: Iterable[PoolText], ready: Collection[ServerLine]) -> str:
+    """Return the file that a balancer in front reads: the pools in order, with the lines of ready engines."""
+    texts = []
+    for pool in pools:
+        lines = [line.text for line in ready if line.pool == pool.pool]
+        text = pool.some.replace("@SERVERS@", "\n".join(lines)) if lines else pool.none
+        texts.append(text.replace("@COUNT@", str(len(lines))))
+    return "\n".join(texts)
 
 
 def differences(there: Iterable[Engine], wanted: Iterable[Engine]) -> dict[str, list[str]]:

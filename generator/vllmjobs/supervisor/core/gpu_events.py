@@ -12,8 +12,6 @@
 Every line has `at`, seconds since 1970, and the first four `gpu`: the uuid, or what it was asked for by.
 """
 
-from __future__ import annotations
-
 import json
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -32,38 +30,28 @@ RECOVERY_ACTIONS = {
     7: "reboot the system",
 }
 
+HANG = 10.0  # the seconds without a line after which it hangs: it writes one for every GPU every 5 s
+FIRST = 30.0  # seconds to the first line: where nothing keeps the driver loaded, who asks first waits for it
+LONGEST = 65536  # bytes of a line
+
 
 @dataclass(frozen=True)
 class GpuReading:
-    """The values of a GPU, or of a MIG instance, which has its memory and processes to itself.
+    """The values of a GPU, or of a MIG instance, which has its own memory; None for what is not given."""
 
-    A value is None where the GPU, its driver or the permissions do not give it.
-    """
-
-    gpu: str
-    """The uuid; the name by which it was asked for, where it does not tell one."""
-    at: float = 0.0
-    """The time of the reading: seconds of the supervisor's monotonic clock."""
+    gpu: str  # the uuid; the name by which it was asked for, where it does not tell one
+    at: float = 0.0  # the time of the reading: seconds of the supervisor's monotonic clock
     index: int | None = None
     name: str | None = None
-    memory_used: int | None = None
-    """The bytes in use, without what the driver keeps for itself, as `memory_total`."""
+    memory_used: int | None = None  # bytes in use, as `memory_total` without what the driver keeps for itself
     memory_total: int | None = None
-    temperature: int | None = None
-    """The temperature in degrees Celsius."""
-    recovery_action: int | None = None
-    """A key of `RECOVERY_ACTIONS`, or 0."""
-    remap_pending: bool | None = None
-    """True if faulty rows of memory are remapped at the next reset."""
-    remap_failed: bool | None = None
-    """True if a faulty row of memory cannot be remapped."""
-    corrected_ecc: int | None = None
-    """The count of errors since the driver was loaded, as `uncorrected_ecc`."""
+    temperature: int | None = None  # the temperature in degrees Celsius
+    recovery_action: int | None = None  # a key of `RECOVERY_ACTIONS`, or 0
+    remap_pending: bool | None = None  # True if faulty rows of memory are remapped at the next reset
+    remap_failed: bool | None = None  # True if a faulty row of memory cannot be remapped
+    corrected_ecc: int | None = None  # the count of errors since the driver was loaded, as `uncorrected_ecc`
     uncorrected_ecc: int | None = None
-    clocks_reasons: int | None = None
-    """The bits of nvmlClocksEventReason*."""
-    pids: tuple[int, ...] | None = None
-    """The processes that compute on it, as far as this container sees them; () where NVML lists none."""
+    clocks_reasons: int | None = None  # the bits of nvmlClocksEventReason*
 
     @property
     def recovery(self) -> str:
@@ -95,8 +83,7 @@ class Unanswered:
     """A GPU that could not be asked, for a reason that need not be its own."""
 
     gpu: str
-    code: int
-    """NVML's nvmlReturn_t."""
+    code: int  # NVML's nvmlReturn_t
     reason: str
 
 
@@ -111,17 +98,13 @@ class NoDriver:
 class NoAccess:
     """There is a driver, which this container cannot talk to (any more)."""
 
-    code: int
-    """NVML's nvmlReturn_t."""
+    code: int  # NVML's nvmlReturn_t
     reason: str
 
 
 @dataclass(frozen=True)
 class Hung:
-    """NVML did not answer in time; which GPU it hangs on is not known.
-
-    No line tells of it: it follows from the reader's clock.
-    """
+    """NVML did not answer in time, on whichever GPU. No line says so: it follows from the clock."""
 
 
 Written = GpuReading | Xid | Lost | Unanswered | NoDriver | NoAccess
@@ -151,9 +134,42 @@ def from_line(line: bytes, now: float) -> Written | None:
         fields: dict[str, Any] = json.loads(line)
         kind = KINDS[fields.pop("kind")]
         fields.pop("at", None)
-        if kind is not GpuReading:
-            return kind(**fields)
-        pids = fields.pop("pids")
-        return GpuReading(**fields, at=now, pids=None if pids is None else tuple(pids))
+        return GpuReading(**fields, at=now) if kind is GpuReading else kind(**fields)
     except (ValueError, LookupError, TypeError, AttributeError):
         return None
+
+
+class GpuReader:
+    """The supervisor's side of its watching processes, one after another: bytes become events, by a clock.
+
+    One that hangs is ended with SIGTERM: SIGKILL does not end a process that waits in the driver any sooner,
+    and one that is killed amid a call may leave the driver worse. Then `started` begins with another.
+    """
+
+    def __init__(self, now: float) -> None:
+        self.readings: dict[str, GpuReading] = {}  # the last reading of each GPU; `at` is the clock of `feed`
+        self.is_over = False  # True if there is nothing to watch: no other process need be started
+        self._held = b""
+        self.due = now + FIRST  # when the process hangs, if nothing is fed before
+
+    def started(self, now: float) -> None:
+        """Begin with another process."""
+        self._held = b""
+        self.due = now + (HANG if self.readings else FIRST)
+
+    def feed(self, data: bytes, now: float) -> list[Written]:
+        """Take what was read; return the events of its whole lines. Lines of anything else are left out."""
+        *lines, self._held = (self._held + data).split(b"\n")
+        self._held = self._held[:LONGEST]
+        if lines:
+            self.due = now + HANG
+        events = [event for line in lines if (event := from_line(line, now))]
+        for event in events:
+            if isinstance(event, GpuReading):
+                self.readings[event.gpu] = event
+            self.is_over = isinstance(event, NoDriver)
+        return events
+
+    def is_hung(self, now: float) -> bool:
+        """Tell whether a line is overdue: then this is `Hung`, and another process is to be started."""
+        return not self.is_over and now >= self.due

@@ -4,8 +4,6 @@ A GPU that is condemned stays so: only a person, or a supervisor that starts ane
 seconds of a monotonic clock. What each XID means stands in `data/xid.json`, beside its source.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -23,17 +21,13 @@ from vllmjobs.supervisor.core.gpu_events import (
 )
 
 HOUR = 3600.0
-FAULTS = 3
-"""The incidents of the class `restart` in an hour with which the GPU itself is to blame."""
-INCIDENT = 10.0
-"""The seconds of one incident: one illegal access is reported once for every multiprocessor that it stops."""
+FAULTS = 3  # the incidents of the class `restart` in an hour with which the GPU itself is to blame
+INCIDENT = 10.0  # seconds: one illegal access is reported once for every multiprocessor that it stops
 SLOWDOWNS = 6
 SLOWDOWN_WINDOW = 600.0
-LASTING = 60.0
-"""The seconds after which a slowdown that lasts counts again."""
+LASTING = 60.0  # the seconds after which a slowdown that lasts counts again
 HANGS = 3
-AT_ONCE = 30.0
-"""The seconds in which all GPUs are read, however slowly."""
+AT_ONCE = 30.0  # the seconds in which all GPUs are read, however slowly
 
 # nvmlClocksEventReason*, from nvml.h: hardware slowdown, software and hardware thermal slowdown, power brake.
 # Not the software power cap (4), under which a GPU that is busy runs all day.
@@ -53,8 +47,7 @@ class Verdict:
     """`watch`: its engine may fail of it, and is then started again as ever. `degrade`: it serves, slowly or
     alone; see to it. `fatal`: nothing may run on it any more."""
     reason: str = ""
-    is_new: bool = True
-    """True if this is to be logged: it is neither nothing, nor what was logged before."""
+    is_new: bool = True  # True if this is to be logged: it is neither nothing, nor what was logged before
 
 
 NOTHING = Verdict("log", is_new=False)
@@ -64,20 +57,13 @@ NOTHING = Verdict("log", is_new=False)
 class GpuHistory:
     """The memory of one GPU's past."""
 
-    fatal: str | None = None
-    """The reason for which it is condemned."""
-    reading: GpuReading | None = None
-    """The last reading."""
-    faults: tuple[float, ...] = ()
-    """The times at which incidents of the class `restart` began."""
-    slowdowns: tuple[float, ...] = ()
-    """The times at which slowdowns began, or had lasted."""
-    unknown_error: float | None = None
-    """The time at which it last answered so; None once it answers well."""
-    degraded_at: float | None = None
-    """The time at which it was last degraded."""
-    logged: Mapping[str, float] = field(default_factory=dict)
-    """The time at which each reason was last logged."""
+    fatal: str | None = None  # the reason for which it is condemned
+    reading: GpuReading | None = None  # the last reading
+    faults: tuple[float, ...] = ()  # the times at which incidents of the class `restart` began
+    slowdowns: tuple[float, ...] = ()  # the times at which slowdowns began, or had lasted
+    unknown_error: float | None = None  # the time at which it last answered so; None once it answers well
+    degraded_at: float | None = None  # the time at which it was last degraded
+    logged: Mapping[str, float] = field(default_factory=dict)  # the time at which each reason was last logged
 
 
 @dataclass(frozen=True)
@@ -85,12 +71,9 @@ class History:
     """The memory of all GPUs' past."""
 
     gpus: Mapping[str, GpuHistory] = field(default_factory=dict)
-    hangs: int = 0
-    """The times in a row that NVML did not answer."""
-    fatal: str | None = None
-    """The reason for which all of them are condemned."""
-    logged: frozenset[str] = frozenset()
-    """The reasons that were logged for all of them."""
+    hangs: int = 0  # the times in a row that NVML did not answer
+    fatal: str | None = None  # the reason for which all of them are condemned
+    logged: frozenset[str] = frozenset()  # the reasons that were logged for all of them
 
 
 def _read() -> dict[int, tuple[str, str, str]]:
@@ -104,8 +87,7 @@ def _read() -> dict[int, tuple[str, str, str]]:
     }
 
 
-XIDS = _read()
-"""Each XID with its name, and what is done about it on one GPU, and under tensor parallelism."""
+XIDS = _read()  # each XID with its name, and what is done about it on one GPU, and under tensor parallelism
 
 
 def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: bool) -> tuple[History, Verdict]:
@@ -132,9 +114,8 @@ def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: boo
         case Unanswered(_, code, reason):
             gpu = replace(gpu, unknown_error=now if code == UNKNOWN_ERROR else None)
             others = [one for name, one in history.gpus.items() if name != event.gpu and one.fatal is None]
-            if all(
-                one.unknown_error is not None and now - one.unknown_error <= AT_ONCE for one in (gpu, *others)
-            ):
+            times = [one.unknown_error for one in (gpu, *others)]
+            if all(at is not None and now - at <= AT_ONCE for at in times):
                 history, verdict = _once_for_all(history, NO_ACCESS)
             else:
                 gpu, verdict = _once(gpu, f"it cannot be asked: {reason}", now)
@@ -160,7 +141,6 @@ def is_free(
     gpus: Iterable[str],
     since: float,
     before: Mapping[str, int],
-    pids: Iterable[int] = (),
     slack: int = 2**30,
 ) -> bool:
     """Tell whether a child that ended holds none of the memory of its GPUs any more.
@@ -168,13 +148,11 @@ def is_free(
     `readings` are the last ones, of which those before `since` tell nothing. `before` is the memory in use,
     in bytes, when the child was last started; with so much and `slack` more, a GPU counts as free. That
     works in a container that does not see the pids of others, too, and beside processes that are not ours.
-    `pids` are the child's: as long as NVML lists one of them, its memory is not free. A GPU without a
-    `before` is judged by `pids` alone; 0 asks for an empty GPU, as after an earlier supervisor's orphans.
+    A GPU without a `before` is free; 0 asks for an empty GPU, as after an earlier supervisor's orphans.
     """
-    ours = set(pids)
     for gpu in gpus:
         reading = readings.get(gpu)
-        if reading is None or reading.at < since or ours.intersection(reading.pids or ()):
+        if reading is None or reading.at < since:
             return False
         if reading.memory_used is not None and gpu in before and reading.memory_used > before[gpu] + slack:
             return False

@@ -4,8 +4,6 @@ The formats are those of `vllm/logging_utils/formatter.py`, `vllm/utils/system_u
 to 0.31), uvicorn's `logging.py`, torch's `[rank0]: ` and Python's own.
 """
 
-from __future__ import annotations
-
 import json
 import re
 from dataclasses import dataclass, field
@@ -49,12 +47,10 @@ class Held:
 
     time: str
     level: str
-    fields: str
-    """The fields as JSON, with a comma before each."""
+    fields: str  # the fields as JSON, with a comma before each
     texts: list[str]
     state: State
-    head: str
-    """The prefix of vLLM, which is before each line of a message; "" where there was none."""
+    head: str  # the prefix of vLLM, which is before each line of a message; "" where there was none
     until: float
     truncated: int
     size: int = field(init=False)

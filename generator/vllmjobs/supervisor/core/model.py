@@ -1,7 +1,5 @@
 """The values that `step.py` takes and returns. Times are seconds of a monotonic clock."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -15,44 +13,28 @@ class Child:
     """One engine or balancer, with what the decisions about it need."""
 
     name: str
-    gpus: tuple[str, ...] = ()
-    """The child's GPUs, which no other child has; empty for the CPU."""
-    is_front: bool = False
-    """True if it is the balancer in front of the others: the last to be stopped; without it all ends."""
+    gpus: tuple[str, ...] = ()  # the child's GPUs, which no other child has; empty for the CPU
+    is_front: bool = False  # True if it is the balancer before the others: stopped last; without it all ends
 
 
 @dataclass(frozen=True)
 class Limits:
     """The limits in seconds, but for counts. The figures are those of docs/supervisor.md."""
 
-    load: float = 1800.0
-    """The time from a start to the first answer."""
-    hang: float = 120.0
-    """The time a ready engine may make no progress: the longest prefill counts no tokens until it ends."""
-    restarts: int = 3
-    """The number of unplanned restarts in `window`, after which a child is given up."""
-    restarts_never_ready: int = 2
-    """The same number for a child that was never ready."""
-    window: float = 600.0
-    """The time over which failures are counted."""
-    backoff: float = 1.0
-    """The pause before the first restart; doubled each time, a quarter more at random."""
-    backoff_most: float = 60.0
-    """The longest pause before a restart, without the random part."""
-    steady: float = 300.0
-    """The time a child must be ready before the backoff begins again."""
-    leave: float = 0.0
-    """The time from unready to the drain: what a balancer needs to notice."""
-    drain: float = 15.0
-    """The time for the answers on their way."""
-    drain_condemned: float = 5.0
-    """The time for the answers on their way, on a GPU that is condemned."""
-    term: float = 10.0
-    """The time from SIGTERM to SIGKILL."""
-    gone: float = 5.0
-    """The time from SIGKILL until nothing is left: what takes longer hangs in the kernel."""
-    vram: float = 60.0
-    """The time until the memory of a child's GPUs is free."""
+    load: float = 1800.0  # the time from a start to the first answer
+    hang: float = 120.0  # without progress when ready: the longest prefill counts no tokens before its end
+    restarts: int = 3  # the number of unplanned restarts in `window`, after which a child is given up
+    restarts_never_ready: int = 2  # the same number for a child that was never ready
+    window: float = 600.0  # the time over which failures are counted
+    backoff: float = 1.0  # the pause before the first restart; doubled each time, a quarter more at random
+    backoff_most: float = 60.0  # the longest pause before a restart, without the random part
+    steady: float = 300.0  # the time a child must be ready before the backoff begins again
+    leave: float = 0.0  # the time from unready to the drain: what a balancer needs to notice
+    drain: float = 15.0  # the time for the answers on their way
+    drain_condemned: float = 5.0  # the time for the answers on their way, on a GPU that is condemned
+    term: float = 10.0  # the time from SIGTERM to SIGKILL
+    gone: float = 5.0  # the time from SIGKILL until nothing is left: what takes longer hangs in the kernel
+    vram: float = 60.0  # the time until the memory of a child's GPUs is free
 
 
 @dataclass(frozen=True)
@@ -61,10 +43,8 @@ class SupervisorSpec:
 
     children: tuple[Child, ...]
     limits: Limits = Limits()
-    min_alive: int = 1
-    """The fewest engines that are not given up; with fewer all ends. All engines under tensor_parallel."""
-    seed: int = 0
-    """The seed of the random part of the backoff."""
+    min_alive: int = 1  # the fewest engines not given up; with fewer all ends. All under tensor_parallel
+    seed: int = 0  # the seed of the random part of the backoff
 
 
 # What makes the supervisor decide.
@@ -80,8 +60,7 @@ class Exited:
     """The child's own process ended; others of its tree may run on."""
 
     child: str
-    status: int
-    """Exit code, or the negative number of the signal."""
+    status: int  # exit code, or the negative number of the signal
 
 
 @dataclass(frozen=True)
@@ -96,12 +75,9 @@ class Probed:
     """The result of one probe of a running child."""
 
     child: str
-    serves: bool
-    """True if /health answered 200 and a completion of one token came."""
-    progress: bool
-    """True if it counted more tokens than at the last probe, answered a completion, or has nothing to do."""
-    unanswered: int | None = None
-    """The requests on their way; None where the engine does not tell."""
+    serves: bool  # True if /health answered 200 and a completion of one token came
+    progress: bool  # True if it counted more tokens, answered a completion, or has nothing to do
+    unanswered: int | None = None  # the requests on their way; None where the engine does not tell
 
 
 @dataclass(frozen=True)
@@ -190,8 +166,7 @@ class LogEvent:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
-Operation = Start | Clear | Terminate | Kill | Fence | Exit | LogEvent
-"""Each thing that the supervisor can do."""
+Operation = Start | Clear | Terminate | Kill | Fence | Exit | LogEvent  # what the supervisor can do
 
 Phase = Literal[
     "clearing",  # before each start, and after each end
@@ -213,32 +188,19 @@ class ChildState:
     """The state of one child."""
 
     phase: Phase = "clearing"
-    since: float = 0.0
-    """The time at which that phase began."""
-    due: float = 0.0
-    """The time at which it is started, while it waits; until which it drains, while it leaves."""
-    then: Literal["start", "end", "give_up"] = "start"
-    """The next thing to do with it when it is cleared."""
-    why: str = ""
-    """The reason for which it was ended or given up."""
-    is_planned: bool = False
-    """True if its end is one that was asked for, and no failure."""
-    failures: tuple[float, ...] = ()
-    """The times of its failures in the window."""
-    in_a_row: int = 0
-    """The number of failures since it was last steady."""
-    was_ready: bool = False
-    """True if it was ever ready."""
-    ready_at: float | None = None
-    """The time at which it got ready in its present life."""
-    progress_at: float = 0.0
-    """The time at which it last made progress."""
-    unanswered: int | None = None
-    """The requests on their way at the last probe."""
-    restarts: int = 0
-    """The number of starts after the first."""
-    starts: int = 0
-    """The number of starts."""
+    since: float = 0.0  # the time at which that phase began
+    due: float = 0.0  # the time at which it is started, while it waits; until which it drains, when it leaves
+    then: Literal["start", "end", "give_up"] = "start"  # the next thing to do with it when it is cleared
+    why: str = ""  # the reason for which it was ended or given up
+    is_planned: bool = False  # True if its end is one that was asked for, and no failure
+    failures: tuple[float, ...] = ()  # the times of its failures in the window
+    in_a_row: int = 0  # the number of failures since it was last steady
+    was_ready: bool = False  # True if it was ever ready
+    ready_at: float | None = None  # the time at which it got ready in its present life
+    progress_at: float = 0.0  # the time at which it last made progress
+    unanswered: int | None = None  # the requests on their way at the last probe
+    restarts: int = 0  # the number of starts after the first
+    starts: int = 0  # the number of starts
 
 
 @dataclass(frozen=True)
@@ -246,14 +208,10 @@ class State:
     """The state of everything that is supervised."""
 
     children: Mapping[str, ChildState]
-    asked: int = 0
-    """The number of times that a stop was asked for."""
-    code: int | None = None
-    """The exit code, set once all of it ends."""
-    is_over: bool = False
-    """True if everything has ended."""
-    condemned: Mapping[str, str] = field(default_factory=dict)
-    """The GPUs that nothing may run on any more, each with the reason."""
+    asked: int = 0  # the number of times that a stop was asked for
+    code: int | None = None  # the exit code, set once all of it ends
+    is_over: bool = False  # True if everything has ended
+    condemned: Mapping[str, str] = field(default_factory=dict)  # why nothing may run on a GPU any more
 
     @property
     def is_stopping(self) -> bool:

@@ -1,7 +1,5 @@
 """An engine's progress, from what two probes observed."""
 
-from __future__ import annotations
-
 import math
 import re
 from contextlib import suppress
@@ -13,24 +11,15 @@ from typing import Literal, NamedTuple
 class Sample:
     """The result of one probe of an engine, and what the next one has to know."""
 
-    health: int | None = None
-    """The status of /health; None without an answer."""
-    tokens: float | None = None
-    """The tokens of prompts and of answers, and the answered requests, in one sum; None if not told."""
-    unanswered: int | None = None
-    """The requests that run or wait; None if not told."""
-    completion: Literal["answered", "refused", "silent"] | None = None
-    """The outcome of a completion; None when none was asked for."""
-    reason: str = ""
-    """The reason for which it does not serve, in a few words."""
-    has_served: bool = False
-    """True if it ever answered a completion in its present life."""
-    proved_at: float = 0.0
-    """The time at which it last made progress, on the loop's clock."""
-    model: str | None = None
-    """The model's name in requests."""
-    path: str | None = None
-    """The path on which the engine answers with a token."""
+    health: int | None = None  # the status of /health; None without an answer
+    tokens: float | None = None  # of prompts and answers, and answered requests, in one sum; None if not told
+    unanswered: int | None = None  # the requests that run or wait; None if not told
+    completion: Literal["answered", "refused", "silent"] | None = None  # None when none was asked for
+    reason: str = ""  # the reason for which it does not serve, in a few words
+    has_served: bool = False  # True if it ever answered a completion in its present life
+    proved_at: float = 0.0  # the time at which it last made progress, on the loop's clock
+    model: str | None = None  # the model's name in requests
+    path: str | None = None  # the path on which the engine answers with a token
 
 
 class Load(NamedTuple):

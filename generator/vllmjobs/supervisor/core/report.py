@@ -1,8 +1,6 @@
 """The answers of the admin port, from the state: /live, /ready, /health and /metrics."""
 
-from __future__ import annotations
-
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -10,8 +8,7 @@ from vllmjobs import __version__
 from vllmjobs.supervisor.core.model import Child, ChildState, LogEvent, Operation, State, SupervisorSpec
 from vllmjobs.supervisor.core.step import is_ready
 
-Answer = tuple[int, dict[str, Any]]
-"""An HTTP status and what is sent as JSON."""
+Answer = tuple[int, dict[str, Any]]  # an HTTP status and what is sent as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,18 +24,12 @@ class GpuStatus:
 class Runtime:
     """The facts about the running supervisor that are not in the state of its decisions."""
 
-    started_at: float
-    """The time at which the supervisor started, on its monotonic clock."""
-    rss_bytes: int | None = None
-    """The resident memory of the supervisor itself."""
-    pids: Mapping[str, int] = field(default_factory=dict)
-    """The process of each child that runs."""
-    gpus: Mapping[str, GpuStatus] | None = None
-    """The GPUs by name; None when nothing is known of any: without a driver, or on a CPU."""
-    progress: Mapping[str, str] = field(default_factory=dict)
-    """The last progress bar of each child that loads."""
-    awaited: Collection[str] = ()
-    """The children that were asked to end, where what is to come after them has not begun."""
+    started_at: float  # the time at which the supervisor started, on its monotonic clock
+    rss_bytes: int | None = None  # the resident memory of the supervisor itself
+    pids: Mapping[str, int] = field(default_factory=dict)  # the process of each child that runs
+    gpus: Mapping[str, GpuStatus] | None = None  # None when nothing is known: without a driver, or on a CPU
+    progress: Mapping[str, str] = field(default_factory=dict)  # the last progress bar of each loading child
+    awaited: Collection[str] = ()  # the children asked to end, where what comes after has not begun
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,14 +37,10 @@ class Counters:
     """The counters, and the last measured times; `counted` keeps those that follow from events."""
 
     failures: Mapping[str, int] = field(default_factory=dict)
-    load_seconds: Mapping[str, float] = field(default_factory=dict)
-    """The load time of each child's last start."""
-    drain_seconds: Mapping[str, float] = field(default_factory=dict)
-    """The drain time of each child's last stop."""
-    dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)
-    """The lines that were not passed on, by child and stream ("stdout" or "stderr")."""
-    reaped: int = 0
-    """The orphans that were reaped."""
+    load_seconds: Mapping[str, float] = field(default_factory=dict)  # of each child's last start
+    drain_seconds: Mapping[str, float] = field(default_factory=dict)  # of each child's last stop
+    dropped: Mapping[tuple[str, str], int] = field(default_factory=dict)  # by child and "stdout" or "stderr"
+    reaped: int = 0  # the orphans that were reaped
 
 
 def counted(counters: Counters, operations: Iterable[Operation]) -> Counters:
@@ -160,83 +147,71 @@ def _shown(child: Child, state: State, runtime: Runtime, window: float, now: flo
     }
 
 
+PREFIX = "vllmjobs_supervisor_"
+METRICS = {  # the type and the help of each metric, in the order of the page
+    "info": ("gauge", "Which version this is."),
+    "uptime_seconds": ("gauge", "Since the supervisor started."),
+    "ready": ("gauge", "Whether a balancer may send requests here."),
+    "instance_ready": ("gauge", "Whether an instance may be sent requests."),
+    "instance_restarts_total": ("counter", "Starts after the first."),
+    "instance_failures_total": ("counter", "Ends that nobody asked for, exit code 0 included."),
+    "instance_given_up": ("gauge", "Whether an instance is not started any more."),
+    "load_seconds": ("gauge", "From the last start to the first answer."),
+    "drain_seconds": ("gauge", "Of the last drain."),
+    "gpu_healthy": ("gauge", "Whether a GPU works."),
+    "gpu_memory_used_bytes": ("gauge", "Of all that run on a GPU."),
+    "gpu_memory_total_bytes": ("gauge", "What a GPU has."),
+    "log_lines_dropped_total": ("counter", "Lines that were too many, or that nobody took."),
+    "zombies_reaped_total": ("counter", "Orphans of the children."),
+    "resident_memory_bytes": ("gauge", "Of the supervisor itself."),
+}
+_Samples = list[tuple[dict[str, str], float | None]]
+
+
 def metrics(spec: SupervisorSpec, state: State, runtime: Runtime, counters: Counters, now: float) -> str:
     """Return a page of Prometheus' text format 0.0.4; unknown values are left out."""
-    return "".join(
-        f"# HELP {_PREFIX}{name} {_escaped(about)}\n# TYPE {_PREFIX}{name} {kind}\n"
-        + "".join(f"{_PREFIX}{name}{_labels(labels)} {float(value)!r}\n" for labels, value in samples)
-        for name, kind, about, samples in _families(spec, state, runtime, counters, now)
-        if samples
-    )
+    samples = _samples(spec, state, runtime, counters, now)
+    page = ""
+    for name, (kind, about) in METRICS.items():
+        if known := [(labels, value) for labels, value in samples[name] if value is not None]:
+            page += f"# HELP {PREFIX}{name} {about}\n# TYPE {PREFIX}{name} {kind}\n"
+            page += "".join(f"{PREFIX}{name}{_labels(labels)} {float(value)!r}\n" for labels, value in known)
+    return page
 
 
-_PREFIX = "vllmjobs_supervisor_"
-_Samples = list[tuple[dict[str, str], float]]
-_Family = tuple[str, str, str, _Samples]
-
-
-def _families(
+def _samples(
     spec: SupervisorSpec, state: State, runtime: Runtime, counters: Counters, now: float
-) -> Iterator[_Family]:
-    """Yield each metric with its name, type, help and samples."""
+) -> dict[str, _Samples]:
+    """Return the values of each metric, by their labels."""
     ones = {child.name: state.children[child.name] for child in spec.children}
     gpus = sorted((runtime.gpus or {}).items())
 
     def of_each(values: Mapping[str, float]) -> _Samples:
         return [({"instance": name}, values[name]) for name in ones if name in values]
 
-    def of_gpus(values: Mapping[str, float | None]) -> _Samples:
-        return [({"gpu": name}, value) for name, value in values.items() if value is not None]
-
-    yield "info", "gauge", "Which version this is.", [({"version": __version__}, 1)]
-    yield "uptime_seconds", "gauge", "Since the supervisor started.", [({}, now - runtime.started_at)]
-    yield "ready", "gauge", "Whether a balancer may send requests here.", [({}, is_ready(spec, state))]
-    yield (
-        "instance_ready", "gauge", "Whether an instance may be sent requests.",
-        of_each({name: _is_up(state, name) for name in ones}),
-    )  # fmt: skip
-    yield (
-        "instance_restarts_total", "counter", "Starts after the first.",
-        of_each({name: one.restarts for name, one in ones.items()}),
-    )  # fmt: skip
-    yield (
-        "instance_failures_total", "counter", "Ends that nobody asked for, exit code 0 included.",
-        of_each({name: counters.failures.get(name, 0) for name in ones}),
-    )  # fmt: skip
-    yield (
-        "instance_given_up", "gauge", "Whether an instance is not started any more.",
-        of_each({name: one.phase == "given_up" for name, one in ones.items()}),
-    )  # fmt: skip
-    yield "load_seconds", "gauge", "From the last start to the first answer.", of_each(counters.load_seconds)
-    yield "drain_seconds", "gauge", "Of the last drain.", of_each(counters.drain_seconds)
-    yield (
-        "gpu_healthy",
-        "gauge",
-        "Whether a GPU works.",
-        of_gpus({name: gpu.is_healthy for name, gpu in gpus}),
-    )
-    yield (
-        "gpu_memory_used_bytes", "gauge", "Of all that run on a GPU.",
-        of_gpus({name: gpu.used_bytes for name, gpu in gpus}),
-    )  # fmt: skip
-    yield (
-        "gpu_memory_total_bytes", "gauge", "What a GPU has.",
-        of_gpus({name: gpu.total_bytes for name, gpu in gpus}),
-    )  # fmt: skip
-    yield (
-        "log_lines_dropped_total", "counter", "Lines that were too many, or that nobody took.",
-        [({"instance": name, "stream": stream}, n) for (name, stream), n in sorted(counters.dropped.items())],
-    )  # fmt: skip
-    yield "zombies_reaped_total", "counter", "Orphans of the children.", [({}, counters.reaped)]
-    if runtime.rss_bytes is not None:
-        yield "resident_memory_bytes", "gauge", "Of the supervisor itself.", [({}, runtime.rss_bytes)]
+    return {
+        "info": [({"version": __version__}, 1)],
+        "uptime_seconds": [({}, now - runtime.started_at)],
+        "ready": [({}, is_ready(spec, state))],
+        "instance_ready": of_each({name: _is_up(state, name) for name in ones}),
+        "instance_restarts_total": of_each({name: one.restarts for name, one in ones.items()}),
+        "instance_failures_total": of_each({name: counters.failures.get(name, 0) for name in ones}),
+        "instance_given_up": of_each({name: one.phase == "given_up" for name, one in ones.items()}),
+        "load_seconds": of_each(counters.load_seconds),
+        "drain_seconds": of_each(counters.drain_seconds),
+        "gpu_healthy": [({"gpu": name}, gpu.is_healthy) for name, gpu in gpus],
+        "gpu_memory_used_bytes": [({"gpu": name}, gpu.used_bytes) for name, gpu in gpus],
+        "gpu_memory_total_bytes": [({"gpu": name}, gpu.total_bytes) for name, gpu in gpus],
+        "log_lines_dropped_total": [
+            ({"instance": name, "stream": stream}, count)
+            for (name, stream), count in sorted(counters.dropped.items())
+        ],
+        "zombies_reaped_total": [({}, counters.reaped)],
+        "resident_memory_bytes": [({}, runtime.rss_bytes)],
+    }
 
 
 def _labels(labels: Mapping[str, str]) -> str:
-    pairs = (f'{name}="{_escaped(value, quote=True)}"' for name, value in labels.items())
+    escaped = str.maketrans({"\\": "\\\\", "\n": "\\n", '"': '\\"'})
+    pairs = (f'{name}="{value.translate(escaped)}"' for name, value in labels.items())
     return f"{{{','.join(pairs)}}}" if labels else ""
-
-
-def _escaped(text: str, quote: bool = False) -> str:
-    text = text.replace("\\", "\\\\").replace("\n", "\\n")
-    return text.replace('"', '\\"') if quote else text

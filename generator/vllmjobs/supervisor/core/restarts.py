@@ -1,13 +1,10 @@
 """The rules for whether and when a child that failed is started again."""
 
-from __future__ import annotations
-
 import zlib
 
 from vllmjobs.supervisor.core.model import ChildState, LogEvent, SupervisorSpec
 
-JITTER = 0.25
-"""The largest random part of a pause."""
+JITTER = 0.25  # the largest random part of a pause
 
 
 def failed(

@@ -4,35 +4,17 @@ It never starts an engine where another may still run, keeps to the budget of re
 a stop was asked for: `tests/unit/supervisor/core/test_step.py` drives it through random orders of triggers.
 """
 
-from __future__ import annotations
-
 from dataclasses import replace
 
+from vllmjobs.supervisor.core import model
 from vllmjobs.supervisor.core.model import (
-    GAVE_UP,
-    GPU_FATAL,
-    OVER,
-    Added,
     Child,
     ChildState,
-    Clear,
-    Cleared,
-    Condemned,
-    Exit,
-    Exited,
-    Fence,
-    Kill,
     Limits,
     LogEvent,
     Operation,
-    Probed,
-    RemoveAsked,
-    Start,
     State,
-    StopAsked,
     SupervisorSpec,
-    Terminate,
-    Trigger,
 )
 from vllmjobs.supervisor.core.restarts import failed
 
@@ -40,14 +22,13 @@ from vllmjobs.supervisor.core.restarts import failed
 def begin(spec: SupervisorSpec, now: float) -> tuple[State, list[Operation]]:
     """Return the first state and operations: whatever an earlier supervisor has left is cleared away."""
     children = {child.name: ChildState(since=now) for child in spec.children}
-    return State(children), [Clear(child.name) for child in spec.children]
+    return State(children), [model.Clear(child.name) for child in spec.children]
 
 
-def step(spec: SupervisorSpec, state: State, trigger: Trigger, now: float) -> tuple[State, list[Operation]]:
-    """Return the state after a trigger, and what is to be done. Total: no trigger is out of place.
-
-    A child that the spec does not name any more is forgotten.
-    """
+def step(
+    spec: SupervisorSpec, state: State, trigger: model.Trigger, now: float
+) -> tuple[State, list[Operation]]:
+    """Return the state after any trigger, and what is to be done. Children not in the spec are forgotten."""
     if state.is_over:
         return state, []
     turn = _Turn(spec, state, now)
@@ -97,28 +78,28 @@ class _Turn:
         self.state = replace(state, children={name: state.children[name] for name in names})
         self.operations: list[Operation] = []
 
-    def take(self, trigger: Trigger) -> None:
+    def take(self, trigger: model.Trigger) -> None:
         """Change the state by what happened."""
         if getattr(trigger, "child", None) not in (None, *self.state.children):
             return
         match trigger:
-            case Exited(name, status):
+            case model.Exited(name, status):
                 self._exited(name, status)
-            case Cleared(name):
+            case model.Cleared(name):
                 if self._at(name).phase == "clearing":
                     self._cleared(name)
-            case Probed():
+            case model.Probed():
                 self._probed(trigger)
-            case StopAsked():
+            case model.StopAsked():
                 self._stop_asked()
-            case RemoveAsked(name):
+            case model.RemoveAsked(name):
                 fronts = {child.name for child in self.spec.children if child.is_front}
                 if not self.state.is_stopping and name not in fronts:
                     self._end(name, "that was asked for", self.limits.drain)
-            case Added(names):
+            case model.Added(names):
                 for name in names:
                     self._added(name)
-            case Condemned(gpu, reason):
+            case model.Condemned(gpu, reason):
                 self._condemned(gpu, reason)
 
     def go_on(self) -> None:
@@ -133,13 +114,13 @@ class _Turn:
         given_up = {child for child in self.spec.children if self._at(child.name).phase == "given_up"}
         alive = sum(not child.is_front for child in {*self.spec.children} - given_up)
         if alive < max(1, self.spec.min_alive) or any(child.is_front for child in given_up):
-            self._stop(GAVE_UP)
+            self._stop(model.GAVE_UP)
         if self.state.is_stopping:
             self._stop_fronts()
         code = self.state.code
-        if code is not None and all(one.phase in OVER for one in self.state.children.values()):
+        if code is not None and all(one.phase in model.OVER for one in self.state.children.values()):
             self.state = replace(self.state, is_over=True)
-            self.operations.append(Exit(code))
+            self.operations.append(model.Exit(code))
 
     def _late(self, child: Child, one: ChildState) -> None:
         match one.phase:
@@ -148,7 +129,7 @@ class _Turn:
                     child.name, phase="starting", since=self.now, starts=one.starts + 1,
                     restarts=one.restarts + bool(one.starts), ready_at=None, is_planned=False, why="",
                 )  # fmt: skip
-                self.operations.append(Start(child.name))
+                self.operations.append(model.Start(child.name))
             case "starting":
                 self._kill(child.name, f"not ready after {self.limits.load:g} s")
             case "ready":
@@ -169,7 +150,7 @@ class _Turn:
 
     def _exited(self, name: str, status: int) -> None:
         one = self._at(name)
-        if one.phase not in ("starting", "ready", "leaving", "terminating", "killing"):
+        if one.phase not in model.RUNNING:
             return
         why = one.why or _ended(status)
         changes = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
@@ -188,7 +169,7 @@ class _Turn:
             changes |= more
             self.operations += events
         self._set(name, **changes)
-        self.operations.append(Clear(name))
+        self.operations.append(model.Clear(name))
 
     def _cleared(self, name: str) -> None:
         one = self._at(name)
@@ -197,7 +178,7 @@ class _Turn:
         else:
             self._over(name, "given_up" if one.then == "give_up" else "ended", one.why)
 
-    def _probed(self, result: Probed) -> None:
+    def _probed(self, result: model.Probed) -> None:
         one = self._at(result.child)
         if one.phase not in ("starting", "ready", "leaving"):
             return
@@ -248,7 +229,7 @@ class _Turn:
                 self._terminate(name)
             case "ready":
                 self._leave(name, why, drain, is_planned=True, then="end")
-            case _ if one.phase not in OVER and one.then == "start":
+            case _ if one.phase not in model.OVER and one.then == "start":
                 self._set(name, then="end")
 
     def _added(self, name: str) -> None:
@@ -261,13 +242,13 @@ class _Turn:
         if broken or self.state.is_stopping:
             self._over(name, "given_up" if broken else "ended", "; ".join(broken))
         else:
-            self.operations.append(Clear(name))
+            self.operations.append(model.Clear(name))
 
     def _stop_fronts(self) -> None:
         """Stop the balancers, once nothing is left behind them."""
         fronts = {child.name for child in self.spec.children if child.is_front}
         others = [one for name, one in self.state.children.items() if name not in fronts]
-        if all(one.phase in OVER for one in others):
+        if all(one.phase in model.OVER for one in others):
             for name in fronts:
                 if self._at(name).phase in ("starting", "ready"):
                     self._set(name, is_planned=True, why="it was stopped")
@@ -275,7 +256,7 @@ class _Turn:
 
     def _condemned(self, gpu: str, reason: str) -> None:
         self._log("gpu_condemned", None, "ERROR", gpu=gpu, reason=reason)
-        self.operations.append(Fence(gpu, reason))
+        self.operations.append(model.Fence(gpu, reason))
         self.state = replace(self.state, condemned={**self.state.condemned, gpu: reason})
         why = f"GPU {gpu}: {reason}"
         on_it = [child.name for child in self.spec.children if gpu in child.gpus]
@@ -284,7 +265,7 @@ class _Turn:
             for child in self.spec.children
         )
         if on_it and left < max(1, self.spec.min_alive):
-            self._stop(GPU_FATAL, self.limits.drain_condemned)
+            self._stop(model.GPU_FATAL, self.limits.drain_condemned)
             return
         for name in on_it:
             one = self._at(name)
@@ -298,7 +279,7 @@ class _Turn:
                     self._terminate(name)
                 case "ready" | "leaving":
                     self._leave(name, why, self.limits.drain_condemned, is_planned=True, then="give_up")
-                case _ if one.phase not in OVER:
+                case _ if one.phase not in model.OVER:
                     self._set(name, then="give_up", why=why)
 
     def _leave(self, name: str, why: str, drain: float, **changes: object) -> None:
@@ -318,12 +299,12 @@ class _Turn:
                 drain_seconds=round(self.now - one.since, 3), unanswered=one.unanswered,
             )  # fmt: skip
         self._set(name, phase="terminating", since=self.now)
-        self.operations.append(Terminate(name))
+        self.operations.append(model.Terminate(name))
 
     def _kill(self, name: str, why: str) -> None:
         self._log("instance_killed", name, "ERROR", reason=why or "it did not end on SIGTERM")
         self._set(name, phase="killing", since=self.now, why=why)
-        self.operations.append(Kill(name))
+        self.operations.append(model.Kill(name))
 
     def _over(self, name: str, phase: str, why: str) -> None:
         self._set(name, phase=phase, since=self.now, why=why)

@@ -4,8 +4,6 @@ NVML may hang with a GPU that hangs. `vllmjobs gpus` waits for it; the superviso
 own, `watch.py`.
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from ctypes import c_void_p, cast
@@ -23,8 +21,7 @@ NO_DRIVER = {
     ),
 }
 """NVML's errors on a machine without a driver."""
-UPDATED = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH
-"""NVML's error after an update of the driver, which cannot be asked before a reboot."""
+UPDATED = pynvml.NVML_ERROR_LIB_RM_VERSION_MISMATCH  # after an update; not to be asked before a reboot
 ALL_INSTANCES = 0xFFFFFFFF  # of an XID that all MIG instances have
 NO_GPU = "the NVIDIA driver is loaded, but finds no GPU"
 # NVML's errors that tell of the GPU itself: not of the driver, the permissions or the question.
@@ -44,8 +41,7 @@ class DriverError(Exception):
 
     def __init__(self, error: Any) -> None:
         super().__init__(str(error))
-        self.code: int = error.value
-        """NVML's nvmlReturn_t."""
+        self.code: int = error.value  # NVML's nvmlReturn_t
 
 
 def load() -> None:
@@ -91,15 +87,11 @@ def fault(gpu: str, error: Any) -> Fault:
 class Device:
     """A GPU or a MIG instance that is asked for one value after another."""
 
-    gpu: str
-    """The name by which it was asked for, or its uuid."""
+    gpu: str  # the name by which it was asked for, or its uuid
     handle: Any
-    parent: Any
-    """The handle of its GPU, which has the health of both; the GPU's own handle for a whole GPU."""
-    instance: int | None = None
-    """The GPU instance that a MIG instance is part of."""
-    error: Any = None
-    """The error that shows what is wrong with the GPU, since this was last None."""
+    parent: Any  # the handle of its GPU, which has the health of both; the GPU's own handle for a whole GPU
+    instance: int | None = None  # the GPU instance that a MIG instance is part of
+    error: Any = None  # the error that shows what is wrong with the GPU, since this was last None
 
     def ask(self, call: str, *arguments: object, of: Any = None) -> Any:
         """Call NVML with the handle, or with the one of another device; None where there is no value."""
@@ -125,13 +117,13 @@ class Device:
         mode = self.ask("nvmlDeviceGetMigMode")  # now, and after the next reset
         return mode and ("on" if mode[0] == pynvml.NVML_DEVICE_MIG_ENABLE else "off")
 
-    def mig_instances(self) -> list[Device]:
+    def mig_instances(self) -> list["Device"]:
         """Return the MIG instances of a GPU, named by their uuids."""
         places = range(self.ask("nvmlDeviceGetMaxMigDeviceCount") or 0)
         handles = [self.ask("nvmlDeviceGetMigDeviceHandleByIndex", place) for place in places]
         return [Device(self.gpu, handle, self.handle).named() for handle in handles if handle]
 
-    def named(self) -> Device:
+    def named(self) -> "Device":
         """Name it by its uuid, and find the GPU of a MIG instance; return the device itself."""
         self.gpu = self.uuid or self.gpu
         if self.gpu.startswith("MIG-"):
@@ -155,13 +147,11 @@ class Device:
         return (memory.used, memory.total) if memory else (None, None)
 
     def processes(self, *kinds: str) -> dict[int, int | None] | None:
-        """Return the bytes in use by pid, for kinds such as Compute; None where no kind is answered.
-
-        One process may be listed twice, for compute and for graphics.
-        """
+        """Return the bytes in use by pid, for kinds such as Compute; None where no kind is answered."""
         answers = [self.ask(f"nvmlDeviceGet{kind}RunningProcesses") for kind in kinds]
         if all(answer is None for answer in answers):
             return None
+        # One process may be listed twice, for compute and for graphics.
         return {process.pid: process.usedGpuMemory for answer in answers for process in answer or ()}
 
     def read(self) -> GpuReading:
@@ -181,7 +171,6 @@ class Device:
         reasons = self.ask("nvmlDeviceGetCurrentClocksEventReasons", of=self.parent)
         if reasons is None:  # before driver 535
             reasons = self.ask("nvmlDeviceGetCurrentClocksThrottleReasons", of=self.parent)
-        processes = self.processes("Compute", "MPSCompute")
         return GpuReading(
             gpu=self.gpu,
             index=self.ask("nvmlDeviceGetIndex", of=self.parent),
@@ -195,7 +184,6 @@ class Device:
             corrected_ecc=corrected,
             uncorrected_ecc=uncorrected,
             clocks_reasons=reasons,
-            pids=None if processes is None else tuple(sorted(processes)),
         )
 
 
@@ -215,8 +203,7 @@ class Xids:
     """The XIDs of some GPUs, as the driver reports them."""
 
     def __init__(self, devices: Sequence[Device]) -> None:
-        self.faults: list[Fault] = []
-        """The GPUs that could not be registered."""
+        self.faults: list[Fault] = []  # the GPUs that could not be registered
         self._devices = devices
         self._events = self._register()
 
@@ -255,7 +242,6 @@ class Xids:
         return events if is_registered else None
 
     def _xids(self, event: Any) -> Iterator[Xid]:
-        """Yield the XID of each device that an event is of."""
         if event.eventType != pynvml.nvmlEventTypeXidCriticalError:
             return
         for device in self._devices:

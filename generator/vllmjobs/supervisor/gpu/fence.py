@@ -19,8 +19,6 @@ allows that (client/meta_endpoint.go of Nomad 1.11):
 Nomad's servers hear of it some 5 s later (nodeUpdateRetryIntv in client/client.go).
 """
 
-from __future__ import annotations
-
 import asyncio
 import json
 import time
@@ -69,7 +67,6 @@ def add(value: str, gpu: str, reason: str, at: float) -> str:
 
 
 async def _ask(address: Address, method: str, body: Json | None = None) -> dict[str, Any]:
-    """Read or change the node's metadata."""
     response = await request(address, method, METADATA, body)
     if response.status != 200:
         text = response.body.decode(errors="replace").strip()

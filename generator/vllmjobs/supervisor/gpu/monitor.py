@@ -1,15 +1,12 @@
 """The monitor of the children's GPUs: the process that reads NVML, its events, and whether memory is free."""
 
-from __future__ import annotations
-
 import asyncio
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 
-from vllmjobs.supervisor.core.gpu_events import GpuEvent, Hung, Xid
-from vllmjobs.supervisor.core.gpu_reader import GpuReader
+from vllmjobs.supervisor.core.gpu_events import GpuEvent, GpuReader, Hung, Xid
 from vllmjobs.supervisor.core.gpu_verdicts import History, health, is_free, judge
 from vllmjobs.supervisor.core.model import Child, Condemned, LogEvent
 from vllmjobs.supervisor.core.report import GpuStatus
@@ -102,7 +99,7 @@ class GpuMonitor:
         """
         if not self._wanted or self._reader.is_over:
             return True
-        uuids = [uuid for name in gpus if (uuid := self._uuid(name))]
+        uuids = [uuid for uuid in self._reader.readings if self._name(uuid) in gpus]
         if before is None:
             before = dict.fromkeys(uuids, 0)
         return len(uuids) == len(gpus) and is_free(self._reader.readings, uuids, since, before)
@@ -178,9 +175,6 @@ class GpuMonitor:
             for pipe in self._pipes:
                 os.close(pipe)
             self._pipes = ()
-
-    def _uuid(self, name: str) -> str | None:
-        return next((uuid for uuid in self._reader.readings if self._name(uuid) == name), None)
 
     def _name(self, uuid: str) -> str:
         """Return what the children call a GPU: its UUID, or its index."""

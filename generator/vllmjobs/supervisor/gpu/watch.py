@@ -9,8 +9,6 @@ Without arguments it watches every GPU, or its MIG instances. A byte on stdin as
 leaves when stdin ends or its parent is another, and on SIGTERM.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import signal
@@ -18,21 +16,11 @@ import sys
 import time
 
 from vllmjobs.supervisor.core.gpu_events import Lost, NoAccess, NoDriver, Written, as_line
-from vllmjobs.supervisor.gpu.device import (
-    NO_DRIVER,
-    NO_GPU,
-    UPDATED,
-    Device,
-    DriverError,
-    Xids,
-    count,
-    load,
-    open_device,
-)
+from vllmjobs.supervisor.gpu import device as nvml
+from vllmjobs.supervisor.gpu.device import NO_DRIVER, NO_GPU, UPDATED, Device, DriverError, Xids
 
 INTERVAL = 5.0
-SLICE = 0.5
-"""The seconds, at most, until a byte or the end of stdin is noticed."""
+SLICE = 0.5  # the seconds, at most, until a byte or the end of stdin is noticed
 
 
 def main(gpus: list[str]) -> int:
@@ -44,7 +32,7 @@ def main(gpus: list[str]) -> int:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the supervisor
     parent = os.getppid()
     try:
-        load()
+        nvml.load()
         return _watch(gpus, parent)
     except DriverError as error:
         if error.code == UPDATED or error.code in NO_DRIVER:
@@ -55,13 +43,13 @@ def main(gpus: list[str]) -> int:
 
 
 def _watch(gpus: list[str], parent: int) -> int:
-    wanted = gpus or [str(index) for index in range(count())]
+    wanted = gpus or [str(index) for index in range(nvml.count())]
     if not wanted:
         _write(NoDriver(NO_GPU))
         return 0
     devices: list[Device] = []
     for gpu in wanted:
-        device = open_device(gpu)
+        device = nvml.open_device(gpu)
         if not isinstance(device, Device):
             _write(device)
         else:

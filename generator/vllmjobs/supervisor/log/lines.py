@@ -10,8 +10,6 @@ line that is a JSON object itself keeps its fields. Empty lines outside a traceb
 progress bar only the last state is kept.
 """
 
-from __future__ import annotations
-
 import json
 import time
 from collections.abc import Mapping
@@ -30,20 +28,16 @@ quoted = json.encoder.encode_basestring  # in C, 0.2 µs; leaves UTF-8 readable
 class Rate(NamedTuple):
     """The lines of one stream that are let through; the others are dropped and counted."""
 
-    burst: int = 10_000
-    """The most lines at once."""
-    per_second: float = 2_000.0
-    """The lines a second in the long run; 0 for no limit."""
+    burst: int = 10_000  # the most lines at once
+    per_second: float = 2_000.0  # the lines a second in the long run; 0 for no limit
 
 
 USUAL = Rate()
 
 
-def event(
-    name: str, level: str, now_wall: float, instance: str | None, fields: Mapping[str, object]
-) -> bytes:
-    """Return one of the supervisor's own events as a JSON line; `now_wall` in Unix seconds. Never raises."""
-    record: dict[str, object] = {"time": timestamp(now_wall), "level": level, "event": name}
+def event(name: str, level: str, at: float, instance: str | None, fields: Mapping[str, object]) -> bytes:
+    """Return one of the supervisor's own events as a JSON line; `at` is in Unix seconds. Never raises."""
+    record: dict[str, object] = {"time": timestamp(at), "level": level, "event": name}
     if instance is not None:
         record["instance"] = instance
     record |= {key: value for key, value in fields.items() if key not in record}
@@ -54,9 +48,9 @@ def event(
     return text.encode("utf-8", "backslashreplace") + b"\n"
 
 
-def timestamp(now_wall: float) -> str:
+def timestamp(at: float) -> str:
     """Return a time as in RFC 3339, in UTC with milliseconds."""
-    seconds, ms = divmod(int(now_wall * 1000), 1000)
+    seconds, ms = divmod(int(at * 1000), 1000)
     return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{ms:03d}Z"
 
 
@@ -77,8 +71,7 @@ class Lines:
         prefix: str = "",
     ) -> None:
         """Take the lines of `stream` of `instance`; `prefix` is the child's VLLM_LOGGING_PREFIX."""
-        self.dropped = 0
-        """The number of lines above the limit, in all."""
+        self.dropped = 0  # the number of lines above the limit, in all
         self.offset = offset
         self._whose = f'"instance":{quoted(instance)},"stream":"{stream}","message":'
         self._instance, self._stream, self._limit = instance, stream, limit

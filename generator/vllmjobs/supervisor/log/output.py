@@ -6,8 +6,6 @@ each time with MSG_DONTWAIT, and a file on disk does not block. Only where the w
 pipe of another user, a FIFO without a reader at the start) is the flag set, and taken back by `close`.
 """
 
-from __future__ import annotations
-
 import os
 import select
 import socket
@@ -30,8 +28,7 @@ class Output:
 
     def __init__(self, fd: int = 1, loop: AbstractEventLoop | None = None, most: int = MOST) -> None:
         """Write to `fd`, which stays open; keep at most `most` bytes."""
-        self.dropped = 0
-        """The number of lines that were not written, in all."""
+        self.dropped = 0  # the number of lines that were not written, in all
         self.wants_write = False
         self._fd, self._loop, self._most = fd, loop, most
         self._socket: socket.socket | None = None
@@ -40,8 +37,7 @@ class Output:
         self._waiting = bytearray()
         self._is_torn = False
         self._unreported = 0
-        self._notice = 0
-        """The dropped lines that the record at the head of what waits counts, until it is written."""
+        self._notice = 0  # dropped lines that the record at the head of what waits counts, until it is out
 
     def write(self, lines: list[bytes]) -> None:
         r"""Take whole lines, each with its `\n`: written now, kept, or dropped and counted.
@@ -112,7 +108,6 @@ class Output:
             os.set_blocking(self._fd, False)
 
     def _push(self) -> None:
-        """Write as much as is taken."""
         while self._waiting:
             data = self._waiting[:AT_ONCE]
             try:

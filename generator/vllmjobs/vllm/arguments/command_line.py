@@ -13,17 +13,13 @@ from vllmjobs.vllm.arguments.values import check, folded, not_among, shown
 from vllmjobs.vllm.releases import VERSIONS
 
 # Where there is a plugin, it can bring a name of its own.
-PLUGINS = {
-    "tool_call_parser": "tool_parser_plugin",
-    "reasoning_parser": "reasoning_parser_plugin",
-}
+PLUGINS = {"tool_call_parser": "tool_parser_plugin", "reasoning_parser": "reasoning_parser_plugin"}
 
 
 class Reading(NamedTuple):
     """A command line as vLLM reads it."""
 
-    values: dict[str, Any]
-    """The values that were given, by vLLM's own names (`max_num_seqs`); JSON options as objects."""
+    values: dict[str, Any]  # by vLLM's own names (`max_num_seqs`); JSON options as objects
     mistakes: list[Mistake]
 
 
@@ -50,7 +46,8 @@ def read(table: Table, words: Sequence[str]) -> Reading:
     for option in taken.options:
         flag = option.flag
         if flag.dest == "model":
-            mistakes += _model_twice(taken.model)
+            if taken.model is not None:
+                mistakes.append(Mistake("model", "repeated", "is given by its place and by --model"))
             values["model_tag"] = option.words[0]
             continue
         if flag.dest in given and not flag.appended:
@@ -161,13 +158,8 @@ def _lora(word: str) -> dict[str, Any]:
 
 def _repeated(flag: Flag, first: Option, second: Option) -> Mistake:
     spellings = " and ".join(dict.fromkeys([first.spelling, second.spelling]))
-    return Mistake(
-        flag.name, "repeated", f"is given twice ({spellings}); vLLM keeps the last one: write it once"
-    )
-
-
-def _model_twice(model: str | None) -> list[Mistake]:
-    return [Mistake("model", "repeated", "is given by its place and by --model")] if model is not None else []
+    message = f"is given twice ({spellings}); vLLM keeps the last one: write it once"
+    return Mistake(flag.name, "repeated", message)
 
 
 def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:

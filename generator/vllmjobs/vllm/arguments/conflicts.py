@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
-from vllmjobs.vllm.arguments.given import Arguments, Rule, conflict
 from vllmjobs.vllm.arguments.option_conflicts import OPTION_RULES
-from vllmjobs.vllm.arguments.parser import Mistake
+from vllmjobs.vllm.arguments.parser import Arguments, Mistake, Rule, conflict
 from vllmjobs.vllm.arguments.tables import Table
 from vllmjobs.vllm.arguments.values import shown
 from vllmjobs.vllm.releases import is_version, precedes
@@ -20,6 +19,7 @@ BALANCING = {
     "data_parallel_hybrid_lb": "data-parallel-hybrid-lb",
 }
 FP8_SCALES = ("mm_encoder_fp8_scale_path", "mm_encoder_fp8_scale_save_path")
+SPECULATION = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
 DRAFTLESS = ("ngram", "ngram_gpu")
 DRAFTED = ("draft_model", "eagle", "eagle3", "medusa", "mlp_speculator")
 
@@ -30,20 +30,16 @@ def conflicts(table: Table, values: dict[str, Any]) -> list[Mistake]:
     return [mistake for rule in RULES for mistake in rule(arguments)]
 
 
-def tool_choice(given: Arguments) -> Iterator[Mistake]:
+def _bounded(value: object, bound: str, limit: object) -> str:
+    return f"is {value}, and must be {bound}, which is {limit}"
+
+
+def serve_args(given: Arguments) -> Iterator[Mistake]:
     """Check as validate_parsed_serve_args does, vllm/entrypoints/common/cli_args.py."""
     if given["enable_auto_tool_choice"] and not given["tool_call_parser"]:
         yield conflict("enable-auto-tool-choice", "needs tool-call-parser, such as hermes")
-
-
-def log_outputs(given: Arguments) -> Iterator[Mistake]:
-    """Check as validate_parsed_serve_args does, vllm/entrypoints/common/cli_args.py."""
     if given["enable_log_outputs"] and not given["enable_log_requests"]:
         yield conflict("enable-log-outputs", "needs enable-log-requests")
-
-
-def per_request_metrics(given: Arguments) -> Iterator[Mistake]:
-    """Check as validate_parsed_serve_args does, vllm/entrypoints/common/cli_args.py."""
     if given["enable_per_request_metrics"] and given["disable_log_stats"]:
         yield conflict("enable-per-request-metrics", "needs the statistics that disable-log-stats turns off")
     if (given["sse_keep_alive_interval"] or 0) < 0:
@@ -65,9 +61,7 @@ def batch(given: Arguments) -> Iterator[Mistake]:
     tokens, sequences = given.values.get("max_num_batched_tokens"), given.values.get("max_num_seqs")
     length = given.values.get("max_model_len")
     if tokens and sequences and tokens < sequences:
-        yield conflict(
-            "max-num-batched-tokens", f"is {tokens}, and must be at least max-num-seqs, which is {sequences}"
-        )
+        yield conflict("max-num-batched-tokens", _bounded(tokens, "at least max-num-seqs", sequences))
     if tokens and length and tokens < length and given.values.get("enable_chunked_prefill") is False:
         yield conflict(
             "max-num-batched-tokens",
@@ -75,22 +69,18 @@ def batch(given: Arguments) -> Iterator[Mistake]:
         )
     active = given.values.get("max_num_active_seqs")
     if active and sequences and active > sequences:
-        yield conflict(
-            "max-num-active-seqs", f"is {active}, and must be at most max-num-seqs, which is {sequences}"
-        )
+        yield conflict("max-num-active-seqs", _bounded(active, "at most max-num-seqs", sequences))
     partial, long = given["max_num_partial_prefills"], given["max_long_partial_prefills"]
     if partial and long and long > partial:
-        yield conflict(
-            "max-long-partial-prefills",
-            f"is {long}, and must be at most max-num-partial-prefills, which is {partial}",
-        )
+        message = _bounded(long, "at most max-num-partial-prefills", partial)
+        yield conflict("max-long-partial-prefills", message)
 
 
 def adapters(given: Arguments) -> Iterator[Mistake]:
     """Check as LoRAConfig._validate_lora_config does, vllm/config/lora.py; made only with enable-lora."""
     cpu, gpu = given["max_cpu_loras"], given["max_loras"]
     if given["enable_lora"] and cpu and gpu and cpu < gpu:
-        yield conflict("max-cpu-loras", f"is {cpu}, and must be at least max-loras, which is {gpu}")
+        yield conflict("max-cpu-loras", _bounded(cpu, "at least max-loras", gpu))
 
 
 def quantization(given: Arguments) -> Iterator[Mistake]:
@@ -127,13 +117,9 @@ def data_parallel(given: Arguments) -> Iterator[Mistake]:
     """Check as _validate_parallel_config and create_engine_config do, vllm/engine/arg_utils.py."""
     size, local, rank = (given[f"data_parallel_{part}"] for part in ("size", "size_local", "rank"))
     if local is not None and local > size:
-        yield conflict(
-            "data-parallel-size-local", f"is {local}, and must be at most data-parallel-size, which is {size}"
-        )
+        yield conflict("data-parallel-size-local", _bounded(local, "at most data-parallel-size", size))
     if rank is not None and not 0 <= rank < max(size, 1):
-        yield conflict(
-            "data-parallel-rank", f"is {rank}, and must be less than data-parallel-size, which is {size}"
-        )
+        yield conflict("data-parallel-rank", _bounded(rank, "less than data-parallel-size", size))
     if given["data_parallel_external_lb"] and size <= 1:
         yield conflict("data-parallel-external-lb", "needs data-parallel-size of 2 or more")
     elif given["data_parallel_external_lb"] and rank is None and (given["nnodes"] or 1) <= 1:
@@ -146,18 +132,15 @@ def multi_port(given: Arguments) -> Iterator[Mistake]:
     """Check as validate_multi_port_external_lb_args does, vllm/entrypoints/launchers/dp_supervisor.py."""
     if not given["data_parallel_multi_port_external_lb"]:
         return
-    flag, size, local = (
-        BALANCING["data_parallel_multi_port_external_lb"],
-        *(given[f"data_parallel_{part}"] for part in ("size", "size_local")),
-    )
+    flag = BALANCING["data_parallel_multi_port_external_lb"]
+    size, local = given["data_parallel_size"], given["data_parallel_size_local"]
     if size < 2:
         yield conflict(flag, "needs data-parallel-size of 2 or more")
     elif local is None or local < 2:
         yield conflict(flag, "needs data-parallel-size-local of 2 or more")
     elif size % local:
-        yield conflict(
-            "data-parallel-size", f"is {size}, and must be a multiple of data-parallel-size-local ({local})"
-        )
+        message = f"is {size}, and must be a multiple of data-parallel-size-local ({local})"
+        yield conflict("data-parallel-size", message)
     if given["api_server_count"] not in (None, 1):
         yield conflict("api-server-count", f"must be 1 with {flag}")
     if given["uds"] is not None:
@@ -196,9 +179,8 @@ def context_parallel(given: Arguments) -> Iterator[Mistake]:
     elif context == 1 and given["dcp_comm_backend"] == "a2a" and precedes(given.table.version, "0.32"):
         yield conflict("dcp-comm-backend", "needs decode-context-parallel-size of 2 or more for a2a")
     elif (given["prefill_context_parallel_size"] or 1) == 1 and tensor % context:
-        yield conflict(
-            "decode-context-parallel-size", f"is {context}, and must divide tensor-parallel-size ({tensor})"
-        )
+        message = f"is {context}, and must divide tensor-parallel-size ({tensor})"
+        yield conflict("decode-context-parallel-size", message)
 
 
 def nodes(given: Arguments) -> Iterator[Mistake]:
@@ -206,7 +188,7 @@ def nodes(given: Arguments) -> Iterator[Mistake]:
     count, rank = given["nnodes"] or 1, given["node_rank"] or 0
     backend = given["distributed_executor_backend"]
     if count > 1 and not 0 <= rank < count:
-        yield conflict("node-rank", f"is {rank}, and must be less than nnodes, which is {count}")
+        yield conflict("node-rank", _bounded(rank, "less than nnodes", count))
     if count > 1 and backend == "ray":
         yield conflict("nnodes", "above 1 cannot be used with distributed-executor-backend ray")
     elif count > 1 and backend != "mp" and precedes(given.table.version, "0.17"):
@@ -222,34 +204,24 @@ def nodes(given: Arguments) -> Iterator[Mistake]:
 def speculation(given: Arguments) -> Iterator[Mistake]:
     """Check as create_speculative_config (vllm/engine/arg_utils.py) and vllm/config/speculative.py do."""
     own = given.values.get("speculative_config") or {}
-    for dest, key in (
-        ("spec_method", "method"),
-        ("spec_model", "model"),
-        ("spec_tokens", "num_speculative_tokens"),
-    ):
+    for dest, key in SPECULATION.items():
         if given.values.get(dest) is not None and key in own:
             yield conflict(dest.replace("_", "-"), f"excludes speculative-config.{key}: write one of them")
     if own.get("tensor_parallel_size") is not None:
-        yield conflict(
-            "speculative-config.tensor_parallel_size", "is refused; write draft_tensor_parallel_size"
-        )
+        message = "is refused; write draft_tensor_parallel_size"
+        yield conflict("speculative-config.tensor_parallel_size", message)
     tokens = own.get("num_speculative_tokens", given.values.get("spec_tokens"))
     method = own.get("method", given.values.get("spec_method"))
     if method in DRAFTLESS and tokens is None:
-        yield Mistake(
-            "speculative-config.num_speculative_tokens", "missing-value", f"is needed with method {method}"
-        )
+        message = f"is needed with method {method}"
+        yield Mistake("speculative-config.num_speculative_tokens", "missing-value", message)
     if method in DRAFTED and own.get("model", given.values.get("spec_model")) is None:
-        yield Mistake(
-            "speculative-config.model",
-            "missing-value",
-            f"is needed with method {method}: the draft model's name",
-        )
+        message = f"is needed with method {method}: the draft model's name"
+        yield Mistake("speculative-config.model", "missing-value", message)
     least, most = own.get("prompt_lookup_min"), own.get("prompt_lookup_max")
     if least is not None and most is not None and least > most:
-        yield conflict(
-            "speculative-config.prompt_lookup_min", f"is {least}, more than prompt_lookup_max ({most})"
-        )
+        message = f"is {least}, more than prompt_lookup_max ({most})"
+        yield conflict("speculative-config.prompt_lookup_min", message)
 
 
 TWICE = [  # an option, and the JSON option and key that it excludes
@@ -274,16 +246,12 @@ def tracing(given: Arguments) -> Iterator[Mistake]:
         yield conflict("collect-detailed-traces", "needs otlp-traces-endpoint")
     release = given["show_hidden_metrics_for_version"]
     if release is not None and not is_version(release):
-        yield Mistake(
-            "show-hidden-metrics-for-version", "type", f"must be a release such as 0.32, not {shown(release)}"
-        )
+        message = f"must be a release such as 0.32, not {shown(release)}"
+        yield Mistake("show-hidden-metrics-for-version", "type", message)
     for family, bounds in (given["custom_histogram_buckets"] or {}).items():
         if not bounds or min(bounds) <= 0 or any(one >= next_ for one, next_ in pairwise(bounds)):
-            yield Mistake(
-                f"custom-histogram-buckets.{family}",
-                "range",
-                "must be numbers above 0, each more than the last",
-            )
+            message = "must be numbers above 0, each more than the last"
+            yield Mistake(f"custom-histogram-buckets.{family}", "range", message)
 
 
 def multimodal(given: Arguments) -> Iterator[Mistake]:
@@ -306,7 +274,6 @@ def mamba(given: Arguments) -> Iterator[Mistake]:
 
 
 RULES: list[Rule] = [
-    tool_choice, log_outputs, per_request_metrics, max_model_len, batch, adapters, quantization, headless,
-    balancing, data_parallel, multi_port, experts, context_parallel, nodes, speculation, given_twice,
-    tracing, multimodal, mamba, *OPTION_RULES,
+    serve_args, max_model_len, batch, adapters, quantization, headless, balancing, data_parallel, multi_port,
+    experts, context_parallel, nodes, speculation, given_twice, tracing, multimodal, mamba, *OPTION_RULES,
 ]  # fmt: skip

@@ -5,8 +5,7 @@ Each rule names its place in vLLM's source, as of 0.33.0.
 
 from collections.abc import Iterator
 
-from vllmjobs.vllm.arguments.given import Arguments, Rule, conflict
-from vllmjobs.vllm.arguments.parser import Mistake
+from vllmjobs.vllm.arguments.parser import Arguments, Mistake, Rule, conflict
 
 TORCH_ONLY = ("torch_profiler_activities", "torch_profiler_dir", "capture_torch_profiler")
 PROTON_DEFAULTS = {"proton_context": "shadow", "proton_data": "tree"}
@@ -25,9 +24,8 @@ def structured_outputs(given: Arguments) -> Iterator[Mistake]:
         message = "needs the backend xgrammar or guidance"
         yield conflict("structured-outputs-config.disable_any_whitespace", message)
     if options.get("disable_additional_properties") and backend != "guidance":
-        yield conflict(
-            "structured-outputs-config.disable_additional_properties", "needs the backend guidance"
-        )
+        flag = "structured-outputs-config.disable_additional_properties"
+        yield conflict(flag, "needs the backend guidance")
 
 
 def transfer(given: Arguments) -> Iterator[Mistake]:
@@ -72,9 +70,8 @@ def profiler(given: Arguments) -> Iterator[Mistake]:
         yield from (conflict(f"profiler-config.{key}", "needs profiler proton") for key in proton)
         return
     if not options.get("proton_profiler_dir"):
-        yield Mistake(
-            "profiler-config.proton_profiler_dir", "missing-value", "is needed with profiler proton"
-        )
+        message = "is needed with profiler proton"
+        yield Mistake("profiler-config.proton_profiler_dir", "missing-value", message)
     data = options.get("proton_data", "tree")
     wanted = PROTON_FORMATS.get(options.get("proton_output_format") or "", data)
     if options.get("proton_graph_attribution") and data != "tree":
@@ -106,10 +103,8 @@ def compilation(given: Arguments) -> Iterator[Mistake]:
             yield Mistake(flag, "choice", f'must be "all", "none", "+op" or "-op", not "{name}"')
     if {"all", "none"} <= set(names):
         yield conflict(flag, "cannot have both all and none")
-    both = sorted(
-        {name[1:] for name in names if name[0] == "+"} & {name[1:] for name in names if name[0] == "-"}
-    )
-    if both:
+    on, off = ({name[1:] for name in names if name[0] == sign} for sign in "+-")
+    if both := sorted(on & off):
         yield conflict(flag, f"turns {both[0]} on and off")
 
 

@@ -2,33 +2,47 @@
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Literal, NamedTuple
 
 from vllmjobs.vllm.arguments.tables import Flag, Table
 
 MistakeKind = Literal[
-    "unknown",
-    "abbreviation",
-    "type",
-    "choice",
-    "range",
-    "json",
-    "key",
-    "conflict",
-    "repeated",
+    "unknown", "abbreviation", "type", "choice", "range", "json", "key", "conflict", "repeated",
     "missing-value",
-]
+]  # fmt: skip
 
 
 class Mistake(NamedTuple):
     """A mistake in a command line: vLLM refuses it, or takes it otherwise than it was meant."""
 
-    flag: str
-    """The long name without dashes; inside a JSON option with the key: `speculative-config.method`."""
+    flag: str  # the long name without dashes; inside a JSON option with the key: `speculative-config.method`
     kind: MistakeKind
-    message: str
-    """A part of a sentence that follows `models.chat.args.FLAG: `."""
+    message: str  # a part of a sentence that follows `models.chat.args.FLAG: `
+
+
+Rule = Callable[["Arguments"], Iterator[Mistake]]
+
+
+class Arguments:
+    """The arguments of a command line as the rules about them see it: those given, over vLLM's defaults."""
+
+    def __init__(self, table: Table, values: dict[str, Any]) -> None:
+        self.table = table
+        self.values = values
+
+    def __getitem__(self, dest: str) -> Any:
+        flag = self.table.by_dest.get(dest)
+        return self.values.get(dest, flag.default if flag else None)
+
+    def key(self, dest: str, key: str) -> Any:
+        """Return a key of a JSON option; None where it was not given."""
+        return (self.values.get(dest) or {}).get(key)
+
+
+def conflict(flag: str, message: str) -> Mistake:
+    """Return arguments that are each right, and wrong together."""
+    return Mistake(flag, "conflict", message)
 
 
 class Option(NamedTuple):
@@ -36,10 +50,8 @@ class Option(NamedTuple):
 
     flag: Flag
     spelling: str
-    words: list[str]
-    """The values of the option, not yet read."""
-    merged: Any = None
-    """The object that dotted keys (`--x.y=1`) make; None for an option that was written whole."""
+    words: list[str]  # the values of the option, not yet read
+    merged: Any = None  # the object that dotted keys (`--x.y=1`) make; None for an option written whole
 
 
 class Split(NamedTuple):
@@ -125,7 +137,8 @@ def _take_dotted(
             mistakes.append(Mistake(word, "unknown", message))
             continue
         spelling, *keys = name.removesuffix("+").split(".")
-        path = ".".join([_canonical(table, spelling), *keys])
+        flag = table.by_name.get(spelling)
+        path = ".".join([flag.name if flag else spelling.lstrip("-"), *keys])
         if not equals:
             text = next(waiting, "-")
             if text.startswith("-") and not _NEGATIVE.fullmatch(text):  # vLLM would swallow the next option
@@ -137,11 +150,6 @@ def _take_dotted(
         elif not _merge(merged.setdefault(spelling, {}), keys, value):
             mistakes.append(Mistake(path, "repeated", "is given twice; vLLM keeps the last one"))
     return rest, merged
-
-
-def _canonical(table: Table, spelling: str) -> str:
-    flag = table.by_name.get(spelling)
-    return flag.name if flag else spelling.lstrip("-")
 
 
 def _dotted_value(table: Table, text: str) -> Any:
@@ -215,9 +223,8 @@ def _is_value(table: Table, word: str) -> bool:
         return True
     if word in table.by_name or word.partition("=")[0] in table.by_name:
         return False
-    return bool(_NEGATIVE.fullmatch(word)) or (
-        " " in word and not _abbreviated(table, word.partition("=")[0])
-    )
+    is_text = " " in word and not _abbreviated(table, word.partition("=")[0])
+    return is_text or bool(_NEGATIVE.fullmatch(word))
 
 
 def _abbreviated(table: Table, name: str) -> list[str]:

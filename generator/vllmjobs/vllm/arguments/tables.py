@@ -10,20 +10,9 @@ import msgspec
 from vllmjobs.vllm.releases import VERSIONS, order, precedes
 
 Kind = Literal[
-    "any",
-    "null",
-    "bool",
-    "int",
-    "float",
-    "str",
-    "choice",
-    "list",
-    "tuple",
-    "map",
-    "object",
-    "union",
+    "any", "null", "bool", "int", "float", "str", "choice", "list", "tuple", "map", "object", "union",
     "opaque",
-]
+]  # fmt: skip
 Read = Literal[
     "str", "int", "float", "bool", "json", "object", "size", "size-or-auto", "json-or-str", "none-or-str",
     "folded", "comma-list", "lora", "switch",
@@ -36,12 +25,9 @@ class Type(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
     kind: Kind
     null: bool = False
     choices: tuple[str | int | float | bool | None, ...] = ()
-    fold: Literal["", "upper", "lower", "snake", "number"] = ""
-    """The folding of a string before vLLM compares it."""
-    by_path: bool = False
-    """True where the path of a class is a choice, too."""
-    keys: tuple[str, ...] = ()
-    """The keys that a map may have; any where it is empty."""
+    fold: Literal["", "upper", "lower", "snake", "number"] = ""  # how vLLM folds a string that it compares
+    by_path: bool = False  # True where the path of a class is a choice, too
+    keys: tuple[str, ...] = ()  # the keys that a map may have; any where it is empty
     of: tuple["Type", ...] = ()
     object: str = ""
     required: bool = False
@@ -59,21 +45,16 @@ class Flag(msgspec.Struct, frozen=True, omit_defaults=True, forbid_unknown_field
 
     names: tuple[str, ...]
     dest: str
-    read: Read
-    """The way a word becomes a value."""
-    off: tuple[str, ...] = ()
-    """The names, among `names`, that set a switch to false."""
-    optional: bool = False
-    """True where "" and "None" mean none."""
+    read: Read  # the way a word becomes a value
+    off: tuple[str, ...] = ()  # the names, among `names`, that set a switch to false
+    optional: bool = False  # True where "" and "None" mean none
     appended: bool = False
     nargs: str = ""
     choices: tuple[str | int | float, ...] = ()
     default: Any = None
     const: Any = None
-    origin: str = ""
-    """The field that the value ends in, as `SchedulerConfig.max_num_seqs`."""
-    value: Type | None = None
-    """The type that this field checks, once the words have been read."""
+    origin: str = ""  # the field that the value ends in, as `SchedulerConfig.max_num_seqs`
+    value: Type | None = None  # the type that this field checks, once the words have been read
 
     @property
     def name(self) -> str:
@@ -85,8 +66,7 @@ class Object(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A configuration class that a JSON option is read into."""
 
     keys: dict[str, Type]
-    closed: bool
-    """True where another key is an error; vLLM otherwise ignores it."""
+    closed: bool  # True where another key is an error; vLLM otherwise ignores it
 
 
 class Table(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
@@ -95,12 +75,9 @@ class Table(msgspec.Struct, frozen=True, dict=True, forbid_unknown_fields=True):
     version: str
     flags: tuple[Flag, ...]
     objects: dict[str, Object]
-    level_flag: str
-    """The destination of `-O3`: `compilation_config` up to 0.11, then `optimization_level`."""
-    dotted_suffixes: bool
-    """True where `--option.key 1k` means 1000."""
-    json_suffixes: bool
-    """True where `--option {"key": 1k}` means 1000."""
+    level_flag: str  # the destination of `-O3`: `compilation_config` up to 0.11, then `optimization_level`
+    dotted_suffixes: bool  # True where `--option.key 1k` means 1000
+    json_suffixes: bool  # True where `--option {"key": 1k}` means 1000
     deprecated_quantization: tuple[str, ...]
 
     @cached_property

@@ -15,6 +15,7 @@ NAMES = {
 }  # fmt: skip
 # A key of this ending names where a name that vLLM does not know comes from.
 BROUGHT_ALONG = ("_module_path", "_plugin")
+NUMBERS = ("int", "float")
 LARGEST = 2**63  # as a float that stands for a whole number
 LONG = 12  # as many choices are written out; of more, the nearest
 
@@ -67,10 +68,6 @@ def folded(text: str, fold: str) -> str:
     return text.lower().replace("-", "_") if fold == "snake" else text
 
 
-def _numbered(text: str) -> int | str:
-    return int(text) if text.isdecimal() else text
-
-
 class _Check:
     """The check of one flag's value, which collects its mistakes."""
 
@@ -84,9 +81,7 @@ class _Check:
         try:
             return self._taken(kind, value, path)
         except RefusedError as refused:
-            self.mistakes.append(
-                Mistake(".".join([self.flag, *path, *refused.path]), refused.kind, refused.message)
-            )
+            self._note((*path, *refused.path), refused.kind, refused.message)
             return value
 
     def _taken(self, kind: Type, value: Any, path: tuple[str, ...]) -> Any:
@@ -129,22 +124,19 @@ class _Check:
             elif key in known.keys:
                 taken[key] = self.take(known.keys[key], item, (*path, key))
             else:
-                self.mistakes.append(self._unknown(kind.object, known, key, path))
+                self._note((*path, key), "key", self._unknown(kind.object, known, key))
         for key, key_kind in known.keys.items():
             if key_kind.required and key not in value:
-                self.mistakes.append(
-                    Mistake(".".join([self.flag, *path, key]), "missing-value", "is needed, and missing")
-                )
+                self._note((*path, key), "missing-value", "is needed, and missing")
         return taken
 
-    def _unknown(self, name: str, known: Object, key: str, path: tuple[str, ...]) -> Mistake:
+    def _note(self, path: tuple[str, ...], kind: MistakeKind, message: str) -> None:
+        self.mistakes.append(Mistake(".".join([self.flag, *path]), kind, message))
+
+    def _unknown(self, name: str, known: Object, key: str) -> str:
         ignored = "" if known.closed else ", and is ignored without a word"
-        message = f"is no key of {name} in vLLM {self.table.version}{ignored}"
-        return Mistake(
-            ".".join([self.flag, *path, key]),
-            "key",
-            message + did_you_mean(key.replace("-", "_"), known.keys),
-        )
+        meant = did_you_mean(key.replace("-", "_"), known.keys)
+        return f"is no key of {name} in vLLM {self.table.version}{ignored}{meant}"
 
     def _union(self, kind: Type, value: Any) -> Any:
         for of in kind.of:
@@ -161,9 +153,9 @@ def _wrong(kind: Type, value: Any) -> RefusedError:
 
 
 def _choice(kind: Type, value: Any) -> Any:
-    taken = value
-    if isinstance(value, str):
-        taken = _numbered(value) if kind.fold == "number" else folded(value, kind.fold)
+    taken = folded(value, kind.fold) if isinstance(value, str) else value
+    if kind.fold == "number" and isinstance(value, str) and value.isdecimal():
+        taken = int(value)
     for choice in kind.choices:
         if choice == taken and isinstance(choice, bool) == isinstance(taken, bool):
             return taken
@@ -184,9 +176,7 @@ def _scalar(kind: Type, value: Any) -> Any:
         if isinstance(value, str):
             _in_length(kind, value)
             return value
-    elif (
-        kind.kind in ("int", "float") and isinstance(value, int | float | str) and not isinstance(value, bool)
-    ):
+    elif isinstance(value, int | float | str) and not isinstance(value, bool) and kind.kind in NUMBERS:
         number = _number(kind, value)
         if number is not None:
             _in_range(kind, number)

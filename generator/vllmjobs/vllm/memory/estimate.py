@@ -22,6 +22,8 @@ from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError
 from vllmjobs.vllm.memory.weights import weight_bytes
 
 GIB = 2**30
+Batch = tuple[int, int]  # max_num_seqs and max_num_batched_tokens
+Rest = tuple[int, int, int]  # bytes of activations, of CUDA graphs, and outside of torch
 _CPU = Gpu("CPU", 0, 1.0, (9, 0), 0.0)
 # `check_and_update_config` of vllm/platforms/cpu.py; 16 for latent attention, which is not told apart here.
 _CPU_BLOCK_SIZE = 128
@@ -67,7 +69,7 @@ class Estimate(msgspec.Struct, frozen=True):
         return self.weights + self.activations + self.cuda_graphs + self.non_torch
 
 
-def batch_defaults(gpu: Gpu, serving: Serving) -> tuple[int, int]:
+def batch_defaults(gpu: Gpu, serving: Serving) -> Batch:
     """Return max_num_seqs and max_num_batched_tokens, as given or as the API server picks them for the GPU.
 
     `get_batch_defaults` and `_set_default_max_num_seqs_and_batched_tokens_args` of `engine/arg_utils.py`.
@@ -91,9 +93,8 @@ def estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
     result = _estimate(shape, gpu, serving)
     if result.fits:
         return result
-    return msgspec.structs.replace(
-        result, smallest=smallest(shape, serving, [gpu]) or smallest(shape, serving)
-    )
+    would_do = smallest(shape, serving, [gpu]) or smallest(shape, serving)
+    return msgspec.structs.replace(result, smallest=would_do)
 
 
 def fits(shape: Shape, gpu: Gpu, serving: Serving) -> bool:
@@ -107,9 +108,8 @@ def on_cpu(shape: Shape, serving: Serving, kv_cache: int) -> Estimate:
     Raises UnknownShapeError as `estimate` does.
     """
     block_size = serving.block_size or _CPU_BLOCK_SIZE
-    return _estimate(
-        shape, _CPU, msgspec.structs.replace(serving, kv_cache_memory_bytes=kv_cache, block_size=block_size)
-    )
+    serving = msgspec.structs.replace(serving, kv_cache_memory_bytes=kv_cache, block_size=block_size)
+    return _estimate(shape, _CPU, serving)
 
 
 def smallest(
@@ -137,7 +137,9 @@ def smallest(
 def _estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
     _check(shape, serving)
     seqs, batched = batch_defaults(gpu, serving)
-    dtype = _dtype(shape, gpu, serving)
+    dtype = str(serving.dtype if serving.dtype not in {None, "auto"} else shape.dtype)
+    if dtype == "bfloat16" and gpu.compute_capability < 80:
+        dtype = "float16"
     width = _cache_width(shape, serving, dtype)
     weights = weight_bytes(shape, serving.split, dtype, shape.quantization or online(serving.quantization))
     layout = pools(shape, serving.split, width, serving.block_size or BLOCK_SIZE)
@@ -162,28 +164,23 @@ def _check(shape: Shape, serving: Serving) -> None:
         raise UnknownShapeError(f"pipeline_parallel is {pipeline}, more than the model's {layers} layers")
     _cache_width(shape, serving, shape.dtype)
     if serving.quantization and not shape.quantization and online(serving.quantization) is None:
-        raise UnknownShapeError(
-            f"what weights take with quantization {shown(serving.quantization)} is not known"
-        )
+        how = shown(serving.quantization)
+        raise UnknownShapeError(f"what weights take with quantization {how} is not known")
 
 
 def _cache_width(shape: Shape, serving: Serving, dtype: str) -> float:
-    width = kv_cache_bytes(_kv_cache_dtype(shape, serving), dtype)
+    kv_cache_dtype = serving.kv_cache_dtype
+    if kv_cache_dtype == "auto" and shape.quantization and shape.quantization.kv_cache_dtype:
+        kv_cache_dtype = shape.quantization.kv_cache_dtype
+    width = kv_cache_bytes(kv_cache_dtype, dtype)
     if width is None:
         raise UnknownShapeError(f"the layout of kv_cache_dtype {shown(serving.kv_cache_dtype)} is not known")
     return width
 
 
 def _stage(
-    shape: Shape,
-    gpu: Gpu,
-    serving: Serving,
-    weights: int,
-    rest: tuple[int, int, int],
-    pool: Pool | None,
-    batch: tuple[int, int],
+    shape: Shape, gpu: Gpu, serving: Serving, weights: int, rest: Rest, pool: Pool | None, batch: Batch
 ) -> Estimate:
-    """Return the estimate for the GPUs of one pipeline stage."""
     # Bytes that are given are taken whatever the utilization (v1/worker/gpu_worker.py).
     given = serving.kv_cache_memory_bytes
     requested = gpu.usable if given else math.ceil(gpu.usable * serving.utilization)
@@ -207,11 +204,8 @@ def _stage(
         concurrency = held / max(1, blocks(length))
         tokens = int(concurrency * length)
         if serving.version < (0, 21):  # then said as the blocks of one group, times its tokens
-            tokens = (
-                held
-                // sum(group.tables for group in pool.groups)
-                * min(group.spec.block for group in pool.groups)
-            )
+            tables = sum(group.tables for group in pool.groups)
+            tokens = held // tables * min(group.spec.block for group in pool.groups)
     return Estimate(
         total=gpu.usable,
         weights=weights,
@@ -240,14 +234,3 @@ def _longest(fits: Callable[[int], bool], limit: int) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if fits(middle) else (low, middle - 1)
     return low
-
-
-def _dtype(shape: Shape, gpu: Gpu, serving: Serving) -> str:
-    name = serving.dtype if serving.dtype not in {None, "auto"} else shape.dtype
-    return "float16" if name == "bfloat16" and gpu.compute_capability < 80 else str(name)
-
-
-def _kv_cache_dtype(shape: Shape, serving: Serving) -> str:
-    if serving.kv_cache_dtype == "auto" and shape.quantization and shape.quantization.kv_cache_dtype:
-        return shape.quantization.kv_cache_dtype
-    return serving.kv_cache_dtype

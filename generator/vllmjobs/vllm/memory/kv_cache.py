@@ -89,9 +89,8 @@ def pools(shape: Shape, split: Split, width: float, block_size: int) -> list[Poo
         return [_one_group([spec for index, spec in specs if index in part]) for part in parts]
     tables = _tables(specs)
     groups = tuple(Group(spec, len(shared)) for spec, shared in tables.items())
-    pages = [
-        max(sum(i in part for i in each) for shared in tables.values() for each in shared) for part in parts
-    ]
+    every = [each for shared in tables.values() for each in shared]
+    pages = [max(sum(i in part for i in each) for each in every) for part in parts]
     return [Pool(groups, count * groups[0].spec.page) if count else None for count in pages]
 
 
@@ -124,9 +123,8 @@ def state_bytes(mixer: Recurrent, tensor: int, dtype: str) -> int:
     groups = mixer.groups if mixer.groups % tensor == 0 else max(tensor, mixer.groups)
     channels = (mixer.inner + groups * mixer.group_width) // tensor
     convolved = channels * (mixer.kernel - 1) * DTYPE_BYTES.get(dtype, 2)
-    return convolved + max(1, mixer.heads // tensor) * mixer.state * DTYPE_BYTES.get(
-        mixer.state_dtype or dtype, 2
-    )
+    width = DTYPE_BYTES.get(mixer.state_dtype or dtype, 2)
+    return convolved + max(1, mixer.heads // tensor) * mixer.state * width
 
 
 def _aligned_block(shape: Shape, split: Split, width: float, block_size: int) -> int:

@@ -103,9 +103,8 @@ def _layer_types(config: Config) -> list[str]:
         return ["sliding_attention" if each else "full_attention" for each in local]
     if every := config.whole(*names, default=0):
         return ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(count)]
-    if config.whole(
-        "attention_chunk_size", default=0
-    ):  # Llama 4: every fourth layer has no positions and sees everything
+    if config.whole("attention_chunk_size", default=0):
+        # Llama 4: every fourth layer has no positions and sees everything
         step = config.whole("no_rope_layer_interval", default=4, least=1)
         return ["chunked_attention" if (i + 1) % step else "full_attention" for i in range(count)]
     windowed = config.whole("sliding_window", default=0) and config.flag("use_sliding_window", default=True)
@@ -171,13 +170,11 @@ def _sparse_layers(config: Config, count: int) -> list[bool]:
         return [False] * count
     if isinstance(config.any("moe_layer_freq"), list):  # MiMo-V2: 0 or 1 per layer
         return [bool(each) for each in _per_layer(config, "moe_layer_freq", count)]
-    frequency = config.whole("moe_layer_freq", default=1, least=1)
+    every = config.whole("moe_layer_freq", default=1, least=1)
     first = config.whole("first_k_dense_replace", default=0)
     step = config.whole("decoder_sparse_step", default=1, least=1)
     plain = config.items("mlp_only_layers")
-    return [
-        i >= first and i % frequency == 0 and (i + 1) % step == 0 and i not in plain for i in range(count)
-    ]
+    return [i >= first and i % every == 0 and (i + 1) % step == 0 and i not in plain for i in range(count)]
 
 
 def llama4(config: Config, family: Family) -> list[Layer]:
@@ -194,12 +191,8 @@ def llama4(config: Config, family: Family) -> list[Layer]:
 
 
 def gemma4(config: Config, family: Family) -> list[Layer]:
-    """Return layers in which full attention has its own heads, and experts stand beside the dense layer
-    (`models/gemma4.py`).
-    """
-    if config.whole("hidden_size_per_layer_input", default=0) or config.whole(
-        "num_kv_shared_layers", default=0
-    ):
+    """Return layers: full attention has its own heads, experts go beside the dense (`models/gemma4.py`)."""
+    if any(config.whole(name, default=0) for name in ("hidden_size_per_layer_input", "num_kv_shared_layers")):
         raise UnknownShapeError(
             "Gemma 4 with embeddings per layer or shared keys and values is not understood"
         )
@@ -215,9 +208,8 @@ def gemma4(config: Config, family: Family) -> list[Layer]:
         count = config.whole("num_experts", least=1)
         active = config.whole("top_k_experts", "num_experts_per_tok", least=1)
         feeds += (Experts(count, active, config.whole("moe_intermediate_size", least=1)),)
-    return [
-        Layer((local if kind == "sliding_attention" else everywhere,), feeds) for kind in _layer_types(config)
-    ]
+    mixers = {"sliding_attention": local}
+    return [Layer((mixers.get(kind, everywhere),), feeds) for kind in _layer_types(config)]
 
 
 def mimo_v2(config: Config, family: Family) -> list[Layer]:
@@ -277,10 +269,8 @@ def nemotron_h(config: Config, family: Family) -> list[Layer]:
             case "E":
                 shared = config.whole("moe_shared_expert_intermediate_size", default=0)
                 shared *= config.whole("n_shared_experts", default=1)
-                count, active = (
-                    config.whole("n_routed_experts", least=1),
-                    config.whole("num_experts_per_tok", least=1),
-                )
+                count = config.whole("n_routed_experts", least=1)
+                active = config.whole("num_experts_per_tok", least=1)
                 width = config.whole("moe_intermediate_size", least=1)
                 made[letter] = Layer((), (Experts(count, active, width, shared, gated=False),))
             case _:

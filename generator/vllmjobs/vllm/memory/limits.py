@@ -43,11 +43,8 @@ def dividing(shape: Shape, serving: Serving) -> list[Obstacle]:
     size, layers, pipeline = serving.tensor_parallel, len(shape.layers), serving.pipeline_parallel
     if undivided := _undivided(shape, size):
         kind, message = undivided
-        return [
-            Obstacle(
-                kind, f"{message}; use {_one_of(_sizes(shape, serving) or _sizes(shape, serving, cut=True))}"
-            )
-        ]
+        sizes = _sizes(shape, serving) or _sizes(shape, serving, cut=True)
+        return [Obstacle(kind, f"{message}; use {_one_of(sizes)}")]
     if not 1 <= pipeline <= layers:  # get_pp_indices, vllm/distributed/utils.py, would leave stages empty
         message = f"{layers} layers cannot be cut into {shown(pipeline)} pipeline stages; use 1 to {layers}"
         return [Obstacle("layers", message)]
@@ -86,7 +83,7 @@ def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
     if (padded := padded_vocabulary(shape.vocab)) % size:
         return "vocabulary", f"{gpus} does not divide the padded vocabulary of {padded}"
     for heads in sorted({each.kv_heads for each in mixers if isinstance(each, Attention)}):
-        if not _kv_divides(heads, size):
+        if max(heads, size) % min(heads, size):
             return "kv_heads", f"{gpus} neither divides {heads} key and value heads nor is divided by them"
     return None
 
@@ -103,10 +100,6 @@ def _cut(shape: Shape, serving: Serving) -> tuple[int, int, int] | None:
     cut += [(width, serving.tensor_parallel * serving.data_parallel) for width in apart]
     wrong = [(width, among, block) for width, among in cut if among > 1 and width % (among * block)]
     return min(wrong, default=None)
-
-
-def _kv_divides(kv_heads: int, size: int) -> bool:
-    return kv_heads % size == 0 if kv_heads >= size else size % kv_heads == 0
 
 
 def _sizes(shape: Shape, serving: Serving, cut: bool = False) -> list[int]:

@@ -21,7 +21,8 @@ def activation_bytes(shape: Shape, serving: Serving, seqs: int, batched: int) ->
     """
     sampler = 0.0 if shape.pooling else LOGITS * 4 * min(seqs, batched) * shape.vocab
     forward = _forward(shape, serving, batched)
-    images = _encoder_cache(shape, batched)
+    # The largest image in the encoder's cache; its activations are not known.
+    images = 0 if shape.vision is None else 2 * max(batched, 16384) * shape.hidden
     return int(ALWAYS * GIB + max(sampler, forward) + min(sampler, forward) / 2 + images)
 
 
@@ -36,11 +37,6 @@ def _forward(shape: Shape, serving: Serving, batched: int) -> int:
             elif isinstance(feed, Dense):
                 widest = max(widest, (3 if feed.gated else 2) * feed.width // serving.tensor_parallel)
     return 2 * batched * (widest + 3 * shape.hidden)
-
-
-def _encoder_cache(shape: Shape, batched: int) -> int:
-    """Return the bytes of the largest image in the encoder's cache; its activations are not known."""
-    return 0 if shape.vision is None else 2 * max(batched, 16384) * shape.hidden
 
 
 def cuda_graph_bytes(shape: Shape, gpu: Gpu, serving: Serving, seqs: int, batched: int) -> int:

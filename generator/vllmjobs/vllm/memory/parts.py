@@ -167,7 +167,6 @@ class Config:
         return Config(value)
 
     def _first(self, names: Sequence[str], default: Any) -> tuple[str, Any]:
-        """Return the name that has a value, and the value."""
         name = next((name for name in names if self.values.get(name) is not None), names[0])
         value = self.any(name, default=default)
         if value is None:

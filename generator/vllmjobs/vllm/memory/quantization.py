@@ -97,10 +97,7 @@ def quantization(config: Config) -> Quantization | None:
 
 
 def online(method: str | None) -> Quantization | None:
-    """Return what `--quantization` makes of a checkpoint that is not quantized; None when it stays as it is.
-
-    The shorthands of `vllm/config/quantization.py`, and fp8.
-    """
+    """Return what `--quantization` makes of a plain checkpoint, or None (`vllm/config/quantization.py`)."""
     name = (method or "").lower()
     if name in {"fp8", "fp8_per_tensor", "fp8_per_channel", "ptpc_fp8", "int8_per_channel_weight_only"}:
         return Quantization("int8" if name.startswith("int8") else "fp8", 8)
@@ -164,10 +161,7 @@ def _block(at: Config, name: str) -> tuple[int | None, float]:
 
 
 def _expression(entry: str) -> re.Pattern[str]:
-    """Return the regular expression of an entry that begins with `re:`.
-
-    One that repeats a group, or much else, may take longer than anyone waits: it is refused.
-    """
+    """Return the regular expression after `re:`. One that may take longer than anyone waits is refused."""
     pattern = entry.removeprefix("re:")
     branches = re.sub(r"\\.|\(\?|(?<=[*+?}])\?", "", pattern).split("|")
     if len(pattern) > LONGEST or ")*" in pattern or ")+" in pattern or "){" in pattern:
@@ -177,9 +171,8 @@ def _expression(entry: str) -> re.Pattern[str]:
     try:
         return re.compile(pattern)
     except (re.error, OverflowError, RecursionError) as error:
-        raise UnknownShapeError(
-            f"{shown(pattern)} in config.json is no regular expression: {error}"
-        ) from error
+        message = f"{shown(pattern)} in config.json is no regular expression: {error}"
+        raise UnknownShapeError(message) from error
 
 
 def _from_layers(name: str) -> str:

@@ -7,17 +7,7 @@ import msgspec
 
 from vllmjobs.vllm.memory import layers
 from vllmjobs.vllm.memory.layers import Family
-from vllmjobs.vllm.memory.parts import (
-    MOST,
-    MOST_LAYERS,
-    Attention,
-    Config,
-    Latent,
-    Layer,
-    UnknownShapeError,
-    Vision,
-    shown,
-)
+from vllmjobs.vllm.memory.parts import MOST, MOST_LAYERS, Config, Layer, UnknownShapeError, Vision, shown
 from vllmjobs.vllm.memory.quantization import Quantization, quantization
 
 __all__ = ["Shape", "UnknownShapeError", "shape"]
@@ -45,31 +35,6 @@ class Shape(msgspec.Struct, frozen=True):
     pooling: bool = False  # an encoder: no KV cache, no output layer
     positions_key: str = "max_position_embeddings"
 
-    @property
-    def heads(self) -> int:
-        """Attention heads of the widest layer; 0 for a model without attention."""
-        return max((each.heads for each in self.attentions), default=0)
-
-    @property
-    def kv_heads(self) -> int:
-        """Key and value heads of the first attention layer; 1 for latent attention."""
-        return next((each.kv_heads for each in self.attentions if isinstance(each, Attention)), 1)
-
-    @property
-    def head_dim(self) -> int:
-        """Width of a head of the first attention layer; of the cached vector for latent attention."""
-        first = next(iter(self.attentions), None)
-        if isinstance(first, Latent):
-            return first.kv_rank + first.rope
-        return first.head_dim if first else 0
-
-    @property
-    def attentions(self) -> tuple[Attention | Latent, ...]:
-        """The attention of every layer that has one, in order."""
-        return tuple(
-            each for layer in self.layers for each in layer.mixers if isinstance(each, Attention | Latent)
-        )
-
 
 def shape(config: Mapping[str, Any]) -> Shape:
     """Return the shape of the model that a Hugging Face `config.json` describes.
@@ -93,9 +58,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
         dtype=_dtype(text, outer),
         hidden=text.whole(*layers.HIDDEN, least=1),
         vocab=text.whole("vocab_size", least=1),
-        tied=bool(
-            text.any("tie_word_embeddings", default=outer.any("tie_word_embeddings", default=family.tied))
-        ),
+        tied=bool(text.any("tie_word_embeddings", default=outer.flag("tie_word_embeddings", family.tied))),
         layers=tuple(family.layers(text, family)),
         max_positions=default,
         longest_positions=longest,
@@ -136,9 +99,7 @@ def _positions(text: Config, kind: str) -> tuple[int, int, int, str]:
         "max_position_embeddings", "n_positions", "max_seq_len", "seq_length", "max_sequence_length",
         "max_seq_length", "seq_len",
     )  # fmt: skip
-    lengths = {name: text.whole(name, least=1) for name in names if text.has(name)} or {
-        "max_position_embeddings": 2048
-    }
+    lengths = {name: text.whole(name, least=1) for name in names if text.has(name)} or {names[0]: 2048}
     key = min(lengths, key=lambda name: lengths[name])
     limit = lengths[key]
     if text.has("model_max_length"):  # Command-R

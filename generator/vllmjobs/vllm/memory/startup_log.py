@@ -83,7 +83,6 @@ def startup_log(
 
 
 def _read(match: re.Match[str], block_size: int) -> StartupLog:
-    """Return the figures of one match."""
     if blocks := match["blocks"]:
         return StartupLog("GPU", _count(blocks) * block_size)
     if tokens := match["tokens"]:
@@ -100,7 +99,6 @@ def _count(text: str) -> int:
 
 
 def _and(one: StartupLog, other: StartupLog) -> StartupLog:
-    """Return the figures of two matches of the same start together."""
     return StartupLog(
         device=other.device or one.device,
         kv_tokens=min(_given(one.kv_tokens, other.kv_tokens), default=None),

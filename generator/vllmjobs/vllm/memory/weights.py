@@ -71,13 +71,6 @@ def stages(layers: int, pipeline: int) -> list[range]:
     return [range(start, start + count) for start, count in zip(starts, counts, strict=True)]
 
 
-def parameters(shape: Shape) -> int:
-    """Return the numbers in the checkpoint, as publishers count them."""
-    outside = [*before(shape), *after(shape)]
-    inside = [matrix for i in range(len(shape.layers)) for matrix in layer_matrices(shape, i)]
-    return sum(matrix.size for matrix in (*outside, *inside) if not matrix.made)
-
-
 @lru_cache(maxsize=256)
 def weight_bytes(
     shape: Shape, split: Split, dtype: str | None = None, quantization: Quantization | None = None
@@ -99,7 +92,6 @@ def weight_bytes(
 
 
 def _held(matrix: Matrix, split: Split, width: int, how: Quantization | None) -> float:
-    """Return the bytes of a matrix on one GPU."""
     share = split.share(matrix)
     if how is None or matrix.plain or not how.covers(matrix.name):
         return matrix.size * share * width

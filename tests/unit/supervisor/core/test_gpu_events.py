@@ -2,8 +2,7 @@
 
 import json
 
-from vllmjobs.supervisor.core.gpu_events import Xid
-from vllmjobs.supervisor.core.gpu_reader import FIRST, LONGEST, GpuReader
+from vllmjobs.supervisor.core.gpu_events import FIRST, LONGEST, GpuReader, Xid
 
 
 def test_a_reader_takes_half_lines_and_leaves_out_what_is_none() -> None:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmjobs.check.comparisons import compare
+from vllmjobs.check.placement import compare
 
 
 @pytest.mark.parametrize(
