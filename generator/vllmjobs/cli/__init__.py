@@ -15,14 +15,14 @@ Exit codes:
 
 COMMANDS = {
     "abort": Listed("release", "Stop the canaries of ENV; the old version serves on."),
-    "approve": Listed("approve", "Approve a change of ENV that others deploy."),
-    "check": Listed("check", "Say what would fail, before it holds a GPU."),
-    "deploy": Listed("deploy", "Take a change of ENV to the cluster, on evidence, or back."),
-    "diff": Listed("diff", "Say what a change does to the jobs of ENV, by Nomad's rules."),
+    "approve": Listed("approve", "Approve a change of ENV that someone else deploys."),
+    "check": Listed("check", "Find what would fail, before it holds a GPU."),
+    "deploy": Listed("deploy", "Deploy a change of ENV on evidence, or take it back."),
+    "diff": Listed("diff", "Show what a change does to the jobs of ENV."),
     "down": Listed("up", "Stop ENV on this machine."),
-    "explain": Listed("check", "Say what a rule is for, with an example; or list all rules."),
-    "gpus": Listed("gpus", "List this machine's GPUs, or the cluster's."),
-    "history": Listed("status", "List the versions of ENV, and how each went."),
+    "explain": Listed("check", "Explain a rule with an example, or list all rules."),
+    "gpus": Listed("gpus", "List the GPUs of this machine, or of the cluster."),
+    "history": Listed("status", "List the versions of ENV, and how each release went."),
     "import": Listed("project", "Write an environment from balanced-vllm-docker."),
     "init": Listed("project", "Write a project to start from."),
     "logs": Listed("logs", "Print the logs of the instances of ENV, side by side."),
@@ -33,8 +33,8 @@ COMMANDS = {
     "restart": Listed("up", "Restart servers of ENV on this machine."),
     "rollback": Listed("release", "Go back to an old version of ENV."),
     "schema": Listed("schema", "Print the JSON Schema of an environment."),
-    "size": Listed("size", "Show what the models of ENV take of their GPUs, and what fits."),
-    "status": Listed("status", "Show what runs of ENV, and how its release stands."),
+    "size": Listed("size", "Show how much GPU memory the models of ENV take."),
+    "status": Listed("status", "Show what runs of ENV, and how its release goes."),
     "up": Listed("up", "Run ENV on this machine: servers and nginx."),
 }
 

@@ -13,15 +13,15 @@ from vllmjobs.rollout.gates import count, digest, listed, version_to_be
 
 @click.command()
 @environment_options
-@click.option("--list", "only_list", is_flag=True, help="Say who has approved it, and approve nothing.")
+@click.option("--list", "only_list", is_flag=True, help="Show who has approved the change; approve nothing.")
 def approve(selection: Selection, only_list: bool) -> None:
-    """Approve a change of ENV that others deploy.
+    """Approve a change of ENV that someone else deploys.
 
-    ENV is the name of a file in envs/, or a path. What is approved is what it renders to here, with these
-    templates and --set, as the next version of the job; `vllmjobs plan` says what that changes. Each
-    person counts once, by NOMAD_TOKEN, and not for what they deploy themselves.
+    ENV is the name of a file in envs/, or a path. You approve the job that ENV renders to here, with these
+    templates and --set, as the next version of the job. `vllmjobs plan` shows what that version changes. Each
+    person counts once, by NOMAD_TOKEN. Nobody can approve what they deploy themselves.
 
-    Exits 4 where ACLs are off, since nobody can tell who approves.
+    Exits 4 where ACLs are off: without them Nomad cannot tell who approves.
     """
     environment, jobs = selection.environment, selection.jobs
     if not environment.approvals:

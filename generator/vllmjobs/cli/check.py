@@ -18,19 +18,19 @@ from vllmjobs.project.shipped import shipped
 @click.argument("envs", metavar="[ENV]...", nargs=-1)
 @SETTINGS
 @PROJECT
-@click.option("--strict", is_flag=True, help="Exit 1 for warnings too.")
+@click.option("--strict", is_flag=True, help="Exit 1 also when there are only warnings.")
 @click.option(
-    "--select", metavar="RULES", help="Only these rules: ids, or their beginnings, such as VJ1,VJ503."
+    "--select", metavar="RULES", help="Check only these rules: ids, or how they begin, such as VJ1,VJ503."
 )
-@click.option("--ignore", metavar="RULES", help="All but these rules.")
-@click.option("--against", metavar="REF", help="Also say what changes since this commit do, such as main.")
+@click.option("--ignore", metavar="RULES", help="Leave these rules out.")
+@click.option("--against", metavar="REF", help="Also check what has changed since this commit, such as main.")
 @click.option(
     "--format",
     "form",
     type=click.Choice(["text", "json", "sarif", "github"]),
     default="text",
     show_default=True,
-    help="For people, for programs, for code scanning, or as annotations of a pull request.",
+    help="Output for people, for programs, for code scanning, or for annotations of a pull request.",
 )
 def check(
     envs: tuple[str, ...],
@@ -42,9 +42,9 @@ def check(
     against: str | None,
     form: str,
 ) -> None:
-    """Say what would fail, before it holds a GPU.
+    """Find what would fail, before it holds a GPU.
 
-    ENV is the name of a file in envs/, or a path; every environment of the project when none is named.
+    ENV is the name of a file in envs/, or a path. Without ENV, all environments of the project are checked.
     Exits 1 when there are errors. `vllmjobs explain RULE` says more about a finding.
     """
     wanted = choice(select, ignore)
@@ -83,7 +83,7 @@ def check(
 @click.command()
 @click.argument("rule", required=False)
 def explain(rule: str | None) -> None:
-    """Say what a rule is for, with an example; or list all rules."""
+    """Explain a rule with an example, or list all rules."""
     if rule is None:
         click.echo(report.rules(), nl=False)
         return

@@ -19,7 +19,7 @@ from vllmjobs.render.job import RenderError, Templates, jobs_on_demand
 
 PROJECT = click.option(
     "--project", type=click.Path(path_type=Path, file_okay=False), default=".", envvar="VLLMJOBS_PROJECT",
-    help="Folder with envs/ and, for templates of your own, jobs/.",
+    help="Folder with envs/, and with jobs/ if you have your own templates.",
 )  # fmt: skip
 SETTINGS = click.option(
     "--set", "settings", multiple=True, metavar="KEY=VALUE",
@@ -28,7 +28,7 @@ SETTINGS = click.option(
 JOB = click.option(
     "--job",
     metavar="NAME",
-    help="Only this job: vllm, fabio, nginx or prometheus; by default all of these that ENV has.",
+    help="Only this job: vllm, fabio, nginx or prometheus. By default, all of these that ENV has.",
 )
 _TAKES_JOB = ("render", "plan", "deploy")  # the commands with --job
 

@@ -22,14 +22,14 @@ from vllmjobs.rollout.gates import digest
 @click.option(
     "--detach",
     is_flag=True,
-    help="Register, print the deployment's id, all else to stderr, and leave the rest to a later run.",
+    help="Register the job, print the deployment's id, and end; a later run goes on. All else is on stderr.",
 )
 @click.option(
-    "--now", "reason", metavar="REASON", help="Deploy outside of the maintenance windows, and say why."
+    "--now", "reason", metavar="REASON", help="Deploy outside of the maintenance windows, for this reason."
 )
 @click.option(
     "--timeout", type=DURATION, metavar="DURATION",
-    help="For each job, such as 45m; by default what follows from the environment's deadlines and steps.",
+    help="Longest time for each job, such as 45m; by default, it follows from ENV's deadlines and steps.",
 )  # fmt: skip
 @follow_options
 def deploy(
@@ -40,13 +40,15 @@ def deploy(
     in_json: bool,
     hooks: tuple[str, ...],
 ) -> None:
-    """Take a change of ENV to the cluster, on evidence, or back.
+    """Deploy a change of ENV on evidence, or take it back.
 
-    ENV is checked and planned; canaries are placed, get their share of the requests step by step, and are
-    compared with the instances that run. A passing verdict promotes them, a failing one stops them.
-    Ended at any moment and run again, it goes on where the cluster is.
+    First ENV is checked and planned. Then canaries start. They get their share of the requests step by step,
+    and are compared with the instances that run already. A verdict of pass promotes them; a verdict of fail
+    stops them. You may end this command at any moment: run it again, and it goes on from what it finds in
+    the cluster.
 
-    Exits 0 when it is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, else 1.
+    Exits 0 when the change is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, and 1
+    after any other error.
     """
     deployments = Deployments(Nomad())
     change = planned(selection, deployments.cluster)

@@ -15,18 +15,18 @@ from vllmjobs.project.environments import environment_files
 @click.argument("envs", metavar="[ENV]...", nargs=-1)
 @click.option(
     "--against", "other", metavar="REF|FILE|ENV", default="HEAD", show_default=True,
-    help="A commit, such as origin/main; an environment, by name or file; or a file with a job's HCL.",
+    help="The other side: a commit, such as origin/main; an environment; or a file with a job's HCL.",
 )  # fmt: skip
 @SETTINGS
 @PROJECT
 @report_options
 def diff(envs: tuple[str, ...], other: str, settings: tuple[str, ...], project: Path) -> Report:
-    """Say what a change does to the jobs of ENV, by Nomad's rules.
+    """Show what a change does to the jobs of ENV.
 
-    ENV is the name of a file in envs/, or a path; every environment of the project when none is named. Both
-    sides are rendered and compared as jobs: layout, order and comments are no change. What is run by hand
-    (prefetch, cache-backup, cache-restore) is left out. --set is of this side only. No cluster is asked;
-    `vllmjobs plan` asks it.
+    ENV is the name of a file in envs/, or a path. Without ENV, all environments of the project are compared.
+    Both sides are rendered and compared as jobs, by Nomad's rules: layout, order and comments do not count.
+    Jobs that are run by hand (prefetch, cache-backup, cache-restore) are left out. --set changes this side
+    only. `diff` asks no cluster; `vllmjobs plan` does.
 
     Exits 2 when there are changes, 0 when there are none.
     """

@@ -43,9 +43,9 @@ def follow_options(command: Callable[..., None]) -> Callable[..., None]:
             multiple=True,
             metavar="COMMAND|URL",
             envvar="VLLMJOBS_NOTIFY",
-            help="Give each event as JSON to a command's stdin, or POST it to a URL. May be repeated.",
+            help="Send each event as JSON to a command's stdin, or POST it to a URL. May be repeated.",
         ),
-        click.option("--json", "in_json", is_flag=True, help="For programs: each event as a line of JSON."),
+        click.option("--json", "in_json", is_flag=True, help="Print each event as a line of JSON."),
     ):
         command = option(command)
     return command

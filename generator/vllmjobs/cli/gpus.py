@@ -8,12 +8,17 @@ from vllmjobs.gpus import cards, nvml
 
 
 @click.command()
-@click.option("--nomad", "of_cluster", is_flag=True, help="The cluster's, asked of Nomad at NOMAD_ADDR.")
-@click.option("--json", "in_json", is_flag=True, help="For programs: a list of objects.")
+@click.option(
+    "--nomad",
+    "of_cluster",
+    is_flag=True,
+    help="List the GPUs of the cluster; Nomad at NOMAD_ADDR knows them.",
+)
+@click.option("--json", "in_json", is_flag=True, help="Print a list of JSON objects.")
 def gpus(of_cluster: bool, in_json: bool) -> None:
-    """List this machine's GPUs, or the cluster's.
+    """List the GPUs of this machine, or of the cluster.
 
-    With their memory, their health, MIG, and who holds them. Exits 0 also where there are none.
+    The list shows their memory, their health, MIG, and who uses them. Exits 0 even where there are none.
     """
     if of_cluster:
         cluster = Cluster(Nomad())

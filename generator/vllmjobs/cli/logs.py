@@ -21,14 +21,14 @@ from vllmjobs.text.json import Json
 @click.command()
 @environment_options
 @click.argument("group", required=False)
-@click.option("--canary", "which", flag_value="canary", help="Only canaries.")
-@click.option("--stable", "which", flag_value="stable", help="Only what is no canary.")
-@click.option("--stdout", "kind", flag_value="stdout", help="Only what is written to stdout.")
-@click.option("--stderr", "kind", flag_value="stderr", help="Only what is written to stderr.")
-@click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
+@click.option("--canary", "which", flag_value="canary", help="Only logs of canaries.")
+@click.option("--stable", "which", flag_value="stable", help="Only logs of instances that are not canaries.")
+@click.option("--stdout", "kind", flag_value="stdout", help="Only stdout.")
+@click.option("--stderr", "kind", flag_value="stderr", help="Only stderr.")
+@click.option("-f", "--follow", is_flag=True, help="Print new lines as they come, until Ctrl-C.")
 @click.option(
     "-n", "--tail", "lines", type=click.IntRange(min=0), default=50, show_default=True, metavar="LINES",
-    help="Of each log, at most so many of its last lines.",
+    help="Print at most this many of the last lines of each log.",
 )  # fmt: skip
 def logs(
     selection: Selection,
@@ -40,9 +40,9 @@ def logs(
 ) -> None:
     """Print the logs of the instances of ENV, side by side.
 
-    Of all groups, or of one GROUP; each line with its instance. With --follow, instances that come are
-    followed, too. Where ENV is up on this machine (vllmjobs up --detach), its servers' instead; GROUP may
-    then be one of them (chat-0, nginx).
+    GROUP limits this to one group. Each line names its instance. --follow also shows instances that start
+    later. Where ENV is up on this machine (vllmjobs up --detach), the logs of its servers are printed
+    instead; GROUP may then be one server (chat-0, nginx).
     """
     box = find_box(selection)
     if box.get("/live"):

@@ -17,8 +17,8 @@ from vllmjobs.cluster.nomad import Nomad
 def plan(selection: Selection) -> Report:
     """Ask the cluster what it would do with the jobs of ENV.
 
-    ENV is the name of a file in envs/, or a path. Nothing is changed. The cluster is found as the nomad
-    command finds it: by NOMAD_ADDR, NOMAD_TOKEN and the others.
+    ENV is the name of a file in envs/, or a path. Nothing changes. The cluster is found as the nomad command
+    finds it: by NOMAD_ADDR, NOMAD_TOKEN and their like.
 
     Exits 2 when there are changes, 3 when there is no room for them, 0 when nothing would be done.
     """

@@ -12,7 +12,10 @@ from vllmjobs.project.shipped import shipped
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
 @click.option(
-    "--templates", "with_templates", is_flag=True, help="Write the job templates too, to change them."
+    "--templates",
+    "with_templates",
+    is_flag=True,
+    help="Also write the job templates, so that you can change them.",
 )
 def init(directory: Path, with_templates: bool) -> None:
     """Write a project to start from."""
@@ -32,7 +35,9 @@ def init(directory: Path, with_templates: bool) -> None:
 
 @click.command("import")
 @click.argument("file", type=click.Path(path_type=Path, dir_okay=False, allow_dash=True))
-@click.option("--as", "name", required=True, metavar="NAME", help="The new environment; - prints it instead.")
+@click.option(
+    "--as", "name", required=True, metavar="NAME", help="Name of the new environment; - prints it instead."
+)
 @click.option("--force", is_flag=True, help="Overwrite envs/NAME.yaml.")
 @PROJECT
 def import_(file: Path, name: str, force: bool, project: Path) -> None:

@@ -40,7 +40,12 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
             outcome = act(Manual(environment, where, clients, selection.command, timeout), **decision)
         end(outcome)
 
-    timed = click.option("--timeout", type=DURATION, metavar="DURATION", help="For all of it, such as 45m.")
+    timed = click.option(
+        "--timeout",
+        type=DURATION,
+        metavar="DURATION",
+        help="Longest time for the whole command, such as 45m.",
+    )
     return environment_options(timed(follow_options(run)))
 
 
@@ -67,18 +72,19 @@ def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
 def promote(manual: Manual) -> Outcome:
     """Promote the canaries of ENV, whatever the verdict.
 
-    Follows until the old instances have ended their streams.
+    The command waits until the old instances have finished their streams.
     """
     return manual.promote()
 
 
 @click.command()
 @_on_models_job
-@click.option("--force", is_flag=True, help="Also where no other instance is healthy.")
+@click.option("--force", is_flag=True, help="Abort even where no other instance is healthy.")
 def abort(manual: Manual, force: bool) -> Outcome:
     """Stop the canaries of ENV; the old version serves on.
 
-    The deployment is failed, and the last version that was deployed with success is the job's again.
+    Nomad marks the deployment as failed. The job goes back to the last version that was deployed with
+    success.
     """
     return manual.abort(force)
 
@@ -89,9 +95,9 @@ def abort(manual: Manual, force: bool) -> Outcome:
 def rollback(manual: Manual, version: int | None) -> Outcome:
     """Go back to an old version of ENV.
 
-    To VERSION, or to the last other one that was deployed with success. A new deployment of the old
-    version, followed and promoted as soon as its canaries are healthy. Before a
-    promotion it is at once: the canaries are stopped. Interrupted and run again, it goes on.
-    `vllmjobs history` lists the versions.
+    Without VERSION, this is the last other version that was deployed with success. The old version becomes a
+    new deployment, and is promoted as soon as its canaries are healthy. Before a promotion, the canaries are
+    stopped at once instead. If the command is interrupted, run it again, and it goes on. `vllmjobs history`
+    lists the versions.
     """
     return manual.rollback(version)

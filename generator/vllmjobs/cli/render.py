@@ -19,17 +19,19 @@ SUPERVISED = "VJ338"
     help="Which job: vllm (the default), fabio, nginx, prometheus, prefetch, cache-backup or cache-restore.",
 )
 @click.option(
-    "--model", metavar="NAME", help="Of job vllm, only this model's group; to run it stops the others."
+    "--model",
+    metavar="NAME",
+    help="Only this model's group of the job vllm. Running it stops the other groups.",
 )
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
-    help="Write every job of the environment there, one file each.",
+    help="Write all jobs of the environment into this folder, one file each.",
 )  # fmt: skip
 def render(selection: Selection, model: str | None, out: Path | None) -> None:
     """Print one Nomad job of ENV, for `nomad job run -`.
 
-    ENV is the name of a file in envs/, or a path. Stderr says what is lost
-    where the supervisor does not start vLLM (VJ338).
+    ENV is the name of a file in envs/, or a path. Where the supervisor does not start vLLM, a message on
+    stderr says what you lose by that (VJ338).
     """
     environment, templates, job = selection.environment, selection.templates, selection.job
     # The one note that whoever runs the job has to know: what nobody does for it.

@@ -28,7 +28,7 @@ def report_options(command: Callable[..., Report]) -> Callable[..., None]:
         click.option(
             "--color/--no-color",
             default=None,
-            help="Colours; by default on a terminal, unless NO_COLOR is set.",
+            help="Use colours. The default is yes on a terminal, unless NO_COLOR is set.",
         ),
         click.option(
             "--format",
@@ -36,13 +36,13 @@ def report_options(command: Callable[..., Report]) -> Callable[..., None]:
             type=click.Choice(["text", "markdown", "json"]),
             default="text",
             show_default=True,
-            help="For a terminal, for a comment on a pull request, or for programs.",
+            help="Output for a terminal, for a comment on a pull request, or for programs.",
         ),
         click.option(
             "--detailed/--no-detailed",
             default=True,
             show_default=True,
-            help="Exit 2 when there are changes, or 0.",
+            help="Exit 2 when there are changes, or always 0.",
         ),
     ):
         run = option(run)

@@ -15,22 +15,25 @@ from vllmjobs.vllm.memory.startup_log import LINES, startup_log
 @click.command()
 @environment_options
 @click.option(
-    "--gpu", "gpu_name", metavar="NAME", help='Ask about another GPU, such as "NVIDIA H100 80GB HBM3".'
+    "--gpu",
+    "gpu_name",
+    metavar="NAME",
+    help='Use another GPU than ENV says, such as "NVIDIA H100 80GB HBM3".',
 )
 @click.option("--model", "model_name", metavar="NAME", help="Only this model.")
 @click.option(
     "--log",
     type=click.File(encoding="utf-8", errors="replace", lazy=False),
-    help="Show beside it what vLLM said when it started, in its log; - is stdin.",
+    help="Log of a start of vLLM; its own figures are shown beside the estimate. - is stdin.",
 )
-@click.option("--json", "in_json", is_flag=True, help="For programs; bytes per GPU.")
+@click.option("--json", "in_json", is_flag=True, help="Print JSON, in bytes per GPU.")
 def size(
     selection: Selection, gpu_name: str | None, model_name: str | None, log: TextIO | None, in_json: bool
 ) -> None:
-    """Show what the models of ENV take of their GPUs, and what fits.
+    """Show how much GPU memory the models of ENV take.
 
-    ENV is the name of a file in envs/, or a path. Exits 1 when a model does not fit, or cannot run there.
-    With --log, it is shown beside what vLLM logged when it last started; vllmjobs logs prints such a log.
+    ENV is the name of a file in envs/, or a path. Exits 1 when a model does not fit, or cannot run on its
+    GPUs. --log shows beside it what vLLM logged when it last started; `vllmjobs logs` prints such a log.
     """
     other = gpu(gpu_name) if gpu_name else None
     if gpu_name and not other:

@@ -26,20 +26,20 @@ T = TypeVar("T")
 
 @click.command()
 @environment_options
-@click.option("--watch", "is_watched", is_flag=True, help="Keep it on the screen until Ctrl-C.")
+@click.option("--watch", "is_watched", is_flag=True, help="Show it again and again until Ctrl-C.")
 @click.option(
     "--interval", type=click.FloatRange(min=0.5), default=2.0, show_default=True, metavar="SECONDS",
-    help="With --watch, between two looks.",
+    help="Pause before --watch asks again.",
 )  # fmt: skip
-@click.option("--json", "in_json", is_flag=True, help="For programs.")
+@click.option("--json", "in_json", is_flag=True, help="Print JSON.")
 def status(selection: Selection, is_watched: bool, interval: float, in_json: bool) -> None:
-    """Show what runs of ENV, and how its release stands.
+    """Show what runs of ENV, and how its release goes.
 
-    Groups, versions, health, shares of the requests, GPUs, the deployment, the last verdict. The first line
-    says whether all is well, the last ones what to type next. Where ENV is up on this machine (vllmjobs up),
-    its servers instead.
+    This shows groups, versions, health, shares of the requests, GPUs, the deployment and the last verdict.
+    The first line says whether all is well. The last lines say what to type next. Where ENV is up on this
+    machine (vllmjobs up), its servers are shown instead.
 
-    Exits 0 whatever is shown; 1 where the job does not exist, or the cluster cannot be asked.
+    Exits 0 whatever is shown, and 1 where the job does not exist or the cluster cannot be asked.
     """
     if is_watched and in_json:
         raise click.UsageError("--watch is for a screen, --json for programs: give one of them")
@@ -76,12 +76,12 @@ def _show(
 
 @click.command()
 @environment_options
-@click.option("--json", "in_json", is_flag=True, help="For programs: all that is known of each version.")
+@click.option("--json", "in_json", is_flag=True, help="Print JSON with all that is known of each version.")
 def history(selection: Selection, in_json: bool) -> None:
-    """List the versions of ENV, and how each went.
+    """List the versions of ENV, and how each release went.
 
-    When, by whom, with which verdict, image and model. Nomad keeps six versions of a job; what vllmjobs
-    recorded of the last twenty releases is shown for longer.
+    The list shows when each was deployed, by whom, with which verdict, image and model. Nomad keeps six
+    versions of a job; vllmjobs keeps its own record of the last twenty releases.
     """
     where = models_job(selection)
     deployments = Deployments(Nomad())

@@ -26,12 +26,12 @@ UNNAMED = "box"  # what is made of an .env file
 ENV_FILE = click.option(
     "--env-file",
     type=click.Path(path_type=Path, dir_okay=False, exists=True),
-    help="An .env or instances.config of balanced-vllm-docker, as it is, in place of envs/ENV.yaml.",
+    help="Use this .env or instances.config of balanced-vllm-docker, unchanged, instead of envs/ENV.yaml.",
 )
 STATE = click.option(
     "--state",
     type=click.Path(path_type=Path, file_okay=False),
-    help="Folder of its files and logs; $XDG_STATE_HOME/vllmjobs/JOB, or under ~/.local/state.",
+    help="Folder for files and logs. The default is vllmjobs/JOB in $XDG_STATE_HOME or ~/.local/state.",
 )
 ENV = click.argument("env", default=UNNAMED)
 
@@ -39,7 +39,12 @@ ENV = click.argument("env", default=UNNAMED)
 @click.command()
 @ENV
 @ENV_FILE
-@click.option("--detach", "-d", is_flag=True, help="Leave it in the background once all of it is ready.")
+@click.option(
+    "--detach",
+    "-d",
+    is_flag=True,
+    help="Wait until all servers are ready, then leave them in the background.",
+)
 @STATE
 @SETTINGS
 @PROJECT
@@ -47,10 +52,10 @@ ENV = click.argument("env", default=UNNAMED)
 def up(selection: Selection, env_file: Path | None, detach: bool, state: Path | None) -> None:
     """Run ENV on this machine: servers and nginx.
 
-    Each server of ENV gets GPUs of its own, which NVML tells, and a port from ports.base upwards; nginx
-    stands in front with the routes of the cluster, and /v1/NAME-N/ for each server. vllmjobs-supervise keeps
-    them up, and stops all of it on Ctrl-C: what is being answered first. Secrets are taken from variables of
-    this shell, or from the .env file.
+    Each server of ENV gets GPUs of its own, found with NVML, and a port from ports.base upwards. nginx stands
+    in front with the routes of the cluster, and with /v1/NAME-N/ for each server. vllmjobs-supervise keeps
+    all of them running. On Ctrl-C it lets the requests under way finish, then stops everything. Secrets come
+    from variables of this shell, or from the .env file.
     """
     asked = _read(selection, env_file)
     box = Box(asked.environment.job or "", state)
@@ -84,11 +89,11 @@ def up(selection: Selection, env_file: Path | None, detach: bool, state: Path | 
 def reload(selection: Selection, env_file: Path | None, state: Path | None) -> None:
     """Apply what changed in ENV on this machine.
 
-    Routes at once, in nginx. Servers that differ one after the other, each when it has answered what it was
-    asked and once the one before is ready: no request is dropped where a model has two. New ones are started
-    then, and those that are gone stopped last. Servers that do not differ are left alone, with their GPUs and
-    ports. It ends at the first that does not get ready: the others run on as they were. Give it the --set and
-    --env-file that are to be, as for `up`.
+    Routes change at once, in nginx. Servers that differ are replaced one after the other: each first finishes
+    its requests, and the next waits until the one before is ready. No request is dropped where a model has
+    two servers. Then new servers start, and at last those that are gone from ENV stop. Servers that do not
+    differ keep running, with their GPUs and ports. The reload ends at the first server that does not become
+    ready; the others run on as they were. Give it the same --set and --env-file as `up`, with the new values.
     """
     asked = _read(selection, env_file)
     box = Box(asked.environment.job or "", state)
@@ -112,7 +117,7 @@ def reload(selection: Selection, env_file: Path | None, state: Path | None) -> N
 def down(selection: Selection, state: Path | None) -> None:
     """Stop ENV on this machine.
 
-    What is being answered is waited for, as drain.longest_stream says.
+    Requests under way may finish first, for as long as drain.longest_stream says.
     """
     box = find_box(selection, state)
     if box.stop():
@@ -130,9 +135,9 @@ def down(selection: Selection, state: Path | None) -> None:
 def restart(selection: Selection, name: str | None, state: Path | None) -> None:
     """Restart servers of ENV on this machine.
 
-    NAME is a server (chat-0) or a model (chat); all of ENV without it. One after the other, each when it has
-    answered what it was asked and once the one before is ready again: no request is dropped where there are
-    two.
+    NAME is a server (chat-0) or a model (chat). Without NAME, all servers of ENV restart. They restart one
+    after the other: each first finishes its requests, and the next waits until the one before is ready. No
+    request is dropped where a model has two servers.
     """
     box = find_box(selection, state)
     there = [one for one in box.instances() or () if one != NGINX]
