@@ -42,7 +42,7 @@ def read(words: list[str]) -> dict[str, Any]:
 @cache
 def _serve() -> Any:
     made = importlib.import_module("vllm.utils.argparse_utils").FlexibleArgumentParser(prog="vllm")
-    serve = made.add_subparsers(dest="subparser").add_parser("serve")
+    serve = made.add_subparsers(dest="subparser").add_parser("serve", usage="vllm serve")
     cli_args().make_arg_parser(serve)
     return made
 

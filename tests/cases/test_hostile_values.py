@@ -1,19 +1,25 @@
-"""Whatever a string holds, Nomad's own parser gives it back as it was written in the environment."""
+"""Whatever a string holds, Nomad's own parser gives it back as it was written in the environment.
+
+`diff` reads the same of it.
+"""
 
 import json
 import re
 import shutil
 import subprocess
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import cache
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import example, given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.schema import json_schema
@@ -35,11 +41,11 @@ ELSEWHERE = {
     "monitoring.prometheus.command",  # stands where the image does, with raw_exec
 }
 JOBS = {
-    "vllm": [],
-    "fabio": [],
-    "nginx": ["balancer.kind=nginx", "balancer.driver=raw_exec"],  # between them, all that balancers have
-    "prometheus": [],
-    "cache-backup": [],  # of the same template as the others of the caches
+    "vllm": (),
+    "fabio": (),
+    "nginx": ("balancer.kind=nginx", "balancer.driver=raw_exec"),  # between them, all that balancers have
+    "prometheus": (),
+    "cache-backup": (),  # of the same template as the others of the caches
 }
 
 
@@ -71,12 +77,13 @@ def free_text(schema: dict[str, Any], described: dict[str, Any], path: str = "")
         yield path
 
 
-def replaced(value: Any, text: str) -> Any:
+def replaced(value: Any, text: Callable[[], str]) -> Any:
+    """Return plain data with another text in the place of each HOSTILE."""
     if isinstance(value, dict):
         return {replaced(key, text): replaced(item, text) for key, item in value.items()}
     if isinstance(value, list):
         return [replaced(item, text) for item in value]
-    return value.replace(HERE, text) if isinstance(value, str) else value
+    return value.replace(HERE, text()) if isinstance(value, str) and HERE in value else value
 
 
 def parsed_by_nomad(hcl: str) -> Any:
@@ -102,33 +109,51 @@ hostile = (
 )
 
 
-@given(hostile)
-@example('"\\${%{\n' * (64 * 1024 // 8))
-@example("${")
-@example("$")
-@example("$${NOMAD_PORT_http}")
-@example("%%{if true}")
-def test_hostile_strings_come_back_from_nomads_parser_as_they_were(text: str) -> None:
-    sample = msgspec.to_builtins(load(EVERY_KEY))
+@settings(max_examples=settings.default.max_examples // 4)  # each is five processes, and holds many strings
+@given(st.lists(hostile, min_size=1, max_size=20))
+@example(["${", "$", "$${NOMAD_PORT_http}", "%%{if true}", "\\u0041", '"\\${%{\n\t\r\u2028🦜<<EOF'])
+def test_hostile_strings_come_back_from_nomads_parser_as_they_were(texts: list[str]) -> None:
+    strings_come_back(texts)
+
+
+def test_a_string_of_64_kib_comes_back_from_nomads_parser_as_it_was(long: bool) -> None:
+    """The region of each job; in full each of its strings, over which Nomad takes minutes."""
+    others = [] if long else ["short"] * 99
+    strings_come_back(['"\\${%{\n' * (64 * 1024 // 8), *others])
+
+
+def strings_come_back(texts: list[str]) -> None:
+    """Write each of these texts into some of the strings that may hold anything, and read all jobs back."""
     found: set[Any] = set()
     for job, given_by_set in JOBS.items():
-        environment = load(EVERY_KEY, given_by_set)
-        hostile_one = msgspec.convert(replaced(msgspec.to_builtins(environment), text), Environment)
-        found |= {value for _, value in leaves(parsed_by_nomad(render(hostile_one, job, TEMPLATES)))}
+        hostile_one = msgspec.convert(with_texts(load(EVERY_KEY, given_by_set), texts), Environment)
+        hcl = render(hostile_one, job, TEMPLATES)
+        nomads = {value for _, value in leaves(parsed_by_nomad(hcl))}
+        ours = {value for _, value in leaves(read(hcl, job).tree) if isinstance(value, str)}
+        durations = {value for value in ours if re.fullmatch(r"(\d+[hms])+", value)}  # numbers to Nomad
+        assert {value for value in ours - durations if any(text in value for text in texts)} <= nomads
+        found |= nomads
     found |= {value.partition("=")[2] for value in found if isinstance(value, str) and value.startswith("-")}
-    found |= {json.dumps(value) for value in found if isinstance(value, str)}
-    for path, value in leaves(sample):
+    maps = [json.loads(value) for value in found if isinstance(value, str) and value.startswith('{"key":')]
+    found |= {value for _, value in leaves(maps)}
+    sample = load(EVERY_KEY)
+    written = leaves(with_texts(sample, texts))
+    for (path, value), (_, expected) in zip(leaves(msgspec.to_builtins(sample)), written, strict=True):
         if isinstance(value, str) and HERE in value and path not in ELSEWHERE:
-            expected = value.replace(HERE, text)
             if ".gpus." in path and "." not in path.partition(".gpus.")[2]:  # joined to one name
                 assert any(expected in name for name in found if isinstance(name, str)), path
             else:
                 assert expected in found, path
 
 
-def load(path: Path, settings: Sequence[str] = ()) -> Environment:
+def with_texts(environment: Environment, texts: list[str]) -> Any:
+    return replaced(msgspec.to_builtins(environment), cycle(texts).__next__)
+
+
+@cache
+def load(path: Path, given_by_set: Sequence[str] = ()) -> Environment:
     """As it stands: no rule says anything of these values."""
-    environment = load_file(path, settings).environment
+    environment = load_file(path, given_by_set).environment
     assert environment is not None
     return environment
 
