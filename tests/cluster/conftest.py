@@ -1,14 +1,13 @@
-"""A test that wants a job of its own takes `release`; one that leaves its engines in peace takes `kept`."""
+"""A test that wants a job of its own takes `release`; one that leaves one version alone takes `served`."""
 
 from collections.abc import Iterator
 
 import pytest
 
 from vllmjobs_sandbox.cluster.deploying import QUICK
-from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
+from vllmjobs_sandbox.cluster.release import NewRelease, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.traffic.requests import Load
-from vllmjobs_sandbox.traffic.served import OLD, Served, on, serving
+from vllmjobs_sandbox.traffic.served import Life, Served, asking, begun, on
 
 
 @pytest.fixture
@@ -18,24 +17,17 @@ def release(sandbox: Sandbox, request: pytest.FixtureRequest) -> Iterator[NewRel
 
 
 @pytest.fixture(scope="module")
-def kept(sandbox: Sandbox) -> Iterator[Release]:
-    """Two engines on one node, for all tests of a module after which the very same serve on."""
-    for new in releases(sandbox, "kept"):
-        kept = new(**QUICK, **{"placement.constraints": on("=", "gpu-1")})
-        kept.run()
-        kept.wait_until_routed(OLD)
-        yield kept
+def life(sandbox: Sandbox) -> Iterator[Life]:
+    """One engine on one node, through whose life the tests of a module go.
+
+    Nothing that befalls the other node touches it.
+    """
+    for new in releases(sandbox, "life"):
+        yield begun(new(**QUICK | {"replicas": 1, "placement.constraints": on("=", "gpu-1")}))
 
 
 @pytest.fixture
-def unbroken(kept: Release) -> Iterator[Served]:
-    """Ask the engines that are kept."""
-    with Load(kept.address, per_second=10) as load:
-        yield Served(kept, load)
-
-
-@pytest.fixture
-def served(release: NewRelease) -> Iterator[Served]:
-    """Two engines on one node, so that nothing that befalls the other touches them."""
-    with serving(release(**QUICK), **{"placement.constraints": on("=", "gpu-1")}) as old:
-        yield old
+def served(life: Life) -> Iterator[Served]:
+    """The same, asked ten times a second."""
+    with asking(life) as served:
+        yield served

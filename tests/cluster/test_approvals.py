@@ -17,12 +17,8 @@ from vllmjobs.cluster.deployments import Deployments, where_of
 from vllmjobs.cluster.failures import ForbiddenError, NomadError
 from vllmjobs.cluster.nomad import Nomad, Where
 from vllmjobs.deploy.gates import approvals, approved, write_approval
-from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, digest, version_to_be
-from vllmjobs_sandbox.cluster import ports
-from vllmjobs_sandbox.cluster.nomad import Agent, server_config
-from vllmjobs_sandbox.cluster.process import start, stop
-from vllmjobs_sandbox.cluster.programs import programs
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.cluster.secured import Secured, published, secured_server
 
 NOW = datetime(2026, 11, 23, 21, 4, 5, 678000, tzinfo=UTC)
@@ -251,30 +247,19 @@ def test_where_none_are_required_nothing_is_asked(job: Job) -> None:
     )
 
 
-def test_where_acls_are_off_it_refuses_and_says_why(tmp_path: Path) -> None:
-    block = ports.take_block()
-    agent = Agent("open", block.take(), block.take(), block.take())
-    config = tmp_path / "server.hcl"
-    config.write_text(server_config(agent, f"{tmp_path}/data", "127.0.0.1:1"))
-    server = start("nomad", [programs()["nomad"], "agent", "-config", config], tmp_path / "log", {})
-    where = Where("vllm-prod", "default", "global")
-    try:
-        releases = Deployments(Nomad({"NOMAD_ADDR": agent.address}, pauses=()))
-        server.wait_until(releases.nomad.version, 60, "it answers", ignoring=(UserError,))
-        asks: dict[str, Callable[[], object]] = {
-            "deploys": lambda: approved(releases, where, 2, 0, "d", COMMAND),
-            "approves": lambda: write_approval(releases, where, None, 0, "d", NOW),
-        }
-        for does, ask in asks.items():
-            with pytest.raises(RefusedError) as error:
-                ask()
-            assert str(error.value) == (
-                f"{agent.address}: approvals are required, and with ACLs off nobody can tell who {does}; "
-                "turn ACLs on (docs/approvals.md), or set approvals: 0"
-            )
-    finally:
-        stop([server])
-        block.release()
+def test_where_acls_are_off_it_refuses_and_says_why(sandbox: Sandbox) -> None:
+    releases, where = Deployments(Nomad(sandbox.env)), Where("vllm-prod", "default", "global")
+    asks: dict[str, Callable[[], object]] = {
+        "deploys": lambda: approved(releases, where, 2, 0, "d", COMMAND),
+        "approves": lambda: write_approval(releases, where, None, 0, "d", NOW),
+    }
+    for does, ask in asks.items():
+        with pytest.raises(RefusedError) as error:
+            ask()
+        assert str(error.value) == (
+            f"{sandbox.nomad_address}: approvals are required, and with ACLs off nobody can tell who {does}; "
+            "turn ACLs on (docs/approvals.md), or set approvals: 0"
+        )
 
 
 # As a person types it

@@ -81,7 +81,8 @@ class Person:
 
 
 def test_only_what_two_others_have_approved_is_deployed(secured: Sandbox) -> None:
-    release = Release(secured, "vllm-dev", {f"models.chat.{key}": value for key, value in QUICK.items()})
+    quick = QUICK | {"replicas": 1}
+    release = Release(secured, "vllm-dev", {f"models.chat.{key}": value for key, value in quick.items()})
     release.settings["approvals"] = "2"
     ann, ben = (Person(secured, name, "approver") for name in ("ann", "ben"))
     dan = Person(secured, "dan", "deployer", "deploys")

@@ -9,12 +9,12 @@ from http.server import BaseHTTPRequestHandler
 
 import httpx
 
-from vllmjobs_sandbox.cluster.deploying import deploying
+from vllmjobs_sandbox.cluster.deploying import deploying, succeeded
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.fakes.listening import listening
-from vllmjobs_sandbox.traffic.requests import Load
-from vllmjobs_sandbox.traffic.served import DEPLOYED, FAILED, NEW, REFUSED, SETTLED, Served
+from vllmjobs_sandbox.traffic.requests import Load, versions
+from vllmjobs_sandbox.traffic.served import DEPLOYED, FAILED, REFUSED, SETTLED, Served
 
 
 @contextmanager
@@ -28,10 +28,11 @@ def malformed_route(sandbox: Sandbox) -> Iterator[None]:
 
 
 def test_a_malformed_route_refuses_a_deployment_before_it_begins(served: Served) -> None:
-    with malformed_route(served.sandbox), deploying(served.release, max_model_len=NEW) as deploy:
+    version = served.life.version
+    with malformed_route(served.sandbox), deploying(served.release, max_model_len=served.new) as deploy:
         assert deploy.end() == REFUSED, deploy.evidence()
         assert "fabio/config/broken" in deploy.evidence()
-    assert served.sandbox.nomad.job.get_job(served.release.job)["Version"] == 0
+    assert served.life.version == version
     served.still_serves()
 
 
@@ -53,12 +54,15 @@ def counting(served: Served) -> Iterator[Callable[[], int]]:
 
     with listening(Admin) as address:
         served.release.settings["balancer.admin_port"] = address.rpartition(":")[2]
-        yield lambda: len(looks)
+        try:
+            yield lambda: len(looks)
+        finally:
+            del served.release.settings["balancer.admin_port"]
 
 
 def test_a_malformed_route_that_comes_later_is_waited_for(served: Served) -> None:
     """Nothing is measured of a share that Fabio does not give."""
-    with counting(served) as looks, deploying(served.release, max_model_len=NEW) as deploy:
+    with counting(served) as looks, deploying(served.release, max_model_len=served.new) as deploy:
         deploy.wait_for("healthy")
         with malformed_route(served.sandbox):
             deploy.wait_for("shifted")
@@ -76,15 +80,17 @@ def test_a_malformed_route_that_stays_leaves_the_canary_to_which_fabio_goes_on_s
     served: Served,
 ) -> None:
     """Its table would not lose a canary that is stopped, and a tenth of the requests would fail."""
-    with deploying(served.release, "--timeout", "25s", max_model_len=NEW) as deploy:
-        deploy.wait_for("healthy")
-        with malformed_route(served.sandbox):
-            assert deploy.end(150) == FAILED, deploy.evidence()
+    succeeded(deploying(served.release, "--detach", max_model_len=served.new))
+    served.sandbox.wait_until_healthy(served.release.job)
+    both = {served.old_length, served.new}
+    wait_until(lambda: {*versions(served.release.address, 20)} == both, SETTLED, "the canary has its share")
+    with malformed_route(served.sandbox):
+        with deploying(served.release, "--timeout", "10s", max_model_len=served.new) as deploy:
+            assert deploy.end() == FAILED, deploy.evidence()
             assert deploy.wait_for("done")["data"]["outcome"] == "left"
-            with Load(served.release.address, per_second=10) as later:
-                wait_until(lambda: later.answered > 20, SETTLED, "it is served")
-            assert later.failures == []
-            served.is_unhurt()
-    with deploying(served.release, max_model_len=NEW) as resumed:
-        assert resumed.end() == DEPLOYED, resumed.evidence()
+        with Load(served.release.address, per_second=10) as later:
+            wait_until(lambda: later.answered > 20, SETTLED, "it is served")
+        assert later.failures == []
+        served.is_unhurt()
+    succeeded(deploying(served.release, max_model_len=served.new))
     served.serves_the_new()

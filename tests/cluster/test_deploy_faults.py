@@ -1,17 +1,20 @@
 """What goes wrong while a change is deployed: the old version serves on, and the exit code says what it was.
 
 The old version is asked all the while; each test ends with which version serves, and with which share of it.
+Most tests live through the life of one release.
 """
 
 import json
+import signal
 from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import pytest
 import yaml
 
-from vllmjobs_sandbox.cluster.deploying import QUICK, deploying
+from vllmjobs_sandbox.cluster.deploying import QUICK, Command, deploying, succeeded
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.programs import ROOM
 from vllmjobs_sandbox.cluster.release import NewRelease, releases
@@ -28,30 +31,75 @@ from vllmjobs_sandbox.traffic.served import (
     REFUSED,
     SETTLED,
     SILENT,
+    Life,
     Served,
     anywhere_but,
+    asking,
+    begun,
     failure,
     keys,
     on,
-    serving,
     slow,
 )
 
+# One that holds all GPUs of a node but the one that a life has.
+HOG = """
+job "hog" {
+  group "hog" {
+    constraint {
+      attribute = "${node.unique.name}"
+      value     = "gpu-1"
+    }
+    task "sleep" {
+      driver = "raw_exec"
+      config {
+        command = "sleep"
+        args    = ["600"]
+      }
+      resources {
+        cpu    = 50
+        memory = 32
+        device "nvidia/gpu" {
+          count = 3
+        }
+      }
+    }
+  }
+}
+"""
+
+
+@contextmanager
+def deploying_what_is_taken(served: Served, **how: Any) -> Iterator[Command]:
+    """Deploy a change, whose node's GPUs are taken between its plan and its registration."""
+    sandbox = served.sandbox
+    with (
+        holding(sandbox.nomad_address, REGISTRATION) as registration,
+        deploying(served.release, env=registration.env, max_model_len=served.new, **how) as deploy,
+    ):
+        registration.wait(deploy.evidence)
+        sandbox.run(HOG)
+        wait_until(lambda: sandbox.allocations("hog"), 30, "the GPUs are taken")
+        try:
+            registration.let_go()
+            yield deploy
+        finally:
+            sandbox.purge("hog")
+
 
 @pytest.fixture(scope="module")
-def fleet() -> Iterator[Sandbox]:
-    """Three servers, and three clients whose power can be cut."""
+def fleet() -> Iterator[Life]:
+    """An engine on the first of three clients whose power can be cut, with three servers."""
     with Sandbox(clients=3, gpus=3, servers=3, machines=True) as running:
-        yield running
+        for new in releases(running, "fleet"):
+            yield begun(new(**QUICK | {"replicas": 1}), **{"placement.constraints": on("=", "gpu-1")})
 
 
 # The cluster
 
 
 def test_nomads_only_server_is_killed_and_comes_back(served: Served) -> None:
-    """Its clients ask it again after up to 60 s (`getAllocRetryIntv`); what is promoted waits for that."""
-    patient: dict[str, Any] = {"rollout.progress_deadline": "2m"}
-    with deploying(served.release, max_model_len=NEW, **patient) as deploy:
+    with deploying(served.release, max_model_len=served.new) as deploy:
         deploy.wait_for("shifted")
         served.sandbox.kill("nomad-server")
         served.sandbox.start_again("nomad-server")
@@ -59,10 +107,12 @@ def test_nomads_only_server_is_killed_and_comes_back(served: Served) -> None:
     served.serves_the_new()
 
 
-@pytest.mark.parametrize("agent", ["consul-server", "consul-gpu-2"])
+@pytest.mark.parametrize("agent", ["consul-gpu-2", "consul-server"])
 def test_a_consul_agent_is_killed_and_comes_back(served: Served, agent: str) -> None:
-    """The server, whom deploy and the balancer ask; and the agent of the canary's node."""
-    with deploying(served.release, max_model_len=NEW, **anywhere_but("gpu-1")) as deploy:
+    """The agent of the canary's node; and the server, whom deploy and the balancer ask."""
+    node = agent.removeprefix("consul-")
+    where: dict[str, Any] = {"placement.constraints": on("=", node)} if node in served.sandbox.nodes else {}
+    with deploying(served.release, max_model_len=served.new, **where) as deploy:
         deploy.wait_for("verdict")
         served.sandbox.kill(agent)
         served.sandbox.start_again(agent)
@@ -70,56 +120,61 @@ def test_a_consul_agent_is_killed_and_comes_back(served: Served, agent: str) -> 
     served.serves_the_new()
 
 
-def test_the_leader_of_three_servers_is_killed(fleet: Sandbox) -> None:
-    for new in releases(fleet, "leader"):
-        leader = fleet.leader()
-        other = next(address for name, address in fleet.servers().items() if name != leader)
-        with (
-            serving(new(**QUICK)) as served,
-            deploying(served.release, env={"NOMAD_ADDR": other}, max_model_len=NEW) as deploy,
-        ):
-            deploy.wait_for("shifted")
-            fleet.kill(f"nomad-{leader}")
-            code = deploy.end()
-            fleet.start_again(f"nomad-{leader}")
-            assert code == DEPLOYED, deploy.evidence()
-            served.serves_the_new()
-
-
-def test_the_node_of_the_canary_loses_its_power(fleet: Sandbox) -> None:
-    """Nomad starts another one elsewhere, which is judged from its begin."""
-    for new in releases(fleet, "power"):
-        with (
-            serving(new(**QUICK), **{"placement.constraints": on("=", "gpu-1")}) as served,
-            deploying(served.release, max_model_len=NEW, **anywhere_but("gpu-1")) as deploy,
-        ):
-            node = deploy.wait_for("healthy")["data"]["node"]
-            served.is_forgiven = lambda said: "502" in said or "Disconnected" in said  # the canary's share
-            fleet.kill(f"nomad-{node}")
-            code = deploy.end()
-            fleet.start_again(f"nomad-{node}")
-            assert code == DEPLOYED, deploy.evidence()
-            served.serves_the_new()
-
-
-def test_gpus_that_are_taken_after_the_plan(unbroken: Served, release: NewRelease) -> None:
-    hog = release(replicas=6)
+def test_the_leader_of_three_servers_is_killed(fleet: Life) -> None:
+    sandbox = fleet.release.sandbox
+    leader = sandbox.leader()
+    other = next(address for name, address in sandbox.servers().items() if name != leader)
+    where: dict[str, Any] = {"placement.constraints": on("=", "gpu-1")}
     with (
-        holding(unbroken.sandbox.nomad_address, REGISTRATION) as registration,
-        deploying(unbroken.release, env=registration.env, max_model_len=NEW) as deploy,
+        asking(fleet) as served,
+        deploying(served.release, env={"NOMAD_ADDR": other}, max_model_len=served.new, **where) as deploy,
     ):
-        registration.wait(deploy.evidence)
-        hog.run()
-        registration.let_go()
+        deploy.wait_for("shifted")
+        sandbox.kill(f"nomad-{leader}")
+        code = deploy.end()
+        sandbox.start_again(f"nomad-{leader}")
+        assert code == DEPLOYED, deploy.evidence()
+        served.serves_the_new()
+
+
+def test_the_node_of_the_canary_loses_its_power(fleet: Life) -> None:
+    """Nomad starts another one elsewhere, which is judged from its begin."""
+    sandbox = fleet.release.sandbox
+    with (
+        asking(fleet) as served,
+        deploying(served.release, max_model_len=served.new, **anywhere_but("gpu-1")) as deploy,
+    ):
+        node = deploy.wait_for("healthy")["data"]["node"]
+        served.is_forgiven = lambda said: "502" in said or "Disconnected" in said  # the canary's share
+        sandbox.kill(f"nomad-{node}")
+        code = deploy.end()
+        sandbox.start_again(f"nomad-{node}")
+        assert code == DEPLOYED, deploy.evidence()
+        served.serves_the_new()
+
+
+def test_gpus_that_are_taken_after_the_plan(served: Served) -> None:
+    with deploying_what_is_taken(served) as deploy:
         assert deploy.end(150) == NO_ROOM, deploy.evidence()
-    unbroken.still_serves()
+    served.still_serves()
+
+
+def test_killed_while_its_canary_has_no_room_it_is_given_up_by_the_next_run(served: Served) -> None:
+    """Nomad would wait for ever for what nobody follows."""
+    with deploying_what_is_taken(served, at={"registered": signal.SIGKILL}) as killed:
+        assert killed.end() == -signal.SIGKILL
+        with deploying(served.release, max_model_len=served.new) as resumed:
+            assert resumed.end(150) == NO_ROOM, resumed.evidence()
+            assert "registered" not in resumed.kinds()
+    served.still_serves()
 
 
 def test_a_change_that_somebody_registers_after_the_plan_is_not_pushed_aside(served: Served) -> None:
     """Check-and-set: Nomad takes the job only as it was when it was planned."""
+    version = served.life.version
     with (
         holding(served.sandbox.nomad_address, REGISTRATION) as registration,
-        deploying(served.release, env=registration.env, max_model_len=NEW) as deploy,
+        deploying(served.release, env=registration.env, max_model_len=served.new) as deploy,
     ):
         registration.wait(deploy.evidence)
         served.sandbox.run(served.release.render(max_model_len=NEWER))
@@ -128,75 +183,87 @@ def test_a_change_that_somebody_registers_after_the_plan_is_not_pushed_aside(ser
         assert "registered" not in deploy.kinds()
         assert "someone else has changed the job in the meantime" in "\n".join(deploy.errors)
     job = served.sandbox.nomad.job.get_job(served.release.job)
-    assert (job["Version"], job["TaskGroups"][0]["Count"]) == (1, 2)
+    assert (job["Version"], job["TaskGroups"][0]["Count"]) == (version + 1, 1)
     assert f"--max-model-len={NEWER}" in job["TaskGroups"][0]["Tasks"][0]["Config"]["args"]
-    served.is_unhurt()
+    fails(served)
 
 
 # The canary
 
 
 @pytest.mark.parametrize("mode", ["never-ready", "exit-1-before-ready"])
-def test_a_canary_that_does_not_get_ready(unbroken: Served, mode: str) -> None:
-    soon: dict[str, Any] = {"rollout.healthy_deadline": "12s", "rollout.progress_deadline": "20s"}
-    with deploying(unbroken.release, max_model_len=NEW, **failure(mode), **soon) as deploy:
+def test_a_canary_that_does_not_get_ready(served: Served, mode: str) -> None:
+    soon: dict[str, Any] = {
+        "load_time": "1s",
+        "drain.kill_timeout": "4s",
+        "rollout.healthy_deadline": "3s",
+        "rollout.progress_deadline": "5s",
+    }
+    with deploying(served.release, max_model_len=served.new, **failure(mode), **soon) as deploy:
         assert deploy.end() == FAILED, deploy.evidence()
-    unbroken.still_serves()
+        assert deploy.wait_for("done")["data"]["outcome"] == "failed"
+    served.still_serves()
 
 
-def test_a_canary_that_answers_500(unbroken: Served) -> None:
-    unbroken.is_forgiven = lambda said: "500 Internal" in said
-    with deploying(unbroken.release, max_model_len=NEW, **failure("error-rate=1")) as deploy:
+def test_a_canary_that_answers_500(served: Served) -> None:
+    served.is_forgiven = lambda said: "500 Internal" in said
+    with deploying(served.release, max_model_len=served.new, **failure("error-rate=1")) as deploy:
         assert deploy.end() == REFUSED, deploy.evidence()
         assert "error_rate" in deploy.wait_for("done")["text"]
-    unbroken.still_serves()
+    served.still_serves()
 
 
-def test_a_canary_that_hangs(release: NewRelease) -> None:
+def test_a_canary_that_hangs(life: Life) -> None:
     """It is healthy, and counts no error; of three probes it answers none."""
-    quiet = release(**QUICK)
-    quiet.run()
-    with deploying(quiet, max_model_len=NEW, **failure("hang")) as deploy:
+    # A probe that is given up has a latency, too.
+    hangs = failure("hang") | {"rollout.analysis.limits.e2e_latency": "null"}
+    with deploying(life.release, max_model_len=life.other, **hangs) as deploy:
         assert deploy.end() == REFUSED, deploy.evidence()
         assert "answered none of the last 3 probes" in deploy.wait_for("done")["text"]
-    wait_until(lambda: versions(quiet.address, 20) == {OLD: 20}, SETTLED, "the old version serves alone")
+    life.settles_at(life.length)
 
 
-def test_a_canary_that_dies_in_service(unbroken: Served) -> None:
-    unbroken.is_forgiven = lambda said: any(word in said for word in ("500 Internal", "502", "Disconnected"))
-    with deploying(unbroken.release, max_model_len=NEW, **failure("exit-0-after=3")) as deploy:
+def test_a_canary_that_dies_in_service(served: Served) -> None:
+    served.is_forgiven = lambda said: any(word in said for word in ("500 Internal", "502", "Disconnected"))
+    with deploying(served.release, max_model_len=served.new, **failure("exit-0-after=3")) as deploy:
         assert deploy.end() == REFUSED, deploy.evidence()
-    unbroken.still_serves()
+    served.still_serves()
 
 
 def test_a_canary_that_is_slow_by_a_factor_of_five(release: NewRelease) -> None:
-    with serving(release(**QUICK), **slow(60)) as served:
-        with deploying(served.release, max_model_len=NEW, **slow(12)) as deploy:
+    limit = {"rollout.analysis.limits.inter_token_latency": "{ratio: 2, floor: 0.05}"}
+    with asking(begun(release(**QUICK | limit | {"replicas": 1}), **slow(60))) as served:
+        with deploying(served.release, max_model_len=served.new, **slow(12)) as deploy:
             assert deploy.end() == REFUSED, deploy.evidence()
             assert "times the stable instances'" in deploy.wait_for("done")["text"]
         served.still_serves()
 
 
-@pytest.mark.parametrize(
-    ("settings", "code", "length", "said"),
-    [
-        ({"rollout.analysis.probe": "true"}, DEPLOYED, NEW, "is deployed"),
-        ({**SILENT, "rollout.analysis.on_no_data": "fail"}, REFUSED, OLD, "on_no_data is fail"),
-        ({**SILENT, "rollout.analysis.on_no_data": "hold"}, REFUSED, OLD, "and the time is up"),
-    ],
-    ids=["probes stand in", "it fails", "it is held until the time is up"],
-)
-def test_a_canary_without_traffic(
-    release: NewRelease, settings: dict[str, Any], code: int, length: int, said: str
-) -> None:
-    """Nomad would wait for its promotion for ever."""
-    quiet = release(**QUICK)
-    quiet.run(**settings)
-    with deploying(quiet, "--timeout", "20s", max_model_len=NEW, **settings) as deploy:
-        assert deploy.end() == code, deploy.evidence()
-        assert said in deploy.wait_for("done")["text"]
-    quiet.wait_until_routed(length)
-    wait_until(lambda: versions(quiet.address, 20) == {length: 20}, SETTLED, f"{length} serves alone")
+# Nomad would wait for the promotion of a canary without traffic for ever.
+
+
+def test_a_canary_without_traffic_may_fail_the_change(life: Life) -> None:
+    silent = SILENT | {"rollout.analysis.on_no_data": "fail"}
+    with deploying(life.release, max_model_len=life.other, **silent) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "on_no_data is fail" in deploy.wait_for("done")["text"]
+    life.settles_at(life.length)
+
+
+def test_a_canary_without_traffic_is_held_until_the_time_is_up(life: Life) -> None:
+    silent = SILENT | {"rollout.analysis.on_no_data": "hold"}
+    succeeded(deploying(life.release, "--detach", max_model_len=life.other, **silent))
+    life.release.sandbox.wait_until_healthy(life.release.job)
+    with deploying(life.release, "--timeout", "4s", max_model_len=life.other, **silent) as deploy:
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "and the time is up" in deploy.wait_for("done")["text"]
+    life.settles_at(life.length)
+
+
+def test_probes_stand_in_for_the_traffic_that_a_canary_lacks(life: Life) -> None:
+    probing: dict[str, Any] = {"rollout.analysis.probe": "true"}
+    succeeded(deploying(life.release, max_model_len=life.other, **probing))
+    life.settles_at(life.other)
 
 
 def test_one_model_of_two_that_fails_is_the_end_for_both(release: NewRelease) -> None:
@@ -229,10 +296,19 @@ def test_one_model_of_two_that_fails_is_the_end_for_both(release: NewRelease) ->
 # Other people
 
 
+def fails(served: Served) -> None:
+    """Have somebody fail what waits for its promotion: the old instances serve on."""
+    waiting = served.sandbox.wait_until_healthy(served.release.job)
+    served.sandbox.nomad.deployment.fail_deployment(waiting["ID"])
+    served.sandbox.wait_until_healthy(served.release.job)
+    served.still_serves()
+
+
 def test_a_newer_version_is_registered_while_a_canary_is_judged(served: Served) -> None:
+    version = served.life.version
     with (
         holding(served.sandbox.nomad_address, PROMOTION) as promotion,
-        deploying(served.release, env=promotion.env, max_model_len=NEW) as deploy,
+        deploying(served.release, env=promotion.env, max_model_len=served.new) as deploy,
     ):
         deploy.wait_for("shifted")
         served.sandbox.run(served.release.render(max_model_len=NEWER))
@@ -240,26 +316,26 @@ def test_a_newer_version_is_registered_while_a_canary_is_judged(served: Served) 
         assert deploy.end() == FAILED, deploy.evidence()
         assert deploy.wait_for("done")["data"]["outcome"] == "superseded"
     waiting = served.sandbox.wait_until_healthy(served.release.job)
-    assert (waiting["JobVersion"], waiting["Status"]) == (2, "running")
+    assert (waiting["JobVersion"], waiting["Status"]) == (version + 2, "running")
     running = Counter(
         one["JobVersion"] for one in served.release.allocations() if one["DesiredStatus"] == "run"
     )
-    assert running == {0: 2, 2: 1}
+    assert running == {version: 1, version + 2: 1}
     assert [key for key in keys(served.sandbox) if served.release.job in key] == []
-    served.is_unhurt()
+    fails(served)
 
 
 def test_another_person_promotes_first(served: Served) -> None:
-    with deploying(served.release, max_model_len=NEW) as deploy:
+    with deploying(served.release, max_model_len=served.new) as deploy:
         deploy.wait_for("verdict")
         served.sandbox.promote(served.release.job)
         assert deploy.end() == DEPLOYED, deploy.evidence()
     served.serves_the_new()
 
 
-def test_another_person_fails_it_first(unbroken: Served) -> None:
-    with deploying(unbroken.release, max_model_len=NEW) as deploy:
+def test_another_person_fails_it_first(served: Served) -> None:
+    with deploying(served.release, max_model_len=served.new) as deploy:
         deployment = deploy.wait_for("verdict")["deployment"]
-        unbroken.sandbox.nomad.deployment.fail_deployment(deployment)
+        served.sandbox.nomad.deployment.fail_deployment(deployment)
         assert deploy.end() == FAILED, deploy.evidence()
-    unbroken.still_serves()
+    served.still_serves()

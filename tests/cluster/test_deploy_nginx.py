@@ -16,10 +16,10 @@ REFUSED = 4
 SETTLED = 30.0  # seconds
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def release(sandbox: Sandbox) -> Iterator[Release]:
     """Two instances of the old version."""
-    behind = Release.behind_nginx(sandbox, **QUICK)
+    behind = Release.behind_nginx(sandbox, **QUICK | {"drain.shutdown_delay": "3s"})
     behind.run()
     behind.wait_until_routed(OLD)
     yield behind

@@ -161,13 +161,32 @@ class Servers:
         return server
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Servers]:
+@pytest.fixture(scope="module")
+def start(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Servers]:
     block = ports.take_block()
-    servers = Servers(tmp_path, block)
+    servers = Servers(tmp_path_factory.mktemp("servers"), block)
     yield servers
     process.stop([server.running for server in servers.started], grace=0)
     block.release()
+
+
+@pytest.fixture(scope="module")
+def well(start: Servers) -> tuple[Server, Server]:
+    """Two that are well, for all tests."""
+    return start(), start()
+
+
+@pytest.fixture(scope="module")
+def erring(start: Servers) -> Server:
+    """One that answers every second request with 500, for all tests."""
+    return start(FAILURE="error-rate=0.5")
+
+
+@pytest.fixture(autouse=True)
+def unseen(start: Servers) -> None:
+    """Each test looks anew."""
+    for server in start.started:
+        server.samples.clear()
 
 
 def judged(canary: Server, stable: Server, requests: int = 40) -> tuple[Measurement, Verdict]:
@@ -187,33 +206,33 @@ def verdict(canary: Server, stable: Server) -> tuple[Measurement, Verdict]:
     return found, judge(analysis, [found, found], WINDOW)
 
 
-def test_a_canary_that_is_well_passes(start: Servers) -> None:
-    found, said = judged(start(), start())
+def test_a_canary_that_is_well_passes(well: tuple[Server, Server]) -> None:
+    found, said = judged(*well)
     assert (found.canary_requests, found.stable_requests) == (40, 40)
     assert said.result == "pass", said
     assert {one.result for one in said.numbers} == {"pass"}
 
 
-def test_a_canary_whose_first_token_is_slow_fails(start: Servers) -> None:
-    found, said = judged(start(FAILURE="slow-first-token=0.6"), start())
+def test_a_canary_whose_first_token_is_slow_fails(start: Servers, well: tuple[Server, Server]) -> None:
+    found, said = judged(start(FAILURE="slow-first-token=0.6"), well[0])
     assert said.result == "fail"
     assert found.reason.startswith("time_to_first_token is "), found.reason
 
 
-def test_a_canary_that_is_slow_by_a_factor_of_five_fails(start: Servers) -> None:
-    found, said = judged(start(TOKENS_PER_SECOND=10), start())
+def test_a_canary_that_is_slow_by_a_factor_of_five_fails(start: Servers, well: tuple[Server, Server]) -> None:
+    found, said = judged(start(TOKENS_PER_SECOND=10), well[0])
     assert said.result == "fail"
     assert "inter_token_latency is " in found.reason
 
 
-def test_a_canary_that_answers_500_fails(start: Servers) -> None:
-    found, said = judged(start(FAILURE="error-rate=0.5"), start())
+def test_a_canary_that_answers_500_fails(erring: Server, well: tuple[Server, Server]) -> None:
+    found, said = judged(erring, well[0])
     assert said.result == "fail"
     assert found.reason == "error_rate is 50 %, more than 5 %"
 
 
-def test_a_canary_without_traffic_is_judged_by_probes(start: Servers) -> None:
-    canary, stable = start(), start()
+def test_a_canary_without_traffic_is_judged_by_probes(well: tuple[Server, Server]) -> None:
+    canary, stable = well
     for server in (canary, stable):
         server.look()
         server.look()
@@ -231,18 +250,17 @@ def test_a_canary_without_traffic_is_judged_by_probes(start: Servers) -> None:
     assert said.result == "pass", said
 
 
-def test_probes_tell_of_a_canary_that_answers_500(start: Servers) -> None:
-    canary, stable = start(FAILURE="error-rate=0.5"), start()
-    for server in (canary, stable):
+def test_probes_tell_of_a_canary_that_answers_500(erring: Server, well: tuple[Server, Server]) -> None:
+    for server in (erring, well[0]):
         server.look()
         for _ in range(20):
             assert probe(server.address, "chat", SECONDS) is None
         server.look()
-    assert verdict(canary, stable)[0].reason == "error_rate is 50 %, more than 5 %"
+    assert verdict(erring, well[0])[0].reason == "error_rate is 50 %, more than 5 %"
 
 
-def test_a_canary_that_knows_no_such_model_never_passes(start: Servers) -> None:
-    canary, stable = start("--served-model-name", "other"), start()
+def test_a_canary_that_knows_no_such_model_never_passes(start: Servers, well: tuple[Server, Server]) -> None:
+    canary, stable = start("--served-model-name", "other"), well[0]
     said = probe(canary.address, "chat", SECONDS)
     assert said is not None
     assert "answers 404" in said
@@ -251,8 +269,10 @@ def test_a_canary_that_knows_no_such_model_never_passes(start: Servers) -> None:
     assert "the canaries show no time_to_first_token" in found.reason
 
 
-def test_a_canary_that_restarted_is_judged_by_all_that_it_counted_since(start: Servers) -> None:
-    canary, stable = start(), start()
+def test_a_canary_that_restarted_is_judged_by_all_that_it_counted_since(
+    start: Servers, well: tuple[Server, Server]
+) -> None:
+    canary, stable = start(), well[0]
     canary.look()
     canary.ask(60)
     canary.look()
@@ -274,15 +294,23 @@ def test_a_probe_says_which_key_is_missing(start: Servers) -> None:
     guarded.look()  # vLLM guards its API alone
 
 
-def test_prometheus_shows_what_the_instances_show(start: Servers, tmp_path: Path) -> None:
-    servers = [start(), start(FAILURE="error-rate=0.3")]
+def test_prometheus_shows_what_the_instances_show(
+    erring: Server, well: tuple[Server, Server], tmp_path: Path
+) -> None:
+    servers = [erring, well[0]]
     addresses = [server.address for server in servers]
+
+    def requests() -> float:
+        here = scrape(addresses, SECONDS).values()
+        return sum(of.counts["requests"][math.inf] for of in here if isinstance(of, Sample))
+
     with prometheus.running(tmp_path, addresses) as address:
+        before = requests()
         for server in servers:
             server.ask(20)
         there = Prometheus(address)
         here = scrape(addresses, SECONDS)
-        assert sum(of.counts["requests"][math.inf] for of in here.values() if isinstance(of, Sample)) == 40
+        assert requests() == before + 40
         process.wait_until(lambda: there.samples(addresses) == here, SECONDS, "both show the same")
         assert set(there.samples([addresses[0], "127.0.0.1:1", 'a"}\\|.*'])) == {addresses[0]}
         with pytest.raises(MetricsError, match="is it a Prometheus"):
@@ -292,7 +320,7 @@ def test_prometheus_shows_what_the_instances_show(start: Servers, tmp_path: Path
 def test_a_release_is_judged_by_what_prometheus_shows(release: NewRelease, tmp_path: Path) -> None:
     """It finds the instances as they come and go, and nobody else asks them."""
     half = {"rollout.weight": 0.5, "rollout.steps": "[]", "rollout.analysis.window": "5s"}
-    judged = release(**QUICK | half | {"rollout.analysis.probe": "false"})
+    judged = release(**QUICK | half | {"replicas": 1, "rollout.analysis.probe": "false"})
     consul = Consul(judged.sandbox.env)
 
     def instances() -> list[str]:

@@ -23,7 +23,7 @@ from vllmjobs.deploy import records
 from vllmjobs.rollout.deployments import address
 from vllmjobs.rollout.model import Number, Record, Verdict
 from vllmjobs_sandbox.cluster.process import wait_until
-from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.cluster.secured import Secured, secured_server
 
@@ -34,6 +34,15 @@ NO_DEPLOYMENT = "11111111-2222-3333-4444-555555555555"
 @pytest.fixture
 def nomad(sandbox: Sandbox) -> Deployments:
     return Deployments(Nomad(sandbox.env))
+
+
+@pytest.fixture(scope="module")
+def two(sandbox: Sandbox) -> Iterator[Release]:
+    """Two instances, for tests that change nothing."""
+    for new in releases(sandbox, "two"):
+        two = new(replicas=2)
+        two.run()
+        yield two
 
 
 def register(nomad: Deployments, release: Release, index: int, **chat: Any) -> Where:
@@ -72,7 +81,7 @@ def test_a_job_is_registered_only_where_it_is_as_it_was_read(nomad: Deployments,
 def test_canaries_are_promoted_when_healthy_and_once_more_changes_nothing(
     sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
-    new = release(replicas=2)
+    new = release(replicas=1)
     there = register(nomad, new, 0)
     sandbox.wait_until_healthy(new.job)
     register(nomad, new, index_of(nomad, there), max_model_len=2048)
@@ -90,16 +99,32 @@ def test_canaries_are_promoted_when_healthy_and_once_more_changes_nothing(
     assert [one["Stable"] for one in nomad.versions(there)] == [True, True]
 
 
-def test_a_failed_deployment_leaves_the_stable_version_and_a_revert_goes_where_it_was_read(
+def test_waiting_for_a_deployment_ends_with_its_next_change_and_a_revert_goes_where_it_was_read(
     sandbox: Sandbox, nomad: Deployments, release: NewRelease
 ) -> None:
+    """A deployment that is failed leaves the stable version."""
     new = release(**{"replicas": 1, "rollout.auto_revert": "false"})
     there = register(nomad, new, 0)
     sandbox.wait_until_healthy(new.job)
     register(nomad, new, index_of(nomad, there), max_model_len=2048)
     sandbox.wait_until_healthy(new.job)
-    nomad.fail(nomad.of_job(there)[0]["ID"], there)
-    assert nomad.of_job(there)[0]["Status"] == "failed"
+    id = nomad.of_job(there)[0]["ID"]
+    seen, index = nomad.deployment_by_id(id, there)
+    assert seen
+    assert index == seen["ModifyIndex"]
+    assert nomad.deployment_by_id(id, there, index, 0.1) == (seen, index)
+    waiter = Deployments(Nomad(sandbox.env))
+    woken: list[Any] = []
+    waiting = threading.Thread(target=lambda: woken.append(waiter.deployment_by_id(id, there, index, 60)))
+    waiting.start()
+    nomad.fail(id, there)
+    waiting.join(20)
+    ((changed, later),) = woken
+    assert changed["Status"] == "failed"
+    assert later > index
+    # Nomad's index is lower after a restore: then the next look must not wait.
+    assert nomad.deployment_by_id(id, there, later + 1_000_000, 0.1)[1] == 0
+
     with pytest.raises(ConflictError, match="Current job has version 1; enforcing version 0"):
         nomad.revert(there, 0, 0)
     with pytest.raises(NomadError, match="version 9 not found"):
@@ -124,13 +149,11 @@ def test_what_is_not_there_is_none_empty_or_ended(nomad: Deployments) -> None:
 
 
 def test_allocations_come_with_their_address_and_gpus_and_only_those_of_the_job(
-    sandbox: Sandbox, nomad: Deployments, release: NewRelease
+    nomad: Deployments, two: Release, release: NewRelease
 ) -> None:
-    new = release(replicas=2)
     release(replicas=1).run()
-    new.run()
-    allocations = nomad.allocations(where(new.job))
-    assert {one["JobID"] for one in allocations} == {new.job}
+    allocations = nomad.allocations(where(two.job))
+    assert {one["JobID"] for one in allocations} == {two.job}
     assert len({address(one) for one in allocations}) == 2
     for one in allocations:
         assert one["DeploymentStatus"]["Healthy"]
@@ -139,31 +162,6 @@ def test_allocations_come_with_their_address_and_gpus_and_only_those_of_the_job(
         assert len(device["DeviceIDs"]) == 1
         assert (address(one) or "").startswith("127.0.0.1:")
         assert address(one, "nothing") is None
-
-
-def test_waiting_for_a_deployment_ends_with_its_next_change_or_the_time(
-    sandbox: Sandbox, nomad: Deployments, release: NewRelease
-) -> None:
-    new = release(replicas=1)
-    new.run()
-    new.run(max_model_len=2048)
-    there = where(new.job)
-    id = nomad.of_job(there)[0]["ID"]
-    seen, index = nomad.deployment_by_id(id, there)
-    assert seen
-    assert index == seen["ModifyIndex"]
-    assert nomad.deployment_by_id(id, there, index, 0.1) == (seen, index)
-    waiter = Deployments(Nomad(sandbox.env))
-    woken: list[Any] = []
-    waiting = threading.Thread(target=lambda: woken.append(waiter.deployment_by_id(id, there, index, 60)))
-    waiting.start()
-    nomad.fail(id, there)
-    waiting.join(20)
-    ((changed, later),) = woken
-    assert changed["Status"] == "failed"
-    assert later > index
-    # Nomad's index is lower after a restore: then the next look must not wait.
-    assert nomad.deployment_by_id(id, there, later + 1_000_000, 0.1)[1] == 0
 
 
 # Variables
@@ -229,13 +227,9 @@ def test_older_records_lose_their_numbers_before_the_variable_is_too_large(
 # Logs
 
 
-def test_a_log_is_read_from_its_start_or_end_and_followed(
-    sandbox: Sandbox, nomad: Deployments, release: NewRelease
-) -> None:
-    new = release(replicas=1)
-    new.run()
-    (allocation,) = new.allocations()
-    there, logs = where(new.job), TaskLogs(nomad.nomad)
+def test_a_log_is_read_from_its_start_or_end_and_followed(nomad: Deployments, two: Release) -> None:
+    allocation, _ = two.allocations()
+    there, logs = where(two.job), TaskLogs(nomad.nomad)
 
     def log(offset: int = 0, origin: Literal["start", "end"] = "start") -> bytes:
         id = allocation["ID"]
