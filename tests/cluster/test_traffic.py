@@ -77,14 +77,14 @@ class Job:
     def given(self) -> float | None:
         return self.traffic.given()["chat"]
 
-    def ask(self, share: float) -> None:
+    def ask(self, share: float, within: float = 0.001) -> None:
         """Ask for a share, and wait until the balancer gives it."""
         self.traffic.ask({"chat": share})
-        self.wait_until_given(share)
+        self.wait_until_given(share, within)
 
-    def wait_until_given(self, share: float) -> None:
+    def wait_until_given(self, share: float, within: float = 0.001) -> None:
         wait_until(
-            lambda: (given := self.given()) is not None and abs(given - share) < 0.001,
+            lambda: (given := self.given()) is not None and abs(given - share) < within,
             SOON,
             f"the canaries are given {share}",
             evidence=lambda: f"given: {self.given()}, problems: {self.traffic.problems()}",
@@ -276,8 +276,7 @@ class TestAShareThatIsAskedFor:
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_given_however_near_to_nothing_or_to_all(self, both: dict[str, Job], kind: str) -> None:
         for share in (0.001, 0.999):
-            both[kind].ask(share)
-            assert both[kind].given() == pytest.approx(share, abs=1e-5)
+            both[kind].ask(share, within=1e-5)
 
     @pytest.mark.parametrize("kind", KINDS)
     def test_is_gone_after_a_cleaning_by_any_version(self, both: dict[str, Job], kind: str) -> None:
@@ -444,7 +443,7 @@ class TestNothingIsDropped:
         """The cure is the time between leaving Consul and the signal: shutdown_delay."""
         released = job("fabio", {"drain.shutdown_delay": "0s"}, replicas=1)
         released.run()
-        released.settings["drain.shutdown_delay"] = "8s"
+        released.settings["drain.shutdown_delay"] = "15s"  # of which a busy machine takes some
         for length, is_cured in ((NEW, False), (NEWER, True)):
             released.run_canaries(length)
             released.ask(0.5)
