@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import click
+import pytest
 from click.testing import CliRunner, Result
 
 from vllmjobs.cli.history import history
@@ -23,7 +24,7 @@ from vllmjobs.deploy import records
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.model import Number, Record, Verdict
 from vllmjobs_sandbox.cluster.process import wait_until
-from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 VERDICT = Verdict(
@@ -57,87 +58,36 @@ def test_a_job_that_is_not_there_is_said_to_be_started_by_deploy(release: NewRel
         assert f'in namespace "default"; `{deploy}` starts it' in str(error)
 
 
-def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
-    sandbox: Sandbox, release: NewRelease
-) -> None:
-    new = release(replicas=2)
-    new.run()
-    text = run(status, new)
-    assert text.startswith(f"{new.job}: all is well: version 0, 2 of 2 instances healthy\n")
+@pytest.fixture(scope="module")
+def shown(sandbox: Sandbox) -> Iterator[Release]:
+    """Two instances, and from `test_following…` on a canary: one job for these tests, in their order."""
+    for new in releases(sandbox, "shown"):
+        shown = new(replicas=2)
+        shown.run()
+        yield shown
+
+
+def of_version(release: Release, version: int) -> set[str]:
+    """How the logs call the instances of a version."""
+    return {f"chat {one['ID'][:8]}" for one in release.allocations() if one["JobVersion"] == version}
+
+
+def prefixes(text: str) -> set[str]:
+    return {line.partition(" | ")[0] for line in text.splitlines()}
+
+
+def test_what_serves_is_well_and_there_is_nothing_to_type(shown: Release) -> None:
+    text = run(status, shown)
+    assert text.startswith(f"{shown.job}: all is well: version 0, 2 of 2 instances healthy\n")
     assert "next:" not in text
-    new.run(max_model_len=2048)
-    releases, there = Deployments(Nomad(sandbox.env)), where(new.job)
-    entry = Record(
-        version=1, at="2026-11-23T21:04:05.678Z", by="alice", steps={"chat": 0}, verdicts={"chat": VERDICT}
-    )
-    records.write(releases, there, entry)
-    new.wait_until_routed(2048)
-    text = run(status, new)
-    assert text.splitlines()[0] == (f"{new.job}: version 1 waits for its promotion: 1 of 1 canaries healthy")
-    assert re.search(r"version 1 +canary +1/1 healthy +1 GPU +0 restarts +-  ", text)
-    assert re.search(r"version 0 +current +2/2 healthy +2 GPUs +0 restarts +-  ", text)
-    assert re.search(r"weight +(9\.\d+|10|10\.\d+) % given, 10 % asked", text)
-    assert "verdict   pass: all metrics are within their limits (step 1, 120 requests to canaries" in text
-    assert re.search(r"error_rate +0.01 +no data +at most 0.05 +pass", text)
-    (promote,) = re.findall(r"^  (vllmjobs promote dev .*?)  ", text, re.MULTILINE)
-    (abort,) = re.findall(r"^  (vllmjobs abort dev .*?)  ", text, re.MULTILINE)
-    assert promote == abort.replace(" abort ", " promote ")
-    seen = json.loads(run(status, new, "--json"))
-    assert seen["is_well"]
-    assert [part["role"] for part in seen["groups"][0]["parts"]] == ["canary", "current"]
-    assert seen["groups"][0]["parts"][1]["nodes"]
-
-    typed = subprocess.run(abort, shell=True, env=sandbox.env, check=False, capture_output=True, text=True)
-    assert typed.returncode == 0, typed.stderr
-    wait_until(lambda: len(new.allocations()) == 2, 30, "the canary has ended")
-    text = run(status, new)
-    assert "all is well: version 2, 2 of 2" in text or "is being deployed" in text  # auto_revert
+    assert re.search(r"\n0 +20\d\d-\d\d-\d\d .*  -  +successful +- .*current, stable\n", run(history, shown))
 
 
-def test_without_consul_the_shares_are_unknown_and_nothing_else(
-    sandbox: Sandbox, release: NewRelease
-) -> None:
-    new = release(replicas=1)
-    new.run()
-    new.run(max_model_len=2048)
-    env = {**sandbox.env, "CONSUL_HTTP_ADDR": "127.0.0.1:9"}
-    ended = CliRunner().invoke(status, ["dev", *options(new)], env=env)
-    assert ended.exit_code == 0, ended.output
-    assert "weight    unknown given, unknown asked" in ended.stdout
-
-
-def test_history_tells_what_nomad_knows_and_what_was_recorded(sandbox: Sandbox, release: NewRelease) -> None:
-    new = release(replicas=1)
-    new.run()
-    assert re.search(r"\n0 +20\d\d-\d\d-\d\d .*  -  +successful +- .*current, stable\n", run(history, new))
-    new.run(max_model_len=2048)
-    refused = Record(
-        version=1, at="2026-11-23T21:04:05.678Z", by="alice", outcome="refused", reason="too slow",
-        now="fire", verdicts={"chat": VERDICT},
-    )  # fmt: skip
-    records.write(Deployments(Nomad(sandbox.env)), where(new.job), refused)
-    text = run(history, new)
-    assert re.search(r"\n1 +20\S+ \S+ +alice +refused +pass .*current\n0 ", text)
-    assert "\nversion 1: too slow\n" in text
-    assert "outside of its windows: fire" in text
-    rows = json.loads(run(history, new, "--json"))
-    assert [row["version"] for row in rows] == [1, 0]
-    assert rows[0]["models"]["chat"]
-
-
-def test_logs_of_several_instances_are_told_apart(release: NewRelease) -> None:
-    new = release(replicas=2)
-    new.run()
-    lines = run(logs, new, "chat", "--tail", "3").splitlines()
-    prefixes = {line.partition(" | ")[0] for line in lines}
-    assert prefixes == {f"chat {one['ID'][:8]}" for one in new.allocations()}
-    assert len(lines) <= 3 * 2 * 2
-    new.run(max_model_len=2048)
-    (canary,) = (one for one in new.allocations() if one["JobVersion"] == 1)
-    lines = run(logs, new, "--canary").splitlines()
-    assert {line.partition(" | ")[0] for line in lines} == {f"chat {canary['ID'][:8]}"}
-    assert f"chat {canary['ID'][:8]}" not in run(logs, new, "--stable")
-    assert invoke(logs, new, "none").exit_code == 2  # `Commands` makes it 1
+def test_logs_of_several_instances_are_told_apart(shown: Release) -> None:
+    text = run(logs, shown, "chat", "--tail", "3")
+    assert prefixes(text) == of_version(shown, 0)
+    assert len(text.splitlines()) <= 3 * 2 * 2
+    assert invoke(logs, shown, "none").exit_code == 2  # `Commands` makes it 1
 
 
 @contextmanager
@@ -161,28 +111,81 @@ def read_until(process: subprocess.Popen[str], prefix: str) -> None:
     raise AssertionError(process.stderr and process.stderr.read())
 
 
-def test_following_goes_on_with_instances_that_come_until_ctrl_c(release: NewRelease) -> None:
-    new = release(replicas=1)
-    new.run()
-    (old,) = new.allocations()
-    with following(new, "--tail", "1") as process:
-        read_until(process, f"chat {old['ID'][:8]} | ")
-        new.run(max_model_len=2048)
-        (canary,) = (one for one in new.allocations() if one["JobVersion"] == 1)
-        read_until(process, f"chat {canary['ID'][:8]} | ")
-        process.send_signal(signal.SIGINT)
-        assert process.wait(10) == 0
-        assert process.stderr
-        assert process.stderr.read() == ""
-
-
-def test_a_pipe_that_is_closed_ends_it_without_a_word(release: NewRelease) -> None:
-    new = release(replicas=1)
-    new.run()
-    with following(new) as process:
+def test_a_pipe_that_is_closed_ends_it_without_a_word(shown: Release) -> None:
+    with following(shown) as process:
         read_until(process, "chat ")
         assert process.stdout
         assert process.stderr
         process.stdout.close()
-        process.wait(20)
+        process.wait(60)
         assert process.stderr.read() == ""
+
+
+def test_following_goes_on_with_instances_that_come_until_ctrl_c(shown: Release) -> None:
+    with following(shown, "--tail", "1") as process:
+        read_until(process, "chat ")
+        shown.run(max_model_len=2048)
+        (canary,) = of_version(shown, 1)
+        read_until(process, f"{canary} | ")
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+        assert process.stderr
+        assert process.stderr.read() == ""
+
+
+def test_logs_of_canaries_or_of_what_is_stable(shown: Release) -> None:
+    canary = of_version(shown, 1)
+    assert prefixes(run(logs, shown, "--canary")) == canary
+    assert not canary & prefixes(run(logs, shown, "--stable"))
+
+
+def test_without_consul_the_shares_are_unknown_and_nothing_else(shown: Release) -> None:
+    env = {**shown.sandbox.env, "CONSUL_HTTP_ADDR": "127.0.0.1:9"}
+    ended = CliRunner().invoke(status, ["dev", *options(shown)], env=env)
+    assert ended.exit_code == 0, ended.output
+    assert "weight    unknown given, unknown asked" in ended.stdout
+
+
+def test_history_tells_what_nomad_knows_and_what_was_recorded(sandbox: Sandbox, shown: Release) -> None:
+    refused = Record(
+        version=1, at="2026-11-23T21:04:05.678Z", by="alice", outcome="refused", reason="too slow",
+        now="fire", verdicts={"chat": VERDICT},
+    )  # fmt: skip
+    records.write(Deployments(Nomad(sandbox.env)), where(shown.job), refused)
+    text = run(history, shown)
+    assert re.search(r"\n1 +20\S+ \S+ +alice +refused +pass .*current\n0 ", text)
+    assert "\nversion 1: too slow\n" in text
+    assert "outside of its windows: fire" in text
+    rows = json.loads(run(history, shown, "--json"))
+    assert [row["version"] for row in rows] == [1, 0]
+    assert rows[0]["models"]["chat"]
+
+
+def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
+    sandbox: Sandbox, shown: Release
+) -> None:
+    entry = Record(
+        version=1, at="2026-11-23T21:04:05.678Z", by="alice", steps={"chat": 0}, verdicts={"chat": VERDICT}
+    )
+    records.write(Deployments(Nomad(sandbox.env)), where(shown.job), entry)
+    shown.wait_until_routed(2048)
+    text = run(status, shown)
+    assert text.splitlines()[0] == f"{shown.job}: version 1 waits for its promotion: 1 of 1 canaries healthy"
+    assert re.search(r"version 1 +canary +1/1 healthy +1 GPU +0 restarts +-  ", text)
+    assert re.search(r"version 0 +current +2/2 healthy +2 GPUs +0 restarts +-  ", text)
+    assert re.search(r"weight +(9\.\d+|10|10\.\d+) % given, 10 % asked", text)
+    assert "verdict   pass: all metrics are within their limits (step 1, 120 requests to canaries" in text
+    assert re.search(r"error_rate +0.01 +no data +at most 0.05 +pass", text)
+    (promote,) = re.findall(r"^  (vllmjobs promote dev .*?)  ", text, re.MULTILINE)
+    (abort,) = re.findall(r"^  (vllmjobs abort dev .*?)  ", text, re.MULTILINE)
+    assert promote == abort.replace(" abort ", " promote ")
+    seen = json.loads(run(status, shown, "--json"))
+    assert seen["is_well"]
+    assert [part["role"] for part in seen["groups"][0]["parts"]] == ["canary", "current"]
+    assert seen["groups"][0]["parts"][1]["nodes"]
+
+    typed = subprocess.run(abort, shell=True, env=sandbox.env, check=False, capture_output=True, text=True)
+    assert typed.returncode == 0, typed.stderr
+    wait_until(lambda: len(shown.allocations()) == 2, 30, "the canary has ended")
+    text = run(status, shown)
+    assert "all is well: version 2, 2 of 2" in text or "is being deployed" in text  # auto_revert

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -12,6 +13,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
+from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from time import monotonic
 from types import TracebackType
@@ -25,14 +27,15 @@ from vllmjobs.deploy.traffic import Traffic, TrafficError
 from vllmjobs.project.environments import load
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.traffic.requests import http, version
+from vllmjobs_sandbox.traffic.requests import http
 
-OLD, NEW = 1024, 2048
+OLD, NEW, NEWER = 1024, 2048, 1536
+KINDS = ["nginx", "fabio"]  # in this order: what is asked of Fabio, nginx hears too, some seconds later
 JOB, SERVICE = "vllm-dev", "vllm-dev-chat"
-SOON = 20.0  # seconds, from a change in Consul to all that follows from it
-POINTS, POINTS_LONG = 0.05, 0.02  # of a share, and with --long
-# By share, as many requests as make POINTS_LONG four standard deviations: both balancers choose by chance.
-REQUESTS_LONG = {0.05: 2000, 0.25: 7500, 0.5: 10_000, 1.0: 1000}
+SOON = 60.0  # seconds, from a change in Consul to all that follows from it
+# By share, as many requests as leave it by POINTS one time in a million: both balancers choose by chance.
+POINTS, REQUESTS = 0.1, {0.05: 200, 0.25: 500, 0.75: 500, 1.0: 50}
+POINTS_LONG, REQUESTS_LONG = 0.02, {0.05: 3500, 0.25: 12_000, 0.75: 12_000, 1.0: 1000}
 WORKERS = 4
 STREAMS = 8
 COMPLETION = {"model": "chat", "prompt": "Why?", "max_tokens": 2}
@@ -66,23 +69,22 @@ class Job:
         self.sandbox.run(change(self.sandbox.render(self._name, *options)))
         self.sandbox.wait_until_healthy(JOB)
 
-    def run_canaries(self, change: Callable[[str], str] = lambda hcl: hcl, **chat: Any) -> None:
+    def run_canaries(self, length: int = NEW, **chat: Any) -> None:
         """Beside the old version, run canaries of a new one, and wait until the balancer knows them."""
-        self.run(change)
-        self.run(change, max_model_len=NEW, **chat)
+        self.run(max_model_len=length, **chat)
         wait_until(lambda: (self.given() or 0) > 0, SOON, "the balancer sends requests to canaries")
 
     def given(self) -> float | None:
         return self.traffic.given()["chat"]
 
-    def ask(self, share: float) -> None:
+    def ask(self, share: float, within: float = 0.001) -> None:
         """Ask for a share, and wait until the balancer gives it."""
         self.traffic.ask({"chat": share})
-        self.wait_until_given(share)
+        self.wait_until_given(share, within)
 
-    def wait_until_given(self, share: float) -> None:
+    def wait_until_given(self, share: float, within: float = 0.001) -> None:
         wait_until(
-            lambda: (given := self.given()) is not None and abs(given - share) < 0.001,
+            lambda: (given := self.given()) is not None and abs(given - share) < within,
             SOON,
             f"the canaries are given {share}",
             evidence=lambda: f"given: {self.given()}, problems: {self.traffic.problems()}",
@@ -90,14 +92,9 @@ class Job:
 
     def versions(self, requests: int) -> Counter[int]:
         """Which versions answered so many requests."""
-
-        def some(count: int) -> Counter[int]:
-            with http() as client:
-                client.headers.update(self.headers)
-                return Counter(version(client, self.address) for _ in range(count))
-
-        with ThreadPoolExecutor(WORKERS) as clients:
-            return sum(clients.map(some, [requests // WORKERS] * WORKERS), Counter())
+        client = Client(self)
+        answers = (json.loads(client.ask("GET", "/v1/models")) for _ in range(requests))
+        return Counter(answer["data"][0]["max_model_len"] for answer in answers)
 
     def stop_canaries(self) -> None:
         self.sandbox.nomad.deployment.fail_deployment(self.sandbox.deployment(JOB)["ID"])
@@ -105,7 +102,12 @@ class Job:
 
     def promote(self) -> None:
         self.sandbox.promote(JOB)
-        self.sandbox.wait_until_healthy(JOB)
+        self.promoted()
+
+    def promoted(self) -> None:
+        wait_until(
+            lambda: self.sandbox.deployment(JOB)["Status"] == "successful", SOON, "the promotion is done"
+        )
         self.wait_for_instances_of(1)
 
     def wait_for_instances_of(self, versions: int) -> None:
@@ -131,20 +133,51 @@ class Job:
         return [f"models.chat.{key}={value}" for key, value in {**self.settings, **(more or {})}.items()]
 
 
-@dataclass
-class Load:
-    """Completions without a pause, of a few clients that keep their connections: what failed."""
+class Client:
+    """A client that keeps its connection where it may, and does not look whether the other side has ended it.
 
-    job: Job
-    answered: int = 0
-    failures: list[str] = field(default_factory=list)
+    So a connection that ends while it is idle is as one that ends while a request is on its way.
+    """
+
+    def __init__(self, job: Job) -> None:
+        url = httpx.URL(job.address)
+        self._headers = job.headers
+        self._connection = HTTPConnection(url.host, url.port, timeout=30)
+
+    def ask(self, method: str, path: str, body: bytes = b"") -> bytes:
+        try:
+            self._connection.request(
+                method, path, body, {**self._headers, "Content-Type": "application/json"}
+            )
+            answer = self._connection.getresponse()
+            text = answer.read()
+        except (OSError, HTTPException):
+            self._connection.close()
+            raise
+        if answer.status != 200:
+            raise HTTPException(f"{answer.status}: {text.decode()}")
+        return text
+
+
+class Load:
+    """Completions without a pause, of a few clients of each balancer: how many ended, and what failed."""
+
+    def __init__(self, *jobs: Job) -> None:
+        self.jobs = jobs
+        self.ended = [0] * len(jobs)
+        self.failures: list[str] = []
 
     def __enter__(self) -> Load:
         self._stopping = threading.Event()
-        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(WORKERS)]
+        numbers = range(len(self.jobs))
+        self._threads = [
+            threading.Thread(target=self._run, args=[number], daemon=True)
+            for number in numbers
+            for _ in range(WORKERS // len(numbers))
+        ]
         for thread in self._threads:
             thread.start()
-        self.wait_for(50)
+        self.wait_for(20)
         return self
 
     def __exit__(
@@ -155,19 +188,23 @@ class Load:
             thread.join()
 
     def wait_for(self, more: int) -> None:
-        goal = self.answered + len(self.failures) + more
-        wait_until(lambda: self.answered + len(self.failures) >= goal, SOON, f"{more} more are answered")
+        """Wait until each balancer has answered, or failed, so many more."""
+        goals = [ended + more for ended in self.ended]
+        wait_until(
+            lambda: all(ended >= goal for ended, goal in zip(self.ended, goals, strict=True)),
+            SOON,
+            f"{more} more are answered",
+        )
 
-    def _run(self) -> None:
-        with http() as client:
-            client.headers.update(self.job.headers)
-            while not self._stopping.wait(0.01):
-                try:
-                    answer = client.post(f"{self.job.address}/v1/completions", json=COMPLETION)
-                    answer.raise_for_status()
-                    self.answered += 1
-                except httpx.HTTPError as error:
-                    self.failures.append(str(error))
+    def _run(self, number: int) -> None:
+        job = self.jobs[number]
+        client, body = Client(job), json.dumps(COMPLETION).encode()
+        while not self._stopping.wait(0.02):
+            try:
+                client.ask("POST", "/v1/completions", body)
+            except (OSError, HTTPException) as error:
+                self.failures.append(f"{job.kind}: {error!r}")
+            self.ended[number] += 1
 
 
 @contextmanager
@@ -203,138 +240,126 @@ def job(sandbox: Sandbox) -> Iterator[Callable[..., Job]]:
         yield new
 
 
-@pytest.fixture(scope="module", params=["fabio", "nginx"])
-def mixed(sandbox: Sandbox, request: pytest.FixtureRequest) -> Iterator[Job]:
-    """Three stable instances and two canaries."""
-    made = Job(sandbox, request.param, {"replicas": 3, "rollout.canaries": 2})
+@pytest.fixture(scope="class")
+def both(sandbox: Sandbox) -> Iterator[dict[str, Job]]:
+    """Two stable instances and two canaries: one job, asked through Fabio and through nginx."""
+    settings = {"replicas": 2, "rollout.canaries": 2}
+    jobs = {kind: Job(sandbox, kind, settings) for kind in KINDS}
     try:
-        made.run_canaries()
-        yield made
+        jobs["fabio"].run()
+        jobs["fabio"].run_canaries()
+        yield jobs
     finally:
-        made.purge()
+        jobs["fabio"].purge()
 
 
 class TestAShareThatIsAskedFor:
-    @pytest.mark.parametrize("share", REQUESTS_LONG)
+    """One job lives through these tests, in their order."""
+
+    @pytest.mark.parametrize("share", REQUESTS)
+    @pytest.mark.parametrize("kind", KINDS)
     def test_arrives(
-        self, mixed: Job, share: float, long: bool, record_property: Callable[[str, object], None]
+        self,
+        both: dict[str, Job],
+        kind: str,
+        share: float,
+        long: bool,
+        record_property: Callable[[str, object], None],
     ) -> None:
-        points = POINTS_LONG if long else POINTS
-        mixed.ask(share)
-        counts = mixed.versions(round(REQUESTS_LONG[share] * (POINTS_LONG / points) ** 2))
+        both[kind].ask(share)
+        counts = both[kind].versions((REQUESTS_LONG if long else REQUESTS)[share])
         found = counts[NEW] / counts.total()
-        record_property(f"{mixed.kind} {share}", f"{found:.4f} of {counts.total()}")
-        assert abs(found - share) < points
-        assert mixed.traffic.asked() == {"chat": share}
+        record_property(f"{kind} {share}", f"{found:.4f} of {counts.total()}")
+        assert abs(found - share) < (POINTS_LONG if long else POINTS)
+        assert both[kind].traffic.asked() == {"chat": share}
 
-    @pytest.mark.parametrize("share", [0.001, 0.999, 1.0])
-    def test_is_given_however_near_to_nothing_or_to_all(self, mixed: Job, share: float) -> None:
-        mixed.ask(share)
-        assert mixed.given() == pytest.approx(share, abs=1e-5)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_is_given_however_near_to_nothing_or_to_all(self, both: dict[str, Job], kind: str) -> None:
+        for share in (0.001, 0.999):
+            both[kind].ask(share, within=1e-5)
 
-    def test_is_not_believed_when_another_version_wrote_it(self, mixed: Job) -> None:
-        mixed.ask(0.5)
-        assert Traffic(mixed.environment, mixed.consul, mixed.version + 1).asked() == {}
-        assert Traffic(mixed.environment, mixed.consul, mixed.version).asked() == {"chat": 0.5}
-
-    def test_is_gone_after_a_cleaning_by_any_version(self, mixed: Job) -> None:
-        mixed.ask(0.5)
+    @pytest.mark.parametrize("kind", KINDS)
+    def test_is_gone_after_a_cleaning_by_any_version(self, both: dict[str, Job], kind: str) -> None:
+        job = both[kind]
+        job.ask(0.5)
+        assert Traffic(job.environment, job.consul, job.version + 1).asked() == {}, "another version wrote it"
+        assert job.traffic.asked() == {"chat": 0.5}
         for _ in range(2):
-            Traffic(mixed.environment, mixed.consul, 77).clean()
-        assert mixed.traffic.asked() == {}
-        assert not mixed.consul.read(f"fabio/config/{JOB}")
-        assert not mixed.consul.read(f"vllmjobs/{JOB}/")
-        mixed.wait_until_given(0.1)  # rollout.weight
+            Traffic(job.environment, job.consul, 77).clean()
+        assert job.traffic.asked() == {}
+        assert not job.consul.read(f"fabio/config/{JOB}")
+        assert not job.consul.read(f"vllmjobs/{JOB}/")
+        job.wait_until_given(0.1)  # rollout.weight
 
+    def test_may_change_again_and_again_and_no_request_fails_at_nginx(self, both: dict[str, Job]) -> None:
+        """Each change is a reload, and the workers of before it close their connections to clients."""
+        with Load(both["nginx"]) as load:
+            for share in (0.5, 0.25, 0.5, 0.25):
+                both["nginx"].ask(share)
+                load.wait_for(10)
+        assert load.failures == []
 
-def test_a_share_of_a_route_with_a_host_arrives_with_its_port_and_without(job: Callable[..., Job]) -> None:
-    named = job("fabio", {"route.host": "chat.example.com"}, replicas=2)
-    named.run_canaries()
-    named.ask(0.5)
-    for host in ("chat.example.com", f"chat.example.com:{httpx.URL(named.address).port}"):
-        named.headers["Host"] = host
-        counts = named.versions(1000)
-        assert 0.4 < counts[NEW] / counts.total() < 0.6, host
+    def test_may_be_asked_for_while_consul_is_restarted_and_no_request_fails(
+        self, both: dict[str, Job]
+    ) -> None:
+        released = both["fabio"]  # what it writes, nginx reads too
+        traffic = released.traffic
+        traffic.ask({"chat": 0.25})
+        with Load(*both.values()) as load, ThreadPoolExecutor(1) as pool:
+            released.sandbox.kill("consul-server")
+            asking = pool.submit(traffic.ask, {"chat": 0.5})
+            load.wait_for(50)
+            released.sandbox.start_again("consul-server")
+            asking.result()
+            for job in both.values():
+                job.wait_until_given(0.5)
+            load.wait_for(50)
+        assert load.failures == []
 
+    def test_fails_no_request_when_the_canaries_stop(self, both: dict[str, Job]) -> None:
+        both["fabio"].ask(0.5)
+        both["nginx"].wait_until_given(0.5)
+        with Load(*both.values()) as load:
+            both["fabio"].stop_canaries()
+            load.wait_for(50)
+        assert load.failures == []
+        for job in both.values():
+            assert job.given() == 0
+            assert job.traffic.problems() == []
+            with pytest.raises(TrafficError, match="no canary of chat is registered in Consul as vllm-dev-c"):
+                job.traffic.ask({"chat": 0.25})
 
-@pytest.mark.parametrize("kind", ["fabio", "nginx"])
-def test_canaries_that_stop_while_a_share_is_asked_for_fail_no_request(
-    job: Callable[..., Job], kind: str
-) -> None:
-    released = job(kind, replicas=2)
-    released.run_canaries()
-    released.ask(0.5)
-    with Load(released) as load:
-        released.stop_canaries()
-        load.wait_for(50)
-    assert load.failures == []
-    assert released.given() == 0
-    assert released.traffic.problems() == []
-    with pytest.raises(TrafficError, match="no canary of chat is registered in Consul as vllm-dev-chat"):
-        released.traffic.ask({"chat": 0.25})
+    def test_fails_no_request_at_a_promotion(self, both: dict[str, Job]) -> None:
+        both["fabio"].run_canaries()
+        both["fabio"].ask(0.5)
+        both["nginx"].wait_until_given(0.5)
+        with Load(*both.values()) as load:
+            both["fabio"].promote()
+            load.wait_for(50)
+        assert load.failures == []
+        for job in both.values():
+            assert job.traffic.problems() == []
+            assert set(job.versions(50)) == {NEW}
+        both["fabio"].traffic.clean()
 
+    # Fabio's table takes over the changes of other services, or it is frozen.
 
-@pytest.mark.parametrize("kind", ["fabio", "nginx"])
-def test_a_promotion_while_a_share_is_asked_for_fails_no_request(job: Callable[..., Job], kind: str) -> None:
-    released = job(kind, {"rollout.canaries": 2}, replicas=2)
-    released.run_canaries()
-    released.ask(0.5)
-    with Load(released) as load:
-        released.promote()
-        load.wait_for(50)
-    assert load.failures == []
-    assert released.traffic.problems() == []
-    assert set(released.versions(100)) == {NEW}
-    released.traffic.clean()
-
-
-def test_a_share_that_changes_again_and_again_fails_no_request_at_nginx(job: Callable[..., Job]) -> None:
-    """Each change is a reload, and the workers of before it close their connections to clients."""
-    released = job("nginx", replicas=2)
-    released.run_canaries()
-    with Load(released) as load:
-        for share in (0.25, 0.5) * 25:
-            released.ask(share)
-    print(f"{load.answered} answered, {len(load.failures)} failed, {load.failures[:1]}")
-    assert load.failures == []
-
-
-@pytest.mark.parametrize("kind", ["fabio", "nginx"])
-def test_a_share_is_asked_for_while_consul_is_restarted_and_no_request_fails(
-    job: Callable[..., Job], kind: str
-) -> None:
-    released = job(kind, replicas=2)
-    released.run_canaries()
-    traffic = released.traffic
-    traffic.ask({"chat": 0.25})
-    with Load(released) as load, ThreadPoolExecutor(1) as pool:
-        released.sandbox.kill("consul-server")
-        asking = pool.submit(traffic.ask, {"chat": 0.5})
-        load.wait_for(50)
-        released.sandbox.start_again("consul-server")
-        asking.result()
-        released.wait_until_given(0.5)
-        load.wait_for(50)
-    assert load.failures == []
-
-
-class TestFabiosTable:
-    """Whether a change of another service gets through: else the table is frozen."""
-
-    @pytest.fixture
-    def released(self, job: Callable[..., Job]) -> Job:
-        made: Job = job("fabio", replicas=1)
-        made.run_canaries()
-        return made
-
-    def test_is_not_frozen_by_a_share_of_which_nothing_is_left(self, released: Job) -> None:
-        released.ask(0.5)
-        released.sandbox.purge(JOB)
-        wait_until(lambda: not released.consul.instances(SERVICE), SOON, "it left Consul")
+    def test_may_freeze_fabios_table_by_a_malformed_line_until_that_is_gone(
+        self, both: dict[str, Job]
+    ) -> None:
+        released = both["fabio"]
+        released.consul.put("fabio/config/other", "# of others\nroute wieght other /v1/ weight 0.5")
+        assert not takes_over_changes(released, seconds=2)  # a change takes 0.1 s
+        (problem,) = released.traffic.problems()
+        assert problem.startswith("fabio/config/other:2: route wieght other /v1/ weight 0.5: is no command")
+        assert problem.endswith("`consul kv delete fabio/config/other`")
+        released.consul.delete("fabio/config/other")
+        assert released.traffic.problems() == []
         assert takes_over_changes(released)
-        assert Traffic(released.environment, released.consul, 0).problems() == []
 
-    def test_would_be_frozen_by_a_weight_without_the_anchor(self, released: Job) -> None:
+    def test_would_freeze_fabios_table_without_the_anchor(self, both: dict[str, Job]) -> None:
+        released = both["fabio"]
+        released.run_canaries(NEWER, **{"rollout.canaries": 1})
         weight = f'route weight {SERVICE} /v1/ weight 0.5 tags "canary"'
         released.consul.put(f"fabio/config/{JOB}", weight)
         released.wait_until_given(0.5)
@@ -348,15 +373,24 @@ class TestFabiosTable:
         released.traffic.clean()
         assert takes_over_changes(released)
 
-    def test_is_frozen_by_a_malformed_line_until_that_is_gone(self, released: Job) -> None:
-        released.consul.put("fabio/config/other", "# of others\nroute wieght other /v1/ weight 0.5")
-        assert not takes_over_changes(released, seconds=2)  # a change takes 0.1 s
-        (problem,) = released.traffic.problems()
-        assert problem.startswith("fabio/config/other:2: route wieght other /v1/ weight 0.5: is no command")
-        assert problem.endswith("`consul kv delete fabio/config/other`")
-        released.consul.delete("fabio/config/other")
-        assert released.traffic.problems() == []
+    def test_freezes_no_table_when_nothing_of_the_job_is_left(self, both: dict[str, Job]) -> None:
+        released = both["fabio"]
+        released.run_canaries(NEWER, **{"rollout.canaries": 1})
+        released.ask(0.5)
+        released.sandbox.purge(JOB)
+        wait_until(lambda: not released.consul.instances(SERVICE), SOON, "it left Consul")
         assert takes_over_changes(released)
+        assert Traffic(released.environment, released.consul, 0).problems() == []
+
+
+def test_a_share_of_a_route_with_a_host_arrives_with_its_port_and_without(job: Callable[..., Job]) -> None:
+    named = job("fabio", {"route.host": "chat.example.com"}, replicas=1)
+    named.run()
+    named.run_canaries()
+    named.ask(0.9)
+    for host in ("chat.example.com", f"chat.example.com:{httpx.URL(named.address).port}"):
+        named.headers["Host"] = host
+        assert named.versions(100)[NEW] > 70, host  # without a share it were half of them
 
 
 def takes_over_changes(job: Job, seconds: float = SOON) -> bool:
@@ -380,50 +414,47 @@ def takes_over_changes(job: Job, seconds: float = SOON) -> bool:
 class TestNothingIsDropped:
     """Each of these shows the failures too, with the cure taken out."""
 
-    @pytest.mark.parametrize("cured", [True, False], ids=["cured", "not-cured"])
-    def test_at_a_promotion_that_nomads_client_learns_late(
-        self, job: Callable[..., Job], cured: bool
-    ) -> None:
+    def test_at_a_promotion_that_nomads_client_learns_late(self, job: Callable[..., Job]) -> None:
         """Old instances stop at once, and each client tells Consul of its canaries: hashicorp/nomad#18149.
 
         The cure is a route among the canary_tags.
         """
 
         def unrouted(hcl: str) -> str:
-            changed, count = re.subn(r"canary_tags = .*", 'canary_tags = ["vllm", "canary"]', hcl)
-            assert count == 1
-            return changed
+            return changed(hcl, r"canary_tags = .*", 'canary_tags = ["vllm", "canary"]')
 
         released = job("fabio", {"placement.constraints": on("gpu-1")}, replicas=1)
         released.run()
-        released.settings["placement.constraints"] = on("gpu-2")
-        released.run(*[] if cured else [unrouted], max_model_len=NEW)
-        wait_until(lambda: len(released.consul.instances(SERVICE)) == 2, SOON, "both are registered")
-        if cured:
-            released.ask(0.5)
-        with Load(released) as load:
-            with paused(agent(released.sandbox, "nomad-gpu-2")):
-                released.sandbox.promote(JOB)
-                wait_until(lambda: len(released.consul.instances(SERVICE)) == 1, SOON, "the old one left")
-                load.wait_for(50)
-            released.sandbox.wait_until_healthy(JOB)
-        print(f"cured: {cured}, {load.answered} answered, {len(load.failures)} failed, {load.failures[:1]}")
-        assert bool(load.failures) != cured
+        for length, node, cure in ((NEW, "gpu-2", [unrouted]), (NEWER, "gpu-1", [])):
+            released.settings["placement.constraints"] = on(node)
+            released.run(*cure, max_model_len=length)
+            wait_until(lambda: len(released.consul.instances(SERVICE)) == 2, SOON, "both are registered")
+            if not cure:
+                released.ask(0.5)
+            with Load(released) as load:
+                with paused(agent(released.sandbox, f"nomad-{node}")):
+                    released.sandbox.promote(JOB)
+                    wait_until(lambda: len(released.consul.instances(SERVICE)) == 1, SOON, "the old one left")
+                    load.wait_for(50)
+                released.promoted()
+            assert bool(load.failures) == bool(cure), load.failures[:1]
 
-    @pytest.mark.parametrize("cured", [True, False], ids=["cured", "not-cured"])
-    def test_when_a_stop_is_known_in_consul_late(self, job: Callable[..., Job], cured: bool) -> None:
+    def test_when_a_stop_is_known_in_consul_late(self, job: Callable[..., Job]) -> None:
         """The cure is the time between leaving Consul and the signal: shutdown_delay."""
-        delay = {} if cured else {"drain.shutdown_delay": "0s"}
-        released = job("fabio", delay, replicas=2)
-        released.run_canaries()
-        released.ask(0.5)
-        with Load(released) as load:
-            with paused(agent(released.sandbox, "consul-server")):
-                released.sandbox.promote(JOB)
-                load.wait_for(100)
-            released.wait_for_instances_of(1)
-        print(f"cured: {cured}, {load.answered} answered, {len(load.failures)} failed, {load.failures[:1]}")
-        assert bool(load.failures) != cured
+        released = job("fabio", {"drain.shutdown_delay": "0s"}, replicas=1)
+        released.run()
+        released.settings["drain.shutdown_delay"] = "15s"  # of which a busy machine takes some
+        for length, is_cured in ((NEW, False), (NEWER, True)):
+            released.run_canaries(length)
+            released.ask(0.5)
+            with Load(released) as load:
+                with paused(agent(released.sandbox, "consul-server")):
+                    released.sandbox.promote(JOB)
+                    load.wait_for(50)
+                    if not is_cured:
+                        wait_until(lambda: load.failures, SOON, "a request fails")
+                released.promoted()
+            assert bool(load.failures) != is_cured, load.failures[:1]
 
     @pytest.mark.parametrize("cured", [True, False], ids=["cured", "not-cured"])
     def test_when_a_connection_is_used_again_as_the_engine_closes_it(
@@ -436,51 +467,55 @@ class TestNothingIsDropped:
         """
 
         def hasty(hcl: str) -> str:
-            changed, count = re.subn(r'(VLLM_HTTP_TIMEOUT_KEEP_ALIVE\s*)= "120"', r'\1= "1"', hcl)
-            assert count == 1
-            return changed
+            return changed(hcl, r'(VLLM_HTTP_TIMEOUT_KEEP_ALIVE\s*)= "120"', r'\1= "1"')
 
         released = job("fabio", replicas=1)
         released.run(*[] if cured else [hasty])
         wait_until(lambda: answers(released), SOON, "it is routed")
         fabio = pid_of("fabio", released.sandbox)
         (engine,) = released.consul.instances(SERVICE)
-        failed = 0
-        for _ in range(10):
-            failed += at_the_close(released, fabio, engine.port)
-            if failed:
-                break
-        print(f"cured: {cured}, {failed} failed")
-        assert bool(failed) != cured
+        rounds = (at_the_close(released, fabio, engine.port) for _ in range(3 if cured else 10))
+        assert any(rounds) != cured
 
-    @pytest.mark.parametrize("cured", [True, False], ids=["cured", "not-cured"])
-    @pytest.mark.parametrize("kind", ["fabio", "nginx"])
     def test_at_a_promotion_while_streams_are_in_flight(
-        self, job: Callable[..., Job], kind: str, cured: bool
+        self, job: Callable[..., Job], sandbox: Sandbox
     ) -> None:
         """The cure is the time that an engine has for what it has begun: --shutdown-timeout."""
 
         def hasty(hcl: str) -> str:
-            changed, count = re.subn(r'"--shutdown-timeout=.*",', "", hcl)
-            assert count == 1
-            return changed
+            return changed(hcl, r'"--shutdown-timeout=.*",', "")
 
         slow = {"drain.shutdown_delay": "1s", "env.VLLMJOBS_STANDIN_TOKENS_PER_SECOND": 25}
-        released = job(kind, slow, replicas=1)
-        released.run_canaries(*[] if cured else [hasty])
-        begun = threading.Barrier(STREAMS + 1)
-        with ThreadPoolExecutor(STREAMS) as clients:
-            streams = [clients.submit(stream, released, begun) for _ in range(STREAMS)]
-            begun.wait(SOON)
-            released.promote()
-            failed = [said for one in streams if (said := one.result())]
-        print(f"cured: {cured}, {len(failed)} of {STREAMS} failed, {failed[:1]}")
-        assert bool(failed) != cured
+        released = job("fabio", slow, replicas=1)
+        kinds = [released, Job(sandbox, "nginx")]
+        released.run(hasty)
+        for length, tokens, is_cured in ((NEW, 1000, False), (NEWER, 150, True)):
+            released.run_canaries(length)
+            begun = threading.Barrier(len(kinds) * STREAMS + 1)
+            with ThreadPoolExecutor(len(kinds) * STREAMS) as clients:
+                streams = {
+                    kind.kind: [clients.submit(stream, kind, tokens, begun) for _ in range(STREAMS)]
+                    for kind in kinds
+                }
+                begun.wait(SOON)
+                released.promote()
+                failed = {
+                    kind: [said for one in some if (said := one.result())] for kind, some in streams.items()
+                }
+            for said in failed.values():
+                assert bool(said) != is_cured, failed
 
 
-def stream(job: Job, begun: threading.Barrier) -> str:
-    """What is wrong with an answer of some six seconds; when it has its first piece, others are awaited."""
-    asked = COMPLETION | {"max_tokens": 150, "ignore_eos": True, "stream": True}
+def changed(hcl: str, pattern: str, by: str) -> str:
+    """Some words of a job, which are there once, written otherwise."""
+    text, count = re.subn(pattern, by, hcl)
+    assert count == 1
+    return text
+
+
+def stream(job: Job, tokens: int, begun: threading.Barrier) -> str:
+    """What is wrong with an answer at 25 tokens a second; when it has its first piece, others are awaited."""
+    asked = COMPLETION | {"max_tokens": tokens, "ignore_eos": True, "stream": True}
     try:
         with (
             http() as client,
@@ -495,9 +530,8 @@ def stream(job: Job, begun: threading.Barrier) -> str:
 
 
 def answers(job: Job) -> bool:
-    with suppress(httpx.HTTPError):
-        job.versions(WORKERS)
-        return True
+    with suppress(OSError, HTTPException):
+        return bool(job.versions(1))
     return False
 
 
@@ -510,7 +544,7 @@ def at_the_close(job: Job, fabio: int, engine: int) -> int:
         assert {status(client) for client in clients} == {200}
         with paused(fabio):
             send(clients, job.headers["Host"])
-            give_up = monotonic() + 2
+            give_up = monotonic() + 1.5
             wait_until(lambda: half_closed(engine) or monotonic() > give_up, SOON, "idle connections end")
         return sum(status(client) != 200 for client in clients)
 

@@ -40,8 +40,8 @@ job "%(job)s" {
   }
 }
 """
-HEALTHY = 60.0  # seconds for a deployment
-GONE = 30.0  # seconds for allocations to end
+HEALTHY = 180.0  # seconds for a deployment
+GONE = 90.0  # seconds for allocations to end
 ENDED = ("complete", "failed", "lost")
 
 

@@ -7,14 +7,15 @@ import time
 from collections import Counter
 from dataclasses import dataclass, field
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 import httpx
-import openai
+
+if TYPE_CHECKING:
+    from openai.types.chat import ChatCompletionMessageParam
 
 TIMEOUT = 30.0
-QUESTION: list[openai.types.chat.ChatCompletionMessageParam] = [
-    {"role": "user", "content": "What is a canary release?"}
-]
+QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is a canary release?"}]
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,8 @@ def http() -> httpx.Client:
 
 def ask(address: str, model: str = "chat", max_tokens: int = 64) -> Answer:
     """Stream a chat completion with the `openai` client."""
+    import openai  # noqa: PLC0415 - it takes two seconds of a core, and most tests need no more than `http`
+
     began = time.monotonic()
     first, pieces, fingerprint = 0.0, [], ""
     local = openai.DefaultHttpxClient(trust_env=False, verify=False)
