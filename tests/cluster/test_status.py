@@ -14,8 +14,8 @@ from contextlib import contextmanager
 import click
 import pytest
 from click.testing import CliRunner, Result
-
 from vllmjobs.cli.history import history
+
 from vllmjobs.cli.logs import logs
 from vllmjobs.cli.status import status
 from vllmjobs.cluster.deployments import Deployments, where

@@ -1,4 +1,4 @@
-"""A test that wants a supervisor takes `supervise`, GPUs `library`; a machine is `machine`, or `one`."""
+"""A test that wants a supervisor takes `supervise`, GPUs `library`, a machine `machine`, or shares `one`."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,13 +25,29 @@ def library(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     """With nothing up yet; its path is short, as a socket's has to be."""
+    yield from _made(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def lasting(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """The same for a whole module, whose tests live through its life in their order."""
+    yield from _made(tmp_path_factory)
+
+
+@pytest.fixture(scope="module")
+def said(lasting: Machine) -> str:
+    """`up one -d` on the lasting machine, two servers behind nginx: what it prints."""
+    return lasting.up()
+
+
+@pytest.fixture(scope="module")
+def one(lasting: Machine, said: str) -> Machine:
+    """The lasting machine, once `said` was printed."""
+    assert said
+    return lasting
+
+
+def _made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
     made = Machine(tmp_path_factory.mktemp("m"))
     yield made
     made.end()
-
-
-@pytest.fixture
-def one(machine: Machine) -> Machine:
-    """`up one -d`: two servers behind nginx."""
-    machine.up()
-    return machine

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import re
-from concurrent.futures import ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
-import httpx
 import pytest
 
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.engine.machine import SECONDS, Machine
 from vllmjobs_sandbox.gpus.live import Live
-from vllmjobs_sandbox.traffic.requests import http
 
 
 @pytest.fixture
@@ -22,14 +21,33 @@ def two_gpus(machine: Machine, library: Path) -> Machine:
     return machine
 
 
+@pytest.fixture(scope="module")
+def said(lasting: Machine) -> str:
+    """What `up` prints of a file that names a folder for its models, and asks for too much."""
+    asked = "VLLM_GPU_MEMORY_UTILIZATION=0.98\nVLLM_MAX_MODEL_LEN=4096\nMODEL_CACHE_PATH=./models\n"
+    return lasting.up_env_file(more=asked)
+
+
 class TestAnEnvFile:
-    def test_is_run_as_it_is_and_its_token_reaches_the_servers(self, machine: Machine) -> None:
-        machine.up_env_file()
-        assert machine.complete(model="opt").status_code == 200
-        assert machine.environ("opt-0", "vllm-box")["HF_TOKEN"].startswith("hf_abcdef")
-        written = [file.read_bytes() for file in (machine.folder / "state").rglob("*") if file.is_file()]
+    def test_is_run_as_it_is_and_its_token_reaches_the_servers(self, lasting: Machine, said: str) -> None:
+        assert "vllm-box is ready" in said
+        assert lasting.complete(model="opt").status_code == 200
+        assert lasting.environ("opt-0", "vllm-box")["HF_TOKEN"].startswith("hf_abcdef")
+        written = [file.read_bytes() for file in (lasting.folder / "state").rglob("*") if file.is_file()]
         assert not any(b"hf_abcdef" in text for text in written)
-        assert "vllm-box is stopped" in machine.done("down")
+
+    @pytest.mark.usefixtures("said")
+    def test_keeps_its_models_where_it_says(self, lasting: Machine) -> None:
+        assert lasting.environ("opt-0", "vllm-box")["HF_HOME"] == str(lasting.folder / "models")
+
+    def test_that_asks_for_too_much_is_told_what_is_done_instead(self, said: str) -> None:
+        assert "VLLM_GPU_MEMORY_UTILIZATION 0.98 is lowered to 0.95; 0.1 to 0.95 is valid" in said
+        assert "VLLM_MAX_MODEL_LEN 4096 is lowered to 2048, the longest context that" in said
+        assert "Nomad" not in said
+
+    @pytest.mark.usefixtures("said")
+    def test_is_stopped_by_down_without_a_name(self, lasting: Machine) -> None:
+        assert "vllm-box is stopped" in lasting.done("down")
 
     def test_of_every_gpu_gives_each_a_server_of_its_own(self, two_gpus: Machine) -> None:
         said = two_gpus.up_env_file()
@@ -55,16 +73,6 @@ class TestAnEnvFile:
         )
         assert not (two_gpus.folder / "state").exists()
 
-    def test_keeps_its_models_where_it_says(self, machine: Machine) -> None:
-        machine.up_env_file(more="MODEL_CACHE_PATH=./models\n")
-        assert machine.environ("opt-0", "vllm-box")["HF_HOME"] == str(machine.folder / "models")
-
-    def test_that_asks_for_too_much_is_told_what_is_done_instead(self, machine: Machine) -> None:
-        said = machine.up_env_file(more="VLLM_GPU_MEMORY_UTILIZATION=0.98\nVLLM_MAX_MODEL_LEN=4096\n")
-        assert "VLLM_GPU_MEMORY_UTILIZATION 0.98 is lowered to 0.95; 0.1 to 0.95 is valid" in said
-        assert "VLLM_MAX_MODEL_LEN 4096 is lowered to 2048, the longest context that" in said
-        assert "Nomad" not in said
-
 
 def test_an_instances_config_is_run_as_it_is(machine: Machine) -> None:
     machine.write("instances.config", "chat:1:a/small:auto:2048:1\ncode:2:a/small:auto:1024:1\n")
@@ -79,47 +87,34 @@ def test_an_instances_config_is_run_as_it_is(machine: Machine) -> None:
         assert machine.complete(f"/{name}/v1/completions", model=name).status_code == 200
 
 
-class TestNginx:
-    def test_sends_a_request_to_who_has_the_least_to_do(self, one: Machine) -> None:
-        with ThreadPoolExecutor() as pool:
-            long = pool.submit(one.complete, "/v1/chat-0/completions", max_tokens=2000)
-            one.wait_until_busy(1)
-            busy = pool.submit(one.complete, max_tokens=1500)  # whoever it goes to
-            one.wait_until_busy(2)
-            for _ in range(6):
-                assert one.complete().status_code == 200
-            assert (long.result().status_code, busy.result().status_code) == (200, 200)
-        shown = one.run("logs", "one", "nginx", "-n", "500").stdout
-        asked = re.findall(r"request=POST /v1/completions .*? upstream=(\S+)", shown)
-        # As nginx counts, chat-0 has none: what came by its own route did not come through the upstream.
-        assert len(asked) == 7 and len(set(asked)) == 2
-        assert len(set(asked[:6])) == 1
+@pytest.fixture(scope="module")
+def slow(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """Two servers that answer with their first token at once, and take 100 s for each after it."""
+    machine = Machine(tmp_path_factory.mktemp("m"))
+    machine.env["VLLMJOBS_STANDIN_TOKENS_PER_SECOND"] = "0.01"
+    machine.up()
+    yield machine
+    machine.end()
 
-    def test_passes_each_token_as_it_comes_over_a_connection_that_is_kept(self, one: Machine) -> None:
-        asked = {"model": "chat", "prompt": "Why?", "max_tokens": 3000, "ignore_eos": True, "stream": True}
-        url = f"http://127.0.0.1:{one.port}/v1/completions"
-        with http() as client, client.stream("POST", url, json=asked, timeout=SECONDS) as answer:
-            lines = answer.iter_lines()
-            assert next(lines).startswith("data: {")
-            one.wait_until_busy(1)  # it has not come to its end
-            assert [line for line in lines if line][-1] == "data: [DONE]"
-        configured = (one.folder / "state/vllmjobs/vllm-one/nginx/upstreams.conf").read_text()
+
+class TestNginx:
+    def test_sends_a_request_to_who_has_the_least_to_do(self, slow: Machine) -> None:
+        with slow.begun(9, "/v1/chat-0/completions"), slow.begun(9):  # whoever that goes to
+            for _ in range(6):
+                assert slow.complete(max_tokens=1).status_code == 200
+        asked = wait_until(lambda: upstreams(slow, 7), SECONDS, "nginx has logged what was given up, too")
+        # As nginx counts, chat-0 has none: what came by its own route did not come through the upstream.
+        assert sorted(Counter(asked).values()) == [1, 6]
+
+    def test_passes_each_token_as_it_comes_over_a_connection_that_is_kept(self, slow: Machine) -> None:
+        with slow.begun(2):
+            pass  # the first is here, and the second is far away
+        configured = (slow.folder / "state/vllmjobs/vllm-one/nginx/upstreams.conf").read_text()
         assert "least_conn;" in configured and "keepalive 32;" in configured
 
-    def test_says_503_while_the_model_loads_and_then_200(self, machine: Machine) -> None:
-        machine.env["VLLMJOBS_STANDIN_LOAD_SECONDS"] = "4"
-        machine.environment()
-        machine.start("up", "one")
-        seen: list[int] = []
 
-        def is_ready() -> bool:
-            seen.append(machine.ask("/health").status_code)
-            answer = machine.complete()
-            assert answer.status_code in (200, 503)
-            if answer.status_code == 503:
-                assert answer.json()["error"]["message"].startswith("No instance of this model is ready.")
-            return answer.status_code == 200
-
-        wait_until(is_ready, SECONDS, "the model is loaded", ignoring=(httpx.ConnectError,))
-        assert seen[0] == 503
-        assert machine.ask("/health").json() == {"chat": {"stable": 2, "canary": 0, "canary_weight": 0}}
+def upstreams(one: Machine, least: int) -> list[str]:
+    """The servers of the completions that nginx has logged, if there are so many."""
+    shown = one.run("logs", "one", "nginx", "-n", "500").stdout
+    found = re.findall(r"request=POST /v1/completions .*? upstream=(\S+)", shown)
+    return found if len(found) >= least else []

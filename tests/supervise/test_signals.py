@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import signal
 import sys
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -51,12 +50,10 @@ def test_a_terminal_that_is_closed_stops_a_box_and_lets_the_answers_end(
     """The shell sends SIGHUP, and the kernel another one: that is no hurry."""
     one = supervise(admin_path=str(tmp_path / "admin.sock"), limits={"drain": 30})
     one.wait_until_ready()
-    with ThreadPoolExecutor() as pool:
-        asked = pool.submit(one.complete, max_tokens=400)  # 2 s
-        wait_until(lambda: one.instance()["unanswered"], SECONDS, "it is asked", evidence=one.evidence)
+    with one.begun(400) as answer:  # 2 s
         one.process.send_signal(signal.SIGHUP)
         one.wait_for("instance_leaves")
         one.process.send_signal(signal.SIGHUP)
-        assert asked.result().json()["usage"]["completion_tokens"] == 400
+        assert answer.tokens() == 400
     assert one.end() == 0
     assert one.said("instance_failed") == one.said("stop_hurried") == []

@@ -14,9 +14,14 @@ import pytest
 
 from vllmjobs.supervisor.core.model import GAVE_UP
 from vllmjobs_sandbox.cluster.process import wait_until
-from vllmjobs_sandbox.engine.supervised import ENGINE, SECONDS, Supervise, Supervised, marked
+from vllmjobs_sandbox.engine.supervised import SECONDS, Supervise, Supervised, marked
+from vllmjobs_sandbox.traffic.requests import ENDLESS
 
 STANDIN = "VLLMJOBS_STANDIN_"
+SLOW = {f"{STANDIN}TOKENS_PER_SECOND": "10"}
+PROGRAMS = Path(__file__).with_name("programs")
+TINY = [sys.executable, "-IS", str(PROGRAMS / "tiny.py")]
+FAMILY = f"{sys.executable} {PROGRAMS / 'family.py'}"
 
 
 def failing(*modes: str, **knobs: object) -> dict[str, str]:
@@ -55,10 +60,10 @@ class TestReady:
         }
 
     def test_a_port_that_another_program_has_is_named(self, supervise: Supervise) -> None:
-        first = supervise()
+        first = supervise(commands=[TINY])
         first.wait_until_ready()
         port = str(first.ports[0])
-        second = supervise(limits={"restarts_never_ready": 0})
+        second = supervise(commands=[TINY], limits={"restarts_never_ready": 0})
         second.stop()
         second.end()
         config = second._config.read_text().replace(str(second.ports[0]), port)
@@ -69,7 +74,7 @@ class TestReady:
         assert first.complete().status_code == 200
 
     def test_an_admin_port_that_is_taken_is_an_error(self, supervise: Supervise, tmp_path: Path) -> None:
-        first = supervise()
+        first = supervise(commands=[TINY])
         first.wait_until_ready()
         command = [sys.executable, "-m", "vllmjobs.supervisor", "--config", str(first._config)]
         ended = subprocess.run(command, capture_output=True, text=True, check=False, timeout=SECONDS)
@@ -110,7 +115,7 @@ class TestRestart:
     def test_whatever_the_exit_code_once_it_is_ready(self, supervise: Supervise) -> None:
         """A shell, as an entry point may have one, tells of a kill as 137."""
         codes = {"chat-0": 0, "chat-1": 1, "chat-2": 137}
-        ending = [["sh", "-c", f'{" ".join(ENGINE)} "$@"; exit {code}', "sh"] for code in codes.values()]
+        ending = [["sh", "-c", f'{" ".join(TINY)} "$@"; exit {code}', "sh"] for code in codes.values()]
         three = supervise(engines=3, commands=ending)
         for name in codes:
             three.wait_for("instance_ready", name)
@@ -137,7 +142,7 @@ class TestRestart:
         assert "vllm-that-is-nowhere: not found on its PATH" in one.said("instance_not_started")[0]["reason"]
 
     def test_the_others_serve_on_while_one_is_restarted(self, supervise: Supervise) -> None:
-        two = supervise(engines=2)
+        two = supervise(engines=2, commands=[TINY] * 2)
         for name in ("chat-0", "chat-1"):
             two.wait_for("instance_ready", name)
         other = two.pid("chat-1")
@@ -149,7 +154,7 @@ class TestRestart:
         assert two.pid("chat-1") == other
 
     def test_of_all_of_eight_that_die_at_once(self, supervise: Supervise) -> None:
-        eight = supervise(engines=8)
+        eight = supervise(engines=8, commands=[TINY] * 8)
         names = [f"chat-{number}" for number in range(8)]
         for name in names:
             eight.wait_for("instance_ready", name)
@@ -163,7 +168,7 @@ class TestRestart:
         self, supervise: Supervise
     ) -> None:
         crashing = [sys.executable, "-c", "raise SystemExit(3)"]
-        two = supervise(engines=2, commands=[ENGINE, crashing])
+        two = supervise(engines=2, commands=[TINY, crashing])
         two.wait_for("instance_given_up", "chat-1")
         two.wait_for("instance_ready", "chat-0")
         status, body = two.get("/health")
@@ -195,48 +200,42 @@ class TestHang:
         one = supervise(env=failing("slow-health=1.5"))
         one.wait_until_ready()
         with ThreadPoolExecutor() as pool:
-            asked = [pool.submit(one.complete, max_tokens=1600) for _ in range(2)]  # 8 s of work
+            asked = [pool.submit(one.complete, max_tokens=1200) for _ in range(2)]  # 6 s of work
             assert {one.result().status_code for one in asked} == {200}
         assert one.said("instance_failed") == []
 
 
 class TestStop:
-    def test_it_is_unready_at_once_and_lets_the_answers_end(self, supervise: Supervise) -> None:
+    def test_it_lets_the_answers_end(self, supervise: Supervise) -> None:
         one = supervise()
         one.wait_until_ready()
-        with ThreadPoolExecutor() as pool:
-            asked = pool.submit(one.complete, max_tokens=400)  # 2 s
-            wait_until(lambda: in_flight(one), SECONDS, "it is asked")
+        with one.begun(400) as answer:  # 2 s
             one.stop()
             one.wait_for("instance_leaves")
-            assert one.get("/ready")[0] == 503
-            assert one.get("/live")[0] == 200
-            assert asked.result().json()["usage"]["completion_tokens"] == 400
+            assert answer.tokens() == 400
         assert one.end() == 0
         assert [said["unanswered"] for said in one.said("instance_drained")] == [0]
 
     def test_a_drain_has_its_limit(self, supervise: Supervise) -> None:
-        one = supervise(limits={"drain": 1})
+        one = supervise(env=SLOW, limits={"drain": 1})
         one.wait_until_ready()
-        with ThreadPoolExecutor() as pool:
-            asked = pool.submit(one.complete, max_tokens=4000)
-            wait_until(lambda: in_flight(one), SECONDS, "it is asked")
+        with one.begun(ENDLESS) as answer:
             one.stop()
             assert one.end() == 0
-            assert asked.exception() or asked.result().json()["usage"]["completion_tokens"] < 4000
+            assert answer.tokens() is None
         assert one.said("instance_drained")[0]["unanswered"] == 1
 
-    def test_a_second_signal_ends_the_drain(self, supervise: Supervise) -> None:
-        one = supervise(limits={"drain": 600})
+    def test_it_is_unready_at_once_and_a_second_signal_ends_the_drain(self, supervise: Supervise) -> None:
+        one = supervise(env=SLOW, limits={"drain": 600})
         one.wait_until_ready()
-        with ThreadPoolExecutor() as pool:
-            asked = pool.submit(one.complete, max_tokens=4000)
-            wait_until(lambda: in_flight(one), SECONDS, "it is asked")
+        with one.begun(ENDLESS) as answer:
             one.stop()
             one.wait_for("instance_leaves")
+            assert one.get("/ready")[0] == 503
+            assert one.get("/live")[0] == 200
             one.stop()
             assert one.end() == 0
-            asked.exception()
+            assert answer.tokens() is None
 
     def test_a_third_signal_kills(self, supervise: Supervise) -> None:
         one = supervise(env=failing("ignore-term"), limits={"term": 600})
@@ -263,7 +262,7 @@ class TestStop:
         assert one.end() == 0
 
     def test_while_it_waits_for_a_restart(self, supervise: Supervise) -> None:
-        one = supervise(limits={"backoff": 600, "backoff_most": 600})
+        one = supervise(commands=[TINY], limits={"backoff": 600, "backoff_most": 600})
         one.wait_until_ready()
         os.kill(one.pid(), signal.SIGKILL)
         one.wait_until_phase("waiting")
@@ -271,9 +270,8 @@ class TestStop:
         assert one.end() == 0
 
     def test_nothing_is_left_of_a_tree_that_hides(self, supervise: Supervise) -> None:
-        family = str(Path(__file__).parent / "programs" / "family.py")
-        hiding = " & ".join(f"{sys.executable} {family} {kind}" for kind in ("daemon", "stubborn", "session"))
-        engine = " ".join(ENGINE)
+        hiding = " & ".join(f"{FAMILY} {kind}" for kind in ("daemon", "stubborn", "session"))
+        engine = " ".join(TINY)
         one = supervise(commands=[["sh", "-c", f'{hiding} & exec {engine} "$@"', "sh"]])
         one.wait_until_ready()
         wait_until(lambda: len(marked(one)) >= 6, SECONDS, "all of them run")
@@ -282,16 +280,15 @@ class TestStop:
         assert marked(one) == []
 
     def test_a_thousand_orphans_that_have_ended_are_reaped(self, supervise: Supervise) -> None:
-        family = str(Path(__file__).parent / "programs" / "family.py")
-        engine = " ".join(ENGINE)
-        storm = f"{sys.executable} {family} zombies & "
+        engine = " ".join(TINY)
+        storm = f"{FAMILY} zombies & "
         one = supervise(commands=[["sh", "-c", f'{storm} exec {engine} "$@"', "sh"]])
         one.wait_until_ready()
         wait_until(lambda: reaped(one) >= 1000, SECONDS, "all are reaped")
         assert zombies(one.process.pid) == 0
 
     def test_after_a_sigkill_the_next_ends_what_was_left(self, supervise: Supervise) -> None:
-        one = supervise(engines=2)
+        one = supervise(engines=2, commands=[TINY] * 2)
         one.wait_until_ready()
         left = {one.pid("chat-0"), one.pid("chat-1")}
         one.process.kill()
@@ -310,7 +307,7 @@ class TestOutput:
     def test_a_reader_that_does_not_read_stops_nobody(self, supervise: Supervise) -> None:
         here, there = os.pipe()
         try:
-            noisy = supervise(engines=2, commands=[ENGINE, [sys.executable, "-c", self.NOISE]], stdout=there)
+            noisy = supervise(engines=2, commands=[TINY, [sys.executable, "-c", self.NOISE]], stdout=there)
             wait_until(lambda: noisy.get("/ready/chat-0")[0] == 200, SECONDS, "chat-0 is ready")
             assert noisy.complete().status_code == 200
             noisy.stop()
@@ -320,25 +317,17 @@ class TestOutput:
             os.close(there)
 
     def test_a_flood_of_lines_is_cut_and_counted(self, supervise: Supervise) -> None:
-        noisy = supervise(engines=2, commands=[ENGINE, [sys.executable, "-c", self.NOISE]], log_rate=100)
+        noisy = supervise(engines=2, commands=[TINY, [sys.executable, "-c", self.NOISE]], log_rate=100)
         noisy.wait_for("instance_ready", "chat-0")
         assert noisy.wait_for("lines_dropped", "chat-1", count=2)["dropped"] > 1000
         assert noisy.complete().status_code == 200
 
     def test_a_full_disk_stops_nobody(self, supervise: Supervise) -> None:
         with Path("/dev/full").open("wb") as full:
-            one = supervise(stdout=full.fileno())
+            one = supervise(commands=[TINY], stdout=full.fileno())
             one.wait_until_ready()
             one.stop()
             assert one.end() == 0
-
-
-def in_flight(one: Supervised) -> bool:
-    with httpx.Client(trust_env=False) as client:
-        page = client.get(f"http://127.0.0.1:{one.ports[0]}/metrics").text
-    return any(
-        line.startswith("vllm:num_requests_running") and line.endswith(" 1.0") for line in page.splitlines()
-    )
 
 
 def reaped(one: Supervised) -> float:

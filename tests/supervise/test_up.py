@@ -1,4 +1,7 @@
-"""`vllmjobs up` and its kin: an environment, or an .env file, on this machine with a real nginx."""
+"""`vllmjobs up` and its kin: an environment on this machine with a real nginx.
+
+The tests that take `one` live through its life in their order, to its `down`.
+"""
 
 from __future__ import annotations
 
@@ -9,8 +12,9 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from pathlib import Path
 
 import httpx
@@ -21,21 +25,17 @@ from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.programs import packaged
 from vllmjobs_sandbox.engine.machine import SECONDS, Machine
 from vllmjobs_sandbox.traffic.load import Load
+from vllmjobs_sandbox.traffic.requests import ENDLESS
+
+# The engine starts once the file GO is there.
+HELD = """[sh, -c, 'until test -e "$GO"; do sleep 0.1; done; exec stand-in-engine "$@"', sh, serve]"""
 
 
-def test_an_environment_is_up_when_its_model_answers(machine: Machine) -> None:
-    machine.environment()
-    said = machine.done("up", "one", "--detach")
-    assert f"chat-0: chat on no GPU, port {machine.base}" in said
+def test_an_environment_is_up_when_its_model_answers(one: Machine, said: str) -> None:
+    assert f"chat-0: chat on no GPU, port {one.base}" in said
     assert "vllm-one is ready; its log is " in said
-    assert machine.complete().json()["usage"]["completion_tokens"] == 2
-    assert machine.ask("/health", machine.admin).json() == {
-        "chat": {"stable": 2, "canary": 0, "canary_weight": 0}
-    }
-    assert "vllm-one is stopped" in machine.done("down", "one")
-    with pytest.raises(httpx.ConnectError):
-        machine.ask("/health", machine.admin)
-    assert "vllm-one is not up on this machine" in machine.done("down", "one")
+    assert one.complete().json()["usage"]["completion_tokens"] == 2
+    assert one.ask("/health", one.admin).json() == {"chat": {"stable": 2, "canary": 0, "canary_weight": 0}}
 
 
 def test_each_server_has_a_route_of_its_own(one: Machine) -> None:
@@ -48,7 +48,7 @@ def test_status_shows_the_servers_of_this_machine(one: Machine) -> None:
     shown = one.run("status", "one")
     assert shown.returncode == 0, shown.stderr
     first, *rows = shown.stdout.splitlines()
-    assert re.fullmatch(r"vllm-one on this machine: ok, up for \d+s", first)
+    assert re.fullmatch(r"vllm-one on this machine: ok, up for (\d+m)?\d+s", first)
     assert [row.split()[:2] for row in rows] == [[name, "ready"] for name in ("chat-0", "chat-1", "nginx")]
     assert json.loads(one.run("status", "one", "--json").stdout)["status"] == "ok"
 
@@ -101,43 +101,18 @@ def test_it_is_not_started_twice(one: Machine) -> None:
     assert one.complete().status_code == 200
 
 
-def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(machine: Machine) -> None:
-    machine.environment()
-    ended = machine.run("up", "one", "-d", "--state", "x" * 110)
+def test_a_server_that_is_not_there_is_named(one: Machine) -> None:
+    ended = one.run("restart", "one", "code")
     assert ended.returncode == 1
-    assert "admin.sock is too long for a socket; give --state a shorter folder" in ended.stderr
+    assert "vllm-one has no server code; it has chat-0, chat-1" in ended.stderr
 
 
-def test_another_of_the_same_name_in_another_folder_is_another(
-    one: Machine, tmp_path_factory: pytest.TempPathFactory
-) -> None:
-    second = Machine(tmp_path_factory.mktemp("m"))
-    try:
-        pid = one.pid("chat-0")
-        second.up()
-        assert one.pid("chat-0") == pid
-        second.done("down", "one")
-        assert one.complete().status_code == 200
-    finally:
-        second.end()
-
-
-def test_one_servers_death_is_not_the_others(one: Machine) -> None:
-    pid, other = one.pid("chat-0"), one.pid("chat-1")
-    os.kill(pid, signal.SIGKILL)
-    assert [one.complete().status_code for _ in range(10)] == [200] * 10
-    wait_until(lambda: one.pid("chat-0") != pid, SECONDS, "it is started again", ignoring=(KeyError,))
-    assert one.pid("chat-1") == other
-
-
-def test_health_is_503_while_no_server_is_ready(machine: Machine) -> None:
+def test_another_of_the_same_name_in_another_folder_is_another(one: Machine, machine: Machine) -> None:
+    pid = one.pid("chat-0")
     machine.up(("replicas: 2", "replicas: 1"))
-    os.kill(machine.pid("chat-0"), signal.SIGKILL)
-    wait_until(lambda: machine.ask("/health", machine.admin).status_code == 503, SECONDS, "nobody is ready")
-    assert machine.complete().json()["error"]["code"] == 503
-    wait_until(
-        lambda: machine.ask("/health", machine.admin).status_code == 200, SECONDS, "one is ready again"
-    )
+    assert one.pid("chat-0") == pid
+    machine.done("down", "one")
+    assert one.complete().status_code == 200
 
 
 def test_servers_are_restarted_one_after_the_other_and_no_request_fails(one: Machine, tmp_path: Path) -> None:
@@ -148,10 +123,31 @@ def test_servers_are_restarted_one_after_the_other_and_no_request_fails(one: Mac
     assert (load.seen().failures, load.seen().truncated) == ([], [])
 
 
-def test_a_server_that_is_not_there_is_named(one: Machine) -> None:
-    ended = one.run("restart", "one", "code")
+def test_one_servers_death_is_not_the_others(one: Machine) -> None:
+    pid, other = one.pid("chat-0"), one.pid("chat-1")
+    os.kill(pid, signal.SIGKILL)
+    assert [one.complete().status_code for _ in range(10)] == [200] * 10
+    wait_until(lambda: one.pid("chat-0") not in (0, pid), SECONDS, "it is started again")
+    assert one.pid("chat-1") == other
+
+
+def test_down_lets_answers_end(one: Machine) -> None:
+    with ExitStack() as stack:
+        begun = [stack.enter_context(one.begun(800)) for _ in range(4)]  # 4 s
+        stopping = one.start("down", "one")
+        assert [answer.tokens() for answer in begun] == [800] * 4
+    assert stopping.wait(SECONDS) == 0
+    assert (one.folder / "started.log").read_text() == "vllm-one is stopped\n"
+    with pytest.raises(httpx.ConnectError):
+        one.ask("/health", one.admin)
+    assert "vllm-one is not up on this machine" in one.done("down", "one")
+
+
+def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(machine: Machine) -> None:
+    machine.environment()
+    ended = machine.run("up", "one", "-d", "--state", "x" * 110)
     assert ended.returncode == 1
-    assert "vllm-one has no server code; it has chat-0, chat-1" in ended.stderr
+    assert "admin.sock is too long for a socket; give --state a shorter folder" in ended.stderr
 
 
 def test_one_that_does_not_get_up_says_why(machine: Machine) -> None:
@@ -166,17 +162,17 @@ def test_a_server_that_is_given_up_is_named_and_the_others_run_on(machine: Machi
     code = (
         "  code: {{model: b/small, entrypoint: [no-such-engine], route: {{path: /code/v1/, strip: /code}}}}\n"
     )
-    machine.environment(("models:\n", f"models:\n{code}"))
+    machine.environment(("models:\n", f"models:\n{code}"), ("replicas: 2", "replicas: 1"))
     ended = machine.run("up", "one", "-d")
     assert ended.returncode == 1
     assert "code-0 was given up: exit code 127\n" in ended.stderr
     assert "the others run on: vllmjobs down one stops them" in ended.stderr
-    wait_until(lambda: machine.complete().status_code == 200, SECONDS, "chat serves")
+    machine.wait_until_it_answers()
 
 
 def test_a_port_that_is_taken_is_named(machine: Machine) -> None:
     with socket.create_server(("0.0.0.0", machine.port)):
-        machine.environment()
+        machine.environment(("[stand-in-engine, serve]", "[sh, -c, sleep 600]"))
         ended = machine.run("up", "one", "-d")
     assert ended.returncode == 1
     assert f"bind() to 0.0.0.0:{machine.port} failed" in ended.stderr
@@ -199,11 +195,10 @@ def test_metrics_are_shown_by_an_nginx_that_counts_its_connections(
     link = machine.folder / "bin" / "nginx"
     link.unlink()
     link.symlink_to(program())
-    machine.up()
+    machine.up(("replicas: 2", "replicas: 1"))
     answer = machine.ask("/metrics", machine.admin)
     assert (answer.status_code, "nginx_connections_active 1\n" in answer.text) == (status, status == 200)
     assert machine.ask("/metrics").status_code == 404
-    machine.done("down", "one")
 
 
 def test_metrics_that_nginx_does_not_have_are_an_error_when_they_are_asked_for(machine: Machine) -> None:
@@ -216,43 +211,65 @@ def test_metrics_that_nginx_does_not_have_are_an_error_when_they_are_asked_for(m
     assert 'unknown "connections_active" variable' in ended.stderr
 
 
-class TestStop:
-    """Of a box that answers four requests for 2,000 tokens: 10 s of work."""
+@pytest.fixture(scope="class")
+def shown(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Machine]:
+    """`up one`, whose log is shown: one server behind nginx, which starts once the file GO is there."""
+    machine = Machine(tmp_path_factory.mktemp("m"))
+    machine.env["GO"] = str(machine.folder / "go")
+    patient = "nomad: {{max_kill_timeout: 10m}}\nbalancer:"
+    machine.environment(
+        ("[stand-in-engine, serve]", HELD), ("replicas: 2", "replicas: 1"),
+        ("longest_stream: 10s", "longest_stream: 60s"), ("balancer:", patient),
+    )  # fmt: skip
+    machine.start("up", "one")
+    yield machine
+    machine.end()
 
-    def test_down_lets_answers_end(self, one: Machine) -> None:
-        with ThreadPoolExecutor() as pool:
-            asked = [pool.submit(one.complete, max_tokens=2000) for _ in range(4)]
-            one.wait_until_busy(4)
-            one.done("down", "one")
-            assert [answer.result().json()["usage"]["completion_tokens"] for answer in asked] == [2000] * 4
 
-    def wait_for_phase(self, machine: Machine, phase: str) -> None:
-        wait_until(
-            lambda: any(one["phase"] == phase for one in machine.instances().values()),
-            SECONDS,
-            f"one is {phase}",
-        )
+class TestAnUpThatIsShown:
+    """In the order of its life, to its Ctrl-C."""
 
-    @pytest.mark.parametrize("times, tokens, whole", [(1, 2500, True), (2, 4000, False), (3, 4000, False)])
-    def test_ctrl_c_drains_once_and_not_twice(
-        self, machine: Machine, times: int, tokens: int, whole: bool
-    ) -> None:
-        longer = "nomad: {{max_kill_timeout: 10m}}\nbalancer:"
-        machine.environment(("longest_stream: 10s", "longest_stream: 60s"), ("balancer:", longer))
-        process = machine.start("up", "one")
-        answers = (httpx.HTTPError, FileNotFoundError)
-        wait_until(lambda: machine.complete().status_code == 200, SECONDS, "it answers", ignoring=answers)
-        with ThreadPoolExecutor() as pool:
-            asked = pool.submit(machine.complete, max_tokens=tokens)
-            machine.wait_until_busy(1)
-            for number in range(times):
-                process.send_signal(signal.SIGINT)
-                if number + 1 < times:
-                    self.wait_for_phase(machine, ("leaving", "terminating")[number])
-            assert process.wait(SECONDS) == 0
-            try:
-                answer = asked.result()
-                got = answer.status_code == 200 and answer.json()["usage"]["completion_tokens"] == tokens
-            except httpx.HTTPError:
-                got = False
-        assert got is whole
+    def test_says_503_while_the_model_loads_and_then_200(self, shown: Machine) -> None:
+        shown.wait_until_nobody_is_ready()
+        refused = shown.complete()
+        assert refused.status_code == refused.json()["error"]["code"] == 503
+        assert refused.json()["error"]["message"].startswith("No instance of this model is ready.")
+        Path(shown.env["GO"]).touch()
+        shown.wait_until_it_answers()
+        answer = shown.ask("/health", shown.admin)
+        assert (answer.status_code, answer.json()["chat"]["stable"]) == (200, 1)
+
+    def test_health_is_503_while_no_server_is_ready(self, shown: Machine) -> None:
+        Path(shown.env["GO"]).unlink()
+        os.kill(shown.pid("chat-0"), signal.SIGKILL)
+        shown.wait_until_nobody_is_ready()
+        assert shown.complete().status_code == 503
+        Path(shown.env["GO"]).touch()
+        shown.wait_until_it_answers()
+        assert shown.ask("/health", shown.admin).status_code == 200
+
+    def test_lets_answers_end_after_one_ctrl_c(self, shown: Machine) -> None:
+        (process,) = shown.started
+        with shown.begun(400) as answer:  # 2 s
+            process.send_signal(signal.SIGINT)
+            assert answer.tokens() == 400
+        assert process.wait(SECONDS) == 0
+        assert not shown.logged("stop_hurried")
+
+
+def test_more_ctrl_c_end_the_drain_and_then_kill(machine: Machine) -> None:
+    # The engine waits for its client after SIGTERM, so that the third Ctrl-C finds it there.
+    machine.env |= {"VLLMJOBS_STANDIN_LINGER_SECONDS": "60", "VLLMJOBS_STANDIN_TOKENS_PER_SECOND": "10"}
+    patient = "nomad: {{max_kill_timeout: 10m}}\nbalancer:"
+    machine.environment(
+        ("replicas: 2", "replicas: 1"), ("longest_stream: 10s", "longest_stream: 60s"), ("balancer:", patient)
+    )
+    process = machine.start("up", "one")
+    machine.wait_until_it_answers()
+    with machine.begun(ENDLESS) as answer:
+        for event in ("instance_leaves", "instance_drained", "instance_killed"):
+            process.send_signal(signal.SIGINT)
+            wait_until(lambda event=event: machine.logged(event), SECONDS, f"it says {event}")  # type: ignore[misc]
+        assert process.wait(SECONDS) == 0
+        assert answer.tokens() is None
+    assert machine.logged("instance_killed")[0]["reason"] == "a stop was asked for three times"

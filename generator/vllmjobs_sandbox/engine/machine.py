@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +16,10 @@ from vllmjobs.vllm.releases import NEWEST
 from vllmjobs_sandbox.cluster import nginx, programs
 from vllmjobs_sandbox.cluster.ports import take_block
 from vllmjobs_sandbox.cluster.process import wait_until
-from vllmjobs_sandbox.traffic.requests import http
+from vllmjobs_sandbox.traffic.requests import Begun, begun, http
 
 SECONDS = 60.0
+WORKERS = 2  # of nginx: jobs/nginx.conf.ctmpl.j2
 ENVIRONMENT = """\
 balancer: {{kind: nginx, port: {port}, admin_port: {admin}}}
 models:
@@ -44,7 +47,7 @@ class Machine:
 
     def __init__(self, folder: Path) -> None:
         self._block = take_block()
-        self._started: list[subprocess.Popen[str]] = []
+        self.started: list[subprocess.Popen[str]] = []
         self.port, self.admin, self.base = (self._block.take() for _ in range(3))
         for _ in range(4):  # those after the first, for more servers
             self._block.take()
@@ -92,7 +95,7 @@ class Machine:
             started = subprocess.Popen(
                 ["vllmjobs", *words], cwd=self.folder, env=self.env, stdout=log, stderr=log, text=True
             )
-        self._started.append(started)
+        self.started.append(started)
         return started
 
     def up(self, *changes: tuple[str, str]) -> str:
@@ -128,6 +131,39 @@ class Machine:
         with http() as client:
             return client.post(f"http://127.0.0.1:{self.port}{path}", json=asked, timeout=SECONDS)
 
+    def begun(
+        self, max_tokens: int, path: str = "/v1/completions", seconds: float = SECONDS
+    ) -> AbstractContextManager[Begun]:
+        """Ask for a streamed completion through nginx, and wait for its first token."""
+        return begun(f"http://127.0.0.1:{self.port}{path}", max_tokens, seconds=seconds)
+
+    def wait_until_it_answers(self) -> None:
+        """Wait until every worker of nginx knows of a server.
+
+        For 100 ms after a reload the old workers take requests, too (ngx_master_process_cycle).
+        """
+        wait_until(
+            lambda: self.complete().status_code == httpx.codes.OK and self.workers() == WORKERS,
+            SECONDS,
+            "it answers, by new workers of nginx alone",
+            ignoring=(httpx.HTTPError, OSError),
+        )
+
+    def wait_until_nobody_is_ready(self) -> None:
+        """Wait until every worker of nginx knows of no server."""
+        unavailable = httpx.codes.SERVICE_UNAVAILABLE
+        wait_until(
+            lambda: self.ask("/health", self.admin).status_code == unavailable and self.workers() == WORKERS,
+            SECONDS,
+            "nobody is ready",
+            ignoring=(httpx.HTTPError, OSError),
+        )
+
+    def workers(self) -> int:
+        """Return how many workers nginx has: WORKERS, and during a reload those before."""
+        nginx = self.pid("nginx")
+        return len(Path(f"/proc/{nginx}/task/{nginx}/children").read_text().split())
+
     def instances(self, job: str = "vllm-one") -> dict[str, Any]:
         """Return the servers as their supervisor shows them."""
         socket = self.folder / "state" / "vllmjobs" / job / "admin.sock"
@@ -147,19 +183,29 @@ class Machine:
         pairs = Path(f"/proc/{self.pid(name, job)}/environ").read_text().split("\0")
         return dict(pair.split("=", 1) for pair in pairs if pair)
 
-    def wait_until_busy(self, requests: int) -> None:
-        """Wait until its servers answer so many requests."""
-        wait_until(
-            lambda: sum(one["unanswered"] or 0 for one in self.instances().values()) >= requests,
-            SECONDS,
-            f"{requests} requests are being answered",
-        )
+    def logged(self, event: str) -> list[dict[str, Any]]:
+        """Return the events of one kind that an `up` that was started has logged so far."""
+        lines = (self.folder / "started.log").read_text().rpartition("\n")[0].splitlines()
+        return [one for line in lines if f'"{event}"' in line and (one := json.loads(line))["event"] == event]
 
     def end(self) -> None:
-        """Stop all of it."""
+        """Stop all of it, without a drain."""
         for job in (self.folder / "state" / "vllmjobs").glob("vllm-*"):
-            self.run("down", job.name.removeprefix("vllm-"))
-        for started in self._started:
+            self._stop(job / "admin.sock")
+        for started in self.started:
             started.kill()
             started.wait()
         self._block.release()
+
+    def _stop(self, socket: Path) -> None:
+        """Ask a supervisor to stop at once, and wait until it has."""
+
+        def is_gone() -> bool:
+            with httpx.Client(transport=httpx.HTTPTransport(uds=str(socket)), timeout=SECONDS) as client:
+                try:
+                    client.post("http://box/stop")
+                except httpx.TransportError:
+                    return True
+            return False
+
+        wait_until(is_gone, SECONDS, f"{socket} is left")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.ports import Block, take_block
 from vllmjobs_sandbox.cluster.process import indent, wait_until
 from vllmjobs_sandbox.cluster.programs import SOURCES
-from vllmjobs_sandbox.traffic.requests import http
+from vllmjobs_sandbox.traffic.requests import Begun, begun, http
 
 Json = dict[str, Any]
 SECONDS = 60.0
@@ -171,6 +172,11 @@ class Supervised:
                 json={"model": "chat", "prompt": "Why?", "max_tokens": max_tokens, "ignore_eos": True},
                 timeout=seconds,
             )
+
+    def begun(self, max_tokens: int, number: int = 0) -> AbstractContextManager[Begun]:
+        """Ask an engine for a streamed completion, and wait for its first token."""
+        url = f"http://127.0.0.1:{self.ports[number]}/v1/completions"
+        return begun(url, max_tokens, seconds=SECONDS)
 
     def stop(self) -> None:
         """Ask it to stop."""

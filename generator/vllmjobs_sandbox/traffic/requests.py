@@ -2,19 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 import httpx
 
+from vllmjobs_sandbox.cluster.errors import SandboxError
+
 if TYPE_CHECKING:
     from openai.types.chat import ChatCompletionMessageParam
 
 TIMEOUT = 30.0
+ENDLESS = 4000
+"""The tokens that the stand-in's context holds: at 10 a second, more than any test waits for."""
 QUESTION: list[ChatCompletionMessageParam] = [{"role": "user", "content": "What is a canary release?"}]
 
 
@@ -55,6 +62,37 @@ def ask(address: str, model: str = "chat", max_tokens: int = 64) -> Answer:
                 first = first or time.monotonic() - began
                 pieces.append(piece)
     return Answer(pieces, fingerprint, first, time.monotonic() - began)
+
+
+@dataclass(frozen=True)
+class Begun:
+    """A streamed completion whose first token is here."""
+
+    _lines: Iterator[str]
+
+    def tokens(self) -> int | None:
+        """Read the rest; return the number of all its tokens, or None for an answer that was cut."""
+        try:
+            *_, usage, end = [line for line in self._lines if line]
+        except (httpx.TransportError, ValueError):
+            return None
+        counted: int | None = (
+            json.loads(usage.removeprefix("data: ")).get("usage", {}).get("completion_tokens")
+        )
+        return counted if end == "data: [DONE]" else None
+
+
+@contextmanager
+def begun(url: str, max_tokens: int, model: str = "chat", seconds: float = TIMEOUT) -> Iterator[Begun]:
+    """Ask for a completion, and wait for its first token; raise `SandboxError` for an answer without one."""
+    asked = {"model": model, "prompt": "Why?", "max_tokens": max_tokens, "ignore_eos": True}
+    asked |= {"stream": True, "stream_options": {"include_usage": True}}
+    with http() as client, client.stream("POST", url, json=asked, timeout=seconds) as answer:
+        lines = answer.iter_lines()
+        first = next(lines, "")
+        if answer.status_code != httpx.codes.OK or not first.startswith("data: {"):
+            raise SandboxError(f"{url} answered {answer.status_code}: {first}")
+        yield Begun(lines)
 
 
 def versions(address: str, requests: int) -> Counter[int]:
