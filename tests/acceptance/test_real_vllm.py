@@ -12,7 +12,7 @@ from vllmjobs_sandbox.engine import real
 from vllmjobs_sandbox.engine.machine import Machine
 from vllmjobs_sandbox.engine.real import model
 
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = pytest.mark.timeout(1800)
 START = 500.0  # seconds; beside other tests, a start of vLLM was seen to take 200
 ENVIRONMENT = """\
 nomad: {{max_kill_timeout: 5m}}
