@@ -119,7 +119,6 @@ def _block(values: Json, kind: str) -> Tree:
 
 
 def _less_implied_name(kind: str, block: Tree) -> Tree:
-    """Return a block less the name that Nomad gave it."""
     is_nameless = kind == "check" and _NAMELESS.fullmatch(str(block.get("name", "")))
     return without(block, "name", block["name"]) if is_nameless else block
 

@@ -70,7 +70,6 @@ class Shortage:
             yield Remedy(kind="check-device-plugin", command="vllmjobs gpus --nomad")
 
     def _none_matches(self) -> Iterator[Reason | Remedy]:
-        """Yield why none of the GPUs that there are is such a one."""
         request = self.request
         cards = [card for node in self._nodes for card in node.cards]
         named = [card for card in cards if request.names(card)]
@@ -89,7 +88,6 @@ class Shortage:
             yield Remedy(kind="change", settings=(Setting(key="gpus.constraints"),))
 
     def _too_few(self) -> Iterator[Reason | Remedy]:
-        """Yield why the GPUs that are free are too few on one node."""
         need = self.request.count
         nodes = [node for node in self._nodes if self._matching(node)]
         reason = Reason(kind="gpus", nodes=len(nodes), resource=str(self.request), needed=need)
@@ -109,7 +107,6 @@ class Shortage:
                 yield Remedy(kind="set", settings=(Setting(key="rollout.strategy", value="rolling"),))
 
     def _refusing(self) -> Iterator[Reason | Remedy]:
-        """Yield the nodes that would have room, and take no allocations."""
         for node in self._nodes:
             if node.refuses in ("ineligible", "draining") and self.slots(node):
                 yield Reason(kind="node-state", node=node.name, text=node.refuses, free=len(self._free(node)))
@@ -121,7 +118,6 @@ class Shortage:
                 yield Reason(kind="node-state", node=node.name, text=node.refuses)
 
     def _broken(self) -> Iterator[Reason | Remedy]:
-        """Yield the nodes with GPUs that are not well."""
         for node in self._open_nodes:
             faults = Counter(card.health_reason for card in self._matching(node) if not _is_well(card))
             if not faults:
