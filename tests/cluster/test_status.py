@@ -14,10 +14,9 @@ from contextlib import contextmanager
 import click
 import pytest
 from click.testing import CliRunner, Result
-from vllmjobs.cli.history import history
 
 from vllmjobs.cli.logs import logs
-from vllmjobs.cli.status import status
+from vllmjobs.cli.status import history, status
 from vllmjobs.cluster.deployments import Deployments, where
 from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.deploy import records

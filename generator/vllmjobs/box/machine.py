@@ -216,7 +216,6 @@ class Box:
         return content
 
     def _try_nginx(self, configuration: Json, nginx_conf: str) -> None:
-        """Let nginx check the configuration in a folder where nothing else reads it."""
         lines = [ServerLine(**one["line"]) for one in configuration["engines"] if "line" in one]
         upstreams = upstreams_text((PoolText(**one) for one in configuration["upstreams"]), lines)
         program = next(one["command"][0] for one in configuration["engines"] if one.get("is_front"))
@@ -239,7 +238,6 @@ class Box:
 
     @property
     def _is_too_long(self) -> bool:
-        """Tell whether the folder's path is too long for a socket."""
         return len(os.fsencode(self.folder / SOCKET)) > LONGEST_SOCKET
 
     def _ask(self, method: str, path: str, body: str = "") -> tuple[int, Json] | None:

@@ -40,7 +40,6 @@ def _identity(job: Jobspec, tree: Tree) -> tuple[Item, ...]:
 
 
 def _whole(name: str, job: Jobspec, tree: Tree, action: Literal["new", "gone"]) -> JobChange:
-    """Return a job that only one side has."""
     is_new = action == "new"
     where = "" if tree["namespace"] == "default" else f"-namespace {tree['namespace']} "
     note = f"nothing renders {job.id} any more, and it runs on: nomad job stop {where}{job.id}"
@@ -103,8 +102,8 @@ def _group(
         actions=actions,
         count_before=count_before,
         count_after=count_after,
-        gpus_before=None if before is None else effects.gpus(before),
-        gpus_after=None if after is None else effects.gpus(after),
+        gpus_before=effects.gpus(before),
+        gpus_after=effects.gpus(after),
         canaries=effects.canaries(new["type"], after or {}, actions),
         fields=differing,
     )

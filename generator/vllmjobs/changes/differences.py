@@ -30,7 +30,6 @@ def fields(before: Tree, after: Tree, of_job: bool = False) -> tuple[Field, ...]
 
 
 def _differences(path: Path, before: Item, after: Item) -> Iterator[_Difference]:
-    """Yield each place at or below a path that differs."""
     if before == after and repr(before) == repr(after):  # to Python, 1 is true, and [1] is [true]
         return
     if (before is None and is_nothing(path, after)) or (after is None and is_nothing(path, before)):

@@ -128,8 +128,10 @@ def canaries(job_type: Item, group: Tree, done: tuple[GroupAction, ...]) -> int:
     return number(update.get("canary")) or 0
 
 
-def gpus(group: Tree) -> int:
+def gpus(group: Tree | None) -> int | None:
     """Return the GPUs of one instance: devices of type gpu, of whatever vendor and model."""
+    if group is None:
+        return None
     return sum(
         number(device.get("count", 1)) or 0 if isinstance(device, dict) else 1
         for task in below(group, "task").values()

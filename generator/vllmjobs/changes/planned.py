@@ -11,7 +11,6 @@ from msgspec.structs import replace
 
 from vllmjobs.changes import effects
 from vllmjobs.changes.jobs import registered, tree
-from vllmjobs.changes.jobs.nomad_diff import planned_fields
 from vllmjobs.changes.jobs.tree import Tree, number
 from vllmjobs.changes.model import (
     Amount,
@@ -106,7 +105,7 @@ class _Planned:
         if self.before is None:
             return ()
         before, after = tree.without_groups(self.before), tree.without_groups(self.after)
-        return planned_fields(self.plan["Diff"], before, after, of_job=True)
+        return registered.planned_fields(self.plan["Diff"], before, after, of_job=True)
 
     def groups(self) -> Iterator[GroupChange]:
         """Yield the groups in the order of the newer job; those that go come last."""
@@ -119,7 +118,7 @@ class _Planned:
         metrics = self.plan.get("FailedTGAllocs") or {}
         diffs = {diff["Name"]: diff for diff in self.plan["Diff"].get("TaskGroups") or ()}
         specs = {spec["Name"]: spec for spec in self.job["TaskGroups"]}
-        fields = planned_fields(diffs.get(name, {}), before, after) if before and after else ()
+        fields = registered.planned_fields(diffs.get(name, {}), before, after) if before and after else ()
         is_changed = bool(self.own_fields or fields or diffs.get(name, {}).get("Type", "None") != "None")
         updates = _updates(desired.get(name) or {})
         if self.job["Type"] in ("system", "sysbatch"):
@@ -148,8 +147,8 @@ class _Planned:
             actions=actions,
             count_before=count_before,
             count_after=_count(after),
-            gpus_before=effects.gpus(before) if before else None,
-            gpus_after=effects.gpus(after) if after else None,
+            gpus_before=effects.gpus(before),
+            gpus_after=effects.gpus(after),
             canaries=updates.canary,
             fields=effects.without_blame(fields, actions),
             updates=updates,

@@ -17,6 +17,8 @@ from vllmjobs.project.environments import Checked, accepted, checked, environmen
 from vllmjobs.project.templates import rendered, templates
 from vllmjobs.render.job import RenderError, Templates, jobs_on_demand
 
+Command = Callable[..., None]
+
 PROJECT = click.option(
     "--project", type=click.Path(path_type=Path, file_okay=False), default=".", envvar="VLLMJOBS_PROJECT",
     help="Folder with envs/, and with jobs/ if you have your own templates.",
@@ -96,7 +98,18 @@ class Selection:
         return replace(self, job=None)
 
 
-def with_selection(command: Callable[..., None]) -> Callable[..., None]:
+def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+    """Return what gives a command several options at once."""
+
+    def give(command: Command) -> Command:
+        for option in reversed(options):
+            command = option(command)
+        return command
+
+    return give
+
+
+def with_selection(command: Command) -> Command:
     """Hand a command one `Selection` in the place of ENV, --set, --project and --job."""
 
     @wraps(command)
@@ -108,12 +121,9 @@ def with_selection(command: Callable[..., None]) -> Callable[..., None]:
     return run
 
 
-def environment_options(command: Callable[..., None]) -> Callable[..., None]:
+def environment_options(command: Command) -> Command:
     """Give a command ENV, --set and --project, and hand it the `Selection` that they make."""
-    command = with_selection(command)
-    for option in (PROJECT, SETTINGS, click.argument("env")):
-        command = option(command)
-    return command
+    return with_options(click.argument("env"), SETTINGS, PROJECT)(with_selection(command))
 
 
 def no_environments(project: Path) -> click.ClickException:

@@ -4,14 +4,14 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import click
 from rich.console import Console
 
-from vllmjobs.cli.common import Selection
+from vllmjobs.cli.common import Selection, with_options
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.rollout.model import EXIT_CODES, Outcome
@@ -32,23 +32,13 @@ class Duration(click.ParamType[float]):
 
 
 DURATION = Duration()
-
-
-def follow_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command --json and --notify."""
-    for option in (
-        click.option(
-            "--notify",
-            "hooks",
-            multiple=True,
-            metavar="COMMAND|URL",
-            envvar="VLLMJOBS_NOTIFY",
-            help="Send each event as JSON to a command's stdin, or POST it to a URL. May be repeated.",
-        ),
-        click.option("--json", "in_json", is_flag=True, help="Print each event as a line of JSON."),
-    ):
-        command = option(command)
-    return command
+follow_options = with_options(
+    click.option("--json", "in_json", is_flag=True, help="Print each event as a line of JSON."),
+    click.option(
+        "--notify", "hooks", multiple=True, metavar="COMMAND|URL", envvar="VLLMJOBS_NOTIFY",
+        help="Send each event as JSON to a command's stdin, or POST it to a URL. May be repeated.",
+    ),
+)  # fmt: skip
 
 
 def timeout_words(timeout: float | None) -> list[str]:

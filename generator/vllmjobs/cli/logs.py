@@ -73,7 +73,6 @@ def logs(
 
 
 def _box_logs(box: Box, group: str | None, follow: bool, lines: int) -> None:
-    """Print the logs of a box, which all stand in one file."""
     there = list(box.health()["instances"])
     names = [one for one in there if group in (None, one, one.rpartition("-")[0])]
     if not names:

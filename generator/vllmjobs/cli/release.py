@@ -50,7 +50,6 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
 
 
 def _words(version: int | None = None, force: bool = False) -> list[str]:
-    """Return what was decided as a person types it."""
     return [*([] if version is None else [str(version)]), *(["--force"] if force else [])]
 
 

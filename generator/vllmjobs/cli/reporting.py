@@ -12,40 +12,29 @@ from vllmjobs.changes.model import Report
 from vllmjobs.changes.report.json import as_json
 from vllmjobs.changes.report.markdown import as_markdown
 from vllmjobs.changes.report.text import as_text
-from vllmjobs.cli.common import show
+from vllmjobs.cli.common import show, with_options
 
 CHANGES, NO_ROOM = 2, 3
+
+
+_OPTIONS = with_options(
+    click.option("--detailed/--no-detailed", default=True, show_default=True,
+                 help="Exit 2 when there are changes, or always 0."),
+    click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text",
+                 show_default=True, help="Output for a terminal, for a comment on a pull request, or for programs."),
+    click.option("--color/--no-color", default=None,
+                 help="Use colours. The default is yes on a terminal, unless NO_COLOR is set."),
+)  # fmt: skip
 
 
 def report_options(command: Callable[..., Report]) -> Callable[..., None]:
     """Give a command --detailed, --format and --color, and print the report that it returns."""
 
+    @_OPTIONS
     @wraps(command)
     def run(detailed: bool, form: str, color: bool | None, **others: Any) -> None:
         print_report(command(**others), form, color, detailed)
 
-    for option in (
-        click.option(
-            "--color/--no-color",
-            default=None,
-            help="Use colours. The default is yes on a terminal, unless NO_COLOR is set.",
-        ),
-        click.option(
-            "--format",
-            "form",
-            type=click.Choice(["text", "markdown", "json"]),
-            default="text",
-            show_default=True,
-            help="Output for a terminal, for a comment on a pull request, or for programs.",
-        ),
-        click.option(
-            "--detailed/--no-detailed",
-            default=True,
-            show_default=True,
-            help="Exit 2 when there are changes, or always 0.",
-        ),
-    ):
-        run = option(run)
     return run
 
 

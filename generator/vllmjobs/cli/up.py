@@ -152,7 +152,6 @@ def restart(selection: Selection, name: str | None, state: Path | None) -> None:
 
 
 def _typed(env_file: Path | None, state: Path | None) -> list[str]:
-    """Return --env-file and --state as a person types them."""
     options = (("--env-file", env_file), ("--state", state))
     return [word for option, path in options if path is not None for word in (option, str(path))]
 

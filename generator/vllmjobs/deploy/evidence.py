@@ -41,11 +41,9 @@ class _Step:
 class Evidence:
     """The verdicts on an environment's groups."""
 
-    def __init__(
-        self, environment: Environment, warn: Callable[[str], None], environ: Mapping[str, str] = os.environ
-    ) -> None:
+    def __init__(self, environment: Environment, warn: Callable[[str], None]) -> None:
         """Probes have VLLM_API_KEY, where the servers want one; `warn` is called once for an address."""
-        self._prober = Prober(environ.get("VLLM_API_KEY"), warn)
+        self._prober = Prober(os.environ.get("VLLM_API_KEY"), warn)
         self._warn = warn
         self._warned: set[str] = set()
         self._served = {name: served_names(name, model)[0] for name, model in environment.models.items()}

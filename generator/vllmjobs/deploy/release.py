@@ -150,10 +150,8 @@ class Release:
         """Return the keeper of a version's record: the given one, else the cluster's, else a new one."""
         if record is None:
             record = records_by_version(self._deployments, self.where).get(version)
-        record = record or begun(self._deployments, version)
-        return RecordKeeper(
-            self._deployments, self.where, replace(record, version=version), self._reporter.warn
-        )
+        record = replace(record or begun(self._deployments, version), version=version)
+        return RecordKeeper(self._deployments, self.where, record, self._reporter.warn)
 
     def _tell(self, end: End, version: int, deployed: str = "") -> None:
         result = {

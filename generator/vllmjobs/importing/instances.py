@@ -85,15 +85,9 @@ def _instance(line: str, mark: Mark) -> Instance:
         raise ValueError(
             f"DEVICE must be auto, cpu or the numbers of GPUs, such as 0,1 (got {device[:40]!r})"
         )
-    return Instance(
-        mark,
-        name,
-        port,
-        model_name(model),
-        device,
-        _whole("MAX_LEN", max_len, MAX_TOKENS),
-        _whole("TP", parallel, MAX_GPUS),
-    )
+    model = model_name(model)
+    longest, gpus = _whole("MAX_LEN", max_len, MAX_TOKENS), _whole("TP", parallel, MAX_GPUS)
+    return Instance(mark, name, port, model, device, longest, gpus)
 
 
 def _whole(name: str, text: str, highest: int) -> int:

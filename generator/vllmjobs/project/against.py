@@ -107,7 +107,6 @@ def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]
 
 
 def _job(path: Path, files: Files, sources: Templates) -> tuple[str, str] | None:
-    """Return the ID and the namespace of the models' job; None where there is none."""
     environment, _, _, problems = load_file(path, (), files)
     if environment is None or problems:
         return None

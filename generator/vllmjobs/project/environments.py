@@ -149,7 +149,6 @@ def _is_named_secret(path: Path) -> bool:
 
 
 def _listed(folder: Path) -> list[Path]:
-    """Return what a folder holds; nothing where it cannot be read."""
     try:
         return list(folder.iterdir())
     except OSError:

@@ -53,18 +53,17 @@ def _decide(plan: ReleasePlan, observed: Observation) -> Action:
         # Nomad makes no deployment where no instance is started or changed, as for a smaller count.
         if observed.is_evaluated:
             return End(outcome="successful", reason="no instance had to be started")
-        return _until(plan.until, observed, "the scheduler has yet to look at it")
+        return _until(plan, observed, "the scheduler has yet to look at it")
     if observed.status == "paused":
-        return _until(plan.until, observed, "paused by somebody")
+        return _until(plan, observed, "paused by somebody")
     if waiting := _waiting(plan, observed):
         return _before_promotion(plan, observed, waiting)
     healthy = sum(group.healthy for group in observed.groups.values())
     desired = sum(group.desired_total for group in observed.groups.values())
-    return _until(plan.until, observed, f"{healthy} of {desired} new instances are healthy")
+    return _until(plan, observed, f"{healthy} of {desired} new instances are healthy")
 
 
 def _waiting(plan: ReleasePlan, observed: Observation) -> dict[str, GroupPlan]:
-    """Return the groups whose canaries wait for their promotion."""
     plans = {group.name: group for group in plan.groups}
     if plan.is_way_back:  # to a version that may have had other groups
         plans = {name: GroupPlan(name=name, is_judged=False) for name in observed.groups} | plans
@@ -113,7 +112,6 @@ def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[st
 
 
 def _has_passed(plan: GroupPlan, group: GroupState) -> bool:
-    """Tell whether the group is done with the step that it is at."""
     if not plan.is_judged:
         return True
     return group.routed and group.verdict is not None and group.verdict.result == "pass"
@@ -152,11 +150,11 @@ def _fail(
 ) -> Action:
     """Stop the canaries, unless no other instance of their group is healthy."""
     if plan.is_way_back:
-        return _until(plan.until, observed, reason)
+        return _until(plan, observed, reason)
     alone = [name for name, group in groups.items() if group.healthy_canaries and not group.old_healthy]
     if alone:
         only = f"{reason}; left, as only the canaries of {', '.join(alone)} are healthy"
-        return _until(plan.until, observed, only)
+        return _until(plan, observed, only)
     return Fail(reason=reason, outcome=outcome)
 
 
@@ -173,7 +171,7 @@ def _after_failure(plan: ReleasePlan, observed: Observation) -> Action:
     return End(outcome="failed", reason=observed.description)
 
 
-def _until(until: float, observed: Observation, reason: str) -> Action:
-    if observed.now < until:
+def _until(plan: ReleasePlan, observed: Observation, reason: str) -> Action:
+    if observed.now < plan.until:
         return Wait(reason=reason)
     return End(outcome="left", reason=f"{reason}; the time is up, and it goes on without us")

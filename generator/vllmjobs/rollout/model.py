@@ -146,14 +146,8 @@ Outcome = Literal["successful", "failed", "refused", "no-room", "superseded", "s
 Action = Wait | Shift | Promote | Fail | Revert | End
 
 EXIT_CODES: dict[Outcome, int] = {
-    "successful": 0,
-    "failed": 1,
-    "superseded": 1,
-    "stopped": 1,
-    "left": 1,
-    "no-room": 3,
-    "refused": 4,
-}
+    "successful": 0, "failed": 1, "superseded": 1, "stopped": 1, "left": 1, "no-room": 3, "refused": 4,
+}  # fmt: skip
 
 
 class Notification(Value, frozen=True):

@@ -241,7 +241,6 @@ def _healthy(parts: Sequence[Part]) -> str:
 def _next(
     command: Command, phase: Phase, views: Sequence[GroupView], is_way_back: bool
 ) -> Iterator[tuple[str, str]]:
-    """Yield what a person can type now, and what it does."""
     canaries = [part for view in views for part in view.parts if part.role == "canary"]
     if phase == "stopped":
         yield command("deploy"), "start it again"

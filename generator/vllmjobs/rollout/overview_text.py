@@ -119,7 +119,6 @@ def _number(number: Number) -> tuple[str, ...]:
 
 
 def _verdicts(verdicts: dict[str, Verdict]) -> str:
-    """Write one word where the groups agree, else one for each."""
     results = {verdict.result for verdict in verdicts.values()}
     if len(results) == 1:
         return results.pop()

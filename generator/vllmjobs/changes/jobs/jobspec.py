@@ -84,7 +84,6 @@ def _first_error(node: Node) -> tuple[int, int]:
 
 
 def _body(node: Node) -> list[Node]:
-    """Return the attributes and blocks of a file or of a block."""
     bodies = [child for child in node.named_children if child.type == "body"]
     return [child for body in bodies for child in body.named_children if child.type != "comment"]
 

@@ -1,22 +1,32 @@
-"""Jobs as Nomad's API gives them, as trees of the jobspec's own words."""
+"""Jobs as Nomad's API gives them, as trees of the jobspec's own words; and what a plan changes in them.
+
+Nomad's own Diff (nomad/structs/diff.go) names things as its Go structs do, tells a network of which one port
+changed as one network less and one more, and leaves out most lists: spreads, a device's constraints, the
+arguments of a check. So it is asked only where something differs; the two jobs tell what.
+"""
 
 import pkgutil
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Set
 from functools import cache
 from typing import Any
 
 import msgspec
 
+from vllmjobs.changes.differences import fields
 from vllmjobs.changes.jobs.canonical import canonicalize
 from vllmjobs.changes.jobs.jobspec import Jobspec
-from vllmjobs.changes.jobs.tree import NAMED_BY, Tree, below, put, with_each, without
+from vllmjobs.changes.jobs.tree import NAMED_BY, Path, Tree, below, put, with_each, without
+from vllmjobs.changes.model import Field
 from vllmjobs.environment.quantity import duration
 from vllmjobs.text.json import Json
 
 # The name that nomad/structs/services.go gives to a check that has none, once the job is kept.
 _NAMELESS = re.compile(r'service: ".*" check')
+_PLACE = range(1, 5)  # words of a place in the Diff
+# Blocks of a task that nomad/structs/diff.go does not compare.
+_NOT_COMPARED = ("lifecycle", "restart", "scaling", "csi_plugin")
 
 
 class ApiWords(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -119,7 +129,6 @@ def _block(values: Json, kind: str) -> Tree:
 
 
 def _less_implied_name(kind: str, block: Tree) -> Tree:
-    """Return a block less the name that Nomad gave it."""
     is_nameless = kind == "check" and _NAMELESS.fullmatch(str(block.get("name", "")))
     return without(block, "name", block["name"]) if is_nameless else block
 
@@ -160,3 +169,54 @@ def _whole(value: Any) -> Any:
 def _duration(nanoseconds: int) -> str:
     milliseconds = nanoseconds // 10**6
     return f"{milliseconds}ms" if milliseconds % 1000 else duration(milliseconds / 1000)
+
+
+def planned_fields(diff: Json, before: Tree, after: Tree, of_job: bool = False) -> tuple[Field, ...]:
+    """Return what differs, where Nomad sees a difference too: it adds to a job what nobody wrote.
+
+    `diff` is a plan's Diff for a job without its groups, `of_job`, and for a group its part of TaskGroups.
+    """
+    places = set(_places(diff, ()))
+    for task in diff.get("Tasks") or ():
+        place = ("task", task["Name"])
+        places.update([place] if task["Type"] in ("Added", "Deleted") else _places(task, place))
+    tasks_of_both = below(before, "task").keys() & below(after, "task").keys()
+    return tuple(
+        field
+        for field in fields(before, after, of_job)
+        if _is_not_compared(field.path, tasks_of_both) or _is_at(field.path, places)
+    )
+
+
+def _places(diff: Json, place: Path) -> Iterator[Path]:
+    """Yield where a job, a group or a task differs; for constraints, in which one."""
+    for part in (*(diff.get("Fields") or ()), *(diff.get("Objects") or ())):
+        if part["Type"] == "None":
+            continue
+        values = {field["Name"]: field["New"] or field["Old"] for field in part.get("Fields") or ()}
+        which = [values.get("LTarget") or values["Operand"]] if part["Name"] == "Constraint" else []
+        yield (*place, word(part["Name"].partition("[")[0]), *which)
+        if any(inner["Name"] == "Identity" for inner in part.get("Objects") or ()):
+            yield (*place, "service", "identity")
+
+
+def _is_at(path: Path, places: Set[Path]) -> bool:
+    """Tell whether a path is at one of the places.
+
+    A service whose identity is at none has the identity that the servers' configuration gives to all
+    (nomad/job_endpoint_hook_implicit_identities.go).
+    """
+    start = 2 if path[0] == "task" else 0
+    if (path[start : start + 1], path[start + 2 : start + 3]) == (("service",), ("identity",)):
+        return (*path[: start + 1], "identity") in places
+    # A second constraint of the same attribute has a number.
+    unnumbered = tuple(re.sub(r"#\d+$", "", part) for part in path)
+    return any(unnumbered[:length] in places for length in _PLACE)
+
+
+def _is_not_compared(path: Path, tasks_of_both: Set[str]) -> bool:
+    """Tell whether nomad/structs/diff.go leaves out a path, so that it may differ all the same.
+
+    A task that only one side has, and that is not in the Diff, is Nomad's: the proxy of a Connect service.
+    """
+    return path[0] == "spread" or (len(path) > 2 and path[2] in _NOT_COMPARED and path[1] in tasks_of_both)

@@ -50,7 +50,6 @@ def schema() -> dict[str, Any]:
 
 
 def _printed(report: Report) -> Any:
-    """Return the report as maps and lists, with sentences beside the reasons and remedies."""
     printed = msgspec.to_builtins(report)
     groups = (group for side in report.environments for job in side.jobs for group in job.groups)
     maps = (group for side in printed["environments"] for job in side["jobs"] for group in job["groups"])

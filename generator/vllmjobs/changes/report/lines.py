@@ -137,6 +137,5 @@ def _plain(line: str) -> str:
 
 
 def _equal(before: list[str], after: list[str]) -> int:
-    """Return how many lines at the beginning are equal."""
     pairs = enumerate(zip(before, after, strict=False))
     return next((number for number, (one, other) in pairs if one != other), min(len(before), len(after)))

@@ -39,7 +39,6 @@ def as_text(report: Report, color: bool, encoding: str = "utf-8") -> str:
 
 
 def _parts(environment: EnvironmentChange, paint: _Paint) -> Iterator[list[str]]:
-    """Yield a part for each job, and one for what `check` finds."""
     for job in environment.jobs:
         yield list(_job(job, environment, paint))
     if environment.findings:

@@ -66,7 +66,6 @@ def look_alike(one: str, other: str) -> bool:
 
 
 def _equal(one: str, other: str) -> int:
-    """Return how many characters at the beginning are equal."""
     low, high = 0, min(len(one), len(other))
     while low < high:  # comparing slices is quicker than comparing characters, for values of 100 KB
         middle = (low + high + 1) // 2

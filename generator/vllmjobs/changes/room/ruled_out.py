@@ -97,7 +97,6 @@ def lift_fence(node: Node) -> Remedy:
 
 
 def _explain(placement: FailedPlacement, text: str, nodes: int) -> Iterator[Reason | Remedy]:
-    """Yield what one of the scheduler's texts means."""
     if text == "missing drivers":
         yield from _drivers(placement, nodes)
     elif text in _TEXTS:

@@ -107,7 +107,6 @@ def _of_template(reason: Reason, each: str) -> str:
 
 
 def _alternatives(reason: Reason) -> str:
-    """Write what there is in place of what is missing."""
     if reason.kind == "resource" and reason.most_free is not None:
         return f", and {reason.most_free} {reason.unit} are free at most on one node"
     if not reason.counts:

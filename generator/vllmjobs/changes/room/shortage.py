@@ -1,18 +1,24 @@
-"""Reasons why there are no GPUs for an allocation, and remedies, from the cards of the cluster."""
+"""Shortages: of GPUs, from the cards of the cluster, and of what else is full on nodes; with remedies.
 
+The scheduler's texts of what is full are those of scheduler/feasible/rank.go in Nomad.
+"""
+
+import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from vllmjobs.changes.model import Amount, Holder, Reason, Remedy, Setting
 from vllmjobs.changes.room.fleet import Node
-from vllmjobs.changes.room.gpu_request import GpuRequest, meets
+from vllmjobs.changes.room.gpu_request import GpuRequest, meets, requested
 from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.ruled_out import lift_fence, make_eligible
 from vllmjobs.gpus.cards import Card
 
+# An environment's word for it, which is also the key in `Node.free`, and its unit.
+_UNITS = {"memory": "MiB", "cpu": "MHz", "disk": "MiB"}
 _EARLY = ("mend-gpus", "make-eligible")
 _ELSEWHERE = 3  # nodes with such GPUs that the job may not run on
 
@@ -70,7 +76,6 @@ class Shortage:
             yield Remedy(kind="check-device-plugin", command="vllmjobs gpus --nomad")
 
     def _none_matches(self) -> Iterator[Reason | Remedy]:
-        """Yield why none of the GPUs that there are is such a one."""
         request = self.request
         cards = [card for node in self._nodes for card in node.cards]
         named = [card for card in cards if request.names(card)]
@@ -89,7 +94,6 @@ class Shortage:
             yield Remedy(kind="change", settings=(Setting(key="gpus.constraints"),))
 
     def _too_few(self) -> Iterator[Reason | Remedy]:
-        """Yield why the GPUs that are free are too few on one node."""
         need = self.request.count
         nodes = [node for node in self._nodes if self._matching(node)]
         reason = Reason(kind="gpus", nodes=len(nodes), resource=str(self.request), needed=need)
@@ -109,7 +113,6 @@ class Shortage:
                 yield Remedy(kind="set", settings=(Setting(key="rollout.strategy", value="rolling"),))
 
     def _refusing(self) -> Iterator[Reason | Remedy]:
-        """Yield the nodes that would have room, and take no allocations."""
         for node in self._nodes:
             if node.refuses in ("ineligible", "draining") and self.slots(node):
                 yield Reason(kind="node-state", node=node.name, text=node.refuses, free=len(self._free(node)))
@@ -121,7 +124,6 @@ class Shortage:
                 yield Reason(kind="node-state", node=node.name, text=node.refuses)
 
     def _broken(self) -> Iterator[Reason | Remedy]:
-        """Yield the nodes with GPUs that are not well."""
         for node in self._open_nodes:
             faults = Counter(card.health_reason for card in self._matching(node) if not _is_well(card))
             if not faults:
@@ -218,3 +220,64 @@ def _models(cards: list[Card]) -> tuple[Amount, ...]:
 
 def _is_well(card: Card) -> bool:
     return card.health in ("ok", "degraded")
+
+
+def full(
+    placement: FailedPlacement, nodes_by_text: Mapping[str, int], is_all: bool
+) -> Iterator[Reason | Remedy]:
+    """Yield why nodes are full, from DimensionExhausted, less what it says of GPUs.
+
+    `is_all` tells that this is all that stands in the way.
+    """
+    for text, nodes in sorted(nodes_by_text.items(), key=lambda item: (-item[1], item[0])):
+        if text in _UNITS:
+            yield from _resource(placement, text, nodes, is_all)
+        elif port := re.search(r"port collision (?P<label>\S+)=(?P<port>\d+)", text):
+            yield from _port(placement, port["label"], int(port["port"]), nodes)
+        elif text == "cores":
+            yield Reason(kind="cores", nodes=nodes)
+            yield Remedy(kind="lower", settings=(Setting(key="resources.cores"),))
+        else:
+            yield Reason(kind="full", nodes=nodes, text=text)
+
+
+def _port(placement: FailedPlacement, label: str, port: int, nodes: int) -> Iterator[Reason | Remedy]:
+    jobs = [node.ports[port] for node in placement.serving if port in node.ports]
+    holders = tuple(
+        Holder(job=job, count=jobs.count(job), own=job == placement.job["ID"]) for job in sorted(set(jobs))
+    )
+    yield Reason(kind="port", resource=label, port=port, nodes=nodes, holders=holders)
+    key = placement.key("balancer.port", "ports.static")
+    yield Remedy(kind="set", settings=(Setting(key=key),))
+
+
+def _resource(
+    placement: FailedPlacement, resource: str, count: int, is_all: bool
+) -> Iterator[Reason | Remedy]:
+    unit = _UNITS[resource]
+    if resource == "disk":
+        need = int((placement.group.get("EphemeralDisk") or {}).get("SizeMB") or 0)
+    else:
+        word = {"memory": "MemoryMB", "cpu": "CPU"}[resource]
+        need = sum(int((task.get("Resources") or {}).get(word) or 0) for task in placement.group["Tasks"])
+    key = placement.key(f"balancer.{resource}", f"resources.{resource}")
+    nodes = [node for node in placement.usable if not node.refuses]
+    free = [node.free[resource] for node in nodes if node.free is not None]
+    most = max(free) if free and is_all and placement.is_exact() else None
+    yield Reason(kind="resource", nodes=count, resource=resource, unit=unit, needed=need, most_free=most)
+    size = 0 if most is None else _largest(placement, resource, need, nodes)
+    yield Remedy(kind="lower", settings=(Setting(key=key, value=f"{size} {unit}" if size else None),))
+
+
+def _largest(placement: FailedPlacement, resource: str, need: int, nodes: Sequence[Node]) -> int:
+    """Return the most that each may ask for so that all are placed; 0 where there is no such amount."""
+    request, wanted = requested(placement.group), placement.wanted
+    limits = {node.id: Shortage(placement, request).slots(node) if request else wanted for node in nodes}
+    free = {node.id: node.free[resource] for node in nodes if node.free is not None}
+    sizes = {amount // share for amount in free.values() for share in range(1, wanted + 1)}
+    enough = (
+        size
+        for size in sizes
+        if 0 < size < need and sum(min(free[id] // size, limits[id]) for id in free) >= wanted
+    )
+    return max(enough, default=0)

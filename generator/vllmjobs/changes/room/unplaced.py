@@ -7,11 +7,10 @@ scheduler/feasible/feasible.go for nodes that are filtered out, those of rank.go
 from collections.abc import Iterator, Mapping
 
 from vllmjobs.changes.model import Reason, Remedy, Setting, Unplaced
-from vllmjobs.changes.room.full import full
 from vllmjobs.changes.room.gpu_request import requested
 from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.ruled_out import no_nodes, ruled_out
-from vllmjobs.changes.room.shortage import Shortage
+from vllmjobs.changes.room.shortage import Shortage, full
 
 _OF_GPUS = ("missing devices", "devices: ")
 

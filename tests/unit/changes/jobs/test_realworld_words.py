@@ -7,7 +7,7 @@ from msgspec import json
 
 from vllmjobs.changes.compare import compare
 from vllmjobs.changes.hiding import HIDDEN, shown
-from vllmjobs.changes.jobs import nomad_diff, registered
+from vllmjobs.changes.jobs import registered
 from vllmjobs.changes.jobs.canonical import canonicalize
 from vllmjobs.changes.jobs.jobspec import JobspecError, read
 from vllmjobs.changes.jobs.tree import Tree, below
@@ -130,7 +130,7 @@ def tree(group: dict[str, Any]) -> Tree:
 
 
 def told(diff: dict[str, Any], before: Tree, after: Tree) -> list[str]:
-    return [".".join(field.path) for field in nomad_diff.planned_fields(diff, before, after)]
+    return [".".join(field.path) for field in registered.planned_fields(diff, before, after)]
 
 
 def test_false_is_said_where_the_default_is_true() -> None:
