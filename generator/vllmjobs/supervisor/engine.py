@@ -5,12 +5,11 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
 from typing import Literal
 
 from vllmjobs.supervisor.core.engines import Engine
-from vllmjobs.supervisor.core.model import Phase, Probed
+from vllmjobs.supervisor.core.model import Handle, Phase
 from vllmjobs.supervisor.http_client import LOOPBACK, Address
 from vllmjobs.supervisor.log.lines import Lines, Rate
 from vllmjobs.supervisor.log.output import Output
@@ -30,9 +29,7 @@ STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 class RunningEngine:
     """An engine and what runs of it; `handle` gets the results of its probes."""
 
-    def __init__(
-        self, engine: Engine, hang: float, log_rate: float, output: Output, handle: Callable[[Probed], None]
-    ) -> None:
+    def __init__(self, engine: Engine, hang: float, log_rate: float, output: Output, handle: Handle) -> None:
         """Probe it often enough for a `hang` of so many seconds; pass on `log_rate` lines a second."""
         self.engine = engine
         self.pid: int | None = None

@@ -107,7 +107,8 @@ class _Turn:
         for child in self.spec.children:
             one = self._at(child.name)
             deadline = _deadline(self.limits, self.state, one)
-            if one.phase == "leaving" and self._is_drained(one):
+            is_drained = one.unanswered == 0 and self.now >= one.since + self.limits.leave
+            if one.phase == "leaving" and is_drained:
                 deadline = self.now
             if deadline is not None and deadline <= self.now:
                 self._late(child, one)
@@ -125,10 +126,9 @@ class _Turn:
     def _late(self, child: Child, one: ChildState) -> None:
         match one.phase:
             case "waiting":
-                self._set(
-                    child.name, phase="starting", since=self.now, starts=one.starts + 1,
-                    restarts=one.restarts + bool(one.starts), ready_at=None, is_planned=False, why="",
-                )  # fmt: skip
+                starts, restarts = one.starts + 1, one.restarts + bool(one.starts)
+                self._set(child.name, phase="starting", since=self.now, starts=starts, restarts=restarts)
+                self._set(child.name, ready_at=None, is_planned=False, why="")
                 self.operations.append(model.Start(child.name))
             case "starting":
                 self._kill(child.name, f"not ready after {self.limits.load:g} s")
@@ -152,19 +152,13 @@ class _Turn:
         one = self._at(name)
         if one.phase not in model.RUNNING:
             return
-        why = one.why or _ended(status)
+        why = one.why or (f"signal {-status}" if status < 0 else f"exit code {status}")
         changes = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
         if one.is_planned:
             self._log("instance_stopped", name, status=status, reason=why)
         else:
-            self._log(
-                "instance_failed",
-                name,
-                "ERROR",
-                status=status,
-                reason=why,
-                was_ready=one.ready_at is not None,
-            )
+            was_ready = one.ready_at is not None
+            self._log("instance_failed", name, "ERROR", status=status, reason=why, was_ready=was_ready)
             more, events = failed(self.spec, name, one, self.now)
             changes |= more
             self.operations += events
@@ -182,14 +176,12 @@ class _Turn:
         one = self._at(result.child)
         if one.phase not in ("starting", "ready", "leaving"):
             return
-        if result.progress:
+        is_new = one.phase == "starting" and result.serves
+        if result.progress or is_new:
             self._set(result.child, progress_at=self.now)
         self._set(result.child, unanswered=result.unanswered)
-        if one.phase == "starting" and result.serves:
-            self._set(
-                result.child, phase="ready", since=self.now, ready_at=self.now, was_ready=True,
-                progress_at=self.now,
-            )  # fmt: skip
+        if is_new:
+            self._set(result.child, phase="ready", since=self.now, ready_at=self.now, was_ready=True)
             self._log("instance_ready", result.child, load_seconds=round(self.now - one.since, 3))
 
     def _stop_asked(self) -> None:
@@ -288,16 +280,11 @@ class _Turn:
         # What it had to answer at the last probe is not what it has now.
         self._set(name, phase="leaving", since=self.now, due=until, why=why, unanswered=None, **changes)
 
-    def _is_drained(self, one: ChildState) -> bool:
-        return one.unanswered == 0 and self.now >= one.since + self.limits.leave
-
     def _terminate(self, name: str) -> None:
         one = self._at(name)
         if one.phase == "leaving":
-            self._log(
-                "instance_drained", name, "INFO" if one.unanswered == 0 else "WARNING",
-                drain_seconds=round(self.now - one.since, 3), unanswered=one.unanswered,
-            )  # fmt: skip
+            level, seconds = "INFO" if one.unanswered == 0 else "WARNING", round(self.now - one.since, 3)
+            self._log("instance_drained", name, level, drain_seconds=seconds, unanswered=one.unanswered)
         self._set(name, phase="terminating", since=self.now)
         self.operations.append(model.Terminate(name))
 
@@ -323,7 +310,3 @@ class _Turn:
 def _is_given_up(one: ChildState) -> bool:
     """Tell whether it is given up, or will be as soon as nothing of it is left."""
     return one.phase == "given_up" or one.then == "give_up"
-
-
-def _ended(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"exit code {status}"
