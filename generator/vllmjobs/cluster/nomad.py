@@ -164,11 +164,7 @@ class Nomad:
         return NomadError(f"{self.address}: {self._reason(failure)}")
 
     def _send(
-        self,
-        may_repeat: Callable[[Failure], bool],
-        endpoint: Any,
-        path: tuple[str, ...],
-        request: Mapping[str, Any],
+        self, may_repeat: Callable[[Failure], bool], endpoint: Any, path: tuple[str, ...], request: Json
     ) -> tuple[Any, int]:
         """Return the JSON of an answer and its index; raises `FailedError` after the last attempt."""
 

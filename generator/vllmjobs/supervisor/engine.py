@@ -6,12 +6,11 @@ import os
 import socket
 import time
 from contextlib import suppress
-from typing import Literal
 
 from vllmjobs.supervisor.core.engines import Engine
 from vllmjobs.supervisor.core.model import Handle, Phase
 from vllmjobs.supervisor.http_client import LOOPBACK, Address
-from vllmjobs.supervisor.log.lines import Lines, Rate
+from vllmjobs.supervisor.log.lines import Lines, Rate, Stream
 from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.probes import Target, Timeouts, probe, probe_front, probe_leaving
 from vllmjobs.supervisor.processes import Started, StartError
@@ -22,7 +21,6 @@ PAUSES: dict[Phase, float] = {"starting": 0.5, "ready": 5.0, "leaving": 0.1}
 USUAL = Timeouts()
 FIRST = Timeouts(completion=30.0)  # of a life: what was compiled late is compiled then
 PROBES = 8  # at least, in the time without progress after which an engine hangs
-Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 

@@ -27,6 +27,7 @@ SLOWDOWNS = 6
 SLOWDOWN_WINDOW = 600.0
 LASTING = 60.0  # the seconds after which a slowdown that lasts counts again
 HANGS = 3
+SLACK = 2**30  # bytes that others may take meanwhile, of a GPU that counts as free
 AT_ONCE = 30.0  # the seconds in which all GPUs are read, however slowly
 
 # nvmlClocksEventReason*, from nvml.h: hardware slowdown, software and hardware thermal slowdown, power brake.
@@ -137,16 +138,12 @@ def health(history: History, gpu: str, now: float) -> Literal["ok", "degraded", 
 
 
 def is_free(
-    readings: Mapping[str, GpuReading],
-    gpus: Iterable[str],
-    since: float,
-    before: Mapping[str, int],
-    slack: int = 2**30,
+    readings: Mapping[str, GpuReading], gpus: Iterable[str], since: float, before: Mapping[str, int]
 ) -> bool:
     """Tell whether a child that ended holds none of the memory of its GPUs any more.
 
     `readings` are the last ones, of which those before `since` tell nothing. `before` is the memory in use,
-    in bytes, when the child was last started; with so much and `slack` more, a GPU counts as free. That
+    in bytes, when the child was last started; with so much and `SLACK` more, a GPU counts as free. That
     works in a container that does not see the pids of others, too, and beside processes that are not ours.
     A GPU without a `before` is free; 0 asks for an empty GPU, as after an earlier supervisor's orphans.
     """
@@ -154,7 +151,7 @@ def is_free(
         reading = readings.get(gpu)
         if reading is None or reading.at < since:
             return False
-        if reading.memory_used is not None and gpu in before and reading.memory_used > before[gpu] + slack:
+        if reading.memory_used is not None and gpu in before and reading.memory_used > before[gpu] + SLACK:
             return False
     return True
 

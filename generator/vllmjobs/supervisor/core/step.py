@@ -7,15 +7,7 @@ a stop was asked for: `tests/unit/supervisor/core/test_step.py` drives it throug
 from dataclasses import replace
 
 from vllmjobs.supervisor.core import model
-from vllmjobs.supervisor.core.model import (
-    Child,
-    ChildState,
-    Limits,
-    LogEvent,
-    Operation,
-    State,
-    SupervisorSpec,
-)
+from vllmjobs.supervisor.core.model import ChildState, LogEvent, Operation, State, SupervisorSpec, Trigger
 from vllmjobs.supervisor.core.restarts import failed
 
 
@@ -25,9 +17,7 @@ def begin(spec: SupervisorSpec, now: float) -> tuple[State, list[Operation]]:
     return State(children), [model.Clear(child.name) for child in spec.children]
 
 
-def step(
-    spec: SupervisorSpec, state: State, trigger: model.Trigger, now: float
-) -> tuple[State, list[Operation]]:
+def step(spec: SupervisorSpec, state: State, trigger: Trigger, now: float) -> tuple[State, list[Operation]]:
     """Return the state after any trigger, and what is to be done. Children not in the spec are forgotten."""
     if state.is_over:
         return state, []
@@ -50,7 +40,7 @@ def due(spec: SupervisorSpec, state: State) -> float | None:
     return min(times, default=None)
 
 
-def _deadline(limits: Limits, state: State, one: ChildState) -> float | None:
+def _deadline(limits: model.Limits, state: State, one: ChildState) -> float | None:
     """Return when the phase of a child has lasted long enough; None for never."""
     match one.phase:
         case "waiting" | "leaving":
@@ -78,7 +68,7 @@ class _Turn:
         self.state = replace(state, children={name: state.children[name] for name in names})
         self.operations: list[Operation] = []
 
-    def take(self, trigger: model.Trigger) -> None:
+    def take(self, trigger: Trigger) -> None:
         """Change the state by what happened."""
         if getattr(trigger, "child", None) not in (None, *self.state.children):
             return
@@ -123,7 +113,7 @@ class _Turn:
             self.state = replace(self.state, is_over=True)
             self.operations.append(model.Exit(code))
 
-    def _late(self, child: Child, one: ChildState) -> None:
+    def _late(self, child: model.Child, one: ChildState) -> None:
         match one.phase:
             case "waiting":
                 starts, restarts = one.starts + 1, one.restarts + bool(one.starts)
