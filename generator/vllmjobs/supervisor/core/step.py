@@ -4,11 +4,13 @@ It never starts an engine where another may still run, keeps to the budget of re
 a stop was asked for: `tests/unit/supervisor/core/test_step.py` drives it through random orders of triggers.
 """
 
+import zlib
 from dataclasses import replace
 
 from vllmjobs.supervisor.core import model
 from vllmjobs.supervisor.core.model import ChildState, LogEvent, Operation, State, SupervisorSpec, Trigger
-from vllmjobs.supervisor.core.restarts import failed
+
+JITTER = 0.25  # the largest random part of a pause before a restart
 
 
 def begin(spec: SupervisorSpec, now: float) -> tuple[State, list[Operation]]:
@@ -143,17 +145,31 @@ class _Turn:
         if one.phase not in model.RUNNING:
             return
         why = one.why or (f"signal {-status}" if status < 0 else f"exit code {status}")
-        changes = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
+        changes: dict[str, object] = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
         if one.is_planned:
             self._log("instance_stopped", name, status=status, reason=why)
         else:
             was_ready = one.ready_at is not None
             self._log("instance_failed", name, "ERROR", status=status, reason=why, was_ready=was_ready)
-            more, events = failed(self.spec, name, one, self.now)
-            changes |= more
-            self.operations += events
+            changes |= self._failed(name, one)
         self._set(name, **changes)
         self.operations.append(model.Clear(name))
+
+    def _failed(self, name: str, one: ChildState) -> dict[str, object]:
+        """Log a failure, and return what it changes of a child, such as when it is due again."""
+        limits = self.limits
+        failures = (*(at for at in one.failures if at > self.now - limits.window), self.now)
+        was_steady = one.ready_at is not None and self.now - one.ready_at >= limits.steady
+        in_a_row = 0 if was_steady else one.in_a_row
+        changes: dict[str, object] = {"failures": failures, "in_a_row": in_a_row + 1}
+        if one.then != "start":
+            return changes
+        if len(failures) > (limits.restarts if one.was_ready else limits.restarts_never_ready):
+            self._log("instance_given_up", name, "ERROR", failures=len(failures), window=limits.window)
+            return changes | {"then": "give_up"}
+        pause = _backoff(self.spec, name, in_a_row, one.starts)
+        self._log("instance_restarts", name, "WARNING", after_seconds=round(pause, 1), failures=len(failures))
+        return changes | {"due": self.now + pause}
 
     def _cleared(self, name: str) -> None:
         one = self._at(name)
@@ -295,6 +311,13 @@ class _Turn:
 
     def _log(self, name: str, child: str | None, level: str = "INFO", **fields: object) -> None:
         self.operations.append(LogEvent(name, level, child, fields))  # type: ignore[arg-type]
+
+
+def _backoff(spec: SupervisorSpec, name: str, in_a_row: int, starts: int) -> float:
+    """Return the pause: doubled each time, and a little more that differs from child to child."""
+    pause = min(spec.limits.backoff_most, spec.limits.backoff * 2.0 ** min(in_a_row, 30))
+    chance = zlib.crc32(f"{spec.seed} {name} {starts}".encode()) / 2**32
+    return pause * (1 + JITTER * chance)
 
 
 def _is_given_up(one: ChildState) -> bool:
