@@ -9,16 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vllmjobs.supervisor.core.gpu_events import (
-    GpuEvent,
-    GpuReading,
-    Hung,
-    Lost,
-    NoAccess,
-    NoDriver,
-    Unanswered,
-    Xid,
-)
+from vllmjobs.supervisor.core import gpu_events
+from vllmjobs.supervisor.core.gpu_events import GpuEvent, GpuReading
 
 HOUR = 3600.0
 FAULTS = 3  # the incidents of the class `restart` in an hour with which the GPU itself is to blame
@@ -94,11 +86,11 @@ XIDS = _read()  # each XID with its name, and what is done about it on one GPU, 
 def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: bool) -> tuple[History, Verdict]:
     """Return what to remember, and what an event means. Total: no event is out of place."""
     match event:
-        case Hung():
+        case gpu_events.Hung():
             return _hung(history)
-        case NoDriver(reason):
+        case gpu_events.NoDriver(reason):
             return _once_for_all(history, reason)
-        case NoAccess(code, reason):
+        case gpu_events.NoAccess(code, reason):
             text = NO_ACCESS if code == UNKNOWN_ERROR else f"the driver cannot be asked: {reason}"
             return _once_for_all(history, text)
     gpu = history.gpus.get(event.gpu, GpuHistory())
@@ -108,11 +100,11 @@ def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: boo
         case GpuReading():
             gpu, verdict = _reading(gpu, event, now)
             history = replace(history, hangs=0, logged=history.logged - {NO_ACCESS})
-        case Xid():
+        case gpu_events.Xid():
             gpu, verdict = _xid(gpu, event.code, now, is_tensor_parallel)
-        case Lost(_, reason):
+        case gpu_events.Lost(_, reason):
             verdict = Verdict("fatal", reason)
-        case Unanswered(_, code, reason):
+        case gpu_events.Unanswered(_, code, reason):
             gpu = replace(gpu, unknown_error=now if code == UNKNOWN_ERROR else None)
             others = [one for name, one in history.gpus.items() if name != event.gpu and one.fatal is None]
             times = [one.unknown_error for one in (gpu, *others)]
