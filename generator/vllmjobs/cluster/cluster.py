@@ -1,7 +1,5 @@
 """A cluster: its nodes and their GPUs, and its jobs as they run, are read and are planned."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from vllmjobs.cluster.failures import ForbiddenError

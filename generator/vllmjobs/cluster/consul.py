@@ -1,7 +1,5 @@
 """A client of Consul's API on top of py-consul, which reaches it as the `consul` command does."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping

@@ -1,7 +1,5 @@
 """Nomad's refusals: which of them pass by themselves, which error each is, and words for a person."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit

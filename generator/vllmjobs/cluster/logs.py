@@ -1,7 +1,5 @@
 """The logs of many allocations as one, each line with the group and the allocation that it is from."""
 
-from __future__ import annotations
-
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress

@@ -1,7 +1,5 @@
 """A client of Nomad's API on top of python-nomad, which reaches it as the `nomad` command does."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random

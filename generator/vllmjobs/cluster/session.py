@@ -1,7 +1,5 @@
 """A session of requests to Nomad or Consul, set up by the variables that their own commands read."""
 
-from __future__ import annotations
-
 import re
 import socket
 import ssl

@@ -1,7 +1,5 @@
 """The logs of tasks, wherever they run."""
 
-from __future__ import annotations
-
 import base64
 import json
 from collections.abc import Generator, Iterator
