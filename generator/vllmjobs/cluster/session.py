@@ -209,9 +209,8 @@ def _load_certificate(context: ssl.SSLContext, environ: Mapping[str, str], names
         elif key:
             reason = f"it, or {names.client_key}, {key}, cannot be read as PEM without a password"
         else:
-            reason = (
-                f"it cannot be read as PEM, or holds no key beside the certificate; set {names.client_key}"
-            )
+            reason = "it cannot be read as PEM, or holds no key beside the certificate"
+            reason += f"; set {names.client_key}"
         raise names.error(f"{names.client_cert} is {certificate}: {reason}") from error
 
 
