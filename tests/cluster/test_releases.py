@@ -17,8 +17,8 @@ from vllmjobs.cluster.failures import (
     NomadError,
     NotHealthyError,
 )
+from vllmjobs.cluster.logs import TaskLogs
 from vllmjobs.cluster.nomad import Nomad, Where
-from vllmjobs.cluster.task_logs import TaskLogs
 from vllmjobs.deploy import records
 from vllmjobs.rollout.deployments import address
 from vllmjobs.rollout.model import Number, Record, Verdict

@@ -13,16 +13,8 @@ from msgspec import structs
 
 from vllmjobs.balancers.instances import CANARY, Registered, ServiceInstance, canaries_of, why_no_canary
 from vllmjobs.balancers.shares import Shares, share_key, share_text
-from vllmjobs.environment.derive import (
-    KEEP_ALIVE_S,
-    KILL_MARGIN_S,
-    TASK_USERS,
-    Deadlines,
-    canaries,
-    deadlines,
-    is_root,
-    service_name,
-)
+from vllmjobs.environment import derive
+from vllmjobs.environment.derive import Deadlines
 from vllmjobs.environment.model import Environment, Model, Route
 from vllmjobs.environment.problems import Path, Severity
 from vllmjobs.environment.quantity import seconds
@@ -110,11 +102,11 @@ class LoadBalancer(ABC):
         if self.settings.driver == "docker":
             return self.is_bridged
         # exec gives NET_BIND_SERVICE; raw_exec runs as Nomad does, most often as root.
-        return self.settings.driver == "exec" or not self.settings.user or is_root(self.settings.user)
+        return self.settings.driver == "exec" or not self.settings.user or derive.is_root(self.settings.user)
 
     def deadlines(self, model: Model) -> Deadlines:
         """Return the deadlines of a model behind it, in seconds."""
-        return deadlines(model, self.shutdown_delay_s)
+        return derive.deadlines(model, self.shutdown_delay_s)
 
     def tags(self, model: Model) -> list[str]:
         """Return the Consul tags of a model's instances: its routes, and `vllm` for Prometheus."""
@@ -122,7 +114,7 @@ class LoadBalancer(ABC):
 
     def canary_tags(self, model: Model) -> list[str]:
         """Return the Consul tags of a model's canaries; none where a release makes no canaries."""
-        count = canaries(model)
+        count = derive.canaries(model)
         if not count:
             return []
         return [*self.route_tags(model.route, model.rollout.weight / count), "vllm", CANARY]
@@ -136,7 +128,7 @@ class LoadBalancer(ABC):
         environment, settings = self.environment, self.settings
         backends = [self._backend(name) for name in sorted(environment.models)]
         longest_stream = max(self.deadlines(model).longest_stream for model in environment.models.values())
-        kill_timeout = min(longest_stream + KILL_MARGIN_S, seconds(environment.nomad.max_kill_timeout))
+        kill_timeout = min(longest_stream + derive.KILL_MARGIN_S, seconds(environment.nomad.max_kill_timeout))
         return {
             "environment": environment,
             # A balancer shares with the models' job what is not about GPUs.
@@ -147,7 +139,7 @@ class LoadBalancer(ABC):
             "metrics": self.shows_metrics,
             "image": settings.image or self.default_image,
             "command": settings.command or self.kind,
-            "user": settings.user or TASK_USERS[settings.driver],
+            "user": settings.user or derive.TASK_USERS[settings.driver],
             "bridged": self.is_bridged,
             "backends": backends,
             "instances": [],  # on one box, each has a route of its own
@@ -159,7 +151,7 @@ class LoadBalancer(ABC):
             "progress_deadline": START_S + OWN_SHUTDOWN_DELAY_S + kill_timeout + 60,
             # A server that answers at once says nothing until all is generated.
             "read_timeout": max(MIN_READ_TIMEOUT_S, longest_stream),
-            "keep_alive": KEEP_ALIVE_S // 2,
+            "keep_alive": derive.KEEP_ALIVE_S // 2,
         }
 
     def share_values(self, shares: Shares, asked: Shares, instances: Registered) -> dict[str, str] | str:
@@ -170,7 +162,7 @@ class LoadBalancer(ABC):
         """
         for group in shares:
             if not canaries_of(instances[group]):
-                return why_no_canary(group, service_name(self.environment, group), instances[group])
+                return why_no_canary(group, derive.service_name(self.environment, group), instances[group])
         job = self.environment.job or ""
         return {share_key(job, group): share_text(share) for group, share in shares.items()}
 
@@ -211,7 +203,7 @@ class LoadBalancer(ABC):
         model = self.environment.models[name]
         return Backend(
             name=name,
-            service=service_name(self.environment, name),
+            service=derive.service_name(self.environment, name),
             variable=name.replace("-", "_"),
             route=model.route,
             # split_clients and Fabio alike resolve 0.01 %.

@@ -79,10 +79,8 @@ def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
                 )
                 way_out = "give it another key, or the job another name"
                 problems.append((file, ("models", name), f"{message}; {way_out}"))
-    return [
-        Problem(Mark(file, 1, 1), path, message, SHARED, SEVERITIES[SHARED])
-        for file, path, message in problems
-    ]
+    severity = SEVERITIES[SHARED]
+    return [Problem(Mark(file, 1, 1), path, message, SHARED, severity) for file, path, message in problems]
 
 
 def choice(select: str | None, ignore: str | None) -> Callable[[Problem], bool]:

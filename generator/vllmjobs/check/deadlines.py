@@ -15,24 +15,15 @@ def deadlines_are_in_order(subject: Subject) -> Findings:
     (nomad/structs/structs.go, UpdateStrategy.Validate and TaskGroup.Validate).
     """
     d = subject.deadlines
-    if d.healthy_deadline <= d.min_healthy_time:
-        yield (
-            ("rollout", "min_healthy_time"),
-            f"{duration(d.min_healthy_time)} is not below healthy_deadline {duration(d.healthy_deadline)}; "
-            "Nomad refuses it",
-        )
-    if 0 < d.progress_deadline <= d.healthy_deadline:
-        yield (
-            ("rollout", "progress_deadline"),
-            f"{duration(d.progress_deadline)} is not above healthy_deadline {duration(d.healthy_deadline)}; "
-            "Nomad refuses it",
-        )
-    if 0 < d.progress_deadline < d.kill_timeout:
-        yield (
-            ("rollout", "progress_deadline"),
-            f"{duration(d.progress_deadline)} is below kill_timeout {duration(d.kill_timeout)}; "
-            "Nomad refuses it",
-        )
+    healthy, progress = d.healthy_deadline, d.progress_deadline
+    is_short = healthy <= d.min_healthy_time
+    for key, value, is_wrong, how, bound in (
+        ("min_healthy_time", d.min_healthy_time, is_short, "not below healthy_deadline", healthy),
+        ("progress_deadline", progress, 0 < progress <= healthy, "not above healthy_deadline", healthy),
+        ("progress_deadline", progress, 0 < progress < d.kill_timeout, "below kill_timeout", d.kill_timeout),
+    ):
+        if is_wrong:
+            yield ("rollout", key), f"{duration(value)} is {how} {duration(bound)}; Nomad refuses it"
 
 
 @model_rule("VJ302", "error")

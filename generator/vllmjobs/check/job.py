@@ -3,15 +3,7 @@
 from vllmjobs.balancers import balancer_of
 from vllmjobs.check.rule import Findings, environment_rule, in_models, model_rule
 from vllmjobs.check.subject import Subject, Whole
-from vllmjobs.environment.derive import (
-    MAX_SERVICE_NAME,
-    canaries,
-    is_bridged,
-    is_root,
-    other_parallelism,
-    prometheus_name,
-    service_name,
-)
+from vllmjobs.environment import derive
 from vllmjobs.environment.problems import Path
 from vllmjobs.environment.quantity import mebibytes
 from vllmjobs.environment.server import Container
@@ -25,17 +17,19 @@ DENIED = "the exec driver refuses root (user.denylist of the clients); name anot
 def service_names_fit(whole: Whole) -> Findings:
     """Find service names longer than a DNS label."""
     environment = whole.environment
-    named: dict[Path, str] = {("models", key): service_name(environment, key) for key in environment.models}
+    named: dict[Path, str] = {
+        ("models", key): derive.service_name(environment, key) for key in environment.models
+    }
     if service := balancer_of(environment).service:
         named[("balancer",)] = service
     if environment.monitoring.prometheus:
-        named[("monitoring", "prometheus")] = prometheus_name(environment)
+        named[("monitoring", "prometheus")] = derive.prometheus_name(environment)
     for path, service in named.items():
-        if len(service) > MAX_SERVICE_NAME:
+        if len(service) > derive.MAX_SERVICE_NAME:
             yield (
                 path,
-                f"service name {service!r} has {len(service)} characters; Nomad allows {MAX_SERVICE_NAME}: "
-                "shorten job, or the model's key",
+                f"service name {service!r} has {len(service)} characters; Nomad allows "
+                f"{derive.MAX_SERVICE_NAME}: shorten job, or the model's key",
             )
 
 
@@ -53,8 +47,8 @@ def service_names_differ(whole: Whole) -> Findings:
         others["prometheus"] = "Prometheus's"
     for key, whose in others.items():
         if key in environment.models:
-            message = f"its service {service_name(environment, key)!r} is {whose} too; give it another key"
-            yield ("models", key), message
+            service = derive.service_name(environment, key)
+            yield ("models", key), f"its service {service!r} is {whose} too; give it another key"
 
 
 @environment_rule("VJ313", "error")
@@ -88,7 +82,7 @@ def driver_can_do_it(whole: Whole) -> Findings:
                 )
     if prometheus := environment.monitoring.prometheus:
         at: Path = ("monitoring", "prometheus")
-        if prometheus.driver == "exec" and is_root(prometheus.user):
+        if prometheus.driver == "exec" and derive.is_root(prometheus.user):
             yield (*at, "user"), DENIED
         if prometheus.driver == "raw_exec" and prometheus.volume:
             yield (*at, "volume"), "raw_exec mounts nothing; leave it out, or use another driver"
@@ -97,7 +91,7 @@ def driver_can_do_it(whole: Whole) -> Findings:
 @model_rule("VJ315", "error")
 def promotion_has_canaries(subject: Subject) -> Findings:
     """Find `auto_promote` without canaries. Nomad refuses it (nomad/structs, UpdateStrategy.Validate)."""
-    if subject.model.rollout.auto_promote and canaries(subject.model) == 0:
+    if subject.model.rollout.auto_promote and derive.canaries(subject.model) == 0:
         yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
 
 
@@ -105,7 +99,7 @@ def promotion_has_canaries(subject: Subject) -> Findings:
 def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
     """Find a volume per allocation beside canaries. A canary gets another's (TaskGroup.Validate)."""
     model = subject.model
-    if model.cache and model.cache.per_alloc and model.cache.volume and canaries(model):
+    if model.cache and model.cache.per_alloc and model.cache.volume and derive.canaries(model):
         yield (
             ("cache", "per_alloc"),
             "each allocation has its own volume, which a canary would share with an old one; Nomad refuses "
@@ -129,7 +123,7 @@ def gpus_reach_the_task(subject: Subject) -> Findings:
 def strategy_fits_the_gpus(subject: Subject) -> Findings:
     """Find GPUs that are reserved and not used, or too few for the arguments."""
     model = subject.model
-    count, others = model.gpus.count, other_parallelism(model)
+    count, others = model.gpus.count, derive.other_parallelism(model)
     if model.strategy == "multi_instance" and count != 1:
         yield (
             ("gpus", "count"),
@@ -197,7 +191,7 @@ def _driver(subject: Subject) -> Findings:
         yield ("entrypoint",), f'{model.driver} needs a program, such as ["/opt/vllm/bin/vllm", "serve"]'
     if model.driver != "docker" and model.image:
         yield ("image",), f"{model.driver} runs no image; remove it, or use driver: docker"
-    if model.driver == "exec" and is_root(model.user):
+    if model.driver == "exec" and derive.is_root(model.user):
         yield ("user",), DENIED
     if model.cache and bool(model.cache.volume) == bool(model.cache.bind):
         yield ("cache",), "give either volume (a Nomad host volume) or bind (a directory of the host)"
@@ -206,7 +200,7 @@ def _driver(subject: Subject) -> Findings:
     if model.cache and model.cache.bind and model.driver == "exec":
         yield ("cache", "bind"), "exec cannot mount a directory of the host; use volume"
     host = model.ports.host or ""
-    if is_bridged(model) and (host.startswith("127.") or host in ("localhost", "::1")):
+    if derive.is_bridged(model) and (host.startswith("127.") or host in ("localhost", "::1")):
         yield ("ports", "host"), f"{host} is the container's own loopback, which nothing outside reaches"
     if (model.logs.driver == "fluentd") != bool(model.logs.fluentd_address):
         yield ("logs", "fluentd_address"), "belongs to logs.driver: fluentd, and is needed there"

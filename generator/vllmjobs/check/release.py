@@ -31,11 +31,9 @@ def canaries_try_a_change(subject: Subject) -> Findings:
     group = before and before.groups.get(subject.name)
     if not before or not group or group.actions[:1] != ("in-place",) or not canaries(subject.model):
         return
-    was, now = (
-        msgspec.to_builtins(environment.models.get(subject.name))
-        for environment in (before.environment, subject.environment)
-    )
-    changed = [path for path in _changed(was, now) if path not in UNRENDERED]
+    was, now = before.environment.models.get(subject.name), subject.model
+    every = _changed(msgspec.to_builtins(was), msgspec.to_builtins(now))
+    changed = [path for path in every if path not in UNRENDERED]
     if changed:
         yield (
             changed[0],

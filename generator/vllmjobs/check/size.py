@@ -176,10 +176,8 @@ def _one(size: Size) -> str:
 
 
 def _logged(beside: Beside) -> dict[str, Any]:
-    figures = {
-        name: {"said": each.logged, "estimated": each.estimated, "off": each.off}
-        for name, each in beside.figures.items()
-    }
+    every = beside.figures.items()
+    figures = {name: {"said": one.logged, "estimated": one.estimated, "off": one.off} for name, one in every}
     return {"device": beside.device, "figures": figures, "notes": beside.notes}
 
 

@@ -23,11 +23,8 @@ TOLD = {
 def servers_are_supervised(whole: Whole) -> Findings:
     """Find vLLM without the supervisor, and say what is lost. The note stands once for all models."""
     environment = whole.environment
-    plain = [
-        (name, model)
-        for name, model in environment.models.items()
-        if model.supervised is None and not is_supervised(environment, model)
-    ]
+    unsaid = [(name, model) for name, model in environment.models.items() if model.supervised is None]
+    plain = [(name, model) for name, model in unsaid if not is_supervised(environment, model)]
     if plain:
         models = "" if len(plain) == len(environment.models) else f"{', '.join(name for name, _ in plain)}: "
         yield (

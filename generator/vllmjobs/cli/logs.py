@@ -11,9 +11,8 @@ from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, warn
 from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.cluster.deployments import Deployments
-from vllmjobs.cluster.logs import Kind, follow_logs, last_lines, select
+from vllmjobs.cluster.logs import Kind, TaskLogs, follow_logs, last_lines, select
 from vllmjobs.cluster.nomad import Nomad
-from vllmjobs.cluster.task_logs import TaskLogs
 from vllmjobs.environment.problems import UserError
 from vllmjobs.text.json import Json
 

@@ -1,7 +1,5 @@
 """A cluster: its nodes and their GPUs, and its jobs as they run, are read and are planned."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 from vllmjobs.cluster.failures import ForbiddenError
@@ -34,21 +32,16 @@ class Cluster:
         for one that has it in some namespaces, Nomad hides those of the others without a word, so that what
         they hold looks free (nomad/alloc_endpoint.go List).
         """
-        scope, api = self.nomad.scope("*", region), self.nomad.api
-        nodes: list[Json] = self.nomad.read(
-            "node:read", (list,), api.nodes, params={**scope, "resources": True}
-        )
+        scope, api, read = self.nomad.scope("*", region), self.nomad.api, self.nomad.read
+        nodes: list[Json] = read("node:read", (list,), api.nodes, params={**scope, "resources": True})
         # The filter is asked of whole nodes: nomad/node_endpoint.go List.
-        fenced: list[Json] = self.nomad.read(
-            "node:read", (list,), api.nodes, params={**scope, "filter": f'"{FENCE_META}" in Meta'}
-        )
+        is_fenced = {**scope, "filter": f'"{FENCE_META}" in Meta'}
+        fenced: list[Json] = read("node:read", (list,), api.nodes, params=is_fenced)
         meta = {one["ID"]: self._meta(one["ID"], scope) for one in fenced}
         nodes = [{**node, "Meta": meta.get(node["ID"])} for node in nodes]
         held = {**scope, "resources": True, "task_states": False, "filter": _NOT_ENDED}
         try:
-            allocations: list[Json] = self.nomad.read(
-                "namespace:read-job", (list,), api.allocations, params=held
-            )
+            allocations: list[Json] = read("namespace:read-job", (list,), api.allocations, params=held)
         except ForbiddenError:
             return nodes, None
         return nodes, allocations
@@ -70,9 +63,7 @@ class Cluster:
         job = self._parse(hcl, namespace, canonicalize=True)
         ours = (self.nomad.namespace or DEFAULT_NAMESPACE, self.nomad.region or DEFAULT_REGION)
         if ours != (DEFAULT_NAMESPACE, DEFAULT_REGION):
-            written = self._parse(
-                hcl, namespace, canonicalize=False
-            )  # which of the two are not just defaults
+            written = self._parse(hcl, namespace, canonicalize=False)  # which are not just defaults
             job["Namespace"] = written.get("Namespace") or ours[0]
             job["Region"] = written.get("Region") or ours[1]
         return job

@@ -1,7 +1,5 @@
 """A client of Consul's API on top of py-consul, which reaches it as the `consul` command does."""
 
-from __future__ import annotations
-
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -80,11 +78,10 @@ class Consul:
         self._consul.http.verify = connection.verify
         connection.session.hooks["response"].append(self._keep)
         within = {"ns": environ.get("CONSUL_NAMESPACE"), "partition": environ.get("CONSUL_PARTITION")}
+        given = {name: value for name, value in within.items() if value}
         # Else a server that has just become the leader may answer that nothing is registered, before it has
         # read its log (agent/consul/rpc.go isReadyForConsistentReads). py-consul does not have it for health.
-        connection.session.params = {"consistent": ""} | {
-            name: value for name, value in within.items() if value
-        }
+        connection.session.params = {"consistent": ""} | given
 
     def read(self, prefix: str) -> dict[str, Key]:
         """Return every key that begins so. Needs key:read; keys that the token may not read are left out."""
@@ -102,9 +99,8 @@ class Consul:
         attempt got lost.
         """
         needs = f'key "{key}" {{ policy = "write" }}'
-        done: bool = self._ask(
-            needs, lambda: self._consul.kv.put(key, value.encode(), cas=index, flags=flags)
-        )
+        content = value.encode()
+        done: bool = self._ask(needs, lambda: self._consul.kv.put(key, content, cas=index, flags=flags))
         return done
 
     def delete(self, key: str, index: int | None = None) -> bool:

@@ -1,7 +1,5 @@
 """Deployments: what a release asks of Nomad, to register, promote, fail and revert, and what became of it."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Callable, Mapping

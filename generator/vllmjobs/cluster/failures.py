@@ -1,7 +1,5 @@
 """Nomad's refusals: which of them pass by themselves, which error each is, and words for a person."""
 
-from __future__ import annotations
-
 import re
 from collections.abc import Iterator
 from urllib.parse import parse_qs, urlsplit
@@ -181,9 +179,8 @@ def _needed(text: str, version: Version | None) -> list[str]:
 
 def names_unexpected(failure: Failure) -> bool:
     """Tell whether the parser does not know a name that a newer one knows."""
-    return isinstance(failure, requests.Response) and any(
-        name in _SINCE for name in _NOT_EXPECTED.findall(failure.text)
-    )
+    names = _NOT_EXPECTED.findall(failure.text) if isinstance(failure, requests.Response) else []
+    return any(name in _SINCE for name in names)
 
 
 def wrong_place(failure: Failure) -> str:

@@ -1,7 +1,5 @@
 """The metrics of instances, from themselves or a Prometheus; and real requests where there are no others."""
 
-from __future__ import annotations
-
 import json
 import re
 from collections.abc import Iterable

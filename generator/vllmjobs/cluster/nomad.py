@@ -1,7 +1,5 @@
 """A client of Nomad's API on top of python-nomad, which reaches it as the `nomad` command does."""
 
-from __future__ import annotations
-
 import itertools
 import os
 import random
@@ -164,11 +162,7 @@ class Nomad:
         return NomadError(f"{self.address}: {self._reason(failure)}")
 
     def _send(
-        self,
-        may_repeat: Callable[[Failure], bool],
-        endpoint: Any,
-        path: tuple[str, ...],
-        request: Mapping[str, Any],
+        self, may_repeat: Callable[[Failure], bool], endpoint: Any, path: tuple[str, ...], request: Json
     ) -> tuple[Any, int]:
         """Return the JSON of an answer and its index; raises `FailedError` after the last attempt."""
 

@@ -1,7 +1,5 @@
 """Reasons why a request to Nomad or Consul failed: what they mean, one line for a person, and the retry."""
 
-from __future__ import annotations
-
 import ssl
 from collections.abc import Callable, Iterable, Iterator
 from http.client import BadStatusLine, IncompleteRead

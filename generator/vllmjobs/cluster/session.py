@@ -1,7 +1,5 @@
 """A session of requests to Nomad or Consul, set up by the variables that their own commands read."""
 
-from __future__ import annotations
-
 import re
 import socket
 import ssl
@@ -211,9 +209,8 @@ def _load_certificate(context: ssl.SSLContext, environ: Mapping[str, str], names
         elif key:
             reason = f"it, or {names.client_key}, {key}, cannot be read as PEM without a password"
         else:
-            reason = (
-                f"it cannot be read as PEM, or holds no key beside the certificate; set {names.client_key}"
-            )
+            reason = "it cannot be read as PEM, or holds no key beside the certificate"
+            reason += f"; set {names.client_key}"
         raise names.error(f"{names.client_cert} is {certificate}: {reason}") from error
 
 

@@ -10,7 +10,7 @@ from msgspec import Meta, field
 
 from vllmjobs.environment.model_cache import CacheBackup, Prefetch
 from vllmjobs.environment.monitoring import Monitoring
-from vllmjobs.environment.placement import Block, Placement, doc
+from vllmjobs.environment.placement import OWN_NODE_POOL, OWN_NODES, USER, Block, Placement, doc
 from vllmjobs.environment.rollout import Maintenance, Rollout
 from vllmjobs.environment.server import Cache, Container, Gpus, Logs, Resources
 from vllmjobs.environment.values import (
@@ -126,10 +126,7 @@ class ModelDefaults(Block, frozen=True):
     replicas: Annotated[Count, doc("Servers.")] = 1
     driver: Annotated[Driver, doc("Nomad's task driver.")] = "docker"
     image: Annotated[Text | None, doc("Container image; one of `images` when not given.")] = None
-    user: Annotated[
-        Text | None,
-        doc("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "vllm"),
-    ] = None
+    user: Annotated[Text | None, doc(USER, "vllm")] = None
     entrypoint: Annotated[
         list[Text],
         doc(
@@ -239,19 +236,12 @@ class Balancer(Block, frozen=True):
         Text | None, doc("Container image: fabiolb/fabio:1.7.3 or nginx:1.30-alpine when not given.")
     ] = None
     command: Annotated[Text | None, doc("Program for exec and raw_exec; fabio or nginx on PATH.")] = None
-    user: Annotated[
-        Text | None,
-        doc("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec.", "nobody"),
-    ] = None
+    user: Annotated[Text | None, doc(USER, "nobody")] = None
     consul: Annotated[Text, doc("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
     cpu: Annotated[Positive, doc("CPU share in MHz.")] = 200
     memory: Annotated[Size, doc("Memory reserved.")] = "256 MiB"
-    node_pool: Annotated[
-        Text | None, doc("Node pool; the namespace's default when not given, not the models'.", "all")
-    ] = None
-    placement: Annotated[
-        Placement, doc("The nodes that may run the job; those of `nomad` are the models'.")
-    ] = Placement()
+    node_pool: Annotated[Text | None, doc(OWN_NODE_POOL, "all")] = None
+    placement: Annotated[Placement, doc(OWN_NODES)] = Placement()
 
 
 class Environment(Block, frozen=True, kw_only=True):

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from vllmjobs.environment.placement import Block, Placement, doc
+from vllmjobs.environment.placement import OWN_NODE_POOL, OWN_NODES, USER, Block, Placement, doc
 from vllmjobs.environment.values import (
     Address,
     Driver,
@@ -24,10 +24,7 @@ class PrometheusJob(Block, frozen=True):
     driver: Annotated[Driver, doc("Nomad's task driver.")] = "docker"
     image: Annotated[Text, doc("Container image.")] = "prom/prometheus:v3.5.0"
     command: Annotated[Text, doc("Program for exec and raw_exec.")] = "prometheus"
-    user: Annotated[
-        Text | None,
-        doc("User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec."),
-    ] = None
+    user: Annotated[Text | None, doc(USER)] = None
     scrape_interval: Annotated[
         Interval, doc("Time between two looks at an instance, 1m at most: the alerts look back over 5m.")
     ] = "15s"
@@ -56,12 +53,8 @@ class PrometheusJob(Block, frozen=True):
     disk: Annotated[Size, doc("Disk for its data, of which it uses four fifths at most.")] = "10 GiB"
     cpu: Annotated[Positive, doc("CPU share in MHz.")] = 500
     memory: Annotated[Size, doc("Memory reserved.")] = "1 GiB"
-    node_pool: Annotated[
-        Text | None, doc("Node pool; the namespace's default when not given, not the models'.")
-    ] = None
-    placement: Annotated[
-        Placement, doc("The nodes that may run the job; those of `nomad` are the models'.")
-    ] = Placement()
+    node_pool: Annotated[Text | None, doc(OWN_NODE_POOL)] = None
+    placement: Annotated[Placement, doc(OWN_NODES)] = Placement()
 
 
 class Monitoring(Block, frozen=True):

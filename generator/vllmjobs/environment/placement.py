@@ -13,6 +13,12 @@ def doc(description: str, *examples: object) -> Meta:
     return Meta(description=description, examples=list(examples) or None)
 
 
+# What the keys of a task say alike, whichever it is.
+USER = "User that it runs as: 65534 in docker, nobody with exec, Nomad's own with raw_exec."
+OWN_NODE_POOL = "Node pool; the namespace's default when not given, not the models'."
+OWN_NODES = "The nodes that may run the job; those of `nomad` are the models'."
+
+
 class Block(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """A block of the file. Unknown keys are errors."""
 

@@ -5,14 +5,8 @@ import math
 from collections.abc import Iterator
 from operator import itemgetter
 
-from vllmjobs.environment.derive import (
-    KEEP_ALIVE,
-    KEEP_ALIVE_S,
-    Deadlines,
-    argument_name,
-    is_bridged,
-    tensor_parallel_size,
-)
+from vllmjobs.environment import derive
+from vllmjobs.environment.derive import Deadlines
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.supervision import is_supervised, supervisor_variables
 from vllmjobs.environment.values import ArgValue
@@ -31,13 +25,15 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
     own: dict[str, ArgValue] = {
         "served-model-name": served[0] if len(served) == 1 else served,
         "host": listen_host(model),
-        "port": str(model.ports.base) if is_bridged(model) else "${NOMAD_PORT_http}",
-        "tensor-parallel-size": tensor_parallel_size(model) if model.strategy == "tensor_parallel" else None,
+        "port": str(model.ports.base) if derive.is_bridged(model) else "${NOMAD_PORT_http}",
+        "tensor-parallel-size": derive.tensor_parallel_size(model)
+        if model.strategy == "tensor_parallel"
+        else None,
         "gpu-memory-utilization": model.gpu_memory_utilization,
         "max-model-len": model.max_model_len,
         "shutdown-timeout": math.ceil(deadlines.longest_stream),
     }
-    given = ((argument_name(key), value) for key, value in model.args.items())
+    given = ((derive.argument_name(key), value) for key, value in model.args.items())
     every = own | dict(sorted(given, key=itemgetter(0)))
     return [model.model, *(word for key, value in every.items() for word in _words(key, value))]
 
@@ -55,9 +51,9 @@ def variables(environment: Environment, model: Model, deadlines: Deadlines) -> d
         own["USER"] = "vllm"
     if environment.debug:
         own["VLLM_LOGGING_LEVEL"] = "DEBUG"
-    own[KEEP_ALIVE] = str(KEEP_ALIVE_S)
+    own[derive.KEEP_ALIVE] = str(derive.KEEP_ALIVE_S)
     own["VLLM_ENGINE_READY_TIMEOUT_S"] = str(int(deadlines.engine_ready))
-    if not is_bridged(model):
+    if not derive.is_bridged(model):
         # Engines on one node look for free ports upwards from here; each starts at a port that Nomad
         # keeps for it alone. A bridged container has all ports to itself.
         own["VLLM_PORT"] = "${NOMAD_PORT_engine}"
@@ -74,7 +70,7 @@ def served_names(name: str, model: Model) -> list[str]:
 
 def listen_host(model: Model) -> str:
     """Return the address to listen on: everywhere inside a container, else only the allocation's own."""
-    return model.ports.host or ("0.0.0.0" if is_bridged(model) else "${NOMAD_IP_http}")
+    return model.ports.host or ("0.0.0.0" if derive.is_bridged(model) else "${NOMAD_IP_http}")
 
 
 def cache_path(model: Model) -> str | None:

@@ -50,11 +50,8 @@ class CachedModel:
 
 def cached_models(environment: Environment) -> list[str]:
     """Return the models that are on the hub and have a cache."""
-    return [
-        name
-        for name, model in environment.models.items()
-        if model.cache and not re.match(ELSEWHERE, model.model)
-    ]
+    models = environment.models.items()
+    return [name for name, model in models if model.cache and not re.match(ELSEWHERE, model.model)]
 
 
 def cache_context(environment: Environment, job: str) -> dict[str, Any]:

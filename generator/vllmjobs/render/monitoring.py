@@ -38,11 +38,9 @@ class Alert(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_only=Tru
     @property
     def severities(self) -> dict[str, str]:
         """Return the expression of each severity."""
-        by_name = {"warning": self.warning, "critical": self.critical}
+        given, expr = {"warning": self.warning, "critical": self.critical}, self.expr.strip()
         return {
-            name: self.expr.strip().replace(THRESHOLD, f"{value:g}")
-            for name, value in by_name.items()
-            if value is not None
+            name: expr.replace(THRESHOLD, f"{value:g}") for name, value in given.items() if value is not None
         }
 
 

@@ -1,10 +1,10 @@
 """The children of a supervisor: started, signalled, and cleared away to the last of their trees."""
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from contextlib import suppress
 
-from vllmjobs.supervisor.core.model import Cleared, Exited, LogEvent, State, Trigger
+from vllmjobs.supervisor.core.model import Cleared, Exited, Handle, Log, LogEvent, State
 from vllmjobs.supervisor.engine import RunningEngine
 from vllmjobs.supervisor.gpu.monitor import WATCH, GpuMonitor
 from vllmjobs.supervisor.log.output import Output
@@ -20,12 +20,7 @@ class Children:
     """The engines and balancers by name, and what runs of each."""
 
     def __init__(
-        self,
-        processes: Processes,
-        gpus: GpuMonitor,
-        output: Output,
-        handle: Callable[[Trigger], None],
-        log: Callable[[LogEvent], None],
+        self, processes: Processes, gpus: GpuMonitor, output: Output, handle: Handle, log: Log
     ) -> None:
         """Start nothing yet; `handle` gets what happens to the children."""
         self.running: dict[str, RunningEngine] = {}

@@ -5,14 +5,12 @@ import errno
 import os
 import socket
 import time
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Literal
 
 from vllmjobs.supervisor.core.engines import Engine
-from vllmjobs.supervisor.core.model import Phase, Probed
+from vllmjobs.supervisor.core.model import Handle, Phase
 from vllmjobs.supervisor.http_client import LOOPBACK, Address
-from vllmjobs.supervisor.log.lines import Lines, Rate
+from vllmjobs.supervisor.log.lines import Lines, Rate, Stream
 from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.probes import Target, Timeouts, probe, probe_front, probe_leaving
 from vllmjobs.supervisor.processes import Started, StartError
@@ -23,16 +21,13 @@ PAUSES: dict[Phase, float] = {"starting": 0.5, "ready": 5.0, "leaving": 0.1}
 USUAL = Timeouts()
 FIRST = Timeouts(completion=30.0)  # of a life: what was compiled late is compiled then
 PROBES = 8  # at least, in the time without progress after which an engine hangs
-Stream = Literal["stdout", "stderr"]
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
 
 class RunningEngine:
     """An engine and what runs of it; `handle` gets the results of its probes."""
 
-    def __init__(
-        self, engine: Engine, hang: float, log_rate: float, output: Output, handle: Callable[[Probed], None]
-    ) -> None:
+    def __init__(self, engine: Engine, hang: float, log_rate: float, output: Output, handle: Handle) -> None:
         """Probe it often enough for a `hang` of so many seconds; pass on `log_rate` lines a second."""
         self.engine = engine
         self.pid: int | None = None

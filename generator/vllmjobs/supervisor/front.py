@@ -5,15 +5,13 @@ import signal
 from collections.abc import Callable, Collection, Iterable
 
 from vllmjobs.supervisor.core.engines import Engine, PoolText, upstreams_text
-from vllmjobs.supervisor.core.model import LogEvent
+from vllmjobs.supervisor.core.model import Log, LogEvent
 
 
 class Front:
     """The balancer in front, which is told who is ready; where there is none, nothing is done."""
 
-    def __init__(
-        self, path: str | None, send: Callable[[str, int], None], log: Callable[[LogEvent], None]
-    ) -> None:
+    def __init__(self, path: str | None, send: Callable[[str, int], None], log: Log) -> None:
         """Write to the file at `path`; `send` sends a signal to a child."""
         self._path, self._send, self._log = path, send, log
         self._written: str | None = None

@@ -13,16 +13,8 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 
-from vllmjobs.supervisor.tree import (
-    INSTANCE,
-    SUPERVISOR,
-    Process,
-    ancestors,
-    by_parent,
-    descent,
-    instance_of,
-    processes,
-)
+from vllmjobs.supervisor import tree
+from vllmjobs.supervisor.tree import Process
 
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PIPE = 1 << 20  # bytes: /proc/sys/fs/pipe-max-size, the most that anyone may ask for
@@ -105,7 +97,7 @@ class Processes:
         """
         if program.name in self._children:
             raise StartError(program.name, f"it runs already, as process {self._children[program.name]}")
-        marks = {SUPERVISOR: self.identity, INSTANCE: program.name}
+        marks = {tree.SUPERVISOR: self.identity, tree.INSTANCE: program.name}
         # Unless told not to, setproctitle writes vLLM's titles (VLLM::EngineCore) over /proc/PID/environ.
         env = {"SPT_NOENV": "1", **program.env, **marks}
         pipes: list[int] = []
@@ -195,12 +187,12 @@ class Processes:
 
     def _owners(self, scan: dict[int, Process]) -> dict[int, str | None]:
         """Return the owner of each of our descendants; remembered for the next scan."""
-        children = by_parent(scan)
+        children = tree.by_parent(scan)
         owners: dict[int, str | None] = {}
         for root in children.get(os.getpid(), ()):
             if (root, scan[root].started) not in self._before:
                 name = self._owner(scan[root])
-                owners |= dict.fromkeys(descent(children, root), name)
+                owners |= dict.fromkeys(tree.descent(children, root), name)
         self._known = {pid: (scan[pid].started, name) for pid, name in owners.items() if name is not None}
         # No pid is given out again while it names a session, so what is in use is still the same.
         used = {scan[pid].session for pid in owners} | self._names.keys()
@@ -213,15 +205,15 @@ class Processes:
         if known:
             return known
         started, name = self._known.get(child.pid, (None, None))
-        return name if started == child.started else instance_of(child.pid, self.identity)
+        return name if started == child.started else tree.instance_of(child.pid, self.identity)
 
     def _leftovers(self) -> tuple[dict[int, Process], dict[int, str]]:
         """Return all processes, and whose those are that run, carry our mark and are not of our own life."""
         scan = _scan()
-        children = by_parent(scan)
-        ours = {*descent(children, os.getpid()), *ancestors(scan, os.getpid())}
+        children = tree.by_parent(scan)
+        ours = {*tree.descent(children, os.getpid()), *tree.ancestors(scan, os.getpid())}
         others = scan.keys() - ours
-        marked = {pid: name for pid in others if (name := instance_of(pid, self.identity)) is not None}
+        marked = {pid: name for pid in others if (name := tree.instance_of(pid, self.identity)) is not None}
         sessions: dict[int, str] = {}
         for pid, name in marked.items():
             leader = scan.get(session := scan[pid].session)
@@ -231,7 +223,7 @@ class Processes:
         roots = {pid: sessions[one.session] for pid, one in scan.items() if one.session in sessions} | marked
         owners: dict[int, str] = {}
         for root, name in roots.items():
-            owners |= dict.fromkeys(descent(children, root), name)
+            owners |= dict.fromkeys(tree.descent(children, root), name)
         owned = (owners | marked).items()
         return scan, {pid: name for pid, name in owned if pid in others and scan[pid].is_alive}
 
@@ -255,7 +247,7 @@ class Processes:
 
 def _scan() -> dict[int, Process]:
     try:
-        return processes()
+        return tree.processes()
     except OSError as error:
         raise ProcessError(f"/proc cannot be read: {error}") from error
 

@@ -1,12 +1,12 @@
 """The configuration that is supervised, and the reload of the file it was read from."""
 
 import json
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 
 from vllmjobs.supervisor.children import Children
 from vllmjobs.supervisor.core.engines import Engine, differences, rounds, settled
-from vllmjobs.supervisor.core.model import OVER, Added, LogEvent, RemoveAsked, State, Tick, Trigger
+from vllmjobs.supervisor.core.model import OVER, Added, Handle, Log, LogEvent, RemoveAsked, State, Tick
 from vllmjobs.supervisor.front import Front
 from vllmjobs.supervisor.gpu.monitor import GpuMonitor
 from vllmjobs.supervisor.settings import Settings, SettingsError, read_file
@@ -83,8 +83,8 @@ class Reload:
         children: Children,
         gpus: GpuMonitor,
         front: Front,
-        handle: Callable[[Trigger], None],
-        log: Callable[[LogEvent], None],
+        handle: Handle,
+        log: Log,
     ) -> None:
         self._configuration, self._children, self._gpus, self._front = configuration, children, gpus, front
         self._handle, self._log = handle, log

@@ -77,6 +77,7 @@ _TIMES = {
     "--term-timeout": "term",
 }
 _OTHERS = ("--name", "--admin-host", "--admin-port", "--restarts", "--log-rate")
+_VARIABLES = {one: f"VLLMJOBS_{one[2:].replace('-', '_').upper()}" for one in (*_TIMES, *_OTHERS)}
 
 
 def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
@@ -86,16 +87,12 @@ def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         if options or command:
             raise SettingsError("--config holds all settings: give it alone")
         return read_file(file, environ)
-    options = {
-        option: environ[variable]
-        for option in (*_TIMES, *_OTHERS)
-        if (variable := _variable(option)) in environ
-    } | options
+    given = {option: environ[name] for option, name in _VARIABLES.items() if name in environ}
+    options = given | options
     if not command:
         raise SettingsError("nothing to supervise: give the command after --, as in -- vllm serve MODEL")
-    limits: dict[str, Any] = {
-        key: seconds(options[option], option) for option, key in _TIMES.items() if option in options
-    }
+    times = [option for option in _TIMES if option in options]
+    limits: dict[str, Any] = {_TIMES[option]: seconds(options[option], option) for option in times}
     if "--restarts" in options:
         limits["restarts"] = limits["restarts_never_ready"] = _whole(options["--restarts"], "--restarts")
     name = options.get("--name") or environ.get("NOMAD_GROUP_NAME") or "vllm"
@@ -144,10 +141,6 @@ def seconds(text: str, place: str) -> float:
     return sum(float(number) * _UNITS[unit] for number, unit in re.findall(r"([0-9.]+)(ms|s|m|h)", text))
 
 
-def _variable(option: str) -> str:
-    return "VLLMJOBS_" + option.removeprefix("--").replace("-", "_").upper()
-
-
 def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     words = list(arguments)
     command: tuple[str, ...] = ()
@@ -157,7 +150,7 @@ def _split(arguments: Sequence[str]) -> tuple[dict[str, str], tuple[str, ...]]:
     options: dict[str, str] = {}
     while words:
         option, equals, value = words.pop(0).partition("=")
-        if option not in (*_TIMES, *_OTHERS, "--config"):
+        if option not in (*_VARIABLES, "--config"):
             raise SettingsError(f"no such option: {option}; the command comes after --")
         if not equals:
             if not words:

@@ -37,13 +37,8 @@ def order(version: str) -> tuple[object, ...]:
         numbers = numbers[:-1]
     without_pre = -1 if dev and not post else 3
     stage = ("a", "b", "rc").index(pre) if pre else without_pre
-    return (
-        numbers,
-        stage,
-        int(pre_number or 0),
-        int(post_number) + 1 if post else 0,
-        int(dev_number) if dev else 1 << 30,
-    )
+    after, before = int(post_number) + 1 if post else 0, int(dev_number) if dev else 1 << 30
+    return numbers, stage, int(pre_number or 0), after, before
 
 
 _FILES = glob(f"{vllm.__path__[0]}/arguments/tables/*")  # noqa: PTH207 (pathlib is for edges)

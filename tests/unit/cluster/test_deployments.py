@@ -19,8 +19,8 @@ from vllmjobs.cluster.failures import (
     NotHealthyError,
     UnsureError,
 )
+from vllmjobs.cluster.logs import TaskLogs
 from vllmjobs.cluster.nomad import Nomad, Where
-from vllmjobs.cluster.task_logs import TaskLogs
 from vllmjobs.rollout.deployments import address
 
 __all__ = ["server"]

@@ -9,16 +9,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from vllmjobs.supervisor.core.gpu_events import (
-    GpuEvent,
-    GpuReading,
-    Hung,
-    Lost,
-    NoAccess,
-    NoDriver,
-    Unanswered,
-    Xid,
-)
+from vllmjobs.supervisor.core import gpu_events
+from vllmjobs.supervisor.core.gpu_events import GpuEvent, GpuReading
 
 HOUR = 3600.0
 FAULTS = 3  # the incidents of the class `restart` in an hour with which the GPU itself is to blame
@@ -27,6 +19,7 @@ SLOWDOWNS = 6
 SLOWDOWN_WINDOW = 600.0
 LASTING = 60.0  # the seconds after which a slowdown that lasts counts again
 HANGS = 3
+SLACK = 2**30  # bytes that others may take meanwhile, of a GPU that counts as free
 AT_ONCE = 30.0  # the seconds in which all GPUs are read, however slowly
 
 # nvmlClocksEventReason*, from nvml.h: hardware slowdown, software and hardware thermal slowdown, power brake.
@@ -93,11 +86,11 @@ XIDS = _read()  # each XID with its name, and what is done about it on one GPU, 
 def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: bool) -> tuple[History, Verdict]:
     """Return what to remember, and what an event means. Total: no event is out of place."""
     match event:
-        case Hung():
+        case gpu_events.Hung():
             return _hung(history)
-        case NoDriver(reason):
+        case gpu_events.NoDriver(reason):
             return _once_for_all(history, reason)
-        case NoAccess(code, reason):
+        case gpu_events.NoAccess(code, reason):
             text = NO_ACCESS if code == UNKNOWN_ERROR else f"the driver cannot be asked: {reason}"
             return _once_for_all(history, text)
     gpu = history.gpus.get(event.gpu, GpuHistory())
@@ -107,11 +100,11 @@ def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: boo
         case GpuReading():
             gpu, verdict = _reading(gpu, event, now)
             history = replace(history, hangs=0, logged=history.logged - {NO_ACCESS})
-        case Xid():
+        case gpu_events.Xid():
             gpu, verdict = _xid(gpu, event.code, now, is_tensor_parallel)
-        case Lost(_, reason):
+        case gpu_events.Lost(_, reason):
             verdict = Verdict("fatal", reason)
-        case Unanswered(_, code, reason):
+        case gpu_events.Unanswered(_, code, reason):
             gpu = replace(gpu, unknown_error=now if code == UNKNOWN_ERROR else None)
             others = [one for name, one in history.gpus.items() if name != event.gpu and one.fatal is None]
             times = [one.unknown_error for one in (gpu, *others)]
@@ -137,16 +130,12 @@ def health(history: History, gpu: str, now: float) -> Literal["ok", "degraded", 
 
 
 def is_free(
-    readings: Mapping[str, GpuReading],
-    gpus: Iterable[str],
-    since: float,
-    before: Mapping[str, int],
-    slack: int = 2**30,
+    readings: Mapping[str, GpuReading], gpus: Iterable[str], since: float, before: Mapping[str, int]
 ) -> bool:
     """Tell whether a child that ended holds none of the memory of its GPUs any more.
 
     `readings` are the last ones, of which those before `since` tell nothing. `before` is the memory in use,
-    in bytes, when the child was last started; with so much and `slack` more, a GPU counts as free. That
+    in bytes, when the child was last started; with so much and `SLACK` more, a GPU counts as free. That
     works in a container that does not see the pids of others, too, and beside processes that are not ours.
     A GPU without a `before` is free; 0 asks for an empty GPU, as after an earlier supervisor's orphans.
     """
@@ -154,7 +143,7 @@ def is_free(
         reading = readings.get(gpu)
         if reading is None or reading.at < since:
             return False
-        if reading.memory_used is not None and gpu in before and reading.memory_used > before[gpu] + slack:
+        if reading.memory_used is not None and gpu in before and reading.memory_used > before[gpu] + SLACK:
             return False
     return True
 

@@ -1,6 +1,6 @@
 """The values that `step.py` takes and returns. Times are seconds of a monotonic clock."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -166,6 +166,8 @@ class LogEvent:
     fields: Mapping[str, Any] = field(default_factory=dict)
 
 
+Handle = Callable[[Trigger], None]  # what the parts of the supervisor tell their triggers to
+Log = Callable[[LogEvent], None]
 Operation = Start | Clear | Terminate | Kill | Fence | Exit | LogEvent  # what the supervisor can do
 
 Phase = Literal[

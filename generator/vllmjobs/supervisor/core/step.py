@@ -4,19 +4,13 @@ It never starts an engine where another may still run, keeps to the budget of re
 a stop was asked for: `tests/unit/supervisor/core/test_step.py` drives it through random orders of triggers.
 """
 
+import zlib
 from dataclasses import replace
 
 from vllmjobs.supervisor.core import model
-from vllmjobs.supervisor.core.model import (
-    Child,
-    ChildState,
-    Limits,
-    LogEvent,
-    Operation,
-    State,
-    SupervisorSpec,
-)
-from vllmjobs.supervisor.core.restarts import failed
+from vllmjobs.supervisor.core.model import ChildState, LogEvent, Operation, State, SupervisorSpec, Trigger
+
+JITTER = 0.25  # the largest random part of a pause before a restart
 
 
 def begin(spec: SupervisorSpec, now: float) -> tuple[State, list[Operation]]:
@@ -25,9 +19,7 @@ def begin(spec: SupervisorSpec, now: float) -> tuple[State, list[Operation]]:
     return State(children), [model.Clear(child.name) for child in spec.children]
 
 
-def step(
-    spec: SupervisorSpec, state: State, trigger: model.Trigger, now: float
-) -> tuple[State, list[Operation]]:
+def step(spec: SupervisorSpec, state: State, trigger: Trigger, now: float) -> tuple[State, list[Operation]]:
     """Return the state after any trigger, and what is to be done. Children not in the spec are forgotten."""
     if state.is_over:
         return state, []
@@ -50,7 +42,7 @@ def due(spec: SupervisorSpec, state: State) -> float | None:
     return min(times, default=None)
 
 
-def _deadline(limits: Limits, state: State, one: ChildState) -> float | None:
+def _deadline(limits: model.Limits, state: State, one: ChildState) -> float | None:
     """Return when the phase of a child has lasted long enough; None for never."""
     match one.phase:
         case "waiting" | "leaving":
@@ -78,7 +70,7 @@ class _Turn:
         self.state = replace(state, children={name: state.children[name] for name in names})
         self.operations: list[Operation] = []
 
-    def take(self, trigger: model.Trigger) -> None:
+    def take(self, trigger: Trigger) -> None:
         """Change the state by what happened."""
         if getattr(trigger, "child", None) not in (None, *self.state.children):
             return
@@ -107,7 +99,8 @@ class _Turn:
         for child in self.spec.children:
             one = self._at(child.name)
             deadline = _deadline(self.limits, self.state, one)
-            if one.phase == "leaving" and self._is_drained(one):
+            is_drained = one.unanswered == 0 and self.now >= one.since + self.limits.leave
+            if one.phase == "leaving" and is_drained:
                 deadline = self.now
             if deadline is not None and deadline <= self.now:
                 self._late(child, one)
@@ -122,13 +115,12 @@ class _Turn:
             self.state = replace(self.state, is_over=True)
             self.operations.append(model.Exit(code))
 
-    def _late(self, child: Child, one: ChildState) -> None:
+    def _late(self, child: model.Child, one: ChildState) -> None:
         match one.phase:
             case "waiting":
-                self._set(
-                    child.name, phase="starting", since=self.now, starts=one.starts + 1,
-                    restarts=one.restarts + bool(one.starts), ready_at=None, is_planned=False, why="",
-                )  # fmt: skip
+                starts, restarts = one.starts + 1, one.restarts + bool(one.starts)
+                self._set(child.name, phase="starting", since=self.now, starts=starts, restarts=restarts)
+                self._set(child.name, ready_at=None, is_planned=False, why="")
                 self.operations.append(model.Start(child.name))
             case "starting":
                 self._kill(child.name, f"not ready after {self.limits.load:g} s")
@@ -152,24 +144,32 @@ class _Turn:
         one = self._at(name)
         if one.phase not in model.RUNNING:
             return
-        why = one.why or _ended(status)
-        changes = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
+        why = one.why or (f"signal {-status}" if status < 0 else f"exit code {status}")
+        changes: dict[str, object] = {"phase": "clearing", "since": self.now, "why": why, "unanswered": None}
         if one.is_planned:
             self._log("instance_stopped", name, status=status, reason=why)
         else:
-            self._log(
-                "instance_failed",
-                name,
-                "ERROR",
-                status=status,
-                reason=why,
-                was_ready=one.ready_at is not None,
-            )
-            more, events = failed(self.spec, name, one, self.now)
-            changes |= more
-            self.operations += events
+            was_ready = one.ready_at is not None
+            self._log("instance_failed", name, "ERROR", status=status, reason=why, was_ready=was_ready)
+            changes |= self._failed(name, one)
         self._set(name, **changes)
         self.operations.append(model.Clear(name))
+
+    def _failed(self, name: str, one: ChildState) -> dict[str, object]:
+        """Log a failure, and return what it changes of a child, such as when it is due again."""
+        limits = self.limits
+        failures = (*(at for at in one.failures if at > self.now - limits.window), self.now)
+        was_steady = one.ready_at is not None and self.now - one.ready_at >= limits.steady
+        in_a_row = 0 if was_steady else one.in_a_row
+        changes: dict[str, object] = {"failures": failures, "in_a_row": in_a_row + 1}
+        if one.then != "start":
+            return changes
+        if len(failures) > (limits.restarts if one.was_ready else limits.restarts_never_ready):
+            self._log("instance_given_up", name, "ERROR", failures=len(failures), window=limits.window)
+            return changes | {"then": "give_up"}
+        pause = _backoff(self.spec, name, in_a_row, one.starts)
+        self._log("instance_restarts", name, "WARNING", after_seconds=round(pause, 1), failures=len(failures))
+        return changes | {"due": self.now + pause}
 
     def _cleared(self, name: str) -> None:
         one = self._at(name)
@@ -182,14 +182,12 @@ class _Turn:
         one = self._at(result.child)
         if one.phase not in ("starting", "ready", "leaving"):
             return
-        if result.progress:
+        is_new = one.phase == "starting" and result.serves
+        if result.progress or is_new:
             self._set(result.child, progress_at=self.now)
         self._set(result.child, unanswered=result.unanswered)
-        if one.phase == "starting" and result.serves:
-            self._set(
-                result.child, phase="ready", since=self.now, ready_at=self.now, was_ready=True,
-                progress_at=self.now,
-            )  # fmt: skip
+        if is_new:
+            self._set(result.child, phase="ready", since=self.now, ready_at=self.now, was_ready=True)
             self._log("instance_ready", result.child, load_seconds=round(self.now - one.since, 3))
 
     def _stop_asked(self) -> None:
@@ -288,16 +286,11 @@ class _Turn:
         # What it had to answer at the last probe is not what it has now.
         self._set(name, phase="leaving", since=self.now, due=until, why=why, unanswered=None, **changes)
 
-    def _is_drained(self, one: ChildState) -> bool:
-        return one.unanswered == 0 and self.now >= one.since + self.limits.leave
-
     def _terminate(self, name: str) -> None:
         one = self._at(name)
         if one.phase == "leaving":
-            self._log(
-                "instance_drained", name, "INFO" if one.unanswered == 0 else "WARNING",
-                drain_seconds=round(self.now - one.since, 3), unanswered=one.unanswered,
-            )  # fmt: skip
+            level, seconds = "INFO" if one.unanswered == 0 else "WARNING", round(self.now - one.since, 3)
+            self._log("instance_drained", name, level, drain_seconds=seconds, unanswered=one.unanswered)
         self._set(name, phase="terminating", since=self.now)
         self.operations.append(model.Terminate(name))
 
@@ -320,10 +313,13 @@ class _Turn:
         self.operations.append(LogEvent(name, level, child, fields))  # type: ignore[arg-type]
 
 
+def _backoff(spec: SupervisorSpec, name: str, in_a_row: int, starts: int) -> float:
+    """Return the pause: doubled each time, and a little more that differs from child to child."""
+    pause = min(spec.limits.backoff_most, spec.limits.backoff * 2.0 ** min(in_a_row, 30))
+    chance = zlib.crc32(f"{spec.seed} {name} {starts}".encode()) / 2**32
+    return pause * (1 + JITTER * chance)
+
+
 def _is_given_up(one: ChildState) -> bool:
     """Tell whether it is given up, or will be as soon as nothing of it is left."""
     return one.phase == "given_up" or one.then == "give_up"
-
-
-def _ended(status: int) -> str:
-    return f"signal {-status}" if status < 0 else f"exit code {status}"

@@ -3,12 +3,12 @@
 import asyncio
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 
 from vllmjobs.supervisor.core.gpu_events import GpuEvent, GpuReader, Hung, Xid
 from vllmjobs.supervisor.core.gpu_verdicts import History, health, is_free, judge
-from vllmjobs.supervisor.core.model import Child, Condemned, LogEvent
+from vllmjobs.supervisor.core.model import Child, Condemned, Handle, Log, LogEvent
 from vllmjobs.supervisor.core.report import GpuStatus
 from vllmjobs.supervisor.processes import Processes, Program, StartError
 
@@ -20,13 +20,7 @@ _LEVELS = {"log": "INFO", "watch": "WARNING", "degrade": "WARNING", "fatal": "ER
 class GpuMonitor:
     """The GPUs that the children name, by UUID or index; without any, nothing is started."""
 
-    def __init__(
-        self,
-        children: Iterable[Child],
-        processes: Processes,
-        handle: Callable[[Condemned], None],
-        log: Callable[[LogEvent], None],
-    ) -> None:
+    def __init__(self, children: Iterable[Child], processes: Processes, handle: Handle, log: Log) -> None:
         """Watch the GPUs of `children`; `handle` is called for a GPU that is condemned."""
         self._wanted = _gpus_of(children)
         self._processes, self._handle, self._log = processes, handle, log

@@ -22,6 +22,7 @@ STANDS = 5.0  # seconds until a progress bar that does not move is a record
 NOTICE = 1.0  # seconds between two records of what was dropped
 PROCESSES = 64  # whose unfinished records are kept apart
 
+Stream = Literal["stdout", "stderr"]
 quoted = json.encoder.encode_basestring  # in C, 0.2 µs; leaves UTF-8 readable
 
 
@@ -63,12 +64,7 @@ class Lines:
     """
 
     def __init__(
-        self,
-        instance: str,
-        stream: Literal["stdout", "stderr"],
-        limit: Rate = USUAL,
-        offset: float = 0.0,
-        prefix: str = "",
+        self, instance: str, stream: Stream, limit: Rate = USUAL, offset: float = 0.0, prefix: str = ""
     ) -> None:
         """Take the lines of `stream` of `instance`; `prefix` is the child's VLLM_LOGGING_PREFIX."""
         self.dropped = 0  # the number of lines above the limit, in all

@@ -8,12 +8,12 @@ They are those of vLLM 0.32, and the older ones since 0.5: `update_kv_cache_capa
 
 import re
 from collections.abc import Collection, Iterable
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE
 
 GIB = 2**30
-T = TypeVar("T", int, float)
+LEAST = ("kv_tokens", "concurrency", "max_model_len", "kv_cache")  # of all that speak of one start
 LINES = (
     "GPU KV cache size: … tokens",
     "Maximum concurrency for … tokens per request",
@@ -99,15 +99,10 @@ def _count(text: str) -> int:
 
 
 def _and(one: StartupLog, other: StartupLog) -> StartupLog:
-    return StartupLog(
-        device=other.device or one.device,
-        kv_tokens=min(_given(one.kv_tokens, other.kv_tokens), default=None),
-        concurrency=min(_given(one.concurrency, other.concurrency), default=None),
-        max_model_len=min(_given(one.max_model_len, other.max_model_len), default=None),
-        kv_cache=min(_given(one.kv_cache, other.kv_cache), default=None),
-        weights=max(_given(one.weights, other.weights), default=None),
-    )
+    weights = max(_given(one.weights, other.weights), default=None)
+    least = {name: min(_given(getattr(one, name), getattr(other, name)), default=None) for name in LEAST}
+    return StartupLog(other.device or one.device, weights=weights, **least)
 
 
-def _given(*values: T | None) -> list[T]:
+def _given(*values: Any) -> list[Any]:
     return [value for value in values if value is not None]

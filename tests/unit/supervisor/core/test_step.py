@@ -36,8 +36,7 @@ from vllmjobs.supervisor.core.model import (
     Tick,
     Trigger,
 )
-from vllmjobs.supervisor.core.restarts import JITTER
-from vllmjobs.supervisor.core.step import begin, due, is_ready, step
+from vllmjobs.supervisor.core.step import JITTER, begin, due, is_ready, step
 
 ONE = SupervisorSpec((Child("chat-0", ("GPU-0",)),))
 TWO = SupervisorSpec((Child("chat-0", ("GPU-0",)), Child("chat-1", ("GPU-1",))))
