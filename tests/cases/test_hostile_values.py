@@ -109,7 +109,7 @@ hostile = (
 )
 
 
-@settings(max_examples=settings.default.max_examples // 4)  # each is five processes, and holds many strings
+@settings(max_examples=settings().max_examples // 4)  # each is five processes, and holds many strings
 @given(st.lists(hostile, min_size=1, max_size=20))
 @example(["${", "$", "$${NOMAD_PORT_http}", "%%{if true}", "\\u0041", '"\\${%{\n\t\r\u2028🦜<<EOF'])
 def test_hostile_strings_come_back_from_nomads_parser_as_they_were(texts: list[str]) -> None:

@@ -16,7 +16,7 @@ COMBINING = ("Mn", "Mc", "Me", "Cf", "Lm", "Sk")
 EXAMPLES = ["$${x}", "%%{if true}", "$${", "%%{{", "%\r{", "\x1f", "\u2003x", "  one\n\n two\n"]
 
 
-@settings(max_examples=settings.default.max_examples // 4)  # each is a process, and holds many strings
+@settings(max_examples=settings().max_examples // 4)  # each is a process, and holds many strings
 @given(st.lists(hostile, min_size=1, max_size=20))
 @example(EXAMPLES)
 def test_a_heredoc_is_read_as_nomad_reads_it(texts: list[str]) -> None:

@@ -502,8 +502,7 @@ class TestNothingIsDropped:
                 failed = {
                     kind: [said for one in some if (said := one.result())] for kind, some in streams.items()
                 }
-            for said in failed.values():
-                assert bool(said) != is_cured, failed
+            assert all(bool(failures) != is_cured for failures in failed.values()), failed
 
 
 def changed(hcl: str, pattern: str, by: str) -> str:

@@ -43,9 +43,9 @@ def deploy(
     """Deploy a change of ENV on evidence, or take it back.
 
     First ENV is checked and planned. Then canaries start. They get their share of the requests step by step,
-    and are compared with the instances that run already. If the verdict is good, they are promoted; if not,
-    they are stopped. You may end this command at any moment: run it again, and it goes on from what it finds
-    in the cluster.
+    and are compared with the instances that run already. A verdict of pass promotes them; a verdict of fail
+    stops them. You may end this command at any moment: run it again, and it goes on from what it finds in
+    the cluster.
 
     Exits 0 when the change is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, and 1
     after any other error.

@@ -21,7 +21,8 @@ _OPTIONS = with_options(
     click.option("--detailed/--no-detailed", default=True, show_default=True,
                  help="Exit 2 when there are changes, or always 0."),
     click.option("--format", "form", type=click.Choice(["text", "markdown", "json"]), default="text",
-                 show_default=True, help="Output for a terminal, for a comment on a pull request, or for programs."),
+                 show_default=True,
+                 help="Output for a terminal, for a comment on a pull request, or for programs."),
     click.option("--color/--no-color", default=None,
                  help="Use colours. The default is yes on a terminal, unless NO_COLOR is set."),
 )  # fmt: skip

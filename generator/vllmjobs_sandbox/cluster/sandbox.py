@@ -263,11 +263,15 @@ class Sandbox(Jobs):
         """Have clients ask something: what they would try again after up to 60 s, they try at once."""
         for agent in self._clients():
             url = f"{self._layout.nomad[agent.removeprefix('nomad-')].address}/v1/status/leader"
-            ask = partial(self._session.get, url, timeout=10)
-            self._agents.wait_until(agent, lambda ask=ask: ask().ok, "it reaches a server", ignoring=NOT_YET)
+            self._agents.wait_until(
+                agent, partial(self._answers, url), "it reaches a server", ignoring=NOT_YET
+            )
 
     def _is_healthy(self, name: str) -> bool:
-        return self._session.get(f"{self._layout.nomad[name].address}/v1/agent/health", timeout=10).ok
+        return self._answers(f"{self._layout.nomad[name].address}/v1/agent/health")
+
+    def _answers(self, url: str) -> bool:
+        return self._session.get(url, timeout=10).ok
 
     def _is_ready(self, name: str) -> bool:
         node = self.node(name)
