@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 from vllmjobs_sandbox.cluster.errors import SandboxError
@@ -95,3 +96,10 @@ def _binds(port: int) -> bool:
 def _ephemeral() -> tuple[int, int]:
     low, high = EPHEMERAL.read_text().split()
     return int(low), int(high)
+
+
+def listens(port: int) -> bool:
+    """Tell whether anything accepts connections on a port of loopback."""
+    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
+        return True
+    return False

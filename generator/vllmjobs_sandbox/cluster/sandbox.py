@@ -6,7 +6,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -294,10 +293,7 @@ class Sandbox(Jobs):
         for job, address in zip(jobs, (self.fabio_address, self.nginx_address), strict=True):
             port = int(address.rpartition(":")[2])
             wait_until(
-                lambda port=port: _listens(port),  # type: ignore[misc]
-                READY,
-                f"{job} listens",
-                evidence=lambda job=job: self.evidence(job),  # type: ignore[misc]
+                partial(ports.listens, port), READY, f"{job} listens", evidence=partial(self.evidence, job)
             )
             self._say(f"{job.rpartition('-')[2]:<7} {address}")
 
@@ -328,12 +324,6 @@ def _consul_client(agent: consul_config.Agent, token: str) -> Consul:
     client = Consul(host="127.0.0.1", port=agent.http, token=token)
     client.http.session.trust_env = False
     return client
-
-
-def _listens(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return True
-    return False
 
 
 @contextmanager
