@@ -27,7 +27,7 @@ def generate(root: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "generation", *arguments],
         cwd=root,
-        env={**os.environ, "PYTHONPATH": f"{root}/generator:{root}/scripts", "PYTHONDONTWRITEBYTECODE": "1"},
+        env={**os.environ, "PYTHONPATH": f"{root}/generator:{root}/scripts"},
         capture_output=True,
         text=True,
         check=False,
