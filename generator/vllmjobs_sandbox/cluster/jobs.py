@@ -40,7 +40,7 @@ job "%(job)s" {
   }
 }
 """
-HEALTHY = 60.0  # seconds for a deployment
+HEALTHY = 180.0  # seconds for a deployment
 GONE = 30.0  # seconds for allocations to end
 ENDED = ("complete", "failed", "lost")
 
