@@ -100,6 +100,7 @@ def test_a_gate_that_is_closed_fails_the_job_and_nothing_is_run(prod: OnGitHub) 
     before = prod.statuses("prod")
     with prod.branch("approved"):
         prod.change("defaults:\n", "approvals: 2\ndefaults:\n")
+        prod.change("max_model_len: ", "args: {max-num-seqs: 9}\n    max_model_len: ")
         ran = prod.deploy("prod")
     assert ran.exit_code == 4
     assert "approvals are required, and with ACLs off nobody can tell who deploys" in ran.output
@@ -140,8 +141,8 @@ def test_canaries_that_never_become_healthy_fail_the_job_and_the_old_version_ser
         prod.change("load_time: 4s", "load_time: 1s")
         prod.change("drain: {", "drain: {kill_timeout: 4s, ")
         prod.change("longest_stream: 10s", "longest_stream: 1s")
-        prod.change("healthy_deadline: 30s", "healthy_deadline: 3s")
-        prod.change("progress_deadline: 1m", "progress_deadline: 5s")
+        prod.change("healthy_deadline: 2m", "healthy_deadline: 3s")
+        prod.change("progress_deadline: 3m", "progress_deadline: 5s")
         ran = prod.deploy("prod")
     assert ran.exit_code == 1
     assert "Failed due to progress deadline" in ran.output

@@ -48,8 +48,8 @@ models:
       steps: [0.5]
       analysis: {{interval: 1s, window: 3s, min_requests: 5}} # vllmjobs sends the requests itself
       min_healthy_time: 1s
-      healthy_deadline: 30s
-      progress_deadline: 1m
+      healthy_deadline: 2m
+      progress_deadline: 3m
 """
 OTHER = """\
 extends: dev.yaml

@@ -18,8 +18,10 @@ PUSH = {"github": {"event_name": "push"}, "needs": {"lint": {"outputs": {"truste
 
 @pytest.fixture
 def project(tmp_path: Path) -> Path:
-    """A repository with the environments of this one."""
-    shutil.copytree(CHECKOUT / "envs", tmp_path / "envs")
+    """A repository with an environment of this one."""
+    (tmp_path / "envs").mkdir()
+    for name in ("base.yaml", "dev.yaml"):
+        shutil.copy(CHECKOUT / "envs" / name, tmp_path / "envs")
     shutil.copytree(CI, tmp_path / "ci")
     subprocess.run(["git", "init", "--quiet"], cwd=tmp_path, check=True)
     return tmp_path
