@@ -14,7 +14,6 @@ from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.ports import MOST_CLIENTS
 from vllmjobs_sandbox.cluster.process import tail
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.story.story import Story
 
 STORY_GPUS = 3
 
@@ -50,6 +49,8 @@ def sandbox(keep: bool, gpus: int, clients: int, parent: Path | None) -> None:
             if keep:
                 _keep(running)
             else:
+                from vllmjobs_sandbox.story.story import Story  # noqa: PLC0415 - openai takes two seconds of a core
+
                 Story(running).tell()
     except SandboxError as error:
         click.secho(f"\nfailed: {error}", fg="red", err=True)

@@ -9,8 +9,12 @@ import select
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
 
-from vllmjobs_sandbox.cluster.release import NewRelease, Release
+import pytest
+
+from vllmjobs_sandbox.cluster.release import Release, releases
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
 SECONDS = 60.0
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
@@ -67,9 +71,24 @@ class Terminal:
         return bool(piece)
 
 
-def test_deploy_shows_a_table_below_the_lines_and_leaves_the_lines(release: NewRelease) -> None:
-    shown = release(replicas=1, **{"rollout.analysis": "null"})
-    shown.run()
+@pytest.fixture(scope="module")
+def shown(sandbox: Sandbox) -> Iterator[Release]:
+    """One instance, of which `test_deploy…` deploys a new version."""
+    for new in releases(sandbox, "live"):
+        shown = new(replicas=1, **{"rollout.analysis": "null"})
+        shown.run()
+        yield shown
+
+
+def test_status_watches_until_ctrl_c(shown: Release) -> None:
+    terminal = Terminal(shown, "status", "--watch", "--interval", "1")
+    terminal.read_until("1/1 healthy")
+    terminal.interrupt()
+    assert terminal.end() == 0
+    assert "Traceback" not in terminal.text
+
+
+def test_deploy_shows_a_table_below_the_lines_and_leaves_the_lines(shown: Release) -> None:
     shown.settings["models.chat.max_model_len"] = "2048"
     terminal = Terminal(shown, "deploy", "--job", "vllm")
     terminal.read_until("0/1 healthy")  # the table
@@ -78,13 +97,3 @@ def test_deploy_shows_a_table_below_the_lines_and_leaves_the_lines(release: NewR
     assert f"{shown.job}: version 1 is deployed" in terminal.text
     table, end = terminal.raw.rpartition("\x1b[?25h")[::2]
     assert table.endswith("\x1b[2K") or "\x1b[2K" in end, "the table is wiped, and the cursor is there again"
-
-
-def test_status_watches_until_ctrl_c(release: NewRelease) -> None:
-    watched = release(replicas=1)
-    watched.run()
-    terminal = Terminal(watched, "status", "--watch", "--interval", "1")
-    terminal.read_until("1/1 healthy")
-    terminal.interrupt()
-    assert terminal.end() == 0
-    assert "Traceback" not in terminal.text

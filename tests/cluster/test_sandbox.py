@@ -115,35 +115,12 @@ def test_a_node_that_is_silent_on_a_busy_machine_is_not_lost(sandbox: Sandbox) -
     assert server["HeartbeatGrace"] >= 300e9  # nanoseconds
 
 
-def test_two_sandboxes_run_side_by_side(sandbox: Sandbox, parent: Path) -> None:
-    before = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
-    with Sandbox(clients=1, gpus=1, parent=parent, balancers=False) as other:
-        other.run(other.render("dev", "--set", "models.chat.replicas=1"))
-        other.wait_until_healthy("vllm-dev")
-        assert set(other.consul.catalog.services()[1]) == {"consul", "vllm-dev-chat"}
-        assert "vllm-dev-chat" not in sandbox.consul.catalog.services()[1]
-        assert [trace for trace in traces(other.folder) if "vllmjobs_sandbox.engine" in trace]
-        other.purge("vllm-dev")
-        assert not [trace for trace in traces(other.folder) if "vllmjobs_sandbox.engine" in trace]
-        assert other.folder != sandbox.folder
-    assert not traces(other.folder)
-    assert not other.folder.exists()
-    assert {job["ID"] for job in sandbox.nomad.jobs.get_jobs()} == before
-    assert [node["Status"] for node in sandbox.nomad.nodes.get_nodes()] == ["ready", "ready"]
-    assert not sandbox.ended()
-
-
 @pytest.mark.parametrize(
     ("when", "number", "exit_code"),
-    [
-        ("Ctrl-C stops it", signal.SIGINT, 0),
-        ("Ctrl-C stops it", signal.SIGTERM, 143),
-        ("folder ", signal.SIGINT, 130),
-        ("nomad ", signal.SIGINT, 130),
-    ],
-    ids=["Ctrl-C", "SIGTERM", "Ctrl-C before the agents are up", "Ctrl-C before the nodes are up"],
+    [("folder ", signal.SIGINT, 130), ("nomad ", signal.SIGTERM, 143)],
+    ids=["Ctrl-C before the agents are up", "SIGTERM before the nodes are up"],
 )
-def test_a_stop_leaves_no_process_no_mount_and_no_folder(
+def test_a_stop_during_the_start_leaves_no_process_no_mount_and_no_folder(
     parent: Path, when: str, number: signal.Signals, exit_code: int
 ) -> None:
     with script(parent, "--keep", "--clients", "1") as started:
@@ -155,20 +132,39 @@ def test_a_stop_leaves_no_process_no_mount_and_no_folder(
     assert not folder.exists()
 
 
-def test_what_a_killed_sandbox_has_left_is_removed_by_the_next(parent: Path) -> None:
+def test_two_sandboxes_run_side_by_side_and_what_a_killed_one_has_left_is_removed_by_the_next(
+    sandbox: Sandbox, parent: Path
+) -> None:
+    """The first is killed while a job of its own runs; Ctrl-C stops the second."""
+    before = {job["ID"] for job in sandbox.nomad.jobs.get_jobs()}
     with script(parent, "--keep", "--clients", "1") as killed:
         folder = Path(killed.wait_for("folder "))
         killed.wait_for("Ctrl-C stops it")
+        shell(folder, "vllmjobs render dev --set models.chat.replicas=1 | nomad job run -")
+        assert "vllm-dev-chat" in shell(folder, "consul catalog services")
+        assert "vllm-dev-chat" not in sandbox.consul.catalog.services()[1]
+        assert [trace for trace in traces(folder) if "vllmjobs_sandbox.engine" in trace]
         killed.end(signal.SIGKILL)
     left = traces(folder)
+    assert any("vllmjobs_sandbox.engine" in line for line in left)
     assert any("nginx" in line for line in left)
     assert any("tmpfs" in line for line in left)
     with script(parent, "--keep", "--clients", "1") as after:
         assert after.wait_for("removed what an earlier sandbox left in ") == str(folder)
         after.wait_for("Ctrl-C stops it")
         assert not set(traces(folder)) & set(left)
-        assert after.end(signal.SIGINT) == 0
+        assert after.end(signal.SIGINT) == 0, after.read()
     assert traces(folder) == []
+    assert not folder.exists()
+    assert {job["ID"] for job in sandbox.nomad.jobs.get_jobs()} == before
+    assert [node["Status"] for node in sandbox.nomad.nodes.get_nodes()] == ["ready", "ready"]
+    assert not sandbox.ended()
+
+
+def shell(folder: Path, command: str) -> str:
+    """What a command prints in a shell that has sourced the sandbox's `env`."""
+    words = ["bash", "-o", "pipefail", "-c", f". {folder}/env; {command}"]
+    return subprocess.run(words, check=True, capture_output=True, text=True).stdout
 
 
 def test_a_failed_start_shows_the_log_and_keeps_it(parent: Path) -> None:
@@ -188,21 +184,26 @@ def test_a_failed_start_shows_the_log_and_keeps_it(parent: Path) -> None:
     assert Path(log).exists()
 
 
-def test_the_story_is_told_to_its_end(sandbox: Sandbox, capsys: pytest.CaptureFixture[str]) -> None:
-    Story(sandbox).tell()
+@pytest.fixture(scope="module")
+def told(sandbox: Sandbox) -> Iterator[Story]:
+    """The story, whose job is the same for those who tell it."""
+    yield Story(sandbox)
     sandbox.purge(story.JOB)
-    told = capsys.readouterr().out
-    assert "$ vllmjobs render dev | nomad job run -detach -" in told
-    assert "max_model_len=2048: 50 of 50" in told
-    assert "\n7. Ask the same through nginx\n" in told
 
 
 def test_a_step_of_the_story_that_fails_ends_it_with_evidence(
-    sandbox: Sandbox, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    told: Story, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(story, "CHANGED", "vllmjobs render dev --set models.chat.replicas=1")
     with pytest.raises(SandboxError, match="not released as a canary") as failure:
-        Story(sandbox).tell()
-    sandbox.purge(story.JOB)
+        told.tell()
     assert "on gpu-1: running" in str(failure.value)
     assert "5. " not in capsys.readouterr().out
+
+
+def test_the_story_is_told_to_its_end(told: Story, capsys: pytest.CaptureFixture[str]) -> None:
+    told.tell()
+    said = capsys.readouterr().out
+    assert "$ vllmjobs render dev | nomad job run -detach -" in said
+    assert "max_model_len=2048: 50 of 50" in said
+    assert "\n7. Ask the same through nginx\n" in said
