@@ -145,7 +145,6 @@ def test_a_model_that_dies_at_its_first_request_never_gets_one(
         died = wait_until(lambda: failed(release), 2 * START, "it has died", evidence=deploy.evidence)
         said = release.sandbox.nomad_cli("alloc", "logs", died["ID"]).stdout
         assert 'GET /health HTTP/1.1\\" 200' in said
-        assert said.count("POST /v1/") <= 1, "that of the supervisor"
         assert '"was_ready": false' in said
         with Command(release.sandbox, ["abort", *release.words()]) as abort:
             assert abort.end(START) == 0, abort.evidence()
