@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import yaml
+from nomad.api.exceptions import URLNotFoundNomadException
 
 from vllmjobs_sandbox.cluster.jobs import Json
 from vllmjobs_sandbox.cluster.process import wait_until
@@ -20,14 +21,16 @@ from vllmjobs_sandbox.traffic.requests import QUESTION, http
 JOB = "vllm-prod"
 BALANCER = f"{JOB}-fabio"
 SUPERVISED = ["vllmjobs-supervise", "--", "stand-in-engine", "serve"]
-SOON = 30.0  # seconds
+# The job of the pages about supervisors: an engine that ends is given up at once.
+WATCHED: dict[str, Any] = {"entrypoint": SUPERVISED, "env.VLLMJOBS_RESTARTS": "0"}
+SOON = 60.0  # seconds
 # Minutes in production.
 QUICK: dict[str, Any] = {
     "replicas": 1,
     "pull_time": "1s",
     "load_time": "4s",
-    "rollout.healthy_deadline": "40s",
-    "rollout.progress_deadline": "1m",
+    "rollout.healthy_deadline": "2m",
+    "rollout.progress_deadline": "3m",
     "rollout.steps": [],
     "rollout.placement_deadline": "5s",
     "rollout.analysis.interval": "1s",
@@ -150,11 +153,23 @@ class Night:
         self._running = None
         if any(job["ID"] == JOB for job in self.sandbox.nomad.jobs.get_jobs()):
             self.sandbox.purge(JOB)
-        self.sandbox.nomad_cli("var", "purge", f"vllmjobs/releases/{JOB}")
+        with suppress(URLNotFoundNomadException):
+            self.sandbox.nomad.variable.delete_variable(f"vllmjobs/releases/{JOB}")
 
-    def away_later(self) -> None:
-        """Let the next page start anew, whatever this one does."""
+    def changes(self) -> None:
+        """Let the next page start anew, unless this one makes it well again."""
         self._running = None
+
+    def well_again(self, **chat: Any) -> None:
+        """Let the next page go on with the job, which a page has brought back to what it was."""
+        self._running = chat
+
+    def state(self) -> object:
+        """Return what differs as soon as Nomad or Consul know something new."""
+        nomad = self.sandbox.nomad
+        listed = (*nomad.allocations.get_allocations(), *nomad.deployments.get_deployments(), *nomad.nodes)
+        consul, _ = self.sandbox.consul.health.state("any")
+        return consul, [one["ModifyIndex"] for one in listed]
 
     def has_failed_once(self) -> bool:
         """Tell whether the newest instance has ended and is to be started again."""

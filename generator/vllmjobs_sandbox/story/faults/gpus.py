@@ -31,7 +31,7 @@ def gpu_breaks(night: Night, folder: Path) -> Iterator[None]:
         (device,) = found["AllocatedResources"]["Tasks"]["vllm"]["Devices"]
         live.xid(device["DeviceIDs"][0], 79)
         wait_until(lambda: FENCE_META in night.sandbox.node(broken["NodeName"])["Meta"], SOON, "it is fenced")
-        night.away_later()
+        night.changes()
         yield
     finally:
         live.close()

@@ -42,10 +42,7 @@ def canary_answers_500(night: Night, _: Path) -> Iterator[None]:
 def canary_crashes(night: Night, _: Path) -> Iterator[None]:
     """Start a canary that ends before it is ready."""
     night.well()
-    night.start(
-        **failure("exit-1-before-ready"),
-        **{"rollout.healthy_deadline": "40s", "rollout.progress_deadline": "1m"},
-    )
+    night.start(**failure("exit-1-before-ready"))
     wait_until(night.has_failed_once, SOON, "it has ended")
     night.point_at(night.last())
     yield
@@ -55,6 +52,7 @@ def canary_crashes(night: Night, _: Path) -> Iterator[None]:
 def loads_slowly(night: Night, _: Path) -> Iterator[None]:
     """Have a change that loads longer than its deadline allows."""
     night.well()
+    night.changes()
     night.write(
         **{
             "env.VLLMJOBS_STANDIN_LOAD_SECONDS": "6",

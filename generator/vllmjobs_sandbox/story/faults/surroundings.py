@@ -9,13 +9,13 @@ from pathlib import Path
 
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.secured import published, secured_server
-from vllmjobs_sandbox.story.night import BALANCER, JOB, SOON, SUPERVISED, Night
+from vllmjobs_sandbox.story.night import BALANCER, JOB, SOON, WATCHED, Night
 
 
 @contextmanager
 def none(night: Night, _: Path) -> Iterator[None]:
     """Have a job that is well."""
-    night.well(entrypoint=SUPERVISED)
+    night.well(**WATCHED)
     yield
 
 
@@ -80,8 +80,7 @@ def disk_full(night: Night, folder: Path) -> Iterator[None]:
             weights.write(bytes(1000 * 1024))
         night.away()
         load = 'head -c 500000 /dev/zero >$HF_HOME/weights && exec stand-in-engine serve "$@"'
-        deadlines = {"rollout.healthy_deadline": "40s", "rollout.progress_deadline": "1m"}
-        night.start(entrypoint=["sh", "-c", load, "sh"], **{"env.HF_HOME": str(models)}, **deadlines)
+        night.start(entrypoint=["sh", "-c", load, "sh"], **{"env.HF_HOME": str(models)})
         wait_until(night.has_failed_once, SOON, "its disk is full")
         night.words = {"MODELS": str(models)}
         yield
