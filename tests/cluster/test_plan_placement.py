@@ -15,7 +15,7 @@ from vllmjobs.changes.planned import planned
 from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs_sandbox.cluster.process import wait_until
-from vllmjobs_sandbox.cluster.release import NewRelease
+from vllmjobs_sandbox.cluster.release import NewRelease, Release
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.gpus.plugin.devices import Health
 
@@ -113,12 +113,28 @@ SECOND = "{model: facebook/opt-125m, route: {path: /second/v1/}, drain: {longest
 ON_FOUR: dict[str, Any] = {"strategy": "tensor_parallel", "gpus.count": 4}
 
 
+ASLEEP = {
+    "entrypoint": "[sh, -c, exec sleep 600]"
+}  # instances that hold what they ask for, and serve nothing
+
+
+def started(chat: Release) -> None:
+    """Run a release, and wait until all of its instances run, whether they are healthy or not."""
+    chat.sandbox.run(chat.render())
+    wait_until(
+        lambda: {one["ClientStatus"] for one in chat.allocations()} == {"running"},
+        SEEN,
+        "it runs",
+        evidence=lambda: chat.sandbox.evidence(chat.job),
+    )
+
+
 # GPUs
 
 
 def test_gpus_that_another_job_holds(sandbox: Sandbox, release: NewRelease, holds: Holds) -> None:
-    chat = release(replicas=2)
-    chat.run()
+    chat = release(replicas=2, **ASLEEP)
+    started(chat)
     holds("trainer", {"gpu-1": 3, "gpu-2": 3})
     held = plan(sandbox, chat.render(max_model_len=512))
     assert sentence(held) == (
@@ -145,8 +161,8 @@ def test_without_leave_to_see_nodes_only_the_schedulers_numbers_are_told(
 def test_free_gpus_on_two_nodes_are_not_enough_for_one_that_needs_four(
     sandbox: Sandbox, release: NewRelease, holds: Holds
 ) -> None:
-    chat = release(replicas=1, load_time="16s")
-    chat.run()
+    chat = release(replicas=1, load_time="16s", **ASLEEP)
+    started(chat)
     (old,) = chat.allocations()
     other = {"gpu-1": "gpu-2", "gpu-2": "gpu-1"}[old["NodeName"]]
     holds("trainer", {other: 1})
@@ -163,8 +179,8 @@ def test_free_gpus_on_two_nodes_are_not_enough_for_one_that_needs_four(
 
 def test_one_of_two_canaries_fits(sandbox: Sandbox, release: NewRelease, holds: Holds) -> None:
     spread = {"placement.spread": '[{attribute: "${node.unique.name}"}]'}
-    chat = release(replicas=2, strategy="tensor_parallel", **{"rollout.canaries": 2}, **spread)
-    chat.run()
+    chat = release(replicas=2, strategy="tensor_parallel", **{"rollout.canaries": 2}, **spread, **ASLEEP)
+    started(chat)
     holds("trainer", {"gpu-1": 1})
     on_three = {"gpus.count": 3}
     assert sentence(plan(sandbox, chat.render(**on_three))) == (
@@ -182,8 +198,8 @@ def test_one_of_two_canaries_fits(sandbox: Sandbox, release: NewRelease, holds: 
 def test_a_rolling_update_is_no_way_out_where_the_last_instance_has_no_room(
     sandbox: Sandbox, release: NewRelease
 ) -> None:
-    chat = release(replicas=3, strategy="tensor_parallel")
-    chat.run()
+    chat = release(replicas=3, strategy="tensor_parallel", **ASLEEP)
+    started(chat)
     on_four = {"gpus.count": 4}
     assert sentence(plan(sandbox, chat.render(**on_four))) == (
         "1 of 1 canaries: 2 nodes have nvidia/gpu with memory >= 7 GiB, 5 GPUs are free, 3 at most on one "
@@ -425,7 +441,7 @@ def preemption(sandbox: Sandbox) -> Iterator[None]:
 
 
 def test_a_job_that_waits_for_room_is_a_change(sandbox: Sandbox, release: NewRelease) -> None:
-    chat = release(replicas=9)
+    chat = release(replicas=9, **ASLEEP)
     sandbox.run(chat.render())
     wait_until(lambda: len(chat.allocations()) == 8, SEEN, "eight of nine are placed")
     waiting = plan(sandbox, chat.render())
@@ -481,7 +497,7 @@ def test_a_deployment_in_the_way(sandbox: Sandbox, release: NewRelease) -> None:
 
 
 def test_a_group_that_goes_and_one_that_shrinks(sandbox: Sandbox, release: NewRelease) -> None:
-    chat = release(replicas=2)
+    chat = release(replicas=2, **ASLEEP)
     chat.settings["models.second"] = SECOND
     sandbox.run(chat.render())
     del chat.settings["models.second"]
@@ -510,8 +526,8 @@ def test_what_is_wrong_with_all_groups_is_told_of_each(sandbox: Sandbox, release
 
 
 def test_a_stopped_job_is_started_again(sandbox: Sandbox, release: NewRelease) -> None:
-    chat = release(replicas=1)
-    chat.run()
+    chat = release(replicas=1, **ASLEEP)
+    started(chat)
     sandbox.nomad_cli("job", "stop", "-detach", chat.job)
     found = plan(sandbox, chat.render())
     assert (found.action, found.notes) == ("changed", ("the job is stopped, and a run starts it again",))
@@ -551,19 +567,22 @@ CHANGES = [
 ]
 
 
+PLANNED = ("dev", "--set", "job=plan-and-diff", "--set", f"models.chat.entrypoint={ASLEEP['entrypoint']}")
+
+
 @pytest.fixture(scope="module")
 def running(sandbox: Sandbox) -> Iterator[str]:
-    sandbox.run(sandbox.render("dev", "--set", "job=plan-and-diff"))
-    yield "plan-and-diff"
+    """The HCL of a job that runs."""
+    sandbox.run(sandbox.render(*PLANNED))
+    yield sandbox.render(*PLANNED)
     sandbox.purge("plan-and-diff")
 
 
 @pytest.mark.parametrize("change", CHANGES)
 def test_the_plan_tells_what_the_diff_of_the_files_tells(sandbox: Sandbox, running: str, change: str) -> None:
-    job = ("dev", "--set", f"job={running}")
-    old, new = sandbox.render(*job), sandbox.render(*job, "--set", f"models.chat.{change}")
+    new = sandbox.render(*PLANNED, "--set", f"models.chat.{change}")
     found = plan(sandbox, new)
-    (told,) = compare.compare("vllm", jobspec.read(old, "old"), jobspec.read(new, "new"))
+    (told,) = compare.compare("vllm", jobspec.read(running, "old"), jobspec.read(new, "new"))
     assert (found.action, set(found.fields)) == (told.action, set(told.fields))
     for ours, theirs in zip(found.groups, told.groups, strict=True):
         assert set(ours.fields) == set(theirs.fields)

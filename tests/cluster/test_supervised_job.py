@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -13,7 +14,8 @@ import pytest
 
 from vllmjobs_sandbox.cluster.jobs import Json
 from vllmjobs_sandbox.cluster.process import wait_until
-from vllmjobs_sandbox.cluster.release import NewRelease, Release
+from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
+from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.traffic.requests import ask, http
 
 SUPERVISED = "[vllmjobs-supervise, --, stand-in-engine, serve]"
@@ -21,13 +23,14 @@ TOKENS = 1000  # 5 s of the stand-in engine, and 3 s are for the balancer
 SOON = 30.0
 
 
-@pytest.fixture
-def supervised(release: NewRelease) -> Release:
-    """One engine under a supervisor, healthy and routed."""
-    released = release(entrypoint=SUPERVISED, replicas=1, **{"drain.longest_stream": "30s"})
-    released.run()
-    released.wait_until_routed(1024)
-    return released
+@pytest.fixture(scope="module")
+def supervised(sandbox: Sandbox) -> Iterator[Release]:
+    """One engine under a supervisor, for these tests in their order: the last stops it."""
+    for new in releases(sandbox, "supervised"):
+        released = new(entrypoint=SUPERVISED, replicas=1, **{"drain.longest_stream": "30s"})
+        released.run()
+        released.wait_until_routed(1024)
+        yield released
 
 
 def ask_supervisor(release: Release, path: str) -> httpx.Response:
