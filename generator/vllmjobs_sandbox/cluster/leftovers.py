@@ -20,6 +20,8 @@ from vllmjobs_sandbox.cluster.process import TimedOutError, end, wait_until
 MARK = "VLLMJOBS_SANDBOX"
 PREFIX = "vllmjobs-sandbox-"
 CGROUPS = Path("/sys/fs/cgroup")
+TASKS = CGROUPS / "cpu" / "nomad"  # with cgroup 1; cgroup 2 has nomad.slice, which weighs as much as a user's
+USUAL_WEIGHT, WEIGHT = 1024, 10 * 1024
 
 
 def folder_of(parent: Path, block: ports.Block) -> Path:
@@ -88,6 +90,17 @@ def mounts(folder: Path) -> list[str]:
     return [point for point in points if point.startswith(f"{folder}/")]
 
 
+def weigh_tasks() -> None:
+    """Let the tasks of all sandboxes weigh as much as ten processes.
+
+    Nomad puts the tasks of all its agents into one cgroup. With cgroup 1 the kernel weighs it like any single
+    process beside it. So on a busy machine all engines together had the time of one test's process: they
+    started late, and their checks failed.
+    """
+    with suppress(OSError):  # there is no such group, or it belongs to root
+        (TASKS / "cpu.shares").write_text(str(WEIGHT))
+
+
 def _remove_cgroups(folder: Path) -> None:
     """Remove those of its tasks. Nomad's own stay: all its agents share them, whatever cgroup_parent says."""
     logs = (log.read_text(errors="replace") for log in folder.glob("nomad-*.log"))
@@ -106,3 +119,6 @@ def _remove_cgroups(folder: Path) -> None:
 
     with suppress(TimedOutError):  # a process that has ended holds its group until init has seen it
         wait_until(removed, 3, "the cgroups are removed")
+    with suppress(OSError):
+        if not any(part.is_dir() for part in TASKS.iterdir()):
+            (TASKS / "cpu.shares").write_text(str(USUAL_WEIGHT))

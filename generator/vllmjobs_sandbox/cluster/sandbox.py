@@ -224,6 +224,7 @@ class Sandbox(Jobs):
             self._wait_for_client(name)
             gpu = self._gpus[0]
             self._say(f"node    {name}, with {gpu.count} x {gpu.model}")
+        leftovers.weigh_tasks()  # the first client has made their cgroup
 
     def _start_client(self, number: int, name: str) -> None:
         assert self._block
