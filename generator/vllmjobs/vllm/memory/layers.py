@@ -4,9 +4,13 @@ The keys and their defaults are those of transformers' configuration classes and
 `model_executor/models/*`, which are named where a rule is not plain from the key.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
+import msgspec
+
+from vllmjobs.vllm.memory.data import data
 from vllmjobs.vllm.memory.parts import (
     MOST,
     MOST_LAYERS,
@@ -30,13 +34,24 @@ LAYERS = ("num_hidden_layers", "n_layer", "num_layers", "n_layers")
 WIDTH = ("intermediate_size", "ffn_dim", "n_inner", "ffn_hidden_size")
 
 
-class Family(NamedTuple):
-    """The layout of the models of one `model_type`."""
+class Family(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The layout of the models of some `model_type`s, a row of `data/families.json`."""
 
-    layers: Callable[[Config, "Family"], list[Layer]]
+    types: tuple[str, ...]
+    layers: str  # a key of `LAYOUTS`
     tied: bool = False  # the default of tie_word_embeddings
     gated: bool = True  # SwiGLU and the like
-    defaults: tuple[tuple[str, object], ...] = ()  # what published configs leave to transformers
+    learned_positions: bool = False
+    padding_positions: int = 0  # the first positions, which stand for padding
+    encoder: bool = False
+    defaults: dict[str, Any] = {}  # what published configs leave to transformers
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Return the family of each `model_type` that is understood."""
+    rows = msgspec.json.decode(data("families.json"), type=list[Family])
+    return {kind: row for row in rows for kind in row.types}
 
 
 def attention(config: Config, sliding: bool = False, chunked: bool = False) -> Attention:
@@ -276,3 +291,9 @@ def nemotron_h(config: Config, family: Family) -> list[Layer]:
             case _:
                 raise UnknownShapeError(f"{letter!r} in hybrid_override_pattern is not understood")
     return [made[letter] for letter in pattern]
+
+
+LAYOUTS = {
+    layout.__name__: layout
+    for layout in (dense, every_layer_mixes, some_layers_mix, llama4, gemma4, mimo_v2, jamba, nemotron_h)
+}

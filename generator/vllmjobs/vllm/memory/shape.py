@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from vllmjobs.vllm.memory import layers
-from vllmjobs.vllm.memory.layers import Family
+from vllmjobs.vllm.memory.layers import LAYOUTS, families
 from vllmjobs.vllm.memory.parts import MOST, MOST_LAYERS, Config, Layer, UnknownShapeError, Vision, shown
 from vllmjobs.vllm.memory.quantization import Quantization, quantization
 
@@ -20,7 +20,6 @@ class Shape(msgspec.Struct, frozen=True):
     rotary embedding is said to reach (YaRN), where that is more.
     """
 
-    architecture: str
     dtype: str
     hidden: int
     vocab: int
@@ -48,25 +47,24 @@ def shape(config: Mapping[str, Any]) -> Shape:
     outer = Config(config)
     text = _text(outer)
     kind = text.text("model_type", default="")
-    family = FAMILIES.get(kind)
+    family = families().get(kind)
     if family is None:
         raise UnknownShapeError(f"the architecture {shown(kind or 'without a model_type')} is not understood")
-    text = Config({**dict(family.defaults), **text.values})
-    default, longest, stretched, key = _positions(text, kind)
+    text = Config({**family.defaults, **text.values})
+    default, longest, stretched, key = _positions(text, kind, family.padding_positions)
     return Shape(
-        architecture=next(iter(outer.texts("architectures")), kind),
         dtype=_dtype(text, outer),
         hidden=text.whole(*layers.HIDDEN, least=1),
         vocab=text.whole("vocab_size", least=1),
         tied=bool(text.any("tie_word_embeddings", default=outer.flag("tie_word_embeddings", family.tied))),
-        layers=tuple(family.layers(text, family)),
+        layers=tuple(LAYOUTS[family.layers](text, family)),
         max_positions=default,
         longest_positions=longest,
         stretched_positions=stretched,
         quantization=quantization(outer),
         vision=_vision(outer),
-        learned_positions=longest if kind in LEARNED_POSITIONS else 0,
-        pooling=kind in ENCODERS,
+        learned_positions=longest if family.learned_positions else 0,
+        pooling=family.encoder,
         positions_key=key,
     )
 
@@ -89,7 +87,7 @@ def _dtype(text: Config, outer: Config) -> str:
     return "bfloat16" if name in {"float32", "auto"} else name
 
 
-def _positions(text: Config, kind: str) -> tuple[int, int, int, str]:
+def _positions(text: Config, kind: str, padding: int) -> tuple[int, int, int, str]:
     """Return the default, longest and stretched context, and the key it comes from.
 
     vLLM's `_get_and_verify_max_len` (`vllm/config/model.py`): the smallest of the keys below, times the
@@ -104,8 +102,7 @@ def _positions(text: Config, kind: str) -> tuple[int, int, int, str]:
     limit = lengths[key]
     if text.has("model_max_length"):  # Command-R
         key, limit = "model_max_length", text.whole("model_max_length", least=1)
-    if kind in ROBERTA:
-        limit = max(1, limit - 2)  # the first two positions stand for padding
+    limit = max(1, limit - padding)
     original_key = "original_max_position_embeddings"
     rope = text.inner("rope_scaling", "rope_parameters") or Config({})
     if nested := rope.inner("full_attention"):
@@ -131,15 +128,8 @@ def _vision(outer: Config) -> Vision | None:
     if isinstance(at.any(*names), Mapping):  # several encoders, each with a width of its own
         return None
     hidden = at.whole(*names, default=0)
-    layers = at.whole(
-        "num_hidden_layers",
-        "depth",
-        "layers",
-        "num_layers",
-        "vt_num_hidden_layers",
-        default=0,
-        most=MOST_LAYERS,
-    )
+    depths = ("num_hidden_layers", "depth", "layers", "num_layers", "vt_num_hidden_layers")
+    layers = at.whole(*depths, default=0, most=MOST_LAYERS)
     ratio = at.number("mlp_ratio", default=4)
     if at.has("embed_dim") and at.has("mlp_ratio"):  # Qwen2-VL: hidden_size is what it puts out
         hidden = at.whole("embed_dim")
@@ -150,56 +140,3 @@ def _vision(outer: Config) -> Vision | None:
     kind = at.text("model_type", default="")
     mergers = 1 + len(at.items("deepstack_visual_indexes"))
     return Vision(layers, hidden, width, kind in {"qwen2_5_vl", "pixtral"}, out, mergers)
-
-
-_GEMMA3 = (
-    ("vocab_size", 262_208), ("head_dim", 256), ("num_attention_heads", 8), ("num_key_value_heads", 4),
-    ("max_position_embeddings", 131_072), ("sliding_window_pattern", 6),
-)  # fmt: skip
-_ALTERNATING = (("sliding_window_pattern", 2),)
-_DENSE = Family(layers.dense)
-_TIED = Family(layers.dense, tied=True)
-_PLAIN = Family(layers.dense, tied=True, gated=False)
-_MIXES = Family(layers.every_layer_mixes)
-_SOME = Family(layers.some_layers_mix)
-_NO_WINDOW = (("use_sliding_window", False),)
-_QWEN = Family(layers.dense, defaults=_NO_WINDOW)
-_QWEN_MOE = Family(layers.some_layers_mix, defaults=_NO_WINDOW)
-_QWEN_NEXT = (("full_attention_interval", 4), ("attn_output_gate", True), *_NO_WINDOW)
-
-ROBERTA = {"roberta", "xlm-roberta", "camembert"}
-ENCODERS = ROBERTA | {"bert", "modernbert"}
-LEARNED_POSITIONS = ENCODERS - {"modernbert"} | {"opt", "gpt2", "gpt_bigcode"}
-FAMILIES: dict[str, Family] = {
-    **dict.fromkeys(
-        ["llama", "mistral", "ministral3", "phi3", "internlm2", "internlm3", "internlm", "olmo", "olmo2",
-         "olmo3", "granite", "glm", "glm4", "exaone4", "stablelm", "seed_oss", "ernie4_5", "hunyuan_v1_dense",
-         "Yi", "baichuan", "aquila", "mimo", "orion", "smollm3", "minicpm"],
-        _DENSE,
-    ),
-    **dict.fromkeys(["gemma", "cohere"], _TIED),
-    **dict.fromkeys(["opt", "gpt2", "gpt_bigcode", "starcoder2", "falcon", "bert", *ROBERTA], _PLAIN),
-    **dict.fromkeys(["phi", "gpt_neox", "nemotron", "apertus", "arcee"], Family(layers.dense, gated=False)),
-    **dict.fromkeys(["mixtral", "phimoe", "olmoe", "granitemoe", "granitemoeshared", "minimax_m2"], _MIXES),
-    **dict.fromkeys(["granitemoehybrid", "gpt_oss"], _MIXES),
-    **dict.fromkeys(
-        ["deepseek_v2", "deepseek_v3", "deepseek_v32", "kimi_k2", "glm4_moe", "glm4_moe_lite", "glm_moe_dsa",
-         "dots1", "ernie4_5_moe"],
-        _SOME,
-    ),
-    **dict.fromkeys(["qwen2", "qwen3", "qwen2_vl", "qwen2_5_vl", "qwen2_5_vl_text", "qwen2_vl_text"], _QWEN),
-    **dict.fromkeys(["qwen3_vl_text"], _QWEN),
-    **dict.fromkeys(["qwen2_moe", "qwen3_moe", "qwen3_vl_moe_text"], _QWEN_MOE),
-    "qwen3_next": Family(layers.some_layers_mix, defaults=_QWEN_NEXT),
-    "qwen3_5_text": Family(layers.dense, defaults=_QWEN_NEXT),
-    "qwen3_5_moe_text": Family(layers.some_layers_mix, defaults=_QWEN_NEXT),
-    "gemma2": Family(layers.dense, tied=True, defaults=(("head_dim", 256), *_ALTERNATING)),
-    "gemma3_text": Family(layers.dense, tied=True, defaults=_GEMMA3),
-    "gemma3": Family(layers.dense, tied=True, defaults=_GEMMA3),
-    "gemma4_text": Family(layers.gemma4, tied=True),
-    "cohere2": Family(layers.dense, tied=True, defaults=(("sliding_window_pattern", 4),)),
-    "llama4_text": Family(layers.llama4, defaults=(("attention_chunk_size", 8192), ("head_dim", 128))),
-    "mimo_v2_flash": Family(layers.mimo_v2),
-    "jamba": Family(layers.jamba),
-    "nemotron_h": Family(layers.nemotron_h),
-}  # fmt: skip
