@@ -2,8 +2,8 @@
 
 import pkgutil
 import re
-from dataclasses import dataclass, replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 from msgspec import structs
@@ -30,22 +30,6 @@ _SECRETS = r"(?i:HF_|HUGGING_FACE_|.*_PROXY$)"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # They count allocations of a job; a job of the caches has one on each node in any case.
 _COUNTING = ("distinct_hosts", "distinct_property")
-
-
-@dataclass(frozen=True, slots=True)
-class CachedModel:
-    """One model's cache, as `model-cache.hcl.j2` writes it."""
-
-    name: str
-    model: Model
-    image: str
-    pull: float
-    user: str | None
-    volume: str | None
-    args: list[str]
-    env: dict[str, str]
-    secrets: dict[str, dict[str, list[tuple[str, str]]]]
-    constraints: list[Constraint]
 
 
 def cached_models(environment: Environment) -> list[str]:
@@ -83,7 +67,7 @@ def _source(module: str) -> str:
     return text.decode()
 
 
-def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
+def _groups(environment: Environment, name: str, job: str) -> list[SimpleNamespace]:
     """Return one cache, or one for each volume to fill where each allocation of the server has its own."""
     model, backup = environment.models[name], _backup(environment, job)
     assert model.cache
@@ -96,23 +80,24 @@ def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
         mounted = model.driver == "docker" and not _is_bucket(backup)
         words.append(f"--store={STORE if mounted else backup.store}")
     references = {key: value for key, value in model.secrets.items() if re.match(_SECRETS, key)}
-    one = CachedModel(
-        name=name,
-        model=model,
-        image=server.image,
-        pull=balancer_of(environment).deadlines(model).pull,
-        user=server.user,
-        volume=model.cache.volume,
-        args=["-m", f"vllmjobs.{PROGRAM}", job, *words],
-        env=_variables(model) | (_of_bucket(backup) if backup else {}),
-        secrets=secrets(dict(backup.secrets) if backup else references),
-        constraints=_of_nodes(model.placement.constraints),
-    )
-    if not model.cache.per_alloc:
-        return [one]
+    volumes = {name: model.cache.volume}
+    if model.cache.per_alloc:
+        count = 1 if job == "cache-backup" else model.replicas
+        volumes = {f"{name}-{index}": f"{model.cache.volume}[{index}]" for index in range(count)}
     return [
-        replace(one, name=f"{name}-{index}", volume=f"{model.cache.volume}[{index}]")
-        for index in range(1 if job == "cache-backup" else model.replicas)
+        SimpleNamespace(
+            name=one,
+            model=model,
+            image=server.image,
+            pull=balancer_of(environment).deadlines(model).pull,
+            user=server.user,
+            volume=volume,
+            args=["-m", f"vllmjobs.{PROGRAM}", job, *words],
+            env=_variables(model) | (_of_bucket(backup) if backup else {}),
+            secrets=secrets(dict(backup.secrets) if backup else references),
+            constraints=_of_nodes(model.placement.constraints),
+        )
+        for one, volume in volumes.items()
     ]
 
 
