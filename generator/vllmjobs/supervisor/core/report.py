@@ -148,67 +148,55 @@ def _shown(child: Child, state: State, runtime: Runtime, window: float, now: flo
 
 
 PREFIX = "vllmjobs_supervisor_"
-METRICS = {  # the type and the help of each metric, in the order of the page
-    "info": ("gauge", "Which version this is."),
-    "uptime_seconds": ("gauge", "Since the supervisor started."),
-    "ready": ("gauge", "Whether a balancer may send requests here."),
-    "instance_ready": ("gauge", "Whether an instance may be sent requests."),
-    "instance_restarts_total": ("counter", "Starts after the first."),
-    "instance_failures_total": ("counter", "Ends that nobody asked for, exit code 0 included."),
-    "instance_given_up": ("gauge", "Whether an instance is not started any more."),
-    "load_seconds": ("gauge", "From the last start to the first answer."),
-    "drain_seconds": ("gauge", "Of the last drain."),
-    "gpu_healthy": ("gauge", "Whether a GPU works."),
-    "gpu_memory_used_bytes": ("gauge", "Of all that run on a GPU."),
-    "gpu_memory_total_bytes": ("gauge", "What a GPU has."),
-    "log_lines_dropped_total": ("counter", "Lines that were too many, or that nobody took."),
-    "zombies_reaped_total": ("counter", "Orphans of the children."),
-    "resident_memory_bytes": ("gauge", "Of the supervisor itself."),
-}
 _Samples = list[tuple[dict[str, str], float | None]]
 
 
 def metrics(spec: SupervisorSpec, state: State, runtime: Runtime, counters: Counters, now: float) -> str:
     """Return a page of Prometheus' text format 0.0.4; unknown values are left out."""
-    samples = _samples(spec, state, runtime, counters, now)
     page = ""
-    for name, (kind, about) in METRICS.items():
-        if known := [(labels, value) for labels, value in samples[name] if value is not None]:
+    for name, kind, about, samples in _metrics(spec, state, runtime, counters, now):
+        if known := [(labels, value) for labels, value in samples if value is not None]:
             page += f"# HELP {PREFIX}{name} {about}\n# TYPE {PREFIX}{name} {kind}\n"
             page += "".join(f"{PREFIX}{name}{_labels(labels)} {float(value)!r}\n" for labels, value in known)
     return page
 
 
-def _samples(
+def _metrics(
     spec: SupervisorSpec, state: State, runtime: Runtime, counters: Counters, now: float
-) -> dict[str, _Samples]:
-    """Return the values of each metric, by their labels."""
+) -> list[tuple[str, str, str, _Samples]]:
+    """Return the name, the type, the help and the values of each metric, in the order of the page."""
     ones = {child.name: state.children[child.name] for child in spec.children}
     gpus = sorted((runtime.gpus or {}).items())
+    dropped = sorted(counters.dropped.items())
 
     def of_each(values: Mapping[str, float]) -> _Samples:
         return [({"instance": name}, values[name]) for name in ones if name in values]
 
-    return {
-        "info": [({"version": __version__}, 1)],
-        "uptime_seconds": [({}, now - runtime.started_at)],
-        "ready": [({}, is_ready(spec, state))],
-        "instance_ready": of_each({name: _is_up(state, name) for name in ones}),
-        "instance_restarts_total": of_each({name: one.restarts for name, one in ones.items()}),
-        "instance_failures_total": of_each({name: counters.failures.get(name, 0) for name in ones}),
-        "instance_given_up": of_each({name: one.phase == "given_up" for name, one in ones.items()}),
-        "load_seconds": of_each(counters.load_seconds),
-        "drain_seconds": of_each(counters.drain_seconds),
-        "gpu_healthy": [({"gpu": name}, gpu.is_healthy) for name, gpu in gpus],
-        "gpu_memory_used_bytes": [({"gpu": name}, gpu.used_bytes) for name, gpu in gpus],
-        "gpu_memory_total_bytes": [({"gpu": name}, gpu.total_bytes) for name, gpu in gpus],
-        "log_lines_dropped_total": [
-            ({"instance": name, "stream": stream}, count)
-            for (name, stream), count in sorted(counters.dropped.items())
-        ],
-        "zombies_reaped_total": [({}, counters.reaped)],
-        "resident_memory_bytes": [({}, runtime.rss_bytes)],
-    }
+    return [
+        ("info", "gauge", "Which version this is.", [({"version": __version__}, 1)]),
+        ("uptime_seconds", "gauge", "Since the supervisor started.", [({}, now - runtime.started_at)]),
+        ("ready", "gauge", "Whether a balancer may send requests here.", [({}, is_ready(spec, state))]),
+        ("instance_ready", "gauge", "Whether an instance may be sent requests.",
+         of_each({name: _is_up(state, name) for name in ones})),
+        ("instance_restarts_total", "counter", "Starts after the first.",
+         of_each({name: one.restarts for name, one in ones.items()})),
+        ("instance_failures_total", "counter", "Ends that nobody asked for, exit code 0 included.",
+         of_each({name: counters.failures.get(name, 0) for name in ones})),
+        ("instance_given_up", "gauge", "Whether an instance is not started any more.",
+         of_each({name: one.phase == "given_up" for name, one in ones.items()})),
+        ("load_seconds", "gauge", "From the last start to the first answer.", of_each(counters.load_seconds)),
+        ("drain_seconds", "gauge", "Of the last drain.", of_each(counters.drain_seconds)),
+        ("gpu_healthy", "gauge", "Whether a GPU works.",
+         [({"gpu": name}, gpu.is_healthy) for name, gpu in gpus]),
+        ("gpu_memory_used_bytes", "gauge", "Of all that run on a GPU.",
+         [({"gpu": name}, gpu.used_bytes) for name, gpu in gpus]),
+        ("gpu_memory_total_bytes", "gauge", "What a GPU has.",
+         [({"gpu": name}, gpu.total_bytes) for name, gpu in gpus]),
+        ("log_lines_dropped_total", "counter", "Lines that were too many, or that nobody took.",
+         [({"instance": name, "stream": stream}, count) for (name, stream), count in dropped]),
+        ("zombies_reaped_total", "counter", "Orphans of the children.", [({}, counters.reaped)]),
+        ("resident_memory_bytes", "gauge", "Of the supervisor itself.", [({}, runtime.rss_bytes)]),
+    ]  # fmt: skip
 
 
 def _labels(labels: Mapping[str, str]) -> str:
