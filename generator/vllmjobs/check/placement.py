@@ -25,7 +25,6 @@ UNITS = {
 }
 WORDS = ("driver_version", "model", "ids")
 ATTRIBUTES = (*UNITS, "display_state", "persistence_mode", "vendor", "type", *WORDS)
-AMOUNTS = ("=", "==", "is", "!=", "not", "<", "<=", ">", ">=")
 NUMBER = r"-?\d+(\.\d+)?(e[+-]?\d+)?"
 EXAMPLES = {
     "cores_clock": "1500 MHz",
@@ -158,7 +157,7 @@ def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Find
     if operator in WITHOUT_VALUE or not value:
         return
     if unit := UNITS.get(name):
-        if operator not in AMOUNTS:
+        if operator not in COMPARED:
             message = f"{operator} compares words, and {name} is an amount; use one of =, <, >="
             yield (*at, "operator"), message
         elif not re.fullmatch(rf"{NUMBER} *{unit}", value):

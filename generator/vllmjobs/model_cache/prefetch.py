@@ -22,18 +22,8 @@ TRIES = 2  # what was left of an earlier download may be damaged, too
 SAFE = ".safetensors"
 # The same weights again, which vLLM does not read where there are safetensors.
 OTHER_WEIGHTS = (
-    ".bin",
-    ".pt",
-    ".pth",
-    ".ckpt",
-    ".msgpack",
-    ".h5",
-    ".ot",
-    ".onnx",
-    ".onnx_data",
-    ".gguf",
-    ".tflite",
-)
+    ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".ot", ".onnx", ".onnx_data", ".gguf", ".tflite",
+)  # fmt: skip
 ORIGINAL = "original/"  # of Meta's own code; vLLM passes it over
 
 
