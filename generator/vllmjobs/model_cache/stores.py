@@ -3,34 +3,9 @@
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Protocol
 
 from vllmjobs.model_cache.files import CacheError, beside, sha256, write
 from vllmjobs.model_cache.s3 import Bucket
-
-
-class Store(Protocol):
-    """A place for files, each by its name; its text is for people."""
-
-    def has(self, name: str, digest: str, size: int) -> bool:
-        """Tell whether it holds a file of this content."""
-
-    def put(self, source: Path, name: str, digest: str) -> None:
-        """Copy a file there; an older one of that name stays until the copy is whole."""
-
-    def get(self, name: str, to: Path) -> None:
-        """Copy a file from there, if it is there."""
-
-    def read(self, name: str) -> str | None:
-        """Return a short text; None where there is none."""
-
-    def write(self, name: str, text: str) -> None:
-        """Write a short text."""
-
-
-def store(address: str) -> Store:
-    """Return the store of an address: `s3://…`, or a folder's path."""
-    return Bucket(address) if address.startswith("s3://") else Folder(Path(address))
 
 
 class Folder:
@@ -76,3 +51,11 @@ class Folder:
     def write(self, name: str, text: str) -> None:
         """Write a short text; a reader gets the old text or the new."""
         write(self.root / name, text)
+
+
+Store = Bucket | Folder  # a place for files, each by its name; its text is for people
+
+
+def store(address: str) -> Store:
+    """Return the store of an address: `s3://…`, or a folder's path."""
+    return Bucket(address) if address.startswith("s3://") else Folder(Path(address))
