@@ -7,9 +7,9 @@ from typing import Any, NamedTuple
 
 from vllmjobs.text.english import did_you_mean
 from vllmjobs.vllm.arguments.conflicts import conflicts
-from vllmjobs.vllm.arguments.parser import Mistake, MistakeKind, Option, expanded_sizes, size, split
+from vllmjobs.vllm.arguments.parser import Mistake, Option, expanded_sizes, size, split
 from vllmjobs.vllm.arguments.tables import Flag, Table, history
-from vllmjobs.vllm.arguments.values import check, folded, not_among, shown
+from vllmjobs.vllm.arguments.values import RefusedError, check, folded, not_among, shown
 from vllmjobs.vllm.releases import VERSIONS
 
 # Where there is a plugin, it can bring a name of its own.
@@ -21,14 +21,6 @@ class Reading(NamedTuple):
 
     values: dict[str, Any]  # by vLLM's own names (`max_num_seqs`); JSON options as objects
     mistakes: list[Mistake]
-
-
-class _UnreadableError(Exception):
-    """A word of a command line that vLLM's parser refuses."""
-
-    def __init__(self, kind: MistakeKind, message: str) -> None:
-        self.kind: MistakeKind = kind
-        self.message = message
 
 
 def read(table: Table, words: Sequence[str]) -> Reading:
@@ -68,13 +60,13 @@ def _value(table: Table, option: Option, *, checked: bool) -> tuple[Any, list[Mi
     flag = option.flag
     try:
         value = _converted(table, option)
-    except _UnreadableError as unreadable:
-        return None, [Mistake(flag.name, unreadable.kind, unreadable.message)]
+    except RefusedError as refused:
+        return None, [Mistake(flag.name, refused.kind, refused.message)]
     if flag.value is None or value is None or value == flag.default or not checked:
         return value, []
-    taken = check(table, flag.value, value, flag.name)
+    taken, mistakes = check(table, flag.value, value, flag.name)
     # Only an object is made what it is by the parser; all else stays as read until the engine is made.
-    return (taken.value if flag.read == "object" else value), taken.mistakes
+    return (taken if flag.read == "object" else value), mistakes
 
 
 def _converted(table: Table, option: Option) -> Any:
@@ -97,7 +89,7 @@ def _word(table: Table, flag: Flag, word: str) -> Any:
         return None
     value = _read(table, flag, word)
     if flag.choices and value not in flag.choices:
-        raise _UnreadableError("choice", not_among(value, [str(choice) for choice in flag.choices]))
+        raise RefusedError("choice", not_among(value, [str(choice) for choice in flag.choices]))
     return value
 
 
@@ -132,7 +124,7 @@ def _number(flag: Flag, word: str) -> int | float:
         wanted = "a number" if flag.read == "float" else "a whole number"
         if flag.read.startswith("size"):
             wanted += ", such as 8192, 8k (8000) or 8K (8192)"
-        raise _UnreadableError("type", f"must be {wanted}, not {shown(word)}") from None
+        raise RefusedError("type", f"must be {wanted}, not {shown(word)}") from None
 
 
 def _json(word: str, *, sizes: bool = False) -> Any:
@@ -140,7 +132,7 @@ def _json(word: str, *, sizes: bool = False) -> Any:
         return json.loads(expanded_sizes(word) if sizes else word)
     except (ValueError, OverflowError, RecursionError) as error:
         message = f"is no JSON: {error}; it is {shown(word)}"
-        raise _UnreadableError("json", message) from None
+        raise RefusedError("json", message) from None
 
 
 def _lora(word: str) -> dict[str, Any]:
@@ -152,7 +144,7 @@ def _lora(word: str) -> dict[str, Any]:
     keys = {"name", "path", "base_model_name"}
     if not isinstance(value, dict) or not {"name", "path"} <= set(value) <= keys:
         message = f"must be name=path, or an object with name, path and base_model_name, not {shown(word)}"
-        raise _UnreadableError("type", message)
+        raise RefusedError("type", message)
     return value
 
 

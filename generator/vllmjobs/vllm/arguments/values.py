@@ -1,7 +1,7 @@
 """Values, checked as pydantic checks them for vLLM's configuration classes."""
 
 import json
-from typing import Any, NamedTuple
+from typing import Any
 
 from vllmjobs.text.english import did_you_mean
 from vllmjobs.vllm.arguments.parser import Mistake, MistakeKind
@@ -21,7 +21,7 @@ LONG = 12  # as many choices are written out; of more, the nearest
 
 
 class RefusedError(Exception):
-    """A value that a type does not take."""
+    """A value that cannot be read, or that a type does not take."""
 
     def __init__(self, kind: MistakeKind, message: str, path: tuple[str, ...] = ()) -> None:
         self.kind: MistakeKind = kind
@@ -29,18 +29,10 @@ class RefusedError(Exception):
         self.path = path
 
 
-class Checked(NamedTuple):
-    """A value as vLLM takes it, or what is wrong with it."""
-
-    value: Any
-    mistakes: list[Mistake]
-
-
-def check(table: Table, kind: Type, value: Any, flag: str) -> Checked:
-    """Read a value into a type; every mistake is named by its path below `flag`."""
+def check(table: Table, kind: Type, value: Any, flag: str) -> tuple[Any, list[Mistake]]:
+    """Return a value as vLLM takes it into a type, and what is wrong with it, by its path below `flag`."""
     mistakes: list[Mistake] = []
-    taken = _Check(table, flag, mistakes).take(kind, value, ())
-    return Checked(taken, mistakes)
+    return _Check(table, flag, mistakes).take(kind, value, ()), mistakes
 
 
 def shown(value: Any) -> str:
