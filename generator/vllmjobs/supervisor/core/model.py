@@ -47,6 +47,13 @@ class SupervisorSpec:
     seed: int = 0  # the seed of the random part of the backoff
 
 
+@dataclass(frozen=True)
+class OfChild:
+    """The name of one child, which is all that many triggers and operations hold."""
+
+    child: str
+
+
 # What makes the supervisor decide.
 
 
@@ -63,11 +70,8 @@ class Exited:
     status: int  # exit code, or the negative number of the signal
 
 
-@dataclass(frozen=True)
-class Cleared:
+class Cleared(OfChild):
     """Nothing of the child's tree runs, and the memory of its GPUs is free."""
-
-    child: str
 
 
 @dataclass(frozen=True)
@@ -85,11 +89,8 @@ class StopAsked:
     """SIGTERM or SIGINT came; the second goes on without the drain, the third kills."""
 
 
-@dataclass(frozen=True)
-class RemoveAsked:
+class RemoveAsked(OfChild):
     """The child is to end, as in a stop: for good, or because `Added` follows when it has."""
-
-    child: str
 
 
 @dataclass(frozen=True)
@@ -113,32 +114,20 @@ Trigger = Tick | Exited | Cleared | Probed | StopAsked | RemoveAsked | Added | C
 # What the supervisor then does.
 
 
-@dataclass(frozen=True)
-class Start:
+class Start(OfChild):
     """Start the child: nothing of it runs."""
 
-    child: str
 
-
-@dataclass(frozen=True)
-class Clear:
+class Clear(OfChild):
     """Kill what is left of the child's tree; `Cleared` when it is gone and the memory of its GPUs is free."""
 
-    child: str
 
-
-@dataclass(frozen=True)
-class Terminate:
+class Terminate(OfChild):
     """Send SIGTERM to the child's own process."""
 
-    child: str
 
-
-@dataclass(frozen=True)
-class Kill:
+class Kill(OfChild):
     """Send SIGKILL to all of the child's tree."""
-
-    child: str
 
 
 @dataclass(frozen=True)
