@@ -22,8 +22,7 @@ AT_ONCE = 64 * 1024  # bytes of one write: what a pipe holds
 class Output:
     """The lines to a file descriptor. No method raises for what the other end does.
 
-    With a `loop`, waiting lines go on as soon as there is room; without one, the caller calls `on_writable`
-    when `wants_write` and `fileno()` is writable.
+    With a `loop`, waiting lines go on as soon as there is room; without one, the caller calls `on_writable`.
     """
 
     def __init__(self, fd: int = 1, loop: AbstractEventLoop | None = None, most: int = MOST) -> None:
@@ -56,10 +55,6 @@ class Output:
             self._waiting += line
         if not self.wants_write:
             self._push()
-
-    def fileno(self) -> int:
-        """Return the descriptor on which to wait for room: not always the `fd` that was given."""
-        return self._fd
 
     def on_writable(self) -> None:
         """Write on what waits."""
