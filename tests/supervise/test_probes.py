@@ -9,16 +9,18 @@ import ssl
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from vllmjobs.supervisor import probes
+from vllmjobs.supervisor.core import engines
 from vllmjobs.supervisor.core.model import Probed
 from vllmjobs.supervisor.core.progress import Sample, progressed
-from vllmjobs.supervisor.http_client import LOOPBACK, Address
-from vllmjobs.supervisor.probes import Target, Timeouts, probe
+from vllmjobs.supervisor.http_client import LOOPBACK
+from vllmjobs.supervisor.probes import Timeouts, probe
 from vllmjobs_sandbox.cluster import process
 from vllmjobs_sandbox.cluster.programs import ROOM
 from vllmjobs_sandbox.engine import knobs
@@ -38,7 +40,7 @@ class Engine:
     def __init__(self, running: process.Process, port: int) -> None:
         self.process = running
         self.port = port
-        self.target = Target("chat-0", Address("127.0.0.1", port))
+        self.target = engines.Engine("chat-0", (), {}, port=port)
 
     def probe(self, before: Sample | None = None, timeouts: Timeouts = PATIENT) -> tuple[Sample, Probed]:
         return asyncio.run(probe(self.target, before, timeouts))
@@ -180,9 +182,9 @@ def test_no_probe_leaves_a_connection_open(plain: Engine) -> None:
 
 def test_an_api_key_is_sent_and_a_wrong_one_never_serves(start: Start) -> None:
     engine = start("--api-key", "sesame")
-    engine.target = Target("chat-0", Address("127.0.0.1", engine.port, token="sesame\n"))
+    engine.target = replace(engine.target, api_key="sesame\n")
     engine.until_it_serves()
-    wrong = Target("chat-0", Address("127.0.0.1", engine.port, token="other"), "tiny/llama")
+    wrong = replace(engine.target, api_key="other", served_name="tiny/llama")
     sample, seen = asyncio.run(probe(wrong, None, PATIENT))
     assert (seen.serves, sample.completion, sample.reason) == (
         False,
@@ -287,7 +289,7 @@ def with_server(
     async def run() -> tuple[Sample, Probed]:
         async with await asyncio.start_server(serve, LOOPBACK.get(host, host), 0, ssl=tls) as server:
             port = server.sockets[0].getsockname()[1]
-            target = Target("chat-0", Address(host, port, tls=tls is not None), served_name)
+            target = engines.Engine("chat-0", (), {}, host, port, served_name, tls=tls is not None)
             return await probe(target, None, timeouts)
 
     return asyncio.run(run())

@@ -9,10 +9,10 @@ from contextlib import suppress
 
 from vllmjobs.supervisor.core.engines import Engine
 from vllmjobs.supervisor.core.model import Handle, Phase
-from vllmjobs.supervisor.http_client import LOOPBACK, Address
+from vllmjobs.supervisor.http_client import LOOPBACK
 from vllmjobs.supervisor.log.lines import Lines, Rate, Stream
 from vllmjobs.supervisor.log.output import Output
-from vllmjobs.supervisor.probes import Target, Timeouts, probe, probe_front, probe_leaving
+from vllmjobs.supervisor.probes import Timeouts, probe, probe_front, probe_leaving
 from vllmjobs.supervisor.processes import Started, StartError
 
 AT_ONCE = 1 << 18  # bytes of one read
@@ -103,17 +103,14 @@ class RunningEngine:
     async def _probe(self) -> None:
         sample = None
         while True:
-            engine = self.engine
-            address = Address(engine.host, engine.port, tls=engine.tls, token=engine.api_key)
-            target = Target(engine.name, address, engine.served_name)
+            engine, phase = self.engine, self._phase
             self._changed.clear()
-            phase = self._phase
             if engine.is_front:
-                result = await probe_front(target)
+                result = await probe_front(engine)
             elif phase == "leaving":
-                result = await probe_leaving(target)
+                result = await probe_leaving(engine)
             else:
-                sample, result = await probe(target, sample, FIRST if phase == "starting" else USUAL)
+                sample, result = await probe(engine, sample, FIRST if phase == "starting" else USUAL)
             if self._phase != phase:  # what it had to answer before it leaves is not what it has then
                 continue
             self._handle(result)

@@ -9,6 +9,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
+from vllmjobs.supervisor.core.engines import Engine
 from vllmjobs.supervisor.core.model import Probed
 from vllmjobs.supervisor.core.progress import Load, Sample, grew, progressed, read_metrics, wants_proof
 from vllmjobs.supervisor.http_client import Address, request
@@ -22,15 +23,6 @@ PATHS: dict[str, Body] = {
     "/v1/embeddings": {"input": "1"},
     "/pooling": {"input": "1"},
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """The engine to probe."""
-
-    child: str
-    address: Address
-    served_name: str | None = None  # the model's name; the first of /v1/models when None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +47,7 @@ class Answer(NamedTuple):
 
 
 async def probe(
-    target: Target, before: Sample | None, timeouts: Timeouts = Timeouts()
+    engine: Engine, before: Sample | None, timeouts: Timeouts = Timeouts()
 ) -> tuple[Sample, Probed]:
     """Probe an engine once; never raises.
 
@@ -66,40 +58,40 @@ async def probe(
     """
     now = asyncio.get_running_loop().time()
     health, page = await asyncio.gather(
-        _ask(target, "GET", "/health", timeouts.health), _ask(target, "GET", "/metrics", timeouts.metrics)
+        _ask(engine, "GET", "/health", timeouts.health), _ask(engine, "GET", "/metrics", timeouts.metrics)
     )
     load = read_metrics(page.body) if page.status == 200 else Load(None, None)
-    last = before or Sample(model=target.served_name, proved_at=now)
+    last = before or Sample(model=engine.served_name, proved_at=now)
     sample = replace(
         last, health=health.status, tokens=load.tokens, unanswered=load.unanswered, completion=None,
         reason=health.reason or ("" if health.status == 200 else f"/health answered {health.status}"),
     )  # fmt: skip
     is_reached = health.status is not None or page.status is not None
     if is_reached and wants_proof(before, sample, now - last.proved_at >= timeouts.idle):
-        sample = await _complete(target, sample, timeouts.completion)
+        sample = await _complete(engine, sample, timeouts.completion)
     if sample.completion == "answered" or grew(before, sample):
         sample = replace(sample, proved_at=now)
     serves = sample.health == 200 and sample.has_served
-    return sample, Probed(target.child, serves, progressed(before, sample), sample.unanswered)
+    return sample, Probed(engine.name, serves, progressed(before, sample), sample.unanswered)
 
 
-async def probe_leaving(target: Target, seconds: float = 3.0) -> Probed:
+async def probe_leaving(engine: Engine, seconds: float = 3.0) -> Probed:
     """Count the answers that are on their way, which is all that matters before a stop. Never raises."""
-    page = await _ask(target, "GET", "/metrics", seconds)
+    page = await _ask(engine, "GET", "/metrics", seconds)
     unanswered = read_metrics(page.body).unanswered if page.status == 200 else None
-    return Probed(target.child, serves=False, progress=False, unanswered=unanswered)
+    return Probed(engine.name, serves=False, progress=False, unanswered=unanswered)
 
 
-async def probe_front(target: Target, seconds: float = 3.0) -> Probed:
+async def probe_front(engine: Engine, seconds: float = 3.0) -> Probed:
     """Probe a balancer: any answer shows that it is well. Never raises."""
-    is_well = (await _ask(target, "GET", "/", seconds)).status is not None
-    return Probed(target.child, serves=is_well, progress=is_well)
+    is_well = (await _ask(engine, "GET", "/", seconds)).status is not None
+    return Probed(engine.name, serves=is_well, progress=is_well)
 
 
-async def _complete(target: Target, sample: Sample, seconds: float) -> Sample:
+async def _complete(engine: Engine, sample: Sample, seconds: float) -> Sample:
     """Ask for one token, on the path that this model answers."""
     if sample.model is None:
-        models = await _ask(target, "GET", "/v1/models", seconds)
+        models = await _ask(engine, "GET", "/v1/models", seconds)
         listed = _listed(models, "data")
         if not listed or not isinstance(name := listed[0].get("id"), str):
             reason = models.reason or f"answered {models.status} and names no model"
@@ -108,7 +100,7 @@ async def _complete(target: Target, sample: Sample, seconds: float) -> Sample:
         sample = replace(sample, model=name)
     reason = ""
     for path in (sample.path,) if sample.path else PATHS:
-        answer = await _ask(target, "POST", path, seconds, {"model": sample.model} | PATHS[path])
+        answer = await _ask(engine, "POST", path, seconds, {"model": sample.model} | PATHS[path])
         if answer.status is None:
             return replace(sample, completion="silent", reason=f"{path}: {answer.reason}")
         if answer.status == 200 and (_listed(answer, "choices") or _listed(answer, "data")):
@@ -129,11 +121,12 @@ def _listed(answer: Answer, key: str) -> list[Body]:
     return listed if isinstance(listed, list) and all(isinstance(item, dict) for item in listed) else []
 
 
-async def _ask(target: Target, method: str, path: str, seconds: float, body: Body | None = None) -> Answer:
+async def _ask(engine: Engine, method: str, path: str, seconds: float, body: Body | None = None) -> Answer:
     """Send one request; a failure becomes the reason."""
+    address = Address(engine.host, engine.port, tls=engine.tls, token=engine.api_key)
     try:
         async with asyncio.timeout(seconds):
-            response = await request(target.address, method, path, body)
+            response = await request(address, method, path, body)
     except ConnectionRefusedError:
         return Answer(None, reason="nothing listens there yet")
     except TimeoutError:

@@ -2,7 +2,7 @@
 
 import signal
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 PORT = 8000  # of `vllm serve`
 
@@ -34,13 +34,13 @@ class Engine:
 
     name: str
     command: tuple[str, ...]
-    env: Mapping[str, str]  # all of its environment
+    env: Mapping[str, str] = field(repr=False)  # all of its environment
     host: str = "127.0.0.1"
     port: int = PORT
     served_name: str | None = None  # the model's name in requests; the first that the engine lists when None
     gpus: tuple[str, ...] = ()  # the GPUs by UUID or index
     tls: bool = False  # True if it was started with --ssl-certfile
-    api_key: str | None = None
+    api_key: str | None = field(default=None, repr=False)
     is_front: bool = False  # True if it is a balancer before the others, which any answer shows to be well
     stop_signal: int = signal.SIGTERM
     line: ServerLine | None = None  # its line of the file which the balancer reads; None without such a file
