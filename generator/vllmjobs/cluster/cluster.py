@@ -70,14 +70,10 @@ class Cluster:
 
     def _parse(self, hcl: str, namespace: str | None, canonicalize: bool) -> Json:
         scope = self.nomad.scope(namespace)
+        needed = f"parse-job or submit-job {in_namespace(scope)}"
+        body = {"JobHCL": hcl, "Canonicalize": canonicalize}
         job: Json = self.nomad.read(
-            f"parse-job or submit-job {in_namespace(scope)}",
-            (dict,),
-            self.nomad.api.jobs,
-            "parse",
-            method="post",
-            json={"JobHCL": hcl, "Canonicalize": canonicalize},
-            params=scope,
+            needed, (dict,), self.nomad.api.jobs, "parse", method="post", json=body, params=scope
         )
         return job
 
@@ -88,15 +84,10 @@ class Cluster:
         Nomad would not take the job.
         """
         scope = self.nomad.scope(job["Namespace"], job["Region"])
+        needed = f"plan-job (submit-job before Nomad 1.11.2) {in_namespace(scope)}"
+        body = {"Job": job, "Diff": True}
         planned: Json = self.nomad.read(
-            f"plan-job (submit-job before Nomad 1.11.2) {in_namespace(scope)}",
-            (dict,),
-            self.nomad.api.job,
-            job["ID"],
-            "plan",
-            method="post",
-            json={"Job": job, "Diff": True},
-            params=scope,
+            needed, (dict,), self.nomad.api.job, job["ID"], "plan", method="post", json=body, params=scope
         )
         return planned
 

@@ -32,11 +32,8 @@ def where(
     job: str, namespace: str | None = None, region: str | None = None, environ: Mapping[str, str] = os.environ
 ) -> Where:
     """Return where an unread job is: as an environment says, else in NOMAD_NAMESPACE and NOMAD_REGION."""
-    return Where(
-        job,
-        namespace or environ.get("NOMAD_NAMESPACE") or DEFAULT_NAMESPACE,
-        region or environ.get("NOMAD_REGION") or "",
-    )
+    namespace = namespace or environ.get("NOMAD_NAMESPACE") or DEFAULT_NAMESPACE
+    return Where(job, namespace, region or environ.get("NOMAD_REGION") or "")
 
 
 class Deployments:
@@ -95,13 +92,8 @@ class Deployments:
         All items together may have 64 KiB (nomad/structs/variables.go).
         """
         params = {**self._scope(where), "cas": index}
-        self.nomad.write(
-            f'write on variable "{path}" {in_namespace(params)}',
-            self.nomad.api.variable,
-            *path.split("/"),
-            json={"Items": dict(items)},
-            params=params,
-        )
+        needed, body = f'write on variable "{path}" {in_namespace(params)}', {"Items": dict(items)}
+        self.nomad.write(needed, self.nomad.api.variable, *path.split("/"), json=body, params=params)
 
     def update_variable(
         self, path: str, where: Where, change: Callable[[dict[str, str]], dict[str, str] | None]
@@ -169,12 +161,9 @@ class Deployments:
     def variable(self, path: str, where: Where) -> tuple[dict[str, str], int]:
         """Return items and ModifyIndex of a Nomad Variable, or nothing and 0. Needs `read` on the path."""
         scope = self._scope(where)
+        needed = f'read on variable "{path}" {in_namespace(scope)}'
         variable: Json | None = self.nomad.read(
-            f'read on variable "{path}" {in_namespace(scope)}',
-            (dict, type(None)),
-            self.nomad.api.variable,
-            *path.split("/"),
-            params=scope,
+            needed, (dict, type(None)), self.nomad.api.variable, *path.split("/"), params=scope
         )
         return (variable["Items"], variable["ModifyIndex"]) if variable else ({}, 0)
 

@@ -19,6 +19,7 @@ from vllmjobs.text.states import ENDED
 
 Kind = Literal["stdout", "stderr"]
 Side = Literal["canary", "stable"]
+Origin = Literal["start", "end"]
 TASK = "vllm"
 POLL = 2.0  # seconds between two looks for allocations that came or went
 _LINE = 256  # bytes that a line may have, for a first guess at where the last ones begin
@@ -41,7 +42,7 @@ class TaskLogs:
         *,
         follow: bool = False,
         offset: int = 0,
-        origin: Literal["start", "end"] = "start",
+        origin: Origin = "start",
     ) -> Generator[bytes]:
         """Yield what a task of an allocation has written.
 
@@ -187,14 +188,10 @@ class _Reader(Thread):
     def run(self) -> None:
         """See `Thread.run`."""
         window = 0 if self._backlog is None else self._backlog * _LINE
+        _, allocation, kind = self._source
+        origin: Origin = "start" if self._backlog is None else "end"
         pieces = self._logs.read(
-            self._source.allocation,
-            TASK,
-            self._source.kind,
-            self._where,
-            follow=True,
-            offset=window,
-            origin="start" if self._backlog is None else "end",
+            allocation, TASK, kind, self._where, follow=True, offset=window, origin=origin
         )
         rest, is_held, received = b"", bool(window), 0
         try:

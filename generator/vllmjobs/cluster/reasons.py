@@ -20,6 +20,7 @@ NO_LEADER = (
     "Not ready to serve consistent reads",
     "keyring has not been initialized yet",
 )
+_TIMEOUTS = (requests.Timeout, ReadTimeoutError)
 _DROPS = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError, IncompleteRead, ssl.SSLEOFError)
 _LONGEST = 300  # characters of an answer that are shown
 
@@ -65,7 +66,7 @@ def is_unreachable(failure: Failure) -> bool:
 def is_lost(failure: Failure) -> bool:
     """Tell whether the answer did not come in time, or the connection was cut before it was complete."""
     return isinstance(failure, Exception) and any(
-        _is_timeout(cause) or _is_drop(cause) for cause in _causes(failure)
+        isinstance(cause, (*_TIMEOUTS, *_DROPS)) for cause in _causes(failure)
     )
 
 
@@ -109,13 +110,13 @@ def _reason_of_exception(error: Exception, timeout: tuple[float, float], names: 
             return f"its certificate is not trusted ({cause.verify_message}); {trust}"
     if any(isinstance(cause, requests.ConnectTimeout) for cause in causes):
         return f"no connection within {timeout[0]:g} s; is {names.addr} right?"
-    if any(map(_is_timeout, causes)):
+    if any(isinstance(cause, _TIMEOUTS) for cause in causes):
         return f"no answer within {timeout[1]:g} s"
     for cause in reversed(causes):
-        if isinstance(cause, ssl.SSLError) and not _is_drop(cause):
+        if isinstance(cause, ssl.SSLError) and not isinstance(cause, _DROPS):
             return _reason_of_tls(cause, names)
     for cause in reversed(causes):
-        if _is_drop(cause):
+        if isinstance(cause, _DROPS):
             hint = f"is {names.addr} right?"
             if isinstance(error, requests.RequestException) and url_of(error).startswith("https:"):
                 # Who is still sending when the server refuses its certificate may not get to hear that.
@@ -141,14 +142,6 @@ def _reason_of_tls(error: ssl.SSLError, names: Names) -> str:
 def url_of(sent: requests.Response | requests.RequestException) -> str:
     """Return the URL of the request that was answered, or failed; empty where it is not known."""
     return str(sent.request.url) if sent.request else ""
-
-
-def _is_timeout(cause: BaseException) -> bool:
-    return isinstance(cause, requests.Timeout | ReadTimeoutError)
-
-
-def _is_drop(cause: BaseException) -> bool:
-    return isinstance(cause, _DROPS)
 
 
 def _causes(error: object) -> Iterator[BaseException]:
