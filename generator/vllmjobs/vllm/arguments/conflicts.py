@@ -5,6 +5,7 @@ Each rule names its place in vLLM's source, as of 0.33.0.
 
 from collections.abc import Iterator
 from itertools import pairwise
+from math import prod
 from typing import Any
 
 from vllmjobs.vllm.arguments.option_conflicts import OPTION_RULES
@@ -13,11 +14,7 @@ from vllmjobs.vllm.arguments.tables import Table
 from vllmjobs.vllm.arguments.values import shown
 from vllmjobs.vllm.releases import is_version, precedes
 
-BALANCING = {
-    "data_parallel_multi_port_external_lb": "data-parallel-multi-port-external-lb",
-    "data_parallel_external_lb": "data-parallel-external-lb",
-    "data_parallel_hybrid_lb": "data-parallel-hybrid-lb",
-}
+BALANCING = ("data_parallel_multi_port_external_lb", "data_parallel_external_lb", "data_parallel_hybrid_lb")
 FP8_SCALES = ("mm_encoder_fp8_scale_path", "mm_encoder_fp8_scale_save_path")
 SPECULATION = {"spec_method": "method", "spec_model": "model", "spec_tokens": "num_speculative_tokens"}
 DRAFTLESS = ("ngram", "ngram_gpu")
@@ -104,7 +101,7 @@ def headless(given: Arguments) -> Iterator[Mistake]:
 
 def balancing(given: Arguments) -> Iterator[Mistake]:
     """Check as ServeSubcommand.cmd does, vllm/entrypoints/cli/serve.py."""
-    modes = {name for dest, name in BALANCING.items() if given[dest]}
+    modes = {dest.replace("_", "-") for dest in BALANCING if given[dest]}
     if given["data_parallel_rank"] is not None:
         modes.add("data-parallel-external-lb")
     if len(modes) > 1:
@@ -132,7 +129,7 @@ def multi_port(given: Arguments) -> Iterator[Mistake]:
     """Check as validate_multi_port_external_lb_args does, vllm/entrypoints/launchers/dp_supervisor.py."""
     if not given["data_parallel_multi_port_external_lb"]:
         return
-    flag = BALANCING["data_parallel_multi_port_external_lb"]
+    flag = "data-parallel-multi-port-external-lb"
     size, local = given["data_parallel_size"], given["data_parallel_size_local"]
     if size < 2:
         yield conflict(flag, "needs data-parallel-size of 2 or more")
@@ -151,11 +148,8 @@ def multi_port(given: Arguments) -> Iterator[Mistake]:
 
 def experts(given: Arguments) -> Iterator[Mistake]:
     """Check as ParallelConfig._validate_parallel_config and __post_init__ do, vllm/config/parallel.py."""
-    ranks = (
-        given["tensor_parallel_size"]
-        * given["data_parallel_size"]
-        * (given["prefill_context_parallel_size"] or 1)
-    )
+    kinds = ("tensor", "data", "prefill_context")
+    ranks = prod(given[f"{kind}_parallel_size"] or 1 for kind in kinds)
     if given["enable_eplb"] and not given["enable_expert_parallel"]:
         yield conflict("enable-eplb", "needs enable-expert-parallel")
     elif given["enable_eplb"] and ranks <= 1:

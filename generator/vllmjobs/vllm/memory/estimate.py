@@ -7,6 +7,7 @@ model; what activations, CUDA graphs and CUDA itself take is measured, and said 
 """
 
 import math
+from bisect import bisect_left
 from collections.abc import Callable, Sequence
 
 import msgspec
@@ -229,8 +230,4 @@ def _stage(
 
 def _longest(fits: Callable[[int], bool], limit: int) -> int:
     """Return the largest number up to the limit that fits, 0 if none does."""
-    low, high = 0, limit
-    while low < high:
-        middle = (low + high + 1) // 2
-        low, high = (middle, high) if fits(middle) else (low, middle - 1)
-    return low
+    return bisect_left(range(1, limit + 1), True, key=lambda number: not fits(number))

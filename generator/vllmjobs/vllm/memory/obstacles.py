@@ -2,7 +2,7 @@
 
 from contextlib import suppress
 
-from vllmjobs.vllm.memory.estimate import Estimate, estimate
+from vllmjobs.vllm.memory.estimate import Estimate, Request, estimate
 from vllmjobs.vllm.memory.gpus import Gpu
 from vllmjobs.vllm.memory.limits import Obstacle, blocks, capability, dividing
 from vllmjobs.vllm.memory.parts import UnknownShapeError, shown
@@ -92,10 +92,7 @@ def _ways_out(estimated: Estimate, gpu: Gpu, serving: Serving, *others: str) -> 
     ways = [*others, f"raise {' or '.join(raised)}"] if raised else [*others]
     if serving.gpu_count == 1:  # then a higher gpus.count means more servers
         ways.append("give it more GPUs (strategy: tensor_parallel)")
-    if estimated.smallest and (estimated.smallest.gpu, estimated.smallest.count) != (
-        gpu.name,
-        serving.gpu_count,
-    ):
+    if estimated.smallest and estimated.smallest != Request(gpu.name, serving.gpu_count):
         ways.append(f"take {estimated.smallest.count} x {estimated.smallest.gpu}")
     *most, last = ways
     return f"{', '.join(most)}, or {last}" if most else last

@@ -195,21 +195,15 @@ def _recurrent(at: str, hidden: int, mixer: Recurrent) -> Iterator[Matrix]:
         yield Matrix(at + "x_proj", 1, mixer.extra, mixer.heads, plain=True)
 
 
-def _feed(at: str, hidden: int, width: int, gated: bool) -> Iterator[Matrix]:
+def _feed(at: str, hidden: int, width: int, gated: bool, copies: int = 1) -> Iterator[Matrix]:
     if gated:
-        yield Matrix(at + ".gate_proj", hidden, width, width)
-    yield Matrix(at + ".up_proj", hidden, width, width)
-    yield Matrix(at + ".down_proj", width, hidden, width)
+        yield Matrix(at + ".gate_proj", hidden, width, width, copies)
+    yield Matrix(at + ".up_proj", hidden, width, width, copies)
+    yield Matrix(at + ".down_proj", width, hidden, width, copies)
 
 
 def _experts(at: str, hidden: int, feed: Experts) -> Iterator[Matrix]:
     yield Matrix(at + ".gate", hidden, feed.count, plain=True)
-    for name, inputs, outputs in (
-        ("gate_proj", hidden, feed.width),
-        ("up_proj", hidden, feed.width),
-        ("down_proj", feed.width, hidden),
-    ):
-        if feed.gated or name != "gate_proj":
-            yield Matrix(f"{at}.experts.{name}", inputs, outputs, feed.width, copies=feed.count)
+    yield from _feed(at + ".experts", hidden, feed.width, feed.gated, feed.count)
     if feed.shared:
         yield from _feed(at + ".shared_experts", hidden, feed.shared, feed.gated)
