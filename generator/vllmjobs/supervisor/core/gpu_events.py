@@ -110,13 +110,9 @@ class Hung:
 Written = GpuReading | Xid | Lost | Unanswered | NoDriver | NoAccess
 GpuEvent = Written | Hung
 KINDS: dict[str, type[Written]] = {
-    "reading": GpuReading,
-    "xid": Xid,
-    "lost": Lost,
-    "unanswered": Unanswered,
-    "no_driver": NoDriver,
+    "reading": GpuReading, "xid": Xid, "lost": Lost, "unanswered": Unanswered, "no_driver": NoDriver,
     "no_access": NoAccess,
-}
+}  # fmt: skip
 _NAMES = {event: name for name, event in KINDS.items()}
 
 
