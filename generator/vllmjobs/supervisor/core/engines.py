@@ -82,11 +82,7 @@ def rounds(there: Sequence[Engine], wanted: Sequence[Engine]) -> list[list[str]]
         together = left[:1]
         for name in together:  # the list grows
             needs = new.get(name, set()) - old.get(name, set())
-            together += [
-                other
-                for other in left
-                if other not in together and not needs.isdisjoint(old.get(other, set()))
-            ]
+            together += [other for other in left if other not in together and needs & old.get(other, set())]
         result.append(together)
         left = [name for name in left if name not in together]
     return result

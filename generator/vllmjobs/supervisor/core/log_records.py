@@ -17,7 +17,6 @@ NGINX_LEVELS = {
 }  # fmt: skip
 _LEVEL = "DEBUG|INFO|WARNING|ERROR|CRITICAL"
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\r\x07\x1b]*(?:\x07|\x1b\\)|[@-Z\\^_])")
-_BAR = re.compile(r"\D*")
 _BEGINS = re.compile(
     r"(?P<margin>[\s|+]*)(?:Exception Group )?Traceback \(most recent call last\):"
     r"|(?P<fault>Fatal Python error: )"
@@ -30,11 +29,9 @@ _AFTER_TRACEBACK = re.compile(
     r"|(?:Current t|T)hread 0x|Extension modules: "
 )
 _THEIRS = {
-    "time": ("time", "timestamp"),
-    "level": ("level", "levelname", "severity"),
-    "message": ("message", "msg"),
-    "logger": ("logger", "name"),
-}
+    "time": ("time", "timestamp"), "level": ("level", "levelname", "severity"),
+    "message": ("message", "msg"), "logger": ("logger", "name"),
+}  # fmt: skip
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
 State = Literal["marked", "before", "inside", "after", "bar"]
@@ -183,8 +180,7 @@ def _next(state: State, message: str) -> State | None:
 
 def _bar(message: str) -> str:
     """Return the name of a progress bar: the text before its first figure."""
-    match = _BAR.match(message)
-    return match[0].strip() if match else ""
+    return re.split(r"\d", message, maxsplit=1)[0].strip()
 
 
 def merged(message: str, ours: dict[str, str], fields: str) -> str | None:

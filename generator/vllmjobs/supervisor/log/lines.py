@@ -225,13 +225,8 @@ class Lines:
             fields += f',"process":"{rank}"'
         if not level and not message.strip():
             return
-        if (
-            not level
-            and not over
-            and message[0] == "{"
-            and message[-1] == "}"
-            and self._merge(message, fields)
-        ):
+        looks_like_json = not level and not over and message[0] == "{" and message[-1] == "}"
+        if looks_like_json and self._merge(message, fields):
             return
         state = "bar" if is_bar else "marked" if is_marked else first_state(level, message)
         level = level or ("ERROR" if state in ("inside", "after") else "INFO")
