@@ -27,11 +27,8 @@ WORDS = ("driver_version", "model", "ids")
 ATTRIBUTES = (*UNITS, "display_state", "persistence_mode", "vendor", "type", *WORDS)
 NUMBER = r"-?\d+(\.\d+)?(e[+-]?\d+)?"
 EXAMPLES = {
-    "cores_clock": "1500 MHz",
-    "memory_clock": "1500 MHz",
-    "pci_bandwidth": "32000 MB/s",
-    "power": "300 W",
-}
+    "cores_clock": "1500 MHz", "memory_clock": "1500 MHz", "pci_bandwidth": "32000 MB/s", "power": "300 W",
+}  # fmt: skip
 NODE_ATTRIBUTE = r"\$\{(node|attr|meta)\.[^${}\s]+\}"
 DEVICE_ATTRIBUTE = r"\$\{device\.(attr\.(\w+)|ids|model|vendor|type)\}"
 

@@ -25,12 +25,9 @@ _NO_TOKEN = ("ACL token not found", "ACL token expired", "failed to parse signed
 # in 1.6.0, error_on_missing_key in 1.4.3, wait of one template (GH-11606) in 1.2.4, reserved cores and memory
 # oversubscription in 1.1.0.
 _SINCE = {
-    "node_pool": (1, 6, 0),
-    "error_on_missing_key": (1, 4, 3),
-    "wait": (1, 2, 4),
-    "cores": (1, 1, 0),
+    "node_pool": (1, 6, 0), "error_on_missing_key": (1, 4, 3), "wait": (1, 2, 4), "cores": (1, 1, 0),
     "memory_max": (1, 1, 0),
-}
+}  # fmt: skip
 _NOT_EXPECTED = re.compile(r'(?:An argument named|Blocks of type) "(\w+)" (?:is|are) not expected here')
 _UNREADABLE = "Failed to parse job: "  # command/agent/job_endpoint.go
 _ENFORCED = ("Enforcing job modify index", "; enforcing version ")  # nomad/job_endpoint.go
@@ -109,11 +106,9 @@ def is_unknown_token(failure: Failure) -> bool:
 
 def is_absent(failure: Failure) -> bool:
     """Tell whether what was asked for is not there, or its namespace is not."""
-    return (
-        isinstance(failure, requests.Response)
-        and failure.status_code == 404
-        and failure.text.strip() in _ABSENT
-    )
+    if not isinstance(failure, requests.Response):
+        return False
+    return failure.status_code == 404 and failure.text.strip() in _ABSENT
 
 
 def is_not_begun(failure: Failure) -> bool:

@@ -16,13 +16,9 @@ RESTART_ATTEMPTS = 2
 MIN_RESTART_INTERVAL_S = 1800.0
 
 FILTERS: dict[str, Callable[..., Any]] = {
-    "hcl": quote,
-    "hcl_lines": quote_lines,
-    "duration": duration,
-    "mebibytes": mebibytes,
-    "bytes": size_bytes,
-    "spaced": spaced,
-}
+    "hcl": quote, "hcl_lines": quote_lines, "duration": duration, "mebibytes": mebibytes,
+    "bytes": size_bytes, "spaced": spaced,
+}  # fmt: skip
 
 
 def vllm_context(environment: Environment, only: str | None = None) -> dict[str, Any]:

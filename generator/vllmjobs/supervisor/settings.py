@@ -70,12 +70,9 @@ class Settings:
 
 
 _TIMES = {
-    "--load-timeout": "load",
-    "--hang-timeout": "hang",
-    "--drain-timeout": "drain",
-    "--leave": "leave",
+    "--load-timeout": "load", "--hang-timeout": "hang", "--drain-timeout": "drain", "--leave": "leave",
     "--term-timeout": "term",
-}
+}  # fmt: skip
 _OTHERS = ("--name", "--admin-host", "--admin-port", "--restarts", "--log-rate")
 _VARIABLES = {one: f"VLLMJOBS_{one[2:].replace('-', '_').upper()}" for one in (*_TIMES, *_OTHERS)}
 

@@ -98,17 +98,17 @@ def quantization(config: Config) -> Quantization | None:
 
 def online(method: str | None) -> Quantization | None:
     """Return what `--quantization` makes of a plain checkpoint, or None (`vllm/config/quantization.py`)."""
-    name = (method or "").lower()
-    if name in {"fp8", "fp8_per_tensor", "fp8_per_channel", "ptpc_fp8", "int8_per_channel_weight_only"}:
-        return Quantization("int8" if name.startswith("int8") else "fp8", 8)
+    whole = ("fp8", "fp8_per_tensor", "fp8_per_channel", "ptpc_fp8")
     return {
+        **dict.fromkeys(whole, Quantization("fp8", 8)),
+        "int8_per_channel_weight_only": Quantization("int8", 8),
         "fp8_per_block": Quantization("fp8", 8, 4 / 128**2),
         "mxfp8": Quantization("mxfp8", 8, 1 / 32),
         "mxfp4": Quantization("mxfp4", 4, 1 / 32, experts_only=True),
         "nvfp4_per_token": Quantization("nvfp4", 4, 1 / 16),
         "bitsandbytes": Quantization("bitsandbytes", 4, 4 / 64),
         "experts_int8": Quantization("experts_int8", 8, experts_only=True),
-    }.get(name)
+    }.get((method or "").lower())
 
 
 def _compressed_tensors(at: Config, common: dict[str, Any]) -> Quantization:
