@@ -7,7 +7,6 @@ sandbox.
 
 import re
 from collections.abc import Iterator
-from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -15,7 +14,7 @@ from click import Option
 
 from vllmjobs.cli import EXIT_CODES, main
 from vllmjobs.environment.load import load_file
-from vllmjobs.render.model_cache import MODULES, CachedModel, cache_context
+from vllmjobs.render.model_cache import MODULES, cache_context
 from vllmjobs.render.monitoring import prometheus_context
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.story.pages import BLOCK, commands, is_shown, run
@@ -83,9 +82,9 @@ def test_the_page_of_templates_has_every_template_and_what_it_sees() -> None:
     environment = load_file(ROOT / "envs/prod.yaml").environment
     assert environment
     seen = {f"`{path.name}`" for path in (ROOT / "jobs").glob("*.j2")}
-    for context in (prometheus_context(environment), cache_context(environment, "cache-backup")):
-        seen |= {f"`{name}`" for name in context}
-    seen |= {f"`{field.name}`" for field in fields(CachedModel)}
+    caches = cache_context(environment, "cache-backup")
+    for names in (prometheus_context(environment), caches, vars(caches["groups"][0])):
+        seen |= {f"`{name}`" for name in names}
     assert {name for name in seen if name not in page} == set()
 
 

@@ -7,12 +7,11 @@ import msgspec
 
 from vllmjobs.check.subject import Subject
 from vllmjobs.vllm.memory.estimate import Estimate, Request, on_cpu, smallest
-from vllmjobs.vllm.memory.gpus import Gpu
+from vllmjobs.vllm.memory.gpus import GIB, Gpu
 from vllmjobs.vllm.memory.limits import capability, dividing
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError
 from vllmjobs.vllm.memory.startup_log import StartupLog
 
-GIB = 2**30
 BAR = 40  # characters for all of a GPU
 EIGHTHS = " ▏▎▍▌▋▊▉"
 FIGURES = {  # of `StartupLog` and `Estimate` alike

@@ -101,7 +101,6 @@ class Cluster:
 
     def _read_job(self, path: tuple[str, ...], namespace: str | None, region: str | None) -> Json | None:
         scope = self.nomad.scope(namespace, region)
-        answer: Json | None = self.nomad.read(
-            f"read-job {in_namespace(scope)}", (dict, type(None)), self.nomad.api.job, *path, params=scope
-        )
+        needed, kinds = f"read-job {in_namespace(scope)}", (dict, type(None))
+        answer: Json | None = self.nomad.read(needed, kinds, self.nomad.api.job, *path, params=scope)
         return answer

@@ -198,10 +198,8 @@ class Deployments:
 
     def _read(self, where: Where, kind: type, endpoint: Any, *path: str, **params: Any) -> Any:
         """Return what is read with read-job in the job's namespace; None where it is not there."""
-        scope = self._scope(where)
-        return self.nomad.read(
-            _read_job(scope), (kind, type(None)), endpoint, *path, params={**scope, **params}
-        )
+        params = self._scope(where) | params
+        return self.nomad.read(_read_job(params), (kind, type(None)), endpoint, *path, params=params)
 
     def _write(self, capability: str, where: Where, endpoint: Any, *path: str, json: Json) -> Json:
         """Write with submit-job or, since Nomad 1.11.2, the capability of this one request."""

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 
 import msgspec
 
-from vllmjobs.vllm.memory.gpus import Gpu, gpus
+from vllmjobs.vllm.memory.gpus import GIB, Gpu, gpus
 from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE, Pool, kv_cache_bytes, pools
 from vllmjobs.vllm.memory.limits import impossible
 from vllmjobs.vllm.memory.overhead import activation_bytes, cuda_graph_bytes, non_torch_bytes
@@ -22,7 +22,6 @@ from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError
 from vllmjobs.vllm.memory.weights import weight_bytes
 
-GIB = 2**30
 Batch = tuple[int, int]  # max_num_seqs and max_num_batched_tokens
 Rest = tuple[int, int, int]  # bytes of activations, of CUDA graphs, and outside of torch
 _CPU = Gpu("CPU", 0, 1.0, (9, 0), 0.0)

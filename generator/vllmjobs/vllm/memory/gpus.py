@@ -8,6 +8,8 @@ import msgspec
 from vllmjobs.text.english import near
 from vllmjobs.vllm.memory.data import data
 
+GIB = 2**30
+
 
 class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """One GPU model, or one partition (MIG) of it.
@@ -30,7 +32,7 @@ class Gpu(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def usable(self) -> int:
         """Bytes that CUDA calls the total."""
-        return int(self.usable_gib * 2**30)
+        return int(self.usable_gib * GIB)
 
     @property
     def compute_capability(self) -> int:

@@ -22,12 +22,6 @@ class Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     parameters: float | None = None
 
 
-@cache
-def names() -> list[str]:
-    """Return all repositories of the table, as Hugging Face spells them."""
-    return list(_raw())
-
-
 def entry(name: str) -> Entry | None:
     """Return the entry of a repository, or None. Case makes no difference."""
     key = _spelt().get(name.lower())

@@ -3,13 +3,12 @@
 from contextlib import suppress
 
 from vllmjobs.vllm.memory.estimate import Estimate, Request, estimate
-from vllmjobs.vllm.memory.gpus import Gpu
+from vllmjobs.vllm.memory.gpus import GIB, Gpu
 from vllmjobs.vllm.memory.limits import Obstacle, blocks, capability, dividing
 from vllmjobs.vllm.memory.parts import UnknownShapeError, shown
 from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, Serving
 from vllmjobs.vllm.memory.shape import Shape
 
-GIB = 2**30
 # Read in vllm/config/model.py, _get_and_verify_max_len: up to 0.24 a YaRN factor lengthened the context that
 # config.json names, and in 0.32 no more; in between it was not looked up.
 YARN_COUNTS_AS_APPLIED = (0, 32)

@@ -4,12 +4,11 @@ vLLM measures it when it starts. Here it is modelled on what start-up logs say; 
 far that carries. The constants were set once over all logs, never for one of them.
 """
 
-from vllmjobs.vllm.memory.gpus import Gpu
+from vllmjobs.vllm.memory.gpus import GIB, Gpu
 from vllmjobs.vllm.memory.parts import Dense, Experts, Recurrent
 from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape
 
-GIB = 2**30
 ALWAYS = 0.35  # GiB: buffers for inputs and sampling, workspaces of attention kernels
 LOGITS = 3.5  # copies of the logits in 32 bits that the sampler holds at its peak
 

@@ -10,9 +10,9 @@ import re
 from collections.abc import Collection, Iterable
 from typing import Any, NamedTuple
 
+from vllmjobs.vllm.memory.gpus import GIB
 from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE
 
-GIB = 2**30
 LEAST = ("kv_tokens", "concurrency", "max_model_len", "kv_cache")  # of all that speak of one start
 LINES = (
     "GPU KV cache size: … tokens",

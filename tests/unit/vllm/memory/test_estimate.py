@@ -8,11 +8,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from unit.vllm.memory import truth
+from unit.vllm.memory.truth import NAMES
 from vllmjobs.vllm.memory.estimate import Estimate, Request, batch_defaults, estimate, smallest
 from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
 from vllmjobs.vllm.memory.kv_cache import Pool, pools
 from vllmjobs.vllm.memory.limits import blocks, dividing
-from vllmjobs.vllm.memory.models import config, known, names
+from vllmjobs.vllm.memory.models import config, known
 from vllmjobs.vllm.memory.obstacles import context, obstacles
 from vllmjobs.vllm.memory.overhead import capture_sizes
 from vllmjobs.vllm.memory.parts import Attention
@@ -90,7 +91,7 @@ def test_the_page_shows_the_table_as_it_is_computed(request: pytest.FixtureReque
 # What holds for all models
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_model_of_the_table_has_a_sane_estimate(name: str) -> None:
     found = guess(name, "GB300", tensor_parallel=8, max_model_len=512)
     parts = found.weights + found.activations + found.cuda_graphs + found.non_torch + found.kv_cache
@@ -101,7 +102,7 @@ def test_every_model_of_the_table_has_a_sane_estimate(name: str) -> None:
     assert found.kv_tokens > 10_000 or model(name).pooling
 
 
-@given(st.sampled_from(names()), st.integers(1, 5000), st.integers(1, 5000))
+@given(st.sampled_from(NAMES), st.integers(1, 5000), st.integers(1, 5000))
 def test_a_longer_context_never_needs_less(name: str, length: int, more: int) -> None:
     short = guess(name, "H200", max_model_len=length)
     long = guess(name, "H200", max_model_len=length + more)
@@ -110,7 +111,7 @@ def test_a_longer_context_never_needs_less(name: str, length: int, more: int) ->
 
 
 @given(
-    st.sampled_from([name for name in names() if not model(name).pooling]),
+    st.sampled_from([name for name in NAMES if not model(name).pooling]),
     st.sampled_from([1, 2, 4]),
     st.integers(64, 4096),
 )
@@ -124,7 +125,7 @@ def test_an_fp8_cache_takes_half(name: str, tensor: int, length: int) -> None:
     assert half.needed <= whole.needed
 
 
-@given(st.sampled_from(names()), st.sampled_from([each.name for each in gpus()]), st.sampled_from([1, 2, 4]))
+@given(st.sampled_from(NAMES), st.sampled_from([each.name for each in gpus()]), st.sampled_from([1, 2, 4]))
 def test_the_longest_context_fits_and_one_token_more_does_not(name: str, on: str, tensor: int) -> None:
     found = guess(name, on, tensor_parallel=tensor)
     limit = max(model(name).stretched_positions, found.max_model_len)
@@ -136,7 +137,7 @@ def test_the_longest_context_fits_and_one_token_more_does_not(name: str, on: str
         assert not guess(name, on, tensor_parallel=tensor, max_model_len=found.longest_context + 1).fits
 
 
-@given(st.sampled_from(names()), st.sampled_from(["A100", "H100", "L40S"]))
+@given(st.sampled_from(NAMES), st.sampled_from(["A100", "H100", "L40S"]))
 def test_auto_takes_the_longest_context_that_fits(name: str, on: str) -> None:
     found = guess(name, on, max_model_len="auto")
     longest = min(found.longest_context, model(name).max_positions)
@@ -236,7 +237,7 @@ def test_more_of_the_same_gpu_comes_first_where_that_does() -> None:
 
 # Obstacles
 
-BLOCKS = [name for name in names() if (how := model(name).quantization) and how.block]
+BLOCKS = [name for name in NAMES if (how := model(name).quantization) and how.block]
 
 
 def messages(name: str, on: str, **serving: Any) -> dict[str, str]:
@@ -436,7 +437,7 @@ def replaced(value: Any, at: tuple[Any, ...], by: Any) -> Any:
 @st.composite
 def configs(draw: st.DrawFn) -> dict[str, Any]:
     """The config of a known model with something else in some of its places."""
-    found = config(draw(st.sampled_from(names()))) or {}
+    found = config(draw(st.sampled_from(NAMES))) or {}
     for _ in range(draw(st.integers(0, 2))):
         found = replaced(found, draw(st.sampled_from(list(places(found)))), draw(JSON))
     return found

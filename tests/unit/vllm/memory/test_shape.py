@@ -4,7 +4,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllmjobs.vllm.memory.models import config, entry, known, names
+from unit.vllm.memory.truth import NAMES
+from vllmjobs.vllm.memory.models import config, entry, known
 from vllmjobs.vllm.memory.parts import Attention, Dense, Experts, Latent, Recurrent
 from vllmjobs.vllm.memory.quantization import Quantization
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
@@ -44,13 +45,13 @@ def parameters(shape: Shape) -> int:
     return sum(matrix.size for matrix in (*before(shape), *after(shape), *inside) if not matrix.made)
 
 
-@pytest.mark.parametrize("name", [name for name in names() if getattr(entry(name), "parameters", None)])
+@pytest.mark.parametrize("name", [name for name in NAMES if getattr(entry(name), "parameters", None)])
 def test_parameters_are_what_the_publisher_says(name: str) -> None:
     published = getattr(entry(name), "parameters", None)
     assert parameters(model(name)) / 1e9 == pytest.approx(published, rel=0.02)
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", NAMES)
 def test_every_model_of_the_table_has_a_source_and_a_sane_shape(name: str) -> None:
     found, kept = model(name), entry(name)
     assert kept is not None
@@ -63,7 +64,7 @@ def test_every_model_of_the_table_has_a_source_and_a_sane_shape(name: str) -> No
 
 
 def test_the_table_knows_the_models_that_people_serve() -> None:
-    assert len(names()) >= 180
+    assert len(NAMES) >= 180
     assert known("META-LLAMA/Llama-3.1-8b-instruct") == known("meta-llama/Llama-3.1-8B-Instruct")
     assert known("nobody/nothing") is None
 
@@ -187,7 +188,7 @@ values = st.none() | st.booleans() | st.integers(-3, 300) | st.floats() | st.tex
 
 
 @settings(deadline=None)
-@given(st.sampled_from(names()), st.data())
+@given(st.sampled_from(NAMES), st.data())
 def test_any_other_config_gives_a_shape_or_says_why_not(name: str, data: st.DataObject) -> None:
     kept = config(name)
     assert kept is not None
@@ -244,7 +245,7 @@ def test_fewer_key_heads_than_gpus_are_held_several_times() -> None:
 
 
 @settings(deadline=None)
-@given(st.sampled_from(names()), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]))
+@given(st.sampled_from(NAMES), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]))
 def test_more_gpus_never_hold_more_weights_each(name: str, tensor: int, pipeline: int) -> None:
     found = model(name)
     before = max(weight_bytes(found, Split(tensor, pipeline), None, found.quantization))
@@ -253,7 +254,7 @@ def test_more_gpus_never_hold_more_weights_each(name: str, tensor: int, pipeline
 
 
 @settings(deadline=None)
-@given(st.sampled_from(names()), st.sampled_from([1, 2, 4]))
+@given(st.sampled_from(NAMES), st.sampled_from([1, 2, 4]))
 def test_expert_parallel_holds_whole_experts_and_tensor_parallel_pieces(name: str, data: int) -> None:
     found = model(name)
     pieces = weight_bytes(found, Split(2, 1, data), None, found.quantization)[0]

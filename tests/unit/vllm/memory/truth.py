@@ -7,12 +7,14 @@ from pathlib import Path
 import msgspec
 import yaml
 
+from vllmjobs.vllm.memory.data import data
 from vllmjobs.vllm.memory.estimate import Estimate, estimate
 from vllmjobs.vllm.memory.gpus import gpu
 from vllmjobs.vllm.memory.models import known
 from vllmjobs.vllm.memory.serving import Serving
 
 GIB = 2**30
+NAMES = list(msgspec.json.decode(data("models.json")))  # of all models that are known
 TABLE = Path(__file__).parent / "truth.yaml"
 ALLOWED = {"weights": 0.02, "kv_tokens": 0.05, "needed": 0.01, "longest": 0.05}
 
