@@ -120,6 +120,7 @@ class _Planned:
         specs = {spec["Name"]: spec for spec in self.job["TaskGroups"]}
         fields = registered.planned_fields(diffs.get(name, {}), before, after) if before and after else ()
         is_changed = bool(self.own_fields or fields or diffs.get(name, {}).get("Type", "None") != "None")
+        is_only_counted = not self.own_fields and all(field.path == ("count",) for field in fields)
         updates = _updates(desired.get(name) or {})
         if self.job["Type"] in ("system", "sysbatch"):
             updates = _on_every_node(updates, is_changed or name in metrics)
@@ -130,9 +131,7 @@ class _Planned:
             actions = effects.scaled(_count(before), _count(after))
             if updates.canary or updates.destructive_update:
                 actions = ("destructive", *actions)
-            elif updates.in_place_update and (
-                self.own_fields or any(each.path != ("count",) for each in fields)
-            ):
+            elif updates.in_place_update and not is_only_counted:
                 actions = ("in-place", *actions)
         count_before = _count(before)
         if self.running and self.running.get("Stop") and before and after:

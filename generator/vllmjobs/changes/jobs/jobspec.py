@@ -170,9 +170,8 @@ def _heredoc(text: str) -> str:
     opening, *lines = text.split("\n")
     lines = lines[:-1]
     if opening.startswith("<<-"):
-        shared = min(
-            (len(line) - len(line.lstrip(_SPACES)) for line in lines if line.strip(_SPACES)), default=0
-        )
+        indents = (len(line) - len(line.lstrip(_SPACES)) for line in lines if line.strip(_SPACES))
+        shared = min(indents, default=0)
         lines = [line[shared:] if line.strip(_SPACES) else line for line in lines]
     return _DOUBLED.sub(r"\1", "".join(f"{line}\n" for line in lines))
 

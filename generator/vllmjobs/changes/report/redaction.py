@@ -31,9 +31,7 @@ def without_tokens(report: Report) -> Report:
 def _running_on(job: JobChange) -> JobChange:
     if job.action != "gone":
         return job
-    groups = (
-        replace(group, count_after=group.count_before, gpus_after=group.gpus_before) for group in job.groups
-    )
+    groups = (replace(one, count_after=one.count_before, gpus_after=one.gpus_before) for one in job.groups)
     return replace(job, groups=tuple(groups))
 
 

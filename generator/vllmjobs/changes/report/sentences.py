@@ -74,11 +74,9 @@ def what_becomes(job: JobChange) -> str:
         return f" is gone from here, with {counted(len(job.groups), 'group')}"
     if job.action == "changed":
         return f" changes: {summary([job])}"
-    return (
-        f" is unchanged: {summary([job])}"
-        if any(group.is_changed for group in job.groups)
-        else ": no changes"
-    )
+    if any(group.is_changed for group in job.groups):
+        return f" is unchanged: {summary([job])}"
+    return ": no changes"
 
 
 def place(job: JobChange) -> str:
