@@ -205,10 +205,9 @@ def _usable(cards: Sequence[Card]) -> list[Card]:
 
 
 def _fitting(model: Model, cards: Sequence[Card]) -> list[Card]:
-    least = 0 if model.gpus.memory is None else mebibytes(model.gpus.memory)
-    return [
-        card for card in cards if (card.memory_mib or 0) >= least and model.gpus.model in (None, card.model)
-    ]
+    gpus = model.gpus
+    least = 0 if gpus.memory is None else mebibytes(gpus.memory)
+    return [card for card in cards if (card.memory_mib or 0) >= least and gpus.model in (None, card.model)]
 
 
 def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:

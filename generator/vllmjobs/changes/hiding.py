@@ -33,9 +33,7 @@ _NAME = re.compile(
     r"|private_?keys?|webhook|jwt|bearer|hmac|salt|pat|dsn|pwd|connection_string)\d*(_|$)"
     r"|(^|_|[a-z])(pass|pwd|pw)\d*$|(^|_)auth(_header|_string)?$|(^|_|account)keys?(_?v?\d+|_b64|_base64)*$"
 )
-_PLAIN = re.compile(
-    r"true|false|yes|no|on|off|none|null|auto|[./].*|(local|secrets|alloc)/.*|\$.*", re.IGNORECASE
-)
+_PLAIN = re.compile(r"(?i)true|false|yes|no|on|off|none|null|auto|[./].*|(local|secrets|alloc)/.*|\$.*")
 _ASSIGNMENT = re.compile(
     r"(?P<name>(?<![\w.-])(?:-{1,2})?(?P<key>[A-Za-z_][\w.-]*)(?:[ \t]*=[ \t]*|[\"']?:[ \t]+|[\"']:))"
     r"(?P<value>\"[^\"{]+\"|'[^'{]+'|(?![-=])(?:\$\{[^{}]*\}|[^\s&;|,{}\"'])+)"

@@ -193,9 +193,8 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
         environment,
         nginx_conf(environment, templates, supervised.instances(own), metrics=counts_connections(nginx)),
     )
-    box.write(
-        supervised.configuration(environment, own, str(box.folder), nginx), conf, [one.name for one in own]
-    )
+    configuration = supervised.configuration(environment, own, str(box.folder), nginx)
+    box.write(configuration, conf, [one.name for one in own])
     if why:
         click.echo(f"{why}; the servers are given no GPU", err=True)
     indexes = {card.uuid: card.index for card in found}

@@ -94,9 +94,7 @@ class _JobDeploy:
         status = None
         if running := cluster.job(*self.where):
             if running["JobModifyIndex"] != job.plan.modify_index:
-                raise ConflictError(
-                    f"{self.where.id}: somebody else has just changed it; look, and try again"
-                )
+                raise ConflictError(f"{job.id}: somebody else has just changed it; look, and try again")
             self.version = running["Version"]
             latest = cluster.deployment(*self.where)
             status = latest["Status"] if latest and latest["JobVersion"] == self.version else None

@@ -51,19 +51,12 @@ class RecordKeeper:
 
     def judged(self, observation: Observation) -> None:
         """Record new verdicts: a step's first one, and one with another result than the one before."""
-        groups = {name: group for name, group in observation.groups.items() if group.verdict}
+        groups, record = observation.groups, self.record
         verdicts = {name: group.verdict for name, group in groups.items() if group.verdict}
-        old = {
-            name: (self.record.steps.get(name), verdict.result)
-            for name, verdict in self.record.verdicts.items()
-        }
-        new = {name: (groups[name].step, verdict.result) for name, verdict in verdicts.items()}
-        if any(old.get(name) != result for name, result in new.items()):
-            self.record = replace(
-                self.record,
-                verdicts=self.record.verdicts | verdicts,
-                steps=self.record.steps | {name: group.step for name, group in groups.items()},
-            )
+        steps = {name: groups[name].step for name in verdicts}
+        old = {name: (record.steps.get(name), verdict.result) for name, verdict in record.verdicts.items()}
+        if any(old.get(name) != (steps[name], verdict.result) for name, verdict in verdicts.items()):
+            self.record = replace(record, verdicts=record.verdicts | verdicts, steps=record.steps | steps)
             self.keep()
 
     def ends(self, end: End | Fail) -> None:

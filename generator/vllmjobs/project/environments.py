@@ -54,9 +54,7 @@ def environments(project: Path, commit: Commit | None = None) -> list[Path]:
     folder = project / "envs"
     listed = commit.files(folder) if commit else [file for file in folder.glob("*.y*ml") if file.is_file()]
     # Not an editor's lock, or a copy's resource fork: `.#prod.yaml`, `._prod.yaml`.
-    files = sorted(
-        file for file in listed if file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
-    )
+    files = sorted(file for file in listed if file.suffix in (".yaml", ".yml") and file.name[0] != ".")
     read = commit.read if commit else Path.read_bytes
     trees = {file: _tree(file, read) for file in files}
     extended = {

@@ -76,9 +76,8 @@ class Commit:
 
 def _git(folder: Path, *arguments: str) -> bytes:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, check=False, env=_env()
-        )
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, check=False, env=_env())
     except FileNotFoundError as error:
         raise GitError("git is not on PATH") from error
     if done.returncode:

@@ -77,11 +77,8 @@ def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[A
 
     A list of allocations does not name their deployments, but a version has no more than one.
     """
-    canaries = {
-        id
-        for group in (deployment or {}).get("TaskGroups", {}).values()
-        for id in group["PlacedCanaries"] or ()
-    }
+    groups = (deployment or {}).get("TaskGroups", {}).values()
+    canaries = {id for group in groups for id in group["PlacedCanaries"] or ()}
     version = deployment["JobVersion"] if deployment else None
     return [_allocation(allocation, version, canaries) for allocation in answer]
 
@@ -114,6 +111,7 @@ def group_states(deployment: Json, allocations: Iterable[Allocation]) -> dict[st
 
 def _group_state(group: Json, allocations: list[Allocation], version: int) -> GroupState:
     canaries = [one for one in allocations if one.is_canary and one.is_wanted and one.state not in ENDED]
+    others = [one for one in allocations if one.version != version]
     return GroupState(
         desired_canaries=group["DesiredCanaries"],
         placed_canaries=len(canaries),
@@ -123,9 +121,7 @@ def _group_state(group: Json, allocations: list[Allocation], version: int) -> Gr
         healthy=group["HealthyAllocs"],
         unhealthy=group["UnhealthyAllocs"],
         old_healthy=sum(map(is_old, allocations)),
-        old_running=sum(
-            one.version != version and one.state in ("pending", "running") for one in allocations
-        ),
+        old_running=sum(one.state in ("pending", "running") for one in others),
     )
 
 
