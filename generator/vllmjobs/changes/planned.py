@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Literal
 
 from msgspec.structs import replace
@@ -243,10 +244,7 @@ def _progress(state: Json) -> str:
 
 
 def _preempted(allocations: Sequence[Json]) -> tuple[Preempted, ...]:
-    stopped = Counter(
-        (allocation["JobID"], allocation["TaskGroup"], allocation["Namespace"], allocation["NodeName"])
-        for allocation in allocations
-    )
+    stopped = Counter(map(itemgetter("JobID", "TaskGroup", "Namespace", "NodeName"), allocations))
     return tuple(
         Preempted(job=job, group=group, namespace=namespace, node=node, count=count)
         for (job, group, namespace, node), count in sorted(stopped.items())

@@ -67,13 +67,9 @@ class Commands(click.Group):
         """List the commands without loading them; see `click.Group.format_commands`."""
         listed = self.commands.listed
         limit = formatter.width - 6 - max(map(len, listed))
+        commands = (click.Command(name, help=listed[name].short_help) for name in self.list_commands(ctx))
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    (name, click.Command(name, help=listed[name].short_help).get_short_help_str(limit))
-                    for name in self.list_commands(ctx)
-                ]
-            )
+            formatter.write_dl([(str(one.name), one.get_short_help_str(limit)) for one in commands])
 
 
 @contextmanager

@@ -39,12 +39,8 @@ ENV = click.argument("env", default=UNNAMED)
 @click.command()
 @ENV
 @ENV_FILE
-@click.option(
-    "--detach",
-    "-d",
-    is_flag=True,
-    help="Wait until all servers are ready, then leave them in the background.",
-)
+@click.option("--detach", "-d", is_flag=True,
+              help="Wait until all servers are ready, then leave them in the background.")  # fmt: skip
 @STATE
 @SETTINGS
 @PROJECT
@@ -180,12 +176,10 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
     """Write what the supervisor and nginx of the box are to read, and print which server runs where."""
 
     environment = asked.environment
-    program = environment.balancer.command or supervised.NGINX
-    nginx = shutil.which(program)
+    name = environment.balancer.command or supervised.NGINX
+    nginx = shutil.which(name)
     if nginx is None:
-        raise BoxError(
-            f"{program} is not on PATH; install it (Debian: nginx-light), or name balancer.command"
-        )
+        raise BoxError(f"{name} is not on PATH; install it (Debian: nginx-light), or name balancer.command")
     found, why = cards()
     machine = Machine(visible(found, asked.gpus), str(box.folder), asked.hf_home, asked.takes_all)
     own = servers(environment, machine, before)

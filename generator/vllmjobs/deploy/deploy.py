@@ -108,10 +108,7 @@ class _JobDeploy:
 
     @property
     def versions_of_release(self) -> list[int]:
-        """The versions that may have been approved.
-
-        They are the one that is registered, where this is the rest of it, and the one that is to be.
-        """
+        """The versions that may be approved: the registered one, where this is its rest, and the next one."""
         if self.version is None or not (self.is_resumed or only_shrinks(self.job)):
             return [version_to_be(self.version)]
         return [self.version] if self._is_same else [self.version, version_to_be(self.version)]

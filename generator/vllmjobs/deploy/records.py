@@ -20,17 +20,13 @@ from vllmjobs.rollout.model import End, Fail, Observation, Record
 
 PATH = "vllmjobs/releases"
 KEPT = 20  # versions, where Nomad keeps six of the job by default
-LARGEST = (
-    60_000  # bytes, of the 64 KiB that Nomad allows (nomad/structs/variables.go), names of items included
-)
+# Bytes, of the 64 KiB that Nomad allows (nomad/structs/variables.go), names of items included.
+LARGEST = 60_000
 _KEY = re.compile(r"v\d+")
 
 
 class RecordKeeper:
-    """The record of one version, and its writer.
-
-    A token that may not write it is warned of once, and fails nothing.
-    """
+    """The writer of one version's record; a token that may not is warned of once, and fails nothing."""
 
     def __init__(
         self, deployments: Deployments, where: Where, record: Record, warn: Callable[[str], None]

@@ -96,6 +96,8 @@ class Settings:
         named_after = served if self._given("VLLM_MODEL_NAME") else model
         group = group_name(str(named_after.value).rstrip("/").rpartition("/")[2] if named_after else "", job)
         strategy = self._commented("VLLM_STRATEGY", one_of("multi_instance", TENSOR_PARALLEL))
+        utilization = self._commented("VLLM_GPU_MEMORY_UTILIZATION", self._utilization)
+        base = self._commented("VLLM_BASE_PORT", whole(1, MAX_PORT))
         block = {
             "debug": self._debug(),
             "balancer": balancer(self._commented("NGINX_PORT", whole(1, MAX_PORT))),
@@ -106,14 +108,9 @@ class Settings:
                     "strategy": strategy,
                     "install": self._commented("VLLM_INSTALL_TYPE", one_of("standard", "gptoss")),
                     **self._gpus(is_parallel=strategy is not None and strategy.value == TENSOR_PARALLEL),
-                    "gpu_memory_utilization": self._commented(
-                        "VLLM_GPU_MEMORY_UTILIZATION", self._utilization
-                    ),
+                    "gpu_memory_utilization": utilization,
                     "max_model_len": self._length(model),
-                    "ports": {
-                        "host": self._host(),
-                        "base": self._commented("VLLM_BASE_PORT", whole(1, MAX_PORT)),
-                    },
+                    "ports": {"host": self._host(), "base": base},
                     "cache": {"bind": self._cache(group)},
                     "secrets": self._secrets(job),
                 }

@@ -100,12 +100,6 @@ def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier
     return Checked(environment, problems, texts, before is not None)
 
 
-def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
-    """Return an environment without errors; raises `InvalidEnvironmentError` with every one."""
-    (result,) = checked([path], settings, project)
-    return accepted(result)
-
-
 def accepted(result: Checked) -> Environment:
     """Return an environment in which `check` finds no error; raises `InvalidEnvironmentError` otherwise."""
     errors = [problem for problem in result.problems if problem.severity == "error"]

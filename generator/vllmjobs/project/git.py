@@ -36,6 +36,10 @@ class Commit:
             raise FileNotFoundError(2, f"is not in {self.ref}", str(path))
         return content
 
+    def has(self, path: Path) -> bool:
+        """Tell whether the commit has a file of the project."""
+        return self._cached_object(path)[0] == b"blob"
+
     def files(self, folder: Path) -> list[Path]:
         """Return the files right below a folder; none where the commit does not have it."""
         kind, tree, _ = self._cached_object(folder)

@@ -111,9 +111,8 @@ def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[st
 
 
 def _has_passed(plan: GroupPlan, group: GroupState) -> bool:
-    if not plan.is_judged:
-        return True
-    return group.routed and group.verdict is not None and group.verdict.result == "pass"
+    is_passed = group.verdict is not None and group.verdict.result == "pass"
+    return not plan.is_judged or (group.routed and is_passed)
 
 
 def _no_room(plan: ReleasePlan, groups: dict[str, GroupState]) -> str:

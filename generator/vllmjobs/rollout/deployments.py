@@ -132,19 +132,13 @@ def address(allocation: Json, label: str = "http") -> str | None:
     deprecates (nomad/structs/structs.go AllocatedResources).
     """
     resources = allocation.get("AllocatedResources") or {}
-    for port in (resources.get("Shared") or {}).get("Ports") or ():
-        if port["Label"] == label:
-            return _joined(port["HostIP"], port["Value"])
+    ports = [(port["HostIP"], port) for port in (resources.get("Shared") or {}).get("Ports") or ()]
     for task in (resources.get("Tasks") or {}).values():
         for network in task.get("Networks") or ():
-            for port in (*(network.get("DynamicPorts") or ()), *(network.get("ReservedPorts") or ())):
-                if port["Label"] == label:
-                    return _joined(network["IP"], port["Value"])
-    return None
-
-
-def _joined(ip: str, port: int) -> str:
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+            own = (*(network.get("DynamicPorts") or ()), *(network.get("ReservedPorts") or ()))
+            ports += [(network["IP"], port) for port in own]
+    ip, value = next(((ip, port["Value"]) for ip, port in ports if port["Label"] == label), ("", 0))
+    return f"[{ip}]:{value}" if ":" in ip else f"{ip}:{value}" if ip else None
 
 
 def _allocation(allocation: Json, version: int | None, canaries: set[str]) -> Allocation:

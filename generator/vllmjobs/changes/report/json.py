@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
+from vllmjobs.changes.hiding import without_tokens
 from vllmjobs.changes.model import VERSION, EnvironmentChange, GroupChange, JobChange, JobPlan, Report
-from vllmjobs.changes.report.redaction import without_tokens
 from vllmjobs.changes.room.sentences import reasons, ways_out
 
 # Names in the schema that version 1 promised, of types that have another name in the code.

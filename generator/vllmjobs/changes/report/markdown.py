@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from enum import IntEnum, auto
 from typing import NamedTuple
 
+from vllmjobs.changes.hiding import for_people
 from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report
 from vllmjobs.changes.report import escape, sentences, visible
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
 from vllmjobs.changes.report.lines import path_diffs
-from vllmjobs.changes.report.redaction import for_people
 from vllmjobs.changes.report.summary import from_to, gpu_totals, summary
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
@@ -164,11 +164,9 @@ def _unplaced(rows: list[_Row]) -> Piece:
     entries = []
     for row in rows:
         if row.group and (unplaced := row.group.unplaced):
-            count = sentences.unplaced_count(unplaced, row.group.name, escape.FOR_MARKDOWN)
-            why = sentences.joined_reasons(unplaced, escape.FOR_MARKDOWN)
-            way_out = sentences.joined_ways_out(unplaced, escape.FOR_MARKDOWN)
+            count, why, way_out = sentences.unplaced_why(unplaced, row.group.name, escape.FOR_MARKDOWN)
             end = f"**Way out:** {way_out}." if way_out else ""
-            entries.append(f"- **{count}**{why and f': {why}'}. {end}".rstrip() + "\n")
+            entries.append(f"- **{count}**{why}. {end}".rstrip() + "\n")
     return Piece(entries, _list, "groups that cannot be placed")
 
 

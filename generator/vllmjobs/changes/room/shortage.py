@@ -210,10 +210,8 @@ class Shortage:
 
 def _models(cards: list[Card]) -> tuple[Amount, ...]:
     """Return the models of cards, the most frequent first."""
-    return tuple(
-        Amount(name=model, count=count)
-        for model, count in Counter(str(card.model) for card in cards).most_common()
-    )
+    models = Counter(str(card.model) for card in cards).most_common()
+    return tuple(Amount(name=model, count=count) for model, count in models)
 
 
 def _is_well(card: Card) -> bool:
