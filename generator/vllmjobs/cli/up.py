@@ -24,15 +24,13 @@ from vllmjobs.render.job import Templates, nginx_conf
 
 UNNAMED = "box"  # what is made of an .env file
 ENV_FILE = click.option(
-    "--env-file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    "--env-file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Use this .env or instances.config of balanced-vllm-docker, unchanged, instead of envs/ENV.yaml.",
-)
+)  # fmt: skip
 STATE = click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
+    "--state", type=click.Path(path_type=Path, file_okay=False),
     help="Folder for files and logs. The default is vllmjobs/JOB in $XDG_STATE_HOME or ~/.local/state.",
-)
+)  # fmt: skip
 ENV = click.argument("env", default=UNNAMED)
 
 
