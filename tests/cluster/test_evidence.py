@@ -18,8 +18,7 @@ import pytest
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.cluster.metrics import MetricsError, Prometheus, probe, scrape
 from vllmjobs.environment.rollout import Analysis
-from vllmjobs.rollout.analysis import Measurement, compare, judge, side
-from vllmjobs.rollout.histogram import quantile
+from vllmjobs.rollout.analysis import Measurement, compare, judge, quantile, side
 from vllmjobs.rollout.model import Verdict
 from vllmjobs.rollout.samples import Sample, Timed
 from vllmjobs_sandbox.cluster import ports, process, prometheus

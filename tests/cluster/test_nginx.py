@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from vllmjobs.project.environments import load
+from vllmjobs.cli.common import Selection
 from vllmjobs.project.templates import templates
 from vllmjobs.render.job import render
 from vllmjobs_sandbox.cluster import nginx
@@ -140,8 +140,8 @@ class Edge:
             "command": program,
             **unprivileged(sandbox),
         }
-        settings = [f"balancer.{key}={value}" for key, value in balancer.items()]
-        self.hcl = render(load(path, settings), "nginx", templates(folder))
+        settings = tuple(f"balancer.{key}={value}" for key, value in balancer.items())
+        self.hcl = render(Selection(str(path), settings).environment, "nginx", templates(folder))
         for old, new in AT_ONCE.items():
             assert old in self.hcl
             self.hcl = self.hcl.replace(old, new)

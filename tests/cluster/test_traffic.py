@@ -22,9 +22,9 @@ from typing import Any
 import httpx
 import pytest
 
+from vllmjobs.cli.common import Selection
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.deploy.traffic import Traffic, TrafficError
-from vllmjobs.project.environments import load
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.traffic.requests import http
@@ -50,7 +50,7 @@ class Job:
     settings: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.environment = load(self.sandbox.folder / "envs" / f"{self._name}.yaml", self._settings())
+        self.environment = Selection(self._name, tuple(self._settings()), self.sandbox.folder).environment
         self.consul = Consul(self.sandbox.env)
         self.address = {"fabio": self.sandbox.fabio_address, "nginx": self.sandbox.nginx_address}[self.kind]
         self.headers = {"Host": self.settings.get("route.host") or httpx.URL(self.address).netloc.decode()}

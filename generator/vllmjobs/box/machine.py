@@ -128,9 +128,8 @@ class Box:
                     if _is_lost(server)
                 ]
                 if lost and health[1]["status"] != "failed":  # else it ends by itself
-                    raise BoxError(
-                        "\n".join([*lost, f"see {self.log}; the others run on: {down} stops them"])
-                    )
+                    way_out = f"see {self.log}; the others run on: {down} stops them"
+                    raise BoxError("\n".join([*lost, way_out]))
                 if all(server["ready"] for server in servers.values()) and _is_well(admin_port):
                     return
             time.sleep(POLL_S)

@@ -91,11 +91,9 @@ def servers(
     engine_ports = _apart(
         {one.name: ranges for one in wanted}, {name: place.engine_port for name, place in before.items()}
     )
-    places = {
-        one.name: Place(ports[one.name], engine_ports[one.name], gpus.get(one.name, ())) for one in wanted
-    }
     _hold_ports(environment, ports)
-    return [_server(environment, one, places[one.name], machine) for one in wanted]
+    placed = [(one, Place(ports[one.name], engine_ports[one.name], gpus.get(one.name, ()))) for one in wanted]
+    return [_server(environment, one, place, machine) for one, place in placed]
 
 
 def visible(cards: Sequence[Card], listed: str | None) -> list[Card]:
@@ -127,12 +125,11 @@ def missing(environment: Environment, environ: Mapping[str, str]) -> list[str]:
 
 def _hold_ports(environment: Environment, ports: Mapping[str, int]) -> None:
     balancer = balancer_of(environment)
+    names = {port: name for name, port in ports.items()}
     for key, port in (("port", balancer.port), ("admin_port", balancer.settings.admin_port)):
-        for name, taken in ports.items():
-            if port == taken:
-                raise BoxError(
-                    f"balancer.{key} is {port}, the port of the server {name}; change it, or ports.base"
-                )
+        if port in names:
+            taken = f"the port of the server {names[port]}"
+            raise BoxError(f"balancer.{key} is {port}, {taken}; change it, or ports.base")
 
 
 def _server(environment: Environment, wanted: _Wanted, place: Place, machine: Machine) -> Server:
@@ -205,10 +202,9 @@ def _usable(cards: Sequence[Card]) -> list[Card]:
 
 
 def _fitting(model: Model, cards: Sequence[Card]) -> list[Card]:
-    least = 0 if model.gpus.memory is None else mebibytes(model.gpus.memory)
-    return [
-        card for card in cards if (card.memory_mib or 0) >= least and model.gpus.model in (None, card.model)
-    ]
+    gpus = model.gpus
+    least = 0 if gpus.memory is None else mebibytes(gpus.memory)
+    return [card for card in cards if (card.memory_mib or 0) >= least and gpus.model in (None, card.model)]
 
 
 def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:

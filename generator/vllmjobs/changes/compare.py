@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from itertools import chain
-from typing import Literal
 
 from msgspec.structs import replace
 
@@ -22,25 +21,19 @@ def compare(
     `name` is the job's name for `render --job`; None stands for no job. Under another id, namespace or region
     it is another job: then one has gone and one is new, unless they are to be compared `as_one`.
     """
-    old, new = (canonicalize(job) if job else None for job in (before, after))
-    if before and after and old is not None and new is not None:
-        is_same = _identity(before, old) == _identity(after, new)
-        if is_same or as_one:
-            return [_changed(name, before, after, old, new)]
-    changes = []
-    if before and old is not None:
-        changes.append(_whole(name, before, old, "gone"))
-    if after and new is not None:
-        changes.append(_whole(name, after, new, "new"))
-    return changes
+    sides = [(job, canonicalize(job), job is after) for job in (before, after) if job]
+    if len(sides) == 2:
+        (was, old, _), (now, new, _) = sides
+        if as_one or _identity(was, old) == _identity(now, new):
+            return [_changed(name, was, now, old, new)]
+    return [_whole(name, *side) for side in sides]
 
 
 def _identity(job: Jobspec, tree: Tree) -> tuple[Item, ...]:
     return job.id, tree["namespace"], tree["region"]
 
 
-def _whole(name: str, job: Jobspec, tree: Tree, action: Literal["new", "gone"]) -> JobChange:
-    is_new = action == "new"
+def _whole(name: str, job: Jobspec, tree: Tree, is_new: bool) -> JobChange:
     where = "" if tree["namespace"] == "default" else f"-namespace {tree['namespace']} "
     note = f"nothing renders {job.id} any more, and it runs on: nomad job stop {where}{job.id}"
     return JobChange(
@@ -48,7 +41,7 @@ def _whole(name: str, job: Jobspec, tree: Tree, action: Literal["new", "gone"]) 
         id=job.id,
         namespace=str(tree["namespace"]),
         region=str(tree["region"]),
-        action=action,
+        action="new" if is_new else "gone",
         groups=tuple(
             _group(label, None if is_new else group, group if is_new else None, tree, tree, ())
             for label, group in groups(tree).items()

@@ -92,12 +92,6 @@ def _preceding(items: list[Item], end: int) -> Item:
     return items[end - 1] if 0 < end <= len(items) else None
 
 
-def _is_reordered(path: Path, before: Item, after: Item) -> bool:
-    if not path or path[-1] not in _ORDERED or not isinstance(before, dict) or not isinstance(after, dict):
-        return False
-    return [word for word in before if word in after] != [word for word in after if word in before]
-
-
 def _without_label(path: Path, tree: Tree) -> Tree:
     """Return a block's words, less the one that its place already tells."""
     names = NAMED_BY.get(path[-2], ()) if len(path) > 1 else ()

@@ -1,7 +1,12 @@
-"""Values of a job that may be secrets, and what is shown of them."""
+"""Values of a job that may be secrets, what is shown of them, and reports less all that looks like one."""
 
 import re
+from typing import Any
 
+import msgspec
+from msgspec.structs import replace
+
+from vllmjobs.changes.model import Field, JobChange, Report
 from vllmjobs.environment.secrets import SECRET_VARIABLES, looks_secret, without_secrets
 
 HIDDEN = "(hidden)"
@@ -33,9 +38,7 @@ _NAME = re.compile(
     r"|private_?keys?|webhook|jwt|bearer|hmac|salt|pat|dsn|pwd|connection_string)\d*(_|$)"
     r"|(^|_|[a-z])(pass|pwd|pw)\d*$|(^|_)auth(_header|_string)?$|(^|_|account)keys?(_?v?\d+|_b64|_base64)*$"
 )
-_PLAIN = re.compile(
-    r"true|false|yes|no|on|off|none|null|auto|[./].*|(local|secrets|alloc)/.*|\$.*", re.IGNORECASE
-)
+_PLAIN = re.compile(r"(?i)true|false|yes|no|on|off|none|null|auto|[./].*|(local|secrets|alloc)/.*|\$.*")
 _ASSIGNMENT = re.compile(
     r"(?P<name>(?<![\w.-])(?:-{1,2})?(?P<key>[A-Za-z_][\w.-]*)(?:[ \t]*=[ \t]*|[\"']?:[ \t]+|[\"']:))"
     r"(?P<value>\"[^\"{]+\"|'[^'{]+'|(?![-=])(?:\$\{[^{}]*\}|[^\s&;|,{}\"'])+)"
@@ -125,3 +128,44 @@ def _may_be_secret(name: str, value: str) -> bool:
 def _is_reference(value: str) -> bool:
     """Tell whether a value only names the place of a secret: `${NOMAD_SECRETS_DIR}/key`."""
     return bool(_REFERENCE.fullmatch(value))
+
+
+def for_people(report: Report) -> Report:
+    """Return the report without tokens, and with a job that is gone as it runs on: nobody stops it."""
+    report = without_tokens(report)
+    environments = (
+        replace(environment, jobs=tuple(map(_running_on, environment.jobs)))
+        for environment in report.environments
+    )
+    return replace(report, environments=tuple(environments))
+
+
+def without_tokens(report: Report) -> Report:
+    """Return the report, less what looks like a token in any of its texts.
+
+    This comes before anything is cut or escaped: half a token is not known for one. A value that differs in
+    nothing else is marked hidden, so that it does not look equal.
+    """
+    return msgspec.convert(_redacted(msgspec.to_builtins(report)), Report)
+
+
+def _running_on(job: JobChange) -> JobChange:
+    if job.action != "gone":
+        return job
+    groups = (replace(one, count_after=one.count_before, gpus_after=one.gpus_before) for one in job.groups)
+    return replace(job, groups=tuple(groups))
+
+
+def _redacted(item: Any) -> Any:
+    if isinstance(item, str):
+        return without_secrets(item)
+    if isinstance(item, list | tuple):
+        return [_redacted(each) for each in item]
+    if not isinstance(item, dict):
+        return item
+    redacted = {key: _redacted(each) for key, each in item.items()}
+    if item.keys() == set(Field.__struct_fields__):
+        before, after = redacted["before"], redacted["after"]
+        is_redacted = (before, after) != (item["before"], item["after"])
+        redacted["hidden"] |= is_redacted and before == after
+    return redacted

@@ -6,16 +6,12 @@ Whoever makes a `Field` has hidden what may be a secret: see `vllmjobs.changes.h
 from typing import Annotated, Literal
 
 import msgspec
-from msgspec import Meta
+
+from vllmjobs.environment.placement import doc
 
 VERSION = 1  # of the JSON: raised when a name goes, or means another thing; a new name does not raise it
 
 GroupAction = Literal["new", "gone", "destructive", "in-place", "scale-up", "scale-down"]
-
-
-def described(text: str) -> Meta:
-    """Return what the JSON Schema says of a field."""
-    return Meta(description=text)
 
 
 class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
@@ -27,23 +23,19 @@ class Field(Value, frozen=True):
 
     path: Annotated[
         tuple[str, ...],
-        Meta(
-            description="In the jobspec's words, labels included, from below the job or the group: task, "
+        doc(
+            "In the jobspec's words, labels included, from below the job or the group: task, "
             "vllm, config, image; or service, vllm-prod-chat, check, ready, interval."
         ),
     ]
     before: Annotated[
         str | None,
-        Meta(
-            description="As the jobspec writes it, unquoted; null where there was none. One item of a list."
-        ),
+        doc("As the jobspec writes it, unquoted; null where there was none. One item of a list."),
     ]
     after: str | None
-    replaces: Annotated[bool, described("Whether Nomad replaces the group's allocations because of it.")] = (
-        False
-    )
+    replaces: Annotated[bool, doc("Whether Nomad replaces the group's allocations because of it.")] = False
     hidden: Annotated[
-        bool, described("May be a secret; `before` and `after` then only tell whether there was one.")
+        bool, doc("May be a secret; `before` and `after` then only tell whether there was one.")
     ] = False
 
 
@@ -92,38 +84,35 @@ class Holder(Value, frozen=True):
 
     job: str
     count: int
-    own: Annotated[bool, described("Whether it is the job that is planned.")] = False
+    own: Annotated[bool, doc("Whether it is the job that is planned.")] = False
 
 
 class Setting(Value, frozen=True):
     """A key of the environment and its new value."""
 
     key: str
-    value: Annotated[
-        str | None, described("null where it is for a person to choose, such as a free port.")
-    ] = None
+    value: Annotated[str | None, doc("null where it is for a person to choose, such as a free port.")] = None
 
 
 class Reason(Value, frozen=True):
     """One thing that stands in the way of an allocation; what a kind has no use for is null or empty."""
 
     kind: ReasonKind
-    nodes: Annotated[int | None, described("How many nodes it is about.")] = None
-    node: Annotated[str | None, described("The one node that it is about.")] = None
+    nodes: Annotated[int | None, doc("How many nodes it is about.")] = None
+    node: Annotated[str | None, doc("The one node that it is about.")] = None
     resource: Annotated[
         str | None,
-        Meta(
-            description="What is missing: memory, cpu, disk; a driver; a port's label; nvidia/gpu with what "
+        doc(
+            "What is missing: memory, cpu, disk; a driver; a port's label; nvidia/gpu with what "
             "is asked of it; a GPU's model."
         ),
     ] = None
-    unit: Annotated[str | None, described("MiB or MHz.")] = None
-    needed: Annotated[int | None, described("How much each allocation needs.")] = None
-    free: Annotated[int | None, described("How much is free on all nodes together.")] = None
-    most_free: Annotated[int | None, described("How much is free on one node at most.")] = None
+    unit: Annotated[str | None, doc("MiB or MHz.")] = None
+    needed: Annotated[int | None, doc("How much each allocation needs.")] = None
+    free: Annotated[int | None, doc("How much is free on all nodes together.")] = None
+    most_free: Annotated[int | None, doc("How much is free on one node at most.")] = None
     largest: Annotated[
-        int | None,
-        described("How much one node has at most, free or not; for gpu-memory, one GPU in MiB."),
+        int | None, doc("How much one node has at most, free or not; for gpu-memory, one GPU in MiB.")
     ] = None
     port: int | None = None
     node_pool: str | None = None
@@ -131,14 +120,13 @@ class Reason(Value, frozen=True):
     holders: tuple[Holder, ...] = ()
     counts: Annotated[
         tuple[Amount, ...],
-        Meta(
-            description="What there is instead: node pools, datacenters and drivers with their nodes, models "
+        doc(
+            "What there is instead: node pools, datacenters and drivers with their nodes, models "
             "with their GPUs. Of gpus-unhealthy, the faults; of gpus-given, groups and the GPUs they get."
         ),
     ] = ()
     text: Annotated[
-        str | None,
-        described("What Nomad says of it: a constraint, a node's state, why a node is fenced."),
+        str | None, doc("What Nomad says of it: a constraint, a node's state, why a node is fenced.")
     ] = None
 
 
@@ -147,28 +135,25 @@ class Remedy(Value, frozen=True):
 
     kind: RemedyKind
     settings: Annotated[
-        tuple[Setting, ...], described("Keys of the environment that are to be changed together.")
+        tuple[Setting, ...], doc("Keys of the environment that are to be changed together.")
     ] = ()
     node: str | None = None
     node_pool: str | None = None
     datacenter: str | None = None
     gpus: Annotated[
-        tuple[Amount, ...],
-        described("How many GPUs, on which nodes; on one of them for free-gpus-on-any."),
+        tuple[Amount, ...], doc("How many GPUs, on which nodes; on one of them for free-gpus-on-any.")
     ] = ()
-    command: Annotated[str | None, described("What to type.")] = None
+    command: Annotated[str | None, doc("What to type.")] = None
 
 
 class Unplaced(Value, frozen=True):
     """Allocations for which there is no room: FailedTGAllocs of a plan."""
 
-    wanted: Annotated[int, described("How many would be placed, canaries or others.")]
-    failed: Annotated[int, described("How many of them cannot be.")]
-    canaries: Annotated[bool, described("Whether it is canaries that cannot be placed.")]
-    reasons: Annotated[tuple[Reason, ...], described("What stands in the way.")] = ()
-    remedies: Annotated[
-        tuple[Remedy, ...], described("What a person may do; each of them may be enough.")
-    ] = ()
+    wanted: Annotated[int, doc("How many would be placed, canaries or others.")]
+    failed: Annotated[int, doc("How many of them cannot be.")]
+    canaries: Annotated[bool, doc("Whether it is canaries that cannot be placed.")]
+    reasons: Annotated[tuple[Reason, ...], doc("What stands in the way.")] = ()
+    remedies: Annotated[tuple[Remedy, ...], doc("What a person may do; each of them may be enough.")] = ()
 
 
 class GroupChange(Value, frozen=True):
@@ -177,21 +162,21 @@ class GroupChange(Value, frozen=True):
     name: str
     actions: Annotated[
         tuple[GroupAction, ...],
-        described("What Nomad does to its allocations; empty where it leaves them as they are."),
+        doc("What Nomad does to its allocations; empty where it leaves them as they are."),
     ]
-    count_before: Annotated[int | None, described("Instances; None where the group was not there.")]
+    count_before: Annotated[int | None, doc("Instances; None where the group was not there.")]
     count_after: int | None
-    gpus_before: Annotated[int | None, described("GPUs of one instance.")]
+    gpus_before: Annotated[int | None, doc("GPUs of one instance.")]
     gpus_after: int | None
     canaries: Annotated[
         int,
-        Meta(
-            description="How many are started beside the old ones, and wait for a promotion, before any old "
+        doc(
+            "How many are started beside the old ones, and wait for a promotion, before any old "
             "one is stopped."
         ),
     ] = 0
     fields: tuple[Field, ...] = ()
-    updates: Annotated[Updates | None, described("Of a plan only, as `unplaced`.")] = None
+    updates: Annotated[Updates | None, doc("Of a plan only, as `unplaced`.")] = None
     unplaced: Unplaced | None = None
 
     @property
@@ -231,16 +216,16 @@ class Deployment(Value, frozen=True):
     description: str
     groups: Annotated[
         tuple[str, ...],
-        described("What is known of each group, such as chat: 1 of 1 canaries healthy, not promoted."),
+        doc("What is known of each group, such as chat: 1 of 1 canaries healthy, not promoted."),
     ]
 
 
 class JobPlan(Value, frozen=True):
     """Facts about a job that only the cluster knows."""
 
-    modify_index: Annotated[int, described("For `nomad job run -check-index`; 0 where the job does not run.")]
-    run: Annotated[str, described("The command that makes this very change, and no other.")]
-    warnings: Annotated[tuple[str, ...], described("Of Nomad's validation.")] = ()
+    modify_index: Annotated[int, doc("For `nomad job run -check-index`; 0 where the job does not run.")]
+    run: Annotated[str, doc("The command that makes this very change, and no other.")]
+    warnings: Annotated[tuple[str, ...], doc("Of Nomad's validation.")] = ()
     deployment: Deployment | None = None
     preempted: tuple[Preempted, ...] = ()
 
@@ -248,19 +233,19 @@ class JobPlan(Value, frozen=True):
 class JobChange(Value, frozen=True):
     """One job, changed or not."""
 
-    job: Annotated[str, described("Its name for `render --job`: vllm, fabio, nginx.")]
+    job: Annotated[str, doc("Its name for `render --job`: vllm, fabio, nginx.")]
     id: str
     namespace: str
     region: str
     action: Annotated[
         Literal["none", "new", "gone", "changed"],
-        described("What is `gone` nobody stops: nothing renders it any more."),
+        doc("What is `gone` nobody stops: nothing renders it any more."),
     ]
-    fields: Annotated[tuple[Field, ...], described("Changes of the job as a whole.")] = ()
+    fields: Annotated[tuple[Field, ...], doc("Changes of the job as a whole.")] = ()
     groups: Annotated[
-        tuple[GroupChange, ...], described("Every group of both sides, in the order of the newer one.")
+        tuple[GroupChange, ...], doc("Every group of both sides, in the order of the newer one.")
     ] = ()
-    notes: Annotated[tuple[str, ...], described("What a person should know beside, one sentence each.")] = ()
+    notes: Annotated[tuple[str, ...], doc("What a person should know beside, one sentence each.")] = ()
     plan: JobPlan | None = None
 
     @property
@@ -292,9 +277,7 @@ class EnvironmentChange(Value, frozen=True):
     name: str
     against: Annotated[
         str,
-        Meta(
-            description="What they are compared with: a commit, a file, an environment, a cluster's address."
-        ),
+        doc("What they are compared with: a commit, a file, an environment, a cluster's address."),
     ]
     jobs: tuple[JobChange, ...]
     findings: tuple[Finding, ...] = ()
@@ -306,3 +289,8 @@ class Report(Value, frozen=True):
     command: Literal["diff", "plan"]
     environments: tuple[EnvironmentChange, ...]
     version: int = VERSION
+
+    @property
+    def jobs(self) -> list[JobChange]:
+        """The jobs of all environments."""
+        return [job for environment in self.environments for job in environment.jobs]

@@ -5,6 +5,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from operator import itemgetter
 from typing import Literal
 
 from msgspec.structs import replace
@@ -120,6 +121,7 @@ class _Planned:
         specs = {spec["Name"]: spec for spec in self.job["TaskGroups"]}
         fields = registered.planned_fields(diffs.get(name, {}), before, after) if before and after else ()
         is_changed = bool(self.own_fields or fields or diffs.get(name, {}).get("Type", "None") != "None")
+        is_only_counted = not self.own_fields and all(field.path == ("count",) for field in fields)
         updates = _updates(desired.get(name) or {})
         if self.job["Type"] in ("system", "sysbatch"):
             updates = _on_every_node(updates, is_changed or name in metrics)
@@ -130,9 +132,7 @@ class _Planned:
             actions = effects.scaled(_count(before), _count(after))
             if updates.canary or updates.destructive_update:
                 actions = ("destructive", *actions)
-            elif updates.in_place_update and (
-                self.own_fields or any(each.path != ("count",) for each in fields)
-            ):
+            elif updates.in_place_update and not is_only_counted:
                 actions = ("in-place", *actions)
         count_before = _count(before)
         if self.running and self.running.get("Stop") and before and after:
@@ -244,10 +244,7 @@ def _progress(state: Json) -> str:
 
 
 def _preempted(allocations: Sequence[Json]) -> tuple[Preempted, ...]:
-    stopped = Counter(
-        (allocation["JobID"], allocation["TaskGroup"], allocation["Namespace"], allocation["NodeName"])
-        for allocation in allocations
-    )
+    stopped = Counter(map(itemgetter("JobID", "TaskGroup", "Namespace", "NodeName"), allocations))
     return tuple(
         Preempted(job=job, group=group, namespace=namespace, node=node, count=count)
         for (job, group, namespace, node), count in sorted(stopped.items())

@@ -25,13 +25,10 @@ from vllmjobs.project.shipped import shipped
 @click.option("--ignore", metavar="RULES", help="Leave these rules out.")
 @click.option("--against", metavar="REF", help="Also check what has changed since this commit, such as main.")
 @click.option(
-    "--format",
-    "form",
-    type=click.Choice(["text", "json", "sarif", "github"]),
-    default="text",
+    "--format", "form", type=click.Choice(["text", "json", "sarif", "github"]), default="text",
     show_default=True,
     help="Output for people, for programs, for code scanning, or for annotations of a pull request.",
-)
+)  # fmt: skip
 def check(
     envs: tuple[str, ...],
     settings: tuple[str, ...],

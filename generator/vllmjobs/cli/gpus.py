@@ -8,12 +8,8 @@ from vllmjobs.gpus import cards, nvml
 
 
 @click.command()
-@click.option(
-    "--nomad",
-    "of_cluster",
-    is_flag=True,
-    help="List the GPUs of the cluster; Nomad at NOMAD_ADDR knows them.",
-)
+@click.option("--nomad", "of_cluster", is_flag=True,
+              help="List the GPUs of the cluster; Nomad at NOMAD_ADDR knows them.")  # fmt: skip
 @click.option("--json", "in_json", is_flag=True, help="Print a list of JSON objects.")
 def gpus(of_cluster: bool, in_json: bool) -> None:
     """List the GPUs of this machine, or of the cluster.

@@ -2,7 +2,8 @@
 
 import errno
 import gc
-from collections.abc import Iterator, MutableMapping
+from collections import UserDict
+from collections.abc import Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from types import ModuleType
@@ -21,34 +22,20 @@ class Listed(NamedTuple):
     short_help: str  # the first sentence of its help
 
 
-class LoadedWhenCalled(MutableMapping[str, click.Command]):
+class LoadedWhenCalled(UserDict[str, Any]):
     """Commands by name; a command's module is imported when the command is first asked for."""
 
     def __init__(self, listed: dict[str, Listed]) -> None:
+        super().__init__(listed)
         self.listed = listed
-        self._loaded: dict[str, click.Command] = {}
 
     def __getitem__(self, name: str) -> click.Command:
-        if name not in self._loaded:
-            module = _loaded(f"vllmjobs.cli.{self.listed[name].module}")
+        if isinstance(listed := self.data[name], Listed):
+            module = _loaded(f"vllmjobs.cli.{listed.module}")
             # `import` is a word of Python, so its function is `import_`.
-            self._loaded[name] = getattr(module, name, None) or getattr(module, f"{name}_")
-        return self._loaded[name]
-
-    def __setitem__(self, name: str, command: click.Command) -> None:
-        self._loaded[name] = command
-
-    def __delitem__(self, name: str) -> None:
-        del self.listed[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.listed)
-
-    def __len__(self) -> int:
-        return len(self.listed)
-
-    def __contains__(self, name: object) -> bool:
-        return name in self.listed
+            self.data[name] = getattr(module, name, None) or getattr(module, f"{name}_")
+        command: click.Command = self.data[name]
+        return command
 
 
 def _loaded(module: str) -> ModuleType:
@@ -80,13 +67,9 @@ class Commands(click.Group):
         """List the commands without loading them; see `click.Group.format_commands`."""
         listed = self.commands.listed
         limit = formatter.width - 6 - max(map(len, listed))
+        commands = (click.Command(name, help=listed[name].short_help) for name in self.list_commands(ctx))
         with formatter.section("Commands"):
-            formatter.write_dl(
-                [
-                    (name, click.Command(name, help=listed[name].short_help).get_short_help_str(limit))
-                    for name in self.list_commands(ctx)
-                ]
-            )
+            formatter.write_dl([(str(one.name), one.get_short_help_str(limit)) for one in commands])
 
 
 @contextmanager

@@ -1,6 +1,8 @@
 """`logs`: what the instances write."""
 
 from collections import deque
+from collections.abc import Iterable, Iterator
+from itertools import chain, takewhile
 from typing import Literal
 
 import click
@@ -76,17 +78,15 @@ def _box_logs(box: Box, group: str | None, follow: bool, lines: int) -> None:
     names = [one for one in there if group in (None, one, one.rpartition("-")[0])]
     if not names:
         raise click.UsageError(f"{box.job} has no server {group}; it has {', '.join(there)}")
-    last: deque[str] | None = deque(maxlen=lines)
+    written = box.log_lines(follow)
+    until_now = takewhile(lambda line: line is not None, written)
     try:
-        for line in box.log_lines(follow):
-            text = None if line is None else log_line(line, names)
-            if last is None:
-                if text is not None:
-                    show(f"{text}\n")
-            elif line is None:
-                show("".join(f"{one}\n" for one in last))
-                last = None
-            elif text is not None:
-                last.append(text)
+        for text in chain(deque(_texts(until_now, names), maxlen=lines), _texts(written, names)):
+            show(f"{text}\n")
     except KeyboardInterrupt:
         return
+
+
+def _texts(written: Iterable[str | None], names: list[str]) -> Iterator[str]:
+    lines = (log_line(line, names) for line in written if line is not None)
+    return (text for text in lines if text is not None)

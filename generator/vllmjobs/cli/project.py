@@ -11,12 +11,8 @@ from vllmjobs.project.shipped import shipped
 
 @click.command()
 @click.argument("directory", type=click.Path(path_type=Path, file_okay=False))
-@click.option(
-    "--templates",
-    "with_templates",
-    is_flag=True,
-    help="Also write the job templates, so that you can change them.",
-)
+@click.option("--templates", "with_templates", is_flag=True,
+              help="Also write the job templates, so that you can change them.")  # fmt: skip
 def init(directory: Path, with_templates: bool) -> None:
     """Write a project to start from."""
     folders = ("envs", "jobs") if with_templates else ("envs",)

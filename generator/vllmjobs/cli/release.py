@@ -40,12 +40,8 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
             outcome = act(Manual(environment, where, clients, selection.command, timeout), **decision)
         end(outcome)
 
-    timed = click.option(
-        "--timeout",
-        type=DURATION,
-        metavar="DURATION",
-        help="Longest time for the whole command, such as 45m.",
-    )
+    timed = click.option("--timeout", type=DURATION, metavar="DURATION",
+                         help="Longest time for the whole command, such as 45m.")  # fmt: skip
     return environment_options(timed(follow_options(run)))
 
 

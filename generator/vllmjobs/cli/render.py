@@ -18,11 +18,8 @@ SUPERVISED = "VJ338"
     metavar="NAME",
     help="Which job: vllm (the default), fabio, nginx, prometheus, prefetch, cache-backup or cache-restore.",
 )
-@click.option(
-    "--model",
-    metavar="NAME",
-    help="Only this model's group of the job vllm. Running it stops the other groups.",
-)
+@click.option("--model", metavar="NAME",
+              help="Only this model's group of the job vllm. Running it stops the other groups.")  # fmt: skip
 @click.option(
     "--out", type=click.Path(path_type=Path, file_okay=False), metavar="DIR",
     help="Write all jobs of the environment into this folder, one file each.",

@@ -51,8 +51,7 @@ def print_report(report: Report, form: str, color: bool | None, detailed: bool) 
             if color is None:
                 color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
             show(as_text(report, color, sys.stdout.encoding or "utf-8"), color)
-    jobs = [job for environment in report.environments for job in environment.jobs]
-    if any(job.is_unplaceable for job in jobs):
+    if any(job.is_unplaceable for job in report.jobs):
         raise click.exceptions.Exit(NO_ROOM)
-    if detailed and any(job.has_changed for job in jobs):
+    if detailed and any(job.has_changed for job in report.jobs):
         raise click.exceptions.Exit(CHANGES)

@@ -13,9 +13,8 @@ from vllmjobs.environment.schema import json_schema
               help="Print Print JSON Schema, or the reference as a page.")  # fmt: skip
 def schema(form: str) -> None:
     """Print the JSON Schema of an environment."""
-    text = (
-        reference(json_schema(whole=True))
-        if form == "markdown"
-        else json.dumps(json_schema(), indent=2) + "\n"
-    )
+    if form == "markdown":
+        text = reference(json_schema(whole=True))
+    else:
+        text = json.dumps(json_schema(), indent=2) + "\n"
     click.echo(text, nl=False)

@@ -14,12 +14,8 @@ from vllmjobs.vllm.memory.startup_log import LINES, startup_log
 
 @click.command()
 @environment_options
-@click.option(
-    "--gpu",
-    "gpu_name",
-    metavar="NAME",
-    help='Use another GPU than ENV says, such as "NVIDIA H100 80GB HBM3".',
-)
+@click.option("--gpu", "gpu_name", metavar="NAME",
+              help='Use another GPU than ENV says, such as "NVIDIA H100 80GB HBM3".')  # fmt: skip
 @click.option("--model", "model_name", metavar="NAME", help="Only this model.")
 @click.option(
     "--log",

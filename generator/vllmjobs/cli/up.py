@@ -24,27 +24,21 @@ from vllmjobs.render.job import Templates, nginx_conf
 
 UNNAMED = "box"  # what is made of an .env file
 ENV_FILE = click.option(
-    "--env-file",
-    type=click.Path(path_type=Path, dir_okay=False, exists=True),
+    "--env-file", type=click.Path(path_type=Path, dir_okay=False, exists=True),
     help="Use this .env or instances.config of balanced-vllm-docker, unchanged, instead of envs/ENV.yaml.",
-)
+)  # fmt: skip
 STATE = click.option(
-    "--state",
-    type=click.Path(path_type=Path, file_okay=False),
+    "--state", type=click.Path(path_type=Path, file_okay=False),
     help="Folder for files and logs. The default is vllmjobs/JOB in $XDG_STATE_HOME or ~/.local/state.",
-)
+)  # fmt: skip
 ENV = click.argument("env", default=UNNAMED)
 
 
 @click.command()
 @ENV
 @ENV_FILE
-@click.option(
-    "--detach",
-    "-d",
-    is_flag=True,
-    help="Wait until all servers are ready, then leave them in the background.",
-)
+@click.option("--detach", "-d", is_flag=True,
+              help="Wait until all servers are ready, then leave them in the background.")  # fmt: skip
 @STATE
 @SETTINGS
 @PROJECT
@@ -180,12 +174,10 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
     """Write what the supervisor and nginx of the box are to read, and print which server runs where."""
 
     environment = asked.environment
-    program = environment.balancer.command or supervised.NGINX
-    nginx = shutil.which(program)
+    name = environment.balancer.command or supervised.NGINX
+    nginx = shutil.which(name)
     if nginx is None:
-        raise BoxError(
-            f"{program} is not on PATH; install it (Debian: nginx-light), or name balancer.command"
-        )
+        raise BoxError(f"{name} is not on PATH; install it (Debian: nginx-light), or name balancer.command")
     found, why = cards()
     machine = Machine(visible(found, asked.gpus), str(box.folder), asked.hf_home, asked.takes_all)
     own = servers(environment, machine, before)
@@ -193,9 +185,8 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
         environment,
         nginx_conf(environment, templates, supervised.instances(own), metrics=counts_connections(nginx)),
     )
-    box.write(
-        supervised.configuration(environment, own, str(box.folder), nginx), conf, [one.name for one in own]
-    )
+    configuration = supervised.configuration(environment, own, str(box.folder), nginx)
+    box.write(configuration, conf, [one.name for one in own])
     if why:
         click.echo(f"{why}; the servers are given no GPU", err=True)
     indexes = {card.uuid: card.index for card in found}

@@ -94,9 +94,7 @@ class _JobDeploy:
         status = None
         if running := cluster.job(*self.where):
             if running["JobModifyIndex"] != job.plan.modify_index:
-                raise ConflictError(
-                    f"{self.where.id}: somebody else has just changed it; look, and try again"
-                )
+                raise ConflictError(f"{job.id}: somebody else has just changed it; look, and try again")
             self.version = running["Version"]
             latest = cluster.deployment(*self.where)
             status = latest["Status"] if latest and latest["JobVersion"] == self.version else None
@@ -110,10 +108,7 @@ class _JobDeploy:
 
     @property
     def versions_of_release(self) -> list[int]:
-        """The versions that may have been approved.
-
-        They are the one that is registered, where this is the rest of it, and the one that is to be.
-        """
+        """The versions that may be approved: the registered one, where this is its rest, and the next one."""
         if self.version is None or not (self.is_resumed or only_shrinks(self.job)):
             return [version_to_be(self.version)]
         return [self.version] if self._is_same else [self.version, version_to_be(self.version)]

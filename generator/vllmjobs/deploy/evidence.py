@@ -111,9 +111,7 @@ class Evidence:
 
     def _with_silence(self, measurement: Measurement, comparison: Comparison) -> Measurement:
         """Return the measurement, failed where a canary answers no probe: one that hangs counts no error."""
-        silent = [
-            address for address in comparison.canaries if self._prober.unanswered(address) >= UNANSWERED
-        ]
+        silent = [one for one in comparison.canaries if self._prober.unanswered(one) >= UNANSWERED]
         if not silent or measurement.result == "fail":
             return measurement
         reason = f"the canary at {', '.join(sorted(silent))} answered none of the last {UNANSWERED} probes"
@@ -129,10 +127,9 @@ class Evidence:
             if prometheus is None:
                 direct |= addresses
                 continue
+            source = metrics.Prometheus(prometheus.address, prometheus.instance_label)
             try:
-                samples |= metrics.Prometheus(prometheus.address, prometheus.instance_label).samples(
-                    addresses
-                )
+                samples |= source.samples(addresses)
             except metrics.MetricsError as error:
                 self._warn_once(prometheus.address, error)
         for address, answer in metrics.scrape(sorted(direct), TIMEOUT_S).items():

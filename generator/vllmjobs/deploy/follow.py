@@ -1,7 +1,6 @@
 """The loop of a release: observe, decide, act, until it has ended."""
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from vllmjobs.cluster.consul import ConsulError
 from vllmjobs.cluster.deployments import Deployments
@@ -21,13 +20,6 @@ RETRY_S = 2.0  # after an action that failed; somebody else may have done it, wh
 PASSING = (ConflictError, DeploymentEndedError, NotHealthyError, UnsureError, ConsulError, TrafficError)
 
 
-class Ended(NamedTuple):
-    """The end of a release, and what was observed then."""
-
-    end: End
-    observation: Observation
-
-
 @dataclass
 class Follower:
     """Carries out what `decide` returns."""
@@ -41,8 +33,11 @@ class Follower:
     reporter: Reporter
     last_refusal: str = ""
 
-    def follow(self, memory: Memory) -> Ended:
-        """Follow the release to its end. Raises `NomadError`, with everything left as it is."""
+    def follow(self, memory: Memory) -> tuple[End, Observation]:
+        """Follow the release to its end; return that, and what was observed then.
+
+        Raises `NomadError`, with everything left as it is.
+        """
         before: Snapshot | None = None
         wait = 0.0
         while True:
@@ -57,7 +52,7 @@ class Follower:
             match action:
                 case End():
                     self.reporter.show(snapshot, "")
-                    return Ended(action, observation)
+                    return action, observation
                 case Wait():
                     self.reporter.show(snapshot, action.reason)
                     wait = self.observer.poll_within(observation)

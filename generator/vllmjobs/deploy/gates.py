@@ -181,9 +181,8 @@ def _starts(window: Window, origin: datetime, zone: tzinfo, reverse: bool = Fals
     try:
         starts = CronSim(window.schedule, origin.astimezone(zone), reverse)
     except (CronSimError, AssertionError, ValueError) as error:  # `check` names the field
-        raise UserError(
-            f"maintenance: schedule {window.schedule!r} cannot be read, or never comes"
-        ) from error
+        wrong = f"schedule {window.schedule!r} cannot be read, or never comes"
+        raise UserError(f"maintenance: {wrong}") from error
     return (start.astimezone(UTC) for start in starts)
 
 

@@ -58,9 +58,8 @@ class Manual(NamedTuple):
             return self._release().follow(running.version, is_judged=False).outcome
         running = self._waiting("promote")
         self._deployments.promote(running.deployment["ID"], self.where)  # type: ignore[index]
-        self._tell(
-            running.version, "promoting", f"all canaries are to be promoted, by {who(self._deployments)}"
-        )
+        text = f"all canaries are to be promoted, by {who(self._deployments)}"
+        self._tell(running.version, "promoting", text)
         return self._release().follow(running.version, is_judged=False).outcome
 
     def abort(self, force: bool) -> Outcome:
@@ -73,7 +72,7 @@ class Manual(NamedTuple):
         try:
             self._deployments.fail(deployment["ID"], self.where)
         except DeploymentEndedError:
-            raise UserError(f"{self.where.id}: the deployment has ended in the meantime") from None
+            raise self._error("the deployment has ended in the meantime") from None
         self._tell(running.version, "failing", failed.reason, is_way_back=True)
         end = self._release().follow(running.version, failed=failed)
         return "successful" if end.outcome == "refused" else end.outcome
@@ -124,7 +123,7 @@ class Manual(NamedTuple):
     def _running(self) -> Running:
         job = self._deployments.cluster.job(*self.where)
         if job is None:
-            raise UserError(f"{self.where.id}: there is no such job")
+            raise self._error("there is no such job")
         latest = self._deployments.cluster.deployment(*self.where)
         is_of_version = latest and latest["JobVersion"] == job["Version"]
         return Running(job["Version"], latest if is_of_version else None)
@@ -136,7 +135,7 @@ class Manual(NamedTuple):
             what = "has no canaries that wait for a promotion"
             rollback = f"; `{self.command('rollback')}` goes back to the version before"
             back = rollback if command == "abort" else ""
-            raise UserError(f"{self.where.id}: version {running.version} {what}{back}")
+            raise self._error(f"version {running.version} {what}{back}")
         return running
 
     def _refuse_to_stop_the_last(self, deployment: Json) -> None:
@@ -144,38 +143,32 @@ class Manual(NamedTuple):
         groups = group_states(deployment, allocations)
         alone = [name for name, group in groups.items() if group.healthy_canaries and not group.old_healthy]
         if alone:
-            raise UserError(
-                f"{self.where.id}: only the canaries of {', '.join(alone)} are healthy, and would be "
-                "stopped; --force stops them all the same"
-            )
+            only = f"only the canaries of {', '.join(alone)} are healthy, and would be stopped"
+            raise self._error(f"{only}; --force stops them all the same")
 
     def _target(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
         """Return the version to go back to; by itself, the newest that was deployed with success."""
         others = ", ".join(str(one) for one in sorted(versions, reverse=True) if one != current) or "none"
         if wanted is not None:
             if wanted not in versions or wanted == current:
-                raise UserError(f"{self.where.id}: there is no other version {wanted}; Nomad keeps {others}")
+                raise self._error(f"there is no other version {wanted}; Nomad keeps {others}")
             if versions[wanted].get("Stop"):
-                raise UserError(
-                    f"{self.where.id}: as version {wanted} the job was stopped; Nomad keeps {others}"
-                )
+                raise self._error(f"as version {wanted} the job was stopped; Nomad keeps {others}")
             return wanted
         newest = stable(versions.values(), current)
         if newest is None:
-            raise UserError(
-                f"{self.where.id}: no other version was deployed with success; Nomad keeps {others}: name one"
-            )
+            raise self._error(f"no other version was deployed with success; Nomad keeps {others}: name one")
         return newest
 
     def _check_room(self, job: Json) -> None:
         plan = Planner(self._deployments.cluster, []).plan("vllm", {**job, "Stop": False})
         if plan.is_unplaceable:
-            lines = [
-                f"{group.name}: {', '.join(reasons(group.unplaced))}"
-                for group in plan.groups
-                if group.unplaced
-            ]
-            raise NoRoomError(f"{self.where.id}: version {job['Version']} has no room\n" + "\n".join(lines))
+            full = [(group.name, reasons(group.unplaced)) for group in plan.groups if group.unplaced]
+            lines = [f"{self.where.id}: version {job['Version']} has no room"]
+            raise NoRoomError("\n".join(lines + [f"{name}: {', '.join(why)}" for name, why in full]))
+
+    def _error(self, text: str) -> UserError:
+        return UserError(f"{self.where.id}: {text}")
 
     def _tell(self, version: int, kind: str, text: str, is_way_back: bool = False) -> None:
         self.clients.reporter.begin(self.where.id, version, is_way_back)

@@ -20,17 +20,13 @@ from vllmjobs.rollout.model import End, Fail, Observation, Record
 
 PATH = "vllmjobs/releases"
 KEPT = 20  # versions, where Nomad keeps six of the job by default
-LARGEST = (
-    60_000  # bytes, of the 64 KiB that Nomad allows (nomad/structs/variables.go), names of items included
-)
+# Bytes, of the 64 KiB that Nomad allows (nomad/structs/variables.go), names of items included.
+LARGEST = 60_000
 _KEY = re.compile(r"v\d+")
 
 
 class RecordKeeper:
-    """The record of one version, and its writer.
-
-    A token that may not write it is warned of once, and fails nothing.
-    """
+    """The writer of one version's record; a token that may not is warned of once, and fails nothing."""
 
     def __init__(
         self, deployments: Deployments, where: Where, record: Record, warn: Callable[[str], None]
@@ -51,19 +47,12 @@ class RecordKeeper:
 
     def judged(self, observation: Observation) -> None:
         """Record new verdicts: a step's first one, and one with another result than the one before."""
-        groups = {name: group for name, group in observation.groups.items() if group.verdict}
+        groups, record = observation.groups, self.record
         verdicts = {name: group.verdict for name, group in groups.items() if group.verdict}
-        old = {
-            name: (self.record.steps.get(name), verdict.result)
-            for name, verdict in self.record.verdicts.items()
-        }
-        new = {name: (groups[name].step, verdict.result) for name, verdict in verdicts.items()}
-        if any(old.get(name) != result for name, result in new.items()):
-            self.record = replace(
-                self.record,
-                verdicts=self.record.verdicts | verdicts,
-                steps=self.record.steps | {name: group.step for name, group in groups.items()},
-            )
+        steps = {name: groups[name].step for name in verdicts}
+        old = {name: (record.steps.get(name), verdict.result) for name, verdict in record.verdicts.items()}
+        if any(old.get(name) != (steps[name], verdict.result) for name, verdict in verdicts.items()):
+            self.record = replace(record, verdicts=record.verdicts | verdicts, steps=record.steps | steps)
             self.keep()
 
     def ends(self, end: End | Fail) -> None:

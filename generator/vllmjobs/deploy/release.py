@@ -12,7 +12,7 @@ from vllmjobs.cluster.failures import ConflictError, NomadError, UnsureError
 from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy import records
 from vllmjobs.deploy.evidence import Evidence
-from vllmjobs.deploy.follow import Ended, Follower
+from vllmjobs.deploy.follow import Follower
 from vllmjobs.deploy.observe import Observer
 from vllmjobs.deploy.records import RecordKeeper, begun
 from vllmjobs.deploy.reporter import Reporter
@@ -110,7 +110,9 @@ class Release:
                 return observation.deployment
             wait = 1.0
 
-    def _follow(self, release_plan: ReleasePlan, keeper: RecordKeeper, memory: Memory) -> Ended:
+    def _follow(
+        self, release_plan: ReleasePlan, keeper: RecordKeeper, memory: Memory
+    ) -> tuple[End, Observation]:
         is_judged = any(group.is_judged for group in release_plan.groups)
         evidence = Evidence(self._environment, self._reporter.warn) if is_judged else None
         observer = Observer(self._deployments, self.where, release_plan, self._traffic, evidence)

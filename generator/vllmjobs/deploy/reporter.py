@@ -97,13 +97,12 @@ class Reporter:
     def _line(self, notification: Notification) -> None:
         clock = f"{datetime.fromisoformat(notification.at).astimezone():%H:%M:%S}"
         place = f"{notification.job}{f'/{notification.group}' if notification.group else ''}"
+        line = f"{clock} {place}: {notification.text}"
         if self._live:
             style = "yellow" if notification.kind in _WARNING else None
-            self._live.console.print(
-                f"{clock} {place}: {notification.text}", style=style, markup=False, highlight=False
-            )
+            self._live.console.print(line, style=style, markup=False, highlight=False)
         else:
-            click.echo(f"{clock} {place}: {notification.text}", err=self._to_stderr)
+            click.echo(line, err=self._to_stderr)
 
 
 def _table(title: str, snapshot: Snapshot) -> Table:

@@ -1,6 +1,7 @@
 """The state of an environment's job: Nomad is asked and, where there are canaries, the balancers."""
 
 from collections.abc import Callable
+from functools import partial
 
 from vllmjobs.cluster.consul import Consul
 from vllmjobs.cluster.deployments import Deployments
@@ -36,13 +37,10 @@ def read_overview(
     newest = job_deployments[0] if job_deployments else None
     versions, allocations = deployments.versions(where), deployments.allocations(where)
     recorded = read_records(deployments, where, warn)
-
-    def with_weights(weights: dict[str, Weight] | None) -> Overview:
-        return overview(command, job, versions, newest, allocations, recorded, weights)
-
-    answer = with_weights(None)
+    seen = partial(overview, command, job, versions, newest, allocations, recorded)
+    answer = seen()
     if any(group.weight for group in answer.groups):
-        return with_weights(_weights(environment, consul, job["Version"]))
+        return seen(_weights(environment, consul, job["Version"]))
     return answer
 
 

@@ -3,7 +3,7 @@
 The balancer's own module in `balancers/` says which keys are written, where an answer is, and what it means.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import requests
@@ -41,10 +41,8 @@ class Traffic:
         """Return the share by group, 0.001 to 1, of the groups for which this version has asked."""
         if not self._balancer.gives_shares:
             return {}
-        shares = {
-            group: read_share(key.value) for group, key in self._shares().items() if key.flags == self._flags
-        }
-        return {group: share for group, share in shares.items() if share is not None}
+        own = [(group, key) for group, key in self._shares().items() if key.flags == self._flags]
+        return {group: share for group, key in own if (share := read_share(key.value)) is not None}
 
     def ask(self, shares: Mapping[str, float]) -> None:
         """Write the shares of these groups; those asked for earlier stay. Can be repeated.
@@ -54,10 +52,8 @@ class Traffic:
         if not shares:
             return
         asked = self.asked()
-        instances = {
-            group: self._consul.instances(service_name(self._environment, group))
-            for group in {**asked, **shares}
-        }
+        services = {group: service_name(self._environment, group) for group in {**asked, **shares}}
+        instances = {group: self._consul.instances(service) for group, service in services.items()}
         values = self._balancer.share_values(shares, asked, instances)
         if isinstance(values, str):
             raise TrafficError(values)
@@ -81,11 +77,9 @@ class Traffic:
         if self._balancer.kv_prefix is None:
             return []
         values = {key: one.value for key, one in self._consul.read(self._balancer.kv_prefix).items()}
-        services = (
-            self._balancer.services_to_ask(values, self._consul.services())
-            if self._balancer.needs_services(values)
-            else []
-        )
+        services: Iterable[str] = ()
+        if self._balancer.needs_services(values):
+            services = self._balancer.services_to_ask(values, self._consul.services())
         registered = {service: self._consul.instances(service) for service in services}
         return self._balancer.problems(values, registered)
 
@@ -96,13 +90,9 @@ class Traffic:
 
     def withdraw(self) -> None:
         """Remove what was written for this version, and nothing that the release of another has written."""
-        written = {
-            name: key
-            for own in own_keys(self._job)
-            for name, key in self._consul.read(own).items()
-            if name == own
-        }
-        written |= {share_key(self._job, group): key for group, key in self._shares().items()}
+        written = {share_key(self._job, group): key for group, key in self._shares().items()}
+        for own in own_keys(self._job):
+            written |= {name: key for name, key in self._consul.read(own).items() if name == own}
         for name, key in written.items():
             if key.flags == self._flags:
                 self._consul.delete(name, key.modify_index)

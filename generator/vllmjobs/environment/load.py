@@ -32,17 +32,10 @@ class Loaded(NamedTuple):
     problems: list[Problem]
 
 
-class _Sources(NamedTuple):
-    """A reader of files, which remembers what it has read."""
-
-    files: Files
-    texts: Texts
-
-
 def load_file(path: FilePath, settings: Sequence[str] = (), files: Files = FilePath.read_bytes) -> Loaded:
     """Read an environment, what it extends, and `--set` options; `files` may read from a commit."""
     texts: Texts = {}
-    tree, problems = _read(path, _Sources(files, texts))
+    tree, problems = _read(path, files, texts)
     for setting in settings:
         over, wrong = _setting(setting)
         problems += wrong
@@ -128,13 +121,16 @@ def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]
 
 
 def _read(
-    path: FilePath, sources: _Sources, *, asked: Mark | None = None, above: tuple[FilePath, ...] = ()
+    path: FilePath, files: Files, texts: Texts, asked: Mark | None = None, above: tuple[FilePath, ...] = ()
 ) -> Read:
-    """Return a file's tree over the trees that it extends; `asked` is where the file was named."""
-    text, problems = _text(path, sources.files, asked)
+    """Return a file's tree over the trees that it extends, and add what is read to `texts`.
+
+    `asked` is where the file was named, and `above` are those that extend it.
+    """
+    text, problems = _text(path, files, asked)
     if text is None:
         return None, problems
-    sources.texts[str(path)] = text
+    texts[str(path)] = text
     tree, more = parse(text.removeprefix(_BOM), str(path))
     problems += more
     if isinstance(tree, Scalar) and tree.value is None and not asked:
@@ -148,7 +144,7 @@ def _read(
     if base_path in chain or len(chain) > MAX_DEPTH:
         loop = " → ".join(step.name for step in (*chain[:3], base_path))
         return tree, [*problems, Problem(place, ("extends",), f"leads back to itself, or too far: {loop}")]
-    base, more = _read(base_path, sources, asked=place, above=chain)
+    base, more = _read(base_path, files, texts, asked=place, above=chain)
     problems += more
     if base is None or (isinstance(base, Scalar) and base.value is None):  # an empty one holds nothing
         return tree, problems

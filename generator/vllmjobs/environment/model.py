@@ -45,7 +45,7 @@ class Nomad(Placement, frozen=True):
     ] = field(default_factory=lambda: ["*"])
     namespace: Annotated[Text | None, doc("Namespace; the CLI's own (`-namespace`) when not given.")] = None
     node_pool: Annotated[Text | None, doc("Node pool; the namespace's default when not given.")] = None
-    priority: Annotated[int, Meta(ge=1, le=100, description="Scheduling priority.")] = 50
+    priority: Annotated[int, doc("Scheduling priority.", ge=1, le=100)] = 50
     max_kill_timeout: Annotated[
         Duration, doc("`max_kill_timeout` of the clients: Nomad caps every `kill_timeout` to it in silence.")
     ] = "30s"
@@ -85,10 +85,9 @@ class Health(Block, frozen=True):
     timeout: Annotated[Duration, doc("Time that one check may take.")] = "3s"
     restart_after: Annotated[
         int,
-        Meta(
+        doc(
+            "Failed checks in a row after which Nomad restarts the server; 0 for never. Not when supervised.",
             ge=0,
-            description="Failed checks in a row after which Nomad restarts the server; 0 for never. Not when "
-            "supervised.",
         ),
     ] = 12
     grace: Annotated[
@@ -150,8 +149,7 @@ class ModelDefaults(Block, frozen=True):
     resources: Annotated[Resources, doc("CPU, memory, disk per server.")] = Resources()
     container: Annotated[Container, doc("Hardening of the container.")] = Container()
     gpu_memory_utilization: Annotated[
-        float,
-        Meta(gt=0, le=1, description="Share of each GPU that vLLM takes (VLLM_GPU_MEMORY_UTILIZATION)."),
+        float, doc("Share of each GPU that vLLM takes (VLLM_GPU_MEMORY_UTILIZATION).", gt=0, le=1)
     ] = 0.9
     max_model_len: Annotated[
         Positive | Literal["auto"] | None,
@@ -253,12 +251,7 @@ class Environment(Block, frozen=True, kw_only=True):
     job: Annotated[Name | None, doc("Name of the job; `vllm-` and the file's name when not given.")] = None
     debug: Annotated[bool, doc("vLLM logs at DEBUG (DEBUG).")] = False
     approvals: Annotated[
-        int,
-        Meta(
-            ge=0,
-            le=20,
-            description="The number of other people who must approve a change (`vllmjobs approve`).",
-        ),
+        int, doc("The number of other people who must approve a change (`vllmjobs approve`).", ge=0, le=20)
     ] = 0
     maintenance: Annotated[
         Maintenance | None, doc("The times at which changes are deployed; any time when not given.")

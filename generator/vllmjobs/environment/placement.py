@@ -1,6 +1,6 @@
 """The choice of nodes and GPUs: constraints, affinities and spreads, as Nomad has them."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 import msgspec
 from msgspec import Meta
@@ -8,9 +8,9 @@ from msgspec import Meta
 from vllmjobs.environment.values import AffinityOperator, DeviceOperator, Operator, Text
 
 
-def doc(description: str, *examples: object) -> Meta:
-    """Return the annotation of a key: a sentence that says what it is for, and examples of it."""
-    return Meta(description=description, examples=list(examples) or None)
+def doc(description: str, *examples: object, **bounds: Any) -> Meta:
+    """Return the annotation of a key: what it is for, examples of it, and the bounds that `Meta` knows."""
+    return Meta(description=description, examples=list(examples) or None, **bounds)
 
 
 # What the keys of a task say alike, whichever it is.
@@ -37,14 +37,14 @@ class Affinity(Block, frozen=True, kw_only=True):
     attribute: Annotated[Text, doc("The attribute to compare.", "${node.datacenter}")]
     operator: Annotated[AffinityOperator, doc("The comparison.")] = "="
     value: Annotated[Text, doc("The value to compare with.")]
-    weight: Annotated[int, Meta(ge=-100, le=100, description="Weight, -100 (avoid) to 100 (prefer).")] = 50
+    weight: Annotated[int, doc("Weight, -100 (avoid) to 100 (prefer).", ge=-100, le=100)] = 50
 
 
 class Spread(Block, frozen=True):
     """An attribute over which allocations are spread."""
 
     attribute: Annotated[Text, doc("The attribute to spread over.", "${node.datacenter}")]
-    weight: Annotated[int, Meta(ge=1, le=100, description="Weight among several spreads.")] = 50
+    weight: Annotated[int, doc("Weight among several spreads.", ge=1, le=100)] = 50
     targets: Annotated[
         dict[Text, Annotated[int, Meta(ge=0, le=100)]],
         doc("Percent of allocations per value; the rest is spread evenly.", {"dc1": 70, "dc2": 30}),
@@ -73,4 +73,4 @@ class DeviceAffinity(Block, frozen=True, kw_only=True):
     attribute: Annotated[Text, doc("An attribute of the device.", "${device.attr.memory}")]
     operator: Annotated[AffinityOperator, doc("The comparison.")] = "="
     value: Annotated[Text, doc("The value to compare with; amounts have a unit.")]
-    weight: Annotated[int, Meta(ge=-100, le=100, description="Weight, -100 (avoid) to 100 (prefer).")] = 50
+    weight: Annotated[int, doc("Weight, -100 (avoid) to 100 (prefer).", ge=-100, le=100)] = 50

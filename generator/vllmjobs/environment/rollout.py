@@ -20,7 +20,7 @@ class Limit(Block, frozen=True):
 
     max: Annotated[Amount | None, doc("At most so much, whatever the others show.")] = None
     ratio: Annotated[Ratio | None, doc("At most so many times what the stable instances show.")] = None
-    floor: Annotated[float, Meta(ge=0, description="Up to here a canary is well, whatever `ratio` says.")] = 0
+    floor: Annotated[float, doc("Up to here a canary is well, whatever `ratio` says.", ge=0)] = 0
 
 
 class Limits(Block, frozen=True):
@@ -59,12 +59,9 @@ class Analysis(Block, frozen=True):
         Duration, doc("Least time that a step is watched; a measurement looks back no further.")
     ] = "2m"
     min_requests: Annotated[
-        int,
-        Meta(ge=1, description="Requests that canaries and stable instances each need for a measurement."),
+        int, doc("Requests that canaries and stable instances each need for a measurement.", ge=1)
     ] = 50
-    max_failures: Annotated[
-        int, Meta(ge=0, description="Failed measurements of a step; one more fails the release.")
-    ] = 1
+    max_failures: Annotated[int, doc("Failed measurements of a step; one more fails the release.", ge=0)] = 1
     on_no_data: Annotated[
         Literal["hold", "fail", "promote"],
         doc("The end of a step whose window ends with too few requests; `hold` waits for more."),
@@ -72,9 +69,7 @@ class Analysis(Block, frozen=True):
     probe: Annotated[
         bool, doc("Send real requests for one token to instances that get too few of others.")
     ] = True
-    quantile: Annotated[
-        float, Meta(gt=0, lt=1, description="The quantile of the latencies that is compared.")
-    ] = 0.95
+    quantile: Annotated[float, doc("The quantile of the latencies that is compared.", gt=0, lt=1)] = 0.95
     limits: Annotated[Limits, doc("The limits for a canary.")] = Limits()
     prometheus: Annotated[
         Prometheus | None, doc("Read the metrics there; from the instances' /metrics when not given.")

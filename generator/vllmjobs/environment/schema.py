@@ -13,6 +13,7 @@ from vllmjobs.environment.tree import Node, locate, plain
 from vllmjobs.text.english import nearest
 from vllmjobs.vllm.releases import NEWEST
 
+_DIALECT = "https://json-schema.org/draft/2020-12/schema"
 _TYPES = {
     "string": "a string",
     "integer": "a whole number",
@@ -52,19 +53,13 @@ def json_schema(*, whole: bool = False) -> dict[str, Any]:
     if not whole:
         for block in ("Environment", "Model"):
             schema["$defs"][block]["required"] = []
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        "title": "vllmjobs environment",
-        **schema,
-    }
+    return {"$schema": _DIALECT, "title": "vllmjobs environment", **schema}
 
 
 def explain(tree: Node) -> list[Problem]:
     """Return everything in the tree that the schema does not allow, with place, rule and way out."""
     errors = _Validator(json_schema(whole=True)).iter_errors(plain(tree))
-    return [
-        Problem(locate(tree, path), path, message) for error in errors for path, message in _explained(error)
-    ]
+    return [Problem(locate(tree, path), path, text) for error in errors for path, text in _explained(error)]
 
 
 # JSON Schema takes 2.0 for an integer; msgspec and Nomad do not.

@@ -9,9 +9,7 @@ _SECRET = re.compile(
 )
 
 # Variables that hold a secret, by their name: HF_TOKEN, VLLM_API_KEY, AWS_SECRET_ACCESS_KEY.
-SECRET_VARIABLES = re.compile(
-    r"(TOKEN|_KEY|APIKEY|SECRET|PASSWORD|PASSWD|PASS|_PW|CREDENTIALS?)$", re.IGNORECASE
-)
+SECRET_VARIABLES = re.compile(r"(?i)(TOKEN|_KEY|APIKEY|SECRET|PASSWORD|PASSWD|PASS|_PW|CREDENTIALS?)$")
 
 
 def looks_secret(text: str) -> bool:

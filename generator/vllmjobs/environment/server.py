@@ -2,8 +2,6 @@
 
 from typing import Annotated, Literal
 
-from msgspec import Meta
-
 from vllmjobs.environment.placement import Block, DeviceAffinity, DeviceConstraint, doc
 from vllmjobs.environment.values import AbsolutePath, Positive, Size, Text
 
@@ -14,7 +12,7 @@ class Gpus(Block, frozen=True):
     vendor: Annotated[Text, doc("Vendor of the device plugin.")] = "nvidia"
     type: Annotated[Text, doc("Device type.")] = "gpu"
     model: Annotated[Text | None, doc("Model name; any when not given.", "NVIDIA H100 80GB HBM3")] = None
-    count: Annotated[int, Meta(ge=1, le=64, description="GPUs per server (VLLM_GPU_COUNT).")] = 1
+    count: Annotated[int, doc("GPUs per server (VLLM_GPU_COUNT).", ge=1, le=64)] = 1
     memory: Annotated[
         Size | None,
         doc(
@@ -49,7 +47,7 @@ class Container(Block, frozen=True):
     privileged: Annotated[
         bool, doc("All devices and capabilities of the host; the clients' `allow_privileged` must be on.")
     ] = False
-    pids: Annotated[int, Meta(ge=64, description="Limit of processes and threads.")] = 4096
+    pids: Annotated[int, doc("Limit of processes and threads.", ge=64)] = 4096
     tmp: Annotated[Size, doc("Size of the tmpfs at /tmp.")] = "1 GiB"
     cap_add: Annotated[
         list[Text],

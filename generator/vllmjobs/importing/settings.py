@@ -96,6 +96,8 @@ class Settings:
         named_after = served if self._given("VLLM_MODEL_NAME") else model
         group = group_name(str(named_after.value).rstrip("/").rpartition("/")[2] if named_after else "", job)
         strategy = self._commented("VLLM_STRATEGY", one_of("multi_instance", TENSOR_PARALLEL))
+        utilization = self._commented("VLLM_GPU_MEMORY_UTILIZATION", self._utilization)
+        base = self._commented("VLLM_BASE_PORT", whole(1, MAX_PORT))
         block = {
             "debug": self._debug(),
             "balancer": balancer(self._commented("NGINX_PORT", whole(1, MAX_PORT))),
@@ -106,14 +108,9 @@ class Settings:
                     "strategy": strategy,
                     "install": self._commented("VLLM_INSTALL_TYPE", one_of("standard", "gptoss")),
                     **self._gpus(is_parallel=strategy is not None and strategy.value == TENSOR_PARALLEL),
-                    "gpu_memory_utilization": self._commented(
-                        "VLLM_GPU_MEMORY_UTILIZATION", self._utilization
-                    ),
+                    "gpu_memory_utilization": utilization,
                     "max_model_len": self._length(model),
-                    "ports": {
-                        "host": self._host(),
-                        "base": self._commented("VLLM_BASE_PORT", whole(1, MAX_PORT)),
-                    },
+                    "ports": {"host": self._host(), "base": base},
                     "cache": {"bind": self._cache(group)},
                     "secrets": self._secrets(job),
                 }
@@ -153,15 +150,12 @@ class Settings:
         name, text = "VLLM_GPU_COUNT", self._given("VLLM_GPU_COUNT").lower()
         if not text or text in ALL_GPUS:
             all_gpus = "asks for every GPU of the box" if text else "is not set, and asked for every GPU"
-            wanted = (
-                "gpus.count: how many GPUs a server needs" if is_parallel else "replicas: how many servers"
-            )
-            self._note(name, f"{all_gpus}; one is written, so choose {wanted}", True)
+            key, count = ("gpus.count", "GPUs a server needs") if is_parallel else ("replicas", "servers")
+            self._note(name, f"{all_gpus}; one is written, so choose {key}: how many {count}", True)
             counted = Commented(1, f"{name} was every GPU of the box")
         else:
-            counted = self._commented(name, whole(1, MAX_GPUS if is_parallel else MAX_REPLICAS)) or Commented(
-                1
-            )
+            most = MAX_GPUS if is_parallel else MAX_REPLICAS
+            counted = self._commented(name, whole(1, most)) or Commented(1)
         if not is_parallel:
             return {"replicas": counted, "gpus": {"count": Commented(1)}}
         if isinstance(counted.value, int) and counted.value > GPUS_OF_A_BOX:
@@ -174,10 +168,8 @@ class Settings:
             raise ValueError(f"must be a share of the GPU's memory from 0.1 to 0.95 (got {text[:40]!r})")
         allowed = min(max(number, LOWEST_UTILIZATION), HIGHEST_UTILIZATION)
         if allowed != number:
-            change = "lowered" if allowed < number else "raised"
-            self._note(
-                "VLLM_GPU_MEMORY_UTILIZATION", f"{number} is {change} to {allowed}; 0.1 to 0.95 is valid"
-            )
+            change = f"{'lowered' if allowed < number else 'raised'} to {allowed}"
+            self._note("VLLM_GPU_MEMORY_UTILIZATION", f"{number} is {change}; 0.1 to 0.95 is valid")
         return allowed
 
     def _length(self, model: Commented | None) -> Commented | None:

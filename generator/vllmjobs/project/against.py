@@ -69,7 +69,7 @@ def environment_changes(
     renamed = _renamed(project, other, ours)
     now = {there: path for path, there in renamed.items()}
     paths = list(dict.fromkeys(now.get(path, path) for path in paths))
-    here = [path for path in paths if path.exists() or not _is_in(path, other.commit)]
+    here = [path for path in paths if path.exists() or not (other.commit and other.commit.has(path))]
     results = dict(zip(here, checked(here, settings, project), strict=True))
     errors = [problem for one in results.values() for problem in one.problems if problem.severity == "error"]
     if errors:
@@ -100,7 +100,7 @@ def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]
     if not other.commit or all(path.exists() for path in other.commit.files(project / "envs")):
         return {}
     old = [path for path in environments(project, other.commit) if not path.exists()]
-    new = [path for path in environments(project) if not _is_in(path, other.commit)] if old else []
+    new = [path for path in environments(project) if not other.commit.has(path)] if old else []
     before = {_job(path, other.commit.read, other.templates): path for path in old} if new else {}
     after = {path: _job(path, Path.read_bytes, ours) for path in new}
     return {path: before[job] for path, job in after.items() if job and job in before}
@@ -120,7 +120,7 @@ def _job(path: Path, files: Files, sources: Templates) -> tuple[str, str] | None
 def _before(path: Path, other: Against) -> dict[str, str]:
     """Return the jobs of the other side; a file with one job has no name for it."""
     if other.commit:
-        is_there = _is_in(path, other.commit)
+        is_there = other.commit.has(path)
         return _rendered(path, other, other.commit.read, f"{other.name}:") if is_there else {}
     assert other.file
     if other.file.suffix in JOBS:
@@ -141,13 +141,3 @@ def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, 
         return rendered(environment, other.templates)
     except RenderError as error:
         raise UserError(f"{name}{error}") from error
-
-
-def _is_in(path: Path, commit: Commit | None) -> bool:
-    if not commit:
-        return False
-    try:
-        commit.read(path)
-    except FileNotFoundError:
-        return False
-    return True

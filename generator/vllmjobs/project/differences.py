@@ -20,7 +20,7 @@ def differences(
 ) -> tuple[JobChange, ...]:
     """Return what differs between two sets of jobs, each HCL by its name; `other` is the older's in errors.
 
-    See `compare` for `as_one`. Raises `JobspecError` for a template whose output is not one job.
+    See `compare` for `as_one`. Raises `UserError` for a template whose output is not one job.
     """
     changes: list[JobChange] = []
     for name in {**after, **before}:

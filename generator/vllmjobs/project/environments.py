@@ -54,9 +54,7 @@ def environments(project: Path, commit: Commit | None = None) -> list[Path]:
     folder = project / "envs"
     listed = commit.files(folder) if commit else [file for file in folder.glob("*.y*ml") if file.is_file()]
     # Not an editor's lock, or a copy's resource fork: `.#prod.yaml`, `._prod.yaml`.
-    files = sorted(
-        file for file in listed if file.suffix in (".yaml", ".yml") and not file.name.startswith(".")
-    )
+    files = sorted(file for file in listed if file.suffix in (".yaml", ".yml") and file.name[0] != ".")
     read = commit.read if commit else Path.read_bytes
     trees = {file: _tree(file, read) for file in files}
     extended = {
@@ -100,12 +98,6 @@ def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier
     ignorable = {rule.id for rule in RULES}
     problems = in_order(without_ignored(problems, texts, ignorable))
     return Checked(environment, problems, texts, before is not None)
-
-
-def load(path: Path, settings: Sequence[str] = (), project: Path = Path()) -> Environment:
-    """Return an environment without errors; raises `InvalidEnvironmentError` with every one."""
-    (result,) = checked([path], settings, project)
-    return accepted(result)
 
 
 def accepted(result: Checked) -> Environment:

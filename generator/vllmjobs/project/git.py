@@ -36,6 +36,10 @@ class Commit:
             raise FileNotFoundError(2, f"is not in {self.ref}", str(path))
         return content
 
+    def has(self, path: Path) -> bool:
+        """Tell whether the commit has a file of the project."""
+        return self._cached_object(path)[0] == b"blob"
+
     def files(self, folder: Path) -> list[Path]:
         """Return the files right below a folder; none where the commit does not have it."""
         kind, tree, _ = self._cached_object(folder)
@@ -76,9 +80,8 @@ class Commit:
 
 def _git(folder: Path, *arguments: str) -> bytes:
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, check=False, env=_env()
-        )
+        command = ["git", "-C", str(folder), *arguments]
+        done = subprocess.run(command, capture_output=True, check=False, env=_env())
     except FileNotFoundError as error:
         raise GitError("git is not on PATH") from error
     if done.returncode:

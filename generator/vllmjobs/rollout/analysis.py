@@ -1,17 +1,17 @@
 """The analysis of canaries: their samples against those of the stable instances, in the same time.
 
 `side` sums up the samples of a window, `compare` makes one measurement of two sides, and `judge` a verdict of
-the measurements of a step.
+the measurements of a step. Histograms are read as Prometheus does, but for the window's edges.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from math import inf, isnan, nan
 
 from msgspec.structs import fields
 
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Analysis, Limit, Limits
-from vllmjobs.rollout import histogram
 from vllmjobs.rollout.model import Number, Result, Value, Verdict
 from vllmjobs.rollout.samples import GAUGES, HISTOGRAMS, Timed
 
@@ -22,6 +22,12 @@ METRICS = tuple(field.name for field in fields(Limits))
 _MAY_BE_MISSING = "inter_token_latency"
 _SECONDS = tuple(HISTOGRAMS)
 _SHARES = ("error_rate", "kv_cache_usage")
+
+Buckets = Mapping[float, float]
+"""A histogram: the observations up to each bucket's upper bound, +Inf among them. A plain counter is the one
+that has +Inf alone, so a reset is found in the same way for both."""
+Counts = Mapping[str, Buckets]
+"""Histograms and counters by name, which only grow."""
 
 
 class Side(Value, frozen=True):
@@ -54,7 +60,7 @@ def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -
     """
     since = now - seconds(analysis.window)
     windows = [window for samples in instances if len(window := _since(since, samples)) > 1]
-    grown = histogram.total(histogram.increase([one.sample.counts for one in window]) for window in windows)
+    grown = total(increase([one.sample.counts for one in window]) for window in windows)
     count = {name: buckets.get(inf, 0.0) for name, buckets in grown.items()}
 
     def share(part: str, whole: str) -> float | None:
@@ -66,7 +72,7 @@ def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -
         "preemptions": share("preemptions", "ended"),
     }
     for metric in HISTOGRAMS:
-        values[metric] = histogram.quantile(analysis.quantile, grown.get(metric, {}))
+        values[metric] = quantile(analysis.quantile, grown.get(metric, {}))
     for metric in GAUGES:
         gauges = [
             [one.sample.gauges[metric] for one in window[1:] if metric in one.sample.gauges]
@@ -201,3 +207,64 @@ def _short(value: float) -> str:
 
 def _requests(count: int) -> str:
     return f"{count} request" if count == 1 else f"{count} requests"
+
+
+def quantile(q: float, buckets: Buckets) -> float:
+    """Return `histogram_quantile(q, …)` of Prometheus (promql/quantile.go bucketQuantile), 0 < q < 1.
+
+    Linear within the bucket, whose lower end is 0 for the lowest one, unless that ends at 0 or below; from
+    the +Inf bucket, the upper bound of the second highest. A bucket that counts less than a lower one is
+    raised to it (prometheus/prometheus#2610). NaN where nothing was observed, and without a +Inf bucket or
+    any other.
+    """
+    bounds = sorted(buckets)
+    if len(bounds) < 2 or bounds[-1] != inf:
+        return nan
+    counts: list[float] = []
+    for bound in bounds:
+        counts.append(max(buckets[bound], counts[-1]) if counts else buckets[bound])
+    if not counts[-1] or any(map(isnan, counts)):
+        return nan
+    rank = q * counts[-1]
+    at = next(place for place, count in enumerate(counts) if count >= rank)
+    if at == len(bounds) - 1:
+        return bounds[-2]
+    if at == 0 and bounds[0] <= 0:
+        return bounds[0]
+    low, below = (bounds[at - 1], counts[at - 1]) if at else (0.0, 0.0)
+    return low + (bounds[at] - low) * ((rank - below) / (counts[at] - below))
+
+
+def increase(counts: Sequence[Counts]) -> dict[str, dict[float, float]]:
+    """Return what was counted between the first and the last of one instance's counts, in order of time.
+
+    Where any count is lower than before, the instance was started anew, and all that it now counts is new;
+    Prometheus looks at each series alone and misses a counter that has already overtaken its old value. And
+    unlike its increase(), this is the plain difference, without extrapolation to the window's edges: of
+    counters that stand for requests, it is a whole number.
+    """
+    return total(_between(before, after) for before, after in pairwise(counts))
+
+
+def total(counts: Iterable[Counts]) -> dict[str, dict[float, float]]:
+    """Return the sum of each bucket, as Prometheus's `sum by (le)`."""
+    summed: dict[str, dict[float, float]] = {}
+    for one in counts:
+        for name, buckets in one.items():
+            into = summed.setdefault(name, {})
+            for bound, count in buckets.items():
+                into[bound] = into.get(bound, 0) + count
+    return summed
+
+
+def _between(before: Counts, after: Counts) -> Counts:
+    if any(
+        after.get(name, {}).get(bound, 0) < count
+        for name, buckets in before.items()
+        for bound, count in buckets.items()
+    ):
+        return after
+    return {
+        name: {bound: count - before.get(name, {}).get(bound, 0) for bound, count in buckets.items()}
+        for name, buckets in after.items()
+    }

@@ -92,11 +92,10 @@ def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[st
                 left = "left, as they would go on to send requests to canaries that are stopped"
                 return End(outcome="left", reason=f"{reason}; {left}")
             return _fail(plan, observed, groups, reason, "failed")
-    if unhealthy := [
-        name for name, group in groups.items() if group.healthy_canaries < group.desired_canaries
-    ]:
-        lacking = any(groups[name].placed_canaries < groups[name].desired_canaries for name in unhealthy)
-        reason = f"{', '.join(unhealthy)}: canaries {'have no node' if lacking else 'are not healthy'}"
+    unwell = [name for name, group in groups.items() if group.healthy_canaries < group.desired_canaries]
+    if unwell:
+        lacking = any(groups[name].placed_canaries < groups[name].desired_canaries for name in unwell)
+        reason = f"{', '.join(unwell)}: canaries {'have no node' if lacking else 'are not healthy'}"
         return _in_time(plan, observed, groups, reason, "no-room" if lacking else "failed")
     undone = [name for name, group in groups.items() if not _has_passed(waiting[name], group)]
     further = {
@@ -112,9 +111,8 @@ def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[st
 
 
 def _has_passed(plan: GroupPlan, group: GroupState) -> bool:
-    if not plan.is_judged:
-        return True
-    return group.routed and group.verdict is not None and group.verdict.result == "pass"
+    is_passed = group.verdict is not None and group.verdict.result == "pass"
+    return not plan.is_judged or (group.routed and is_passed)
 
 
 def _no_room(plan: ReleasePlan, groups: dict[str, GroupState]) -> str:

@@ -77,11 +77,8 @@ def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[A
 
     A list of allocations does not name their deployments, but a version has no more than one.
     """
-    canaries = {
-        id
-        for group in (deployment or {}).get("TaskGroups", {}).values()
-        for id in group["PlacedCanaries"] or ()
-    }
+    groups = (deployment or {}).get("TaskGroups", {}).values()
+    canaries = {id for group in groups for id in group["PlacedCanaries"] or ()}
     version = deployment["JobVersion"] if deployment else None
     return [_allocation(allocation, version, canaries) for allocation in answer]
 
@@ -114,6 +111,7 @@ def group_states(deployment: Json, allocations: Iterable[Allocation]) -> dict[st
 
 def _group_state(group: Json, allocations: list[Allocation], version: int) -> GroupState:
     canaries = [one for one in allocations if one.is_canary and one.is_wanted and one.state not in ENDED]
+    others = [one for one in allocations if one.version != version]
     return GroupState(
         desired_canaries=group["DesiredCanaries"],
         placed_canaries=len(canaries),
@@ -123,9 +121,7 @@ def _group_state(group: Json, allocations: list[Allocation], version: int) -> Gr
         healthy=group["HealthyAllocs"],
         unhealthy=group["UnhealthyAllocs"],
         old_healthy=sum(map(is_old, allocations)),
-        old_running=sum(
-            one.version != version and one.state in ("pending", "running") for one in allocations
-        ),
+        old_running=sum(one.state in ("pending", "running") for one in others),
     )
 
 
@@ -136,19 +132,13 @@ def address(allocation: Json, label: str = "http") -> str | None:
     deprecates (nomad/structs/structs.go AllocatedResources).
     """
     resources = allocation.get("AllocatedResources") or {}
-    for port in (resources.get("Shared") or {}).get("Ports") or ():
-        if port["Label"] == label:
-            return _joined(port["HostIP"], port["Value"])
+    ports = [(port["HostIP"], port) for port in (resources.get("Shared") or {}).get("Ports") or ()]
     for task in (resources.get("Tasks") or {}).values():
         for network in task.get("Networks") or ():
-            for port in (*(network.get("DynamicPorts") or ()), *(network.get("ReservedPorts") or ())):
-                if port["Label"] == label:
-                    return _joined(network["IP"], port["Value"])
-    return None
-
-
-def _joined(ip: str, port: int) -> str:
-    return f"[{ip}]:{port}" if ":" in ip else f"{ip}:{port}"
+            own = (*(network.get("DynamicPorts") or ()), *(network.get("ReservedPorts") or ()))
+            ports += [(network["IP"], port) for port in own]
+    ip, value = next(((ip, port["Value"]) for ip, port in ports if port["Label"] == label), ("", 0))
+    return f"[{ip}]:{value}" if ":" in ip else f"{ip}:{value}" if ip else None
 
 
 def _allocation(allocation: Json, version: int | None, canaries: set[str]) -> Allocation:

@@ -27,9 +27,8 @@ def events(before: Snapshot | None, after: Snapshot) -> Iterator[Event]:
     """Yield what is new since the snapshot before; without one, the state of what is released."""
     was, now = (before.observation if before else None), after.observation
     for id, allocation in after.allocations.items():
-        yield from _of_allocation(
-            before.allocations.get(id) if before else None, allocation, is_first=before is None
-        )
+        old = before.allocations.get(id) if before else None
+        yield from _of_allocation(old, allocation, is_first=before is None)
     if now.status != "none" and (was is None or was.status != now.status):
         description = f": {now.description}" if now.description else ""
         yield Event("deployment", f"deployment {now.status}{description}", None, {"status": now.status})
@@ -39,9 +38,8 @@ def events(before: Snapshot | None, after: Snapshot) -> Iterator[Event]:
 
 def _of_group(name: str, old: GroupState | None, new: GroupState) -> Iterator[Event]:
     if new.is_share_assumed and not (old and old.is_share_assumed):
-        yield Event(
-            "warning", f"{name}: no balancer can be asked which share the canaries get; it is taken as given"
-        )
+        text = f"{name}: no balancer can be asked which share the canaries get; it is taken as given"
+        yield Event("warning", text)
     if new.promoted and old and not old.promoted:
         yield Event("promoted", "canaries are promoted", name)
     if old and old.step == new.step and new.routed and not old.routed:

@@ -32,11 +32,8 @@ def history_text(releases: Sequence[PastRelease]) -> str:
         for one in releases
     ]
     notes = [f"version {one.version}: {one.reason}\n" for one in releases if one.reason]
-    notes += [
-        f"version {one.version} was deployed outside of its windows: {one.now}\n"
-        for one in releases
-        if one.now
-    ]
+    outside = "was deployed outside of its windows"
+    notes += [f"version {one.version} {outside}: {one.now}\n" for one in releases if one.now]
     return "\n".join([columns(rows), *(["".join(notes)] if notes else [])])
 
 
@@ -102,10 +99,8 @@ def _weight(weight: Weight) -> str:
 
 def _verdict(verdict: Verdict, step: int | None) -> Iterator[str]:
     at = f"step {step + 1}, " if step is not None else ""
-    requests = (
-        f"{verdict.canary_requests} requests to canaries, {verdict.stable_requests} to stable instances"
-    )
-    yield f"  verdict   {verdict.result}: {verdict.reason} ({at}{requests})"
+    counts = f"{verdict.canary_requests} requests to canaries, {verdict.stable_requests} to stable instances"
+    yield f"  verdict   {verdict.result}: {verdict.reason} ({at}{counts})"
     rows = [("    METRIC", "CANARY", "STABLE", "LIMIT", "RESULT"), *map(_number, verdict.numbers)]
     if verdict.numbers:
         yield from columns(rows).splitlines()

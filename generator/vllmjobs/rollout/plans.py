@@ -80,14 +80,9 @@ def counts_to_keep(job: JobChange) -> dict[str, int]:
 
 def only_shrinks(job: JobChange) -> bool:
     """Tell whether only smaller counts are left of a change, as after a release that kept its counts."""
-    fields = [field for group in job.groups for field in group.fields]
-    shrinks = [(group.count_before or 0) >= (group.count_after or 0) for group in job.groups]
-    return (
-        job.action == "changed"
-        and not job.fields
-        and all(shrinks)
-        and {*(f.path for f in fields)} == {("count",)}
-    )
+    paths = {field.path for group in job.groups for field in group.fields}
+    is_of_counts = job.action == "changed" and not job.fields and paths == {("count",)}
+    return is_of_counts and all((group.count_before or 0) >= (group.count_after or 0) for group in job.groups)
 
 
 def _to_promote(environment: Environment, model: Model, is_judged: bool) -> float:

@@ -10,6 +10,7 @@ from math import inf
 from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
+from prometheus_client.samples import Sample as Series
 
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.model import Value
@@ -55,7 +56,7 @@ class Sample(Value, frozen=True):
     """One instance at one moment, over all its engines and model names."""
 
     counts: dict[str, dict[float, float]] = {}
-    """The counts by name, as `histogram.Counts`: each of `HISTOGRAMS`, and counters, which are 0 as long as
+    """The counts by name, as `analysis.Counts`: each of `HISTOGRAMS`, and counters, which are 0 as long as
     vLLM does not show them:
     requests: answers under /v1/, except its list of models, which says nothing of an engine; where there is
         no http_requests_total, requests that ended;
@@ -75,14 +76,6 @@ class Timed(NamedTuple):
     sample: Sample
 
 
-class _Series(NamedTuple):
-    """A series of Prometheus, by its name and its labels."""
-
-    name: str
-    labels: Mapping[str, str]
-    value: float
-
-
 def read(text: str) -> Sample:
     """Read a page of /metrics, in Prometheus's text format; raises `SampleError` for any other text."""
     # Of the 1,000 and more lines of vLLM's page 100 are of use, and the parser takes its time for each.
@@ -90,11 +83,8 @@ def read(text: str) -> Sample:
     if not lines and not _OURS.search(text):
         raise SampleError("is no page of vLLM's metrics")
     try:
-        return _sample(
-            _Series(sample.name, sample.labels, sample.value)
-            for family in text_string_to_metric_families("\n".join([*lines, ""]))
-            for sample in family.samples
-        )
+        families = text_string_to_metric_families("\n".join([*lines, ""]))
+        return _sample(series for family in families for series in family.samples)
     except (ValueError, IndexError, KeyError) as error:
         raise SampleError(f"is not in Prometheus's text format: {error}") from error
 
@@ -105,19 +95,19 @@ def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
     It is an instant vector: prometheus.io/docs/prometheus/latest/querying/api. An instance without any series
     is missing. Raises `SampleError` for anything else.
     """
-    by_instance: dict[str, list[_Series]] = {}
+    by_instance: dict[str, list[Series]] = {}
     try:
         for series in result:
             labels = series["metric"]
-            one = _Series(labels["__name__"], labels, float(series["value"][1]))
+            one = Series(labels["__name__"], labels, float(series["value"][1]))
             by_instance.setdefault(labels[instance_label], []).append(one)
         return {instance: _sample(series) for instance, series in by_instance.items()}
     except (ValueError, LookupError, TypeError) as error:
         raise SampleError(f"is no instant vector of metrics by {instance_label}: {error!r}") from error
 
 
-def _sample(series: Iterable[_Series]) -> Sample:
-    by_name: dict[str, list[_Series]] = {}
+def _sample(series: Iterable[Series]) -> Sample:
+    by_name: dict[str, list[Series]] = {}
     for one in series:
         by_name.setdefault(one.name.replace("vllm_", "vllm:"), []).append(one)
 
@@ -146,7 +136,7 @@ def _sample(series: Iterable[_Series]) -> Sample:
     return Sample(counts, gauges)
 
 
-def _first(by_name: Mapping[str, list[_Series]], names: Iterable[str]) -> list[_Series]:
+def _first(by_name: Mapping[str, list[Series]], names: Iterable[str]) -> list[Series]:
     return next((by_name[name] for name in names if name in by_name), [])
 
 

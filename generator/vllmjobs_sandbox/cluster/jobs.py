@@ -11,8 +11,7 @@ from typing import Any
 import nomad
 from consul import Consul
 
-from vllmjobs.project.environments import environment_file, load
-from vllmjobs.project.templates import templates
+from vllmjobs.cli.common import Selection
 from vllmjobs.render.job import render
 from vllmjobs_sandbox.cluster import evidence
 from vllmjobs_sandbox.cluster.errors import SandboxError
@@ -61,8 +60,8 @@ class Jobs:
         words.add_argument("--job", default="vllm")
         words.add_argument("--project", type=Path, default=self.folder)
         given = words.parse_args(args)
-        path = environment_file(given.project, given.env)
-        return render(load(path, given.set, given.project), given.job, templates(given.project))
+        selection = Selection(given.env, tuple(given.set), given.project)
+        return render(selection.environment, given.job, selection.templates)
 
     def nomad_cli(self, *args: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run the `nomad` command."""

@@ -12,8 +12,8 @@ from click.testing import CliRunner
 from jsonschema import Draft202012Validator
 
 from vllmjobs.cli import main
+from vllmjobs.cli.common import Selection
 from vllmjobs.environment.tree import parse, plain
-from vllmjobs.project.environments import load
 
 ROOT = Path(__file__).parents[3]
 
@@ -60,7 +60,7 @@ def test_the_reference_is_made_from_the_types() -> None:
 
 
 def test_the_environments_are_real_and_different() -> None:
-    dev, staging, prod = (load(ROOT / f"envs/{name}.yaml") for name in ("dev", "staging", "prod"))
+    dev, staging, prod = (Selection(name, project=ROOT).environment for name in ("dev", "staging", "prod"))
     assert [
         (m.model, m.gpus.count, m.gpu_memory_utilization, m.max_model_len) for m in dev.models.values()
     ] == [("facebook/opt-125m", 1, 0.7, 1024)]
@@ -184,5 +184,5 @@ def test_what_the_wheel_holds_is_enough_to_start_a_project(tmp_path: Path) -> No
 
 
 def test_an_environment_is_a_plain_value_that_prints_whole() -> None:
-    environment = load(ROOT / "envs/prod.yaml")
+    environment = Selection("prod", project=ROOT).environment
     assert msgspec.convert(msgspec.to_builtins(environment), type(environment)) == environment

@@ -9,15 +9,20 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
+from vllmjobs.cli.common import Selection
+from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
-from vllmjobs.project.environments import load
 
 SOUND = b"models:\n  chat:\n    model: facebook/opt-125m\n"
 
 
+def read(path: Path, *settings: str) -> Environment:
+    return Selection(str(path), settings).environment
+
+
 def refused(path: Path) -> list[str]:
     with pytest.raises(InvalidEnvironmentError) as error:
-        load(path)
+        read(path)
     return [str(problem).replace(f"{path.parent}/", "") for problem in error.value.problems]
 
 
@@ -111,7 +116,7 @@ def test_a_file_without_permission_or_with_a_file_above_it_is_refused(file: Path
 def test_a_setting_that_is_none_is_refused(file: Path, setting: str) -> None:
     file.write_bytes(SOUND)
     with pytest.raises(InvalidEnvironmentError):
-        load(file, [setting])
+        read(file, setting)
 
 
 @pytest.mark.parametrize("name", ["loop.yaml", '"a\\0b"', "case.yaml", "../gone/x.yaml", "."])
@@ -131,7 +136,7 @@ def test_a_chain_of_extends_has_an_end(tmp_path: Path) -> None:
 def test_an_empty_file_can_be_extended(file: Path) -> None:
     (file.parent / "base.yaml").write_text("# nothing yet\n")
     file.write_bytes(b"extends: base.yaml\n" + SOUND)
-    assert load(file).job == "vllm-case"
+    assert read(file).job == "vllm-case"
 
 
 @pytest.mark.parametrize(
@@ -139,26 +144,26 @@ def test_an_empty_file_can_be_extended(file: Path) -> None:
 )
 def test_a_jobs_name_is_made_from_any_files_name(tmp_path: Path, name: str, job: str) -> None:
     (tmp_path / f"{name}.yaml").write_bytes(SOUND)
-    assert load(tmp_path / f"{name}.yaml", ["balancer.kind=none", "models.chat.route.path=/"]).job == job
+    assert read(tmp_path / f"{name}.yaml", "balancer.kind=none", "models.chat.route.path=/").job == job
 
 
 def test_yaml_1_2_is_read_so_no_and_on_stay_words(file: Path) -> None:
     file.write_text(
         "models: {chat: {model: a, env: {A: no, B: on, C: 12:30, D: 0o17, E: 010, F: '', G: 1_000, H: .inf}}}"
     )
-    assert load(file).models["chat"].env == {
+    assert read(file).models["chat"].env == {
         "A": "no", "B": "on", "C": "12:30", "D": 15, "E": 10, "F": "", "G": "1_000", "H": ".inf",
     }  # fmt: skip
 
 
 def test_an_alias_as_a_key_is_the_word_that_was_anchored(file: Path) -> None:
     file.write_text("models: {chat: {model: a, env: {A: &key null, B: 1, *key : 2}}}")
-    assert load(file).models["chat"].env == {"A": None, "B": 1, "null": 2}
+    assert read(file).models["chat"].env == {"A": None, "B": 1, "null": 2}
 
 
 def test_a_number_too_long_for_a_machine_stays_a_word(file: Path) -> None:
     file.write_text(f"models: {{chat: {{model: a, env: {{A: {'9' * 5000}}}}}}}")
-    assert load(file).models["chat"].env["A"] == "9" * 5000
+    assert read(file).models["chat"].env["A"] == "9" * 5000
 
 
 @given(st.binary(max_size=60) | st.text("{}[]:&*!|>-?,'\"#%@`<~ \n\tabc01\\", max_size=60).map(str.encode))

@@ -11,6 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vllmjobs.cli import main
+from vllmjobs.cli.common import Selection
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.environment.tree import Scalar, parse
@@ -18,7 +19,6 @@ from vllmjobs.importing.dotenv import read
 from vllmjobs.importing.imported import Imported, imported
 from vllmjobs.importing.settings import VARIABLES
 from vllmjobs.importing.text import scalar
-from vllmjobs.project.environments import load
 from vllmjobs.project.templates import templates
 from vllmjobs.render.job import jobs, render
 
@@ -133,7 +133,7 @@ def environment_of(text: str, folder: Path, base: str | None = BASE) -> Environm
         (folder / "envs/base.yaml").write_text(base)
     path = folder / "envs/prod.yaml"
     path.write_text(text)
-    environment = load(path, (), folder)
+    environment = Selection(str(path), project=folder).environment
     for job in jobs(environment):
         render(environment, job, templates(folder))
     return environment

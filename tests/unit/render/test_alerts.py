@@ -9,8 +9,8 @@ from typing import Any, NamedTuple
 import pytest
 import yaml
 
+from vllmjobs.cli.common import Selection
 from vllmjobs.environment.model import Environment
-from vllmjobs.project.environments import load
 from vllmjobs.project.templates import templates
 from vllmjobs.render.job import render
 from vllmjobs.render.monitoring import Alert, alerts
@@ -154,7 +154,7 @@ CASES = [
 def environment(tmp_path_factory: pytest.TempPathFactory) -> Environment:
     path = tmp_path_factory.mktemp("monitored") / "prod.yaml"
     path.write_text(ENVIRONMENT)
-    return load(path)
+    return Selection(str(path)).environment
 
 
 @pytest.fixture(scope="module")

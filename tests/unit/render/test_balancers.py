@@ -12,8 +12,8 @@ import httpx
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vllmjobs.cli.common import Selection
 from vllmjobs.environment.model import Environment
-from vllmjobs.project.environments import load
 from vllmjobs.project.templates import templates
 from vllmjobs.render.job import render
 from vllmjobs_sandbox.cluster import nginx, ports, process
@@ -57,7 +57,7 @@ FABIO_METRICS = {"metrics.target", "metrics.prefix", "metrics.prometheus.buckets
 def environment(folder: Path, balancer: str, more: str = MODELS, *settings: str) -> Environment:
     path = folder / "edge.yaml"
     path.write_text(f"job: edge\nbalancer: {balancer}\n{more}")
-    return load(path, settings)
+    return Selection(str(path), settings).environment
 
 
 def job(folder: Path, balancer: str, more: str = MODELS, *settings: str) -> str:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllmjobs.rollout.histogram import Buckets, increase, quantile, total
+from vllmjobs.rollout.analysis import Buckets, increase, quantile, total
 
 
 def test_a_quantile_lies_linearly_within_its_bucket() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from vllmjobs.project.environments import load
+from vllmjobs.cli.common import Selection
 from vllmjobs_sandbox.cluster import programs
 from vllmjobs_sandbox.cluster.errors import SandboxError
 
@@ -16,7 +16,7 @@ def test_its_environment_extends_the_one_that_is_shipped_wherever_it_stands(tmp_
     own = tmp_path / "dev.yaml"
     own.write_text(programs.settings())
     assert Path(yaml.safe_load(own.read_text())["extends"]).is_absolute()
-    assert load(own).models
+    assert Selection(str(own)).environment.models
 
 
 def test_what_is_not_on_path_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -37,7 +37,7 @@ _MIGRATE: Tree = {
 }  # fmt: skip
 _WEIGHT: Tree = {"weight": 50}
 _OPERATOR: Tree = {"operator": "="}
-_CHECK_RESTART: Tree = {"grace": "1s", "ignore_warnings": False}
+_OF_CHECK: dict[str, Tree] = {"check_restart": {"grace": "1s", "ignore_warnings": False}}
 _SERVICE: Tree = {
     "provider": "consul", "address_mode": "auto", "on_update": "require_healthy", "cluster": "default",
 }  # fmt: skip
@@ -60,9 +60,7 @@ _OF_GROUP: dict[str, Tree] = {
 _OF_TASK: dict[str, Tree] = {
     "consul": _CONSUL,
     "vault": {"env": True, "change_mode": "restart", "change_signal": "SIGHUP", "cluster": "default"},
-    "csi_plugin": {
-        "mount_dir": "/csi", "stage_publish_base_dir": "/local/csi", "health_timeout": "30s",
-    },
+    "csi_plugin": {"mount_dir": "/csi", "stage_publish_base_dir": "/local/csi", "health_timeout": "30s"},
 }  # fmt: skip
 _GROUP: Tree = {"count": 1, "ephemeral_disk": {"size": 300, "sticky": False, "migrate": False}}
 # Defaults of blocks that are there, wherever they stand, by their kind.
@@ -216,9 +214,8 @@ def _service(service: Tree) -> Tree:
     left: Tree = {word: value for word, value in service.items() if word != "check_restart"}
     if isinstance(connect := left.get("connect"), dict):
         left = {**left, "connect": _with_block_defaults(connect, _CONNECT)}
-    restart: dict[str, Tree] = {"check_restart": _CHECK_RESTART}
     return with_each(
-        left, "check", lambda _, check: _with_block_defaults(_with_defaults(defaults, check), restart)
+        left, "check", lambda _, check: _with_block_defaults(_with_defaults(defaults, check), _OF_CHECK)
     )
 
 

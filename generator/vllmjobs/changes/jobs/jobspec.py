@@ -26,10 +26,6 @@ _DOUBLED = re.compile(r"([$%])\1(?=\{)")
 _ESCAPED = {"n": "\n", "r": "\r", "t": "\t", '"': '"', "\\": "\\"}
 
 
-class JobspecError(UserError):
-    """The error of a text that holds no job that can be read."""
-
-
 class Jobspec(NamedTuple):
     """One job as it is written."""
 
@@ -39,25 +35,25 @@ class Jobspec(NamedTuple):
 
 
 def read(hcl: str, source: str) -> Jobspec:
-    """Return the one job of a jobspec; `source` names it in errors. Raises `JobspecError`."""
+    """Return the one job of a jobspec; `source` names it in errors. Raises `UserError`."""
     try:
         return _read(hcl, source)
     except RecursionError as error:
-        raise JobspecError(f"{source}: is nested too deeply") from error
+        raise UserError(f"{source}: is nested too deeply") from error
 
 
 def _read(hcl: str, source: str) -> Jobspec:
     root = _parser().parse(_MISREAD.sub(lambda match: _STAND_INS[match[1]], hcl).encode()).root_node
     if root.has_error:
         row, column = _first_error(root)
-        raise JobspecError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
+        raise UserError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
     blocks = [node for node in _body(root) if node.type == "block" and _kind(node) == "job"]
     if len(blocks) != 1:
-        raise JobspecError(f"{source}: must hold one job (holds {len(blocks)})")
+        raise UserError(f"{source}: must hold one job (holds {len(blocks)})")
     (job,) = blocks
     labels = _labels(job)
     if len(labels) != 1:
-        raise JobspecError(f"{source}:{job.start_point[0] + 1}:1: job must have one name")
+        raise UserError(f"{source}:{job.start_point[0] + 1}:1: job must have one name")
     beside: Tree = {}
     for node in _body(root):
         if node.type == "block" and _kind(node) in ("variable", "variables", "locals"):
@@ -170,9 +166,8 @@ def _heredoc(text: str) -> str:
     opening, *lines = text.split("\n")
     lines = lines[:-1]
     if opening.startswith("<<-"):
-        shared = min(
-            (len(line) - len(line.lstrip(_SPACES)) for line in lines if line.strip(_SPACES)), default=0
-        )
+        indents = (len(line) - len(line.lstrip(_SPACES)) for line in lines if line.strip(_SPACES))
+        shared = min(indents, default=0)
         lines = [line[shared:] if line.strip(_SPACES) else line for line in lines]
     return _DOUBLED.sub(r"\1", "".join(f"{line}\n" for line in lines))
 

@@ -112,10 +112,9 @@ def _block(values: Json, kind: str) -> Tree:
         elif name == "volume" and isinstance(value, dict):
             block[name] = {label: _block(volume, name) for label, volume in value.items()}
         elif name == "identity" and isinstance(value, dict):
+            # The only one of a service, or a task's own, which Nomad names.
             own = {word: item for word, item in _block(value, name).items() if word != "name"}
-            put(
-                block, [name, "default"], own
-            )  # the only one of a service, or a task's own, which Nomad names
+            put(block, [name, "default"], own)
         elif isinstance(value, dict):
             block[name] = _block(value, name)
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):

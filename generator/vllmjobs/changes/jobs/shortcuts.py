@@ -53,9 +53,8 @@ def _task(name: str, label: str, task: Tree) -> Tree:
     """Return a task whose services and checks do not say that they are its own."""
 
     def service(_: str, block: Tree) -> Tree:
-        return with_each(
-            without(block, "task", label), "check", lambda _, check: without(check, "task", label)
-        )
+        block = without(block, "task", label)
+        return with_each(block, "check", lambda _, check: without(check, "task", label))
 
     if resources := below(task, "resources"):  # Nomad drops `disk`: ephemeral_disk is in its place
         task = {**task, "resources": _less(resources, ("disk",))}

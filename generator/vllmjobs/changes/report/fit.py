@@ -1,6 +1,7 @@
 """Cutting a report to so many bytes of UTF-8: the longest is cut first, the worst is kept longest."""
 
 from collections.abc import Callable
+from itertools import accumulate
 from typing import NamedTuple
 
 _MORE = 64  # bytes for saying how much is left out
@@ -106,10 +107,8 @@ def _shortened(detail: Detail, room: int) -> Cut:
 
 
 def _first(lines: list[str], room: int) -> list[str]:
-    count = 0
-    while count < len(lines) and _sum(lines[: count + 1]) <= room:
-        count += 1
-    return lines[:count]
+    ends = accumulate(size(line) + 1 for line in lines)
+    return [line for line, end in zip(lines, ends, strict=True) if end <= room]
 
 
 def _lines(detail: Detail) -> list[str]:

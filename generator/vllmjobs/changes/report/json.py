@@ -4,8 +4,8 @@ from typing import Any
 
 import msgspec
 
+from vllmjobs.changes.hiding import without_tokens
 from vllmjobs.changes.model import VERSION, EnvironmentChange, GroupChange, JobChange, JobPlan, Report
-from vllmjobs.changes.report.redaction import without_tokens
 from vllmjobs.changes.room.sentences import reasons, ways_out
 
 # Names in the schema that version 1 promised, of types that have another name in the code.
@@ -19,9 +19,8 @@ _SENTENCES = {
 
 def as_json(report: Report) -> str:
     """Return the report as JSON: every name always there, in the order of the types, and a newline last."""
-    return (
-        msgspec.json.format(msgspec.json.encode(_printed(without_tokens(report))), indent=2).decode() + "\n"
-    )
+    printed = msgspec.json.encode(_printed(without_tokens(report)))
+    return msgspec.json.format(printed, indent=2).decode() + "\n"
 
 
 def schema() -> dict[str, Any]:
@@ -51,7 +50,7 @@ def schema() -> dict[str, Any]:
 
 def _printed(report: Report) -> Any:
     printed = msgspec.to_builtins(report)
-    groups = (group for side in report.environments for job in side.jobs for group in job.groups)
+    groups = (group for job in report.jobs for group in job.groups)
     maps = (group for side in printed["environments"] for job in side["jobs"] for group in job["groups"])
     for group, values in zip(groups, maps, strict=True):
         if group.unplaced:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from difflib import SequenceMatcher
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from typing import Literal, NamedTuple
 
 from vllmjobs.changes.hiding import HIDDEN
@@ -18,6 +18,7 @@ REPLACES = "  # forces replacement"
 UNSHOWN = "not shown: it may be a secret"
 
 _Step = tuple[str, int, int, int, int]  # as difflib's opcodes: kind, lines from and to before, and after
+_Line = tuple[Sign, str, str | None]  # its sign, the line, and the one in whose place it stands
 
 
 class DiffLine(NamedTuple):
@@ -92,48 +93,33 @@ def _lines(before: list[str], after: list[str]) -> Iterator[DiffLine]:
     hunks: list[list[_Step]] = [[("replace", 0, len(before), 0, len(after))]]
     if max(len(before), len(after)) <= COMPARED:
         hunks = list(SequenceMatcher(None, before, after).get_grouped_opcodes(CONTEXT))
-    shown = list(islice(_hunks(hunks, skipped, before, after), LINES))
-    yield from shown
-    heads = sum(_begins_later(hunk, skipped) for hunk in hunks)
-    steps = [step for hunk in hunks for step in hunk]
-    total = heads + sum(
-        high - low + (end - start) * (kind != "equal") for kind, low, high, start, end in steps
-    )
-    if total > len(shown):
-        yield DiffLine(" ", f"  … {total - len(shown):,} lines more")
+    lines = [line for hunk in hunks for line in _of_hunk(hunk, skipped, before, after)]
+    for sign, text, counterpart in lines[:LINES]:
+        yield DiffLine(sign, f"  {_shown(text, counterpart)}")
+    if len(lines) > LINES:
+        yield DiffLine(" ", f"  … {len(lines) - LINES:,} lines more")
 
 
-def _hunks(hunks: list[list[_Step]], skipped: int, before: list[str], after: list[str]) -> Iterator[DiffLine]:
-    for hunk in hunks:
-        if _begins_later(hunk, skipped):
-            yield DiffLine(" ", f"  … from line {skipped + hunk[0][3] + 1}")
-        for kind, low, high, start, end in hunk:
-            if kind == "equal":
-                yield from (DiffLine(" ", f"  {_plain(line)}") for line in before[low:high])
-            else:
-                # More of either is not shown.
-                replaced = before[low : min(high, low + LINES)], after[start : min(end, start + LINES)]
-                pairs = [_pair(one, other) for one, other in zip_longest(*replaced)]
-                yield from (DiffLine("-", f"  {one}") for one, _ in pairs if one is not None)
-                yield from (DiffLine("+", f"  {other}") for _, other in pairs if other is not None)
+def _of_hunk(hunk: list[_Step], skipped: int, before: list[str], after: list[str]) -> Iterator[_Line]:
+    if first := skipped + hunk[0][3]:
+        yield " ", f"… from line {first + 1}", None
+    for kind, low, high, start, end in hunk:
+        if kind == "equal":
+            yield from ((" ", line, None) for line in before[low:high])
+        else:
+            pairs = list(zip_longest(before[low:high], after[start:end]))
+            yield from (("-", old, new) for old, new in pairs if old is not None)
+            yield from (("+", new, old) for old, new in pairs if new is not None)
 
 
-def _begins_later(hunk: list[_Step], skipped: int) -> bool:
-    return bool(skipped or hunk[0][3])
-
-
-def _pair(before: str | None, after: str | None) -> tuple[str | None, str | None]:
-    """Return two lines in each other's place, quoted where they end in other blanks; one may be missing."""
-    if before is None or after is None:
-        return before if before is None else _plain(before), after if after is None else _plain(after)
-    is_short = max(len(before), len(after)) <= visible.VALUE
-    if is_short and not visible.look_alike(before.rstrip(), after.rstrip()):
-        return visible.visible(before), visible.visible(after)
-    return visible.values(before, after)
-
-
-def _plain(line: str) -> str:
-    return visible.value(line) if len(line) > visible.VALUE else visible.visible(line)
+def _shown(line: str, counterpart: str | None) -> str:
+    """Return a line, cut where it equals the one in its place; quoted where these end in other blanks."""
+    if counterpart is None:
+        return visible.value(line) if len(line) > visible.VALUE else visible.visible(line)
+    is_short = max(len(line), len(counterpart)) <= visible.VALUE
+    if is_short and not visible.look_alike(line.rstrip(), counterpart.rstrip()):
+        return visible.visible(line)
+    return visible.values(line, counterpart)[0]
 
 
 def _equal(before: list[str], after: list[str]) -> int:

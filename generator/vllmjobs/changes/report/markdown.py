@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from enum import IntEnum, auto
 from typing import NamedTuple
 
+from vllmjobs.changes.hiding import for_people
 from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report
 from vllmjobs.changes.report import escape, sentences, visible
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
 from vllmjobs.changes.report.lines import path_diffs
-from vllmjobs.changes.report.redaction import for_people
 from vllmjobs.changes.report.summary import from_to, gpu_totals, summary
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
@@ -87,17 +87,15 @@ def _rows(report: Report) -> Iterator[_Row]:
 def _is_row(row: _Row) -> bool:
     if row.group:
         return row.group.is_changed
-    return bool(row.job.fields) or (
-        row.job.action != "none" and not any(group.is_changed for group in row.job.groups)
-    )
+    job = row.job
+    return bool(job.fields) or (job.action != "none" and not any(group.is_changed for group in job.groups))
 
 
 def _head(report: Report) -> str:
     """Write the worst thing, with a sign for it; then all of it in numbers."""
-    jobs = [job for environment in report.environments for job in environment.jobs]
-    numbers, is_change = summary(jobs), any(job.has_changed for job in jobs)
+    numbers, is_change = summary(report.jobs), any(job.has_changed for job in report.jobs)
     obstacle = _obstacle(report)
-    totals = gpu_totals([group for job in jobs for group in job.groups])
+    totals = gpu_totals([group for job in report.jobs for group in job.groups])
     against = _subject(sorted({environment.against for environment in report.environments}), "state")
     beside = [numbers] if obstacle and is_change else []
     beside += [f"GPUs {totals}"] if any(totals) else []
@@ -142,15 +140,11 @@ def _is_risky(report: Report) -> bool:
 
     Warnings of `check` do not count: they are there before and after a change.
     """
-    jobs = [job for environment in report.environments for job in environment.jobs]
-    groups = [group for job in jobs for group in job.groups]
+    remarks = [remark for job in report.jobs for remark in sentences.remarks(job, escape.FOR_MARKDOWN)]
+    groups = [group for job in report.jobs for group in job.groups]
     return (
-        any(job.action == "gone" for job in jobs)
-        or any(
-            remark.severity == "warning"
-            for job in jobs
-            for remark in sentences.remarks(job, escape.FOR_MARKDOWN)
-        )
+        any(job.action == "gone" for job in report.jobs)
+        or any(remark.severity == "warning" for remark in remarks)
         or any("gone" in group.actions or group.is_untried for group in groups)
     )
 
@@ -170,11 +164,9 @@ def _unplaced(rows: list[_Row]) -> Piece:
     entries = []
     for row in rows:
         if row.group and (unplaced := row.group.unplaced):
-            count = sentences.unplaced_count(unplaced, row.group.name, escape.FOR_MARKDOWN)
-            why = sentences.joined_reasons(unplaced, escape.FOR_MARKDOWN)
-            way_out = sentences.joined_ways_out(unplaced, escape.FOR_MARKDOWN)
+            count, why, way_out = sentences.unplaced_why(unplaced, row.group.name, escape.FOR_MARKDOWN)
             end = f"**Way out:** {way_out}." if way_out else ""
-            entries.append(f"- **{count}**{why and f': {why}'}. {end}".rstrip() + "\n")
+            entries.append(f"- **{count}**{why}. {end}".rstrip() + "\n")
     return Piece(entries, _list, "groups that cannot be placed")
 
 
@@ -193,25 +185,24 @@ def _table(report: Report, rows: list[_Row]) -> Piece:
     def table(entries: list[str]) -> str:
         return _cells(head) + rule + "\n" + "".join(entries) + "\n"
 
-    entries = [
-        _cells([*([escape.name(row.environment.name)] if several else []), *_row(row)]) for row in rows
-    ]
+    entries = [_cells(_row(row, several)) for row in rows]
     return Piece(entries, table, "rows", [_rank(row) for row in rows])
 
 
-def _row(row: _Row) -> list[str]:
+def _row(row: _Row, several: bool) -> list[str]:
     where = sentences.place(row.job)
-    job = escape.name(row.job.id) + (f" ({escape.prose(where)})" if where else "")
+    names = [escape.name(row.environment.name)] if several else []
+    names.append(escape.name(row.job.id) + (f" ({escape.prose(where)})" if where else ""))
     group = row.group
     if group is None:
         values = f"{len(row.job.fields):,} of its values"
         text = values if row.job.action == "changed" else sentences.what_becomes(row.job).strip(": ")
-        return [job, "the whole job", text, "", "", ""]
+        return [*names, "the whole job", text, "", "", ""]
     totals = gpu_totals([group])
     text = f"⛔ {sentences.describe(group)}" if group.unplaced else sentences.describe(group)
     instances = from_to(group.count_before or 0, group.count_after or 0)
     gpus = [from_to(totals.before, totals.after), f"{totals.extra:,}"] if any(totals) else ["", ""]
-    return [job, escape.name(group.name), text, instances, *gpus]
+    return [*names, escape.name(group.name), text, instances, *gpus]
 
 
 def _cells(cells: list[str]) -> str:
@@ -222,16 +213,15 @@ def _remarks(report: Report) -> Piece:
     signs = {"error": "⛔", "warning": "⚠️", "note": "ℹ️"}
     entries = [
         f"- {signs[remark.severity]} {escape.name(job.id)}: {remark.text}\n"
-        for environment in report.environments
-        for job in environment.jobs
+        for job in report.jobs
         for remark in sentences.remarks(job, escape.FOR_MARKDOWN)
     ]
     return Piece(entries, _list, "remarks")
 
 
 def _runs(report: Report) -> Piece:
-    jobs = [job for environment in report.environments for job in environment.jobs if job.has_changed]
-    entries = [visible.visible(job.plan.run) + "\n" for job in jobs if job.plan and job.plan.run]
+    plans = [job.plan for job in report.jobs if job.has_changed and job.plan]
+    entries = [visible.visible(plan.run) + "\n" for plan in plans if plan.run]
 
     def fence(entries: list[str]) -> str:
         commands = [entry.rstrip("\n") for entry in entries]
@@ -241,20 +231,15 @@ def _runs(report: Report) -> Piece:
 
 
 def _findings(report: Report) -> Piece:
-    findings = [
-        each for environment in report.environments for each in sentences.sorted_findings(environment)
-    ]
-    has_errors = any(finding.severity == "error" for finding in findings)
+    found = [each for environment in report.environments for each in sentences.sorted_findings(environment)]
+    is_open = " open" if any(finding.severity == "error" for finding in found) else ""
 
     def details(entries: list[str]) -> str:
-        head = (
-            f"<details{' open' if has_errors else ''}><summary>check: {sentences.tally(findings)}</summary>"
-        )
+        head = f"<details{is_open}><summary>check: {sentences.tally(found)}</summary>"
         return f"{head}\n\n{''.join(entries)}\n</details>\n\n"
 
-    return Piece(
-        [f"- {escape.prose(sentences.describe_finding(each))}\n" for each in findings], details, "findings"
-    )
+    entries = [f"- {escape.prose(sentences.describe_finding(finding))}\n" for finding in found]
+    return Piece(entries, details, "findings")
 
 
 def _detail(row: _Row, several: bool) -> Detail:
@@ -266,9 +251,8 @@ def _detail(row: _Row, several: bool) -> Detail:
     where = [row.environment.name, row.job.id] if several else [row.job.id]
     title = " / ".join(map(escape.in_html, [*where, *([group.name] if group else [])]))
     text = sentences.describe(group) if group else counted(sum(part.values for part in parts), "value")
-    numbers = (
-        f"Nomad plans: {sentences.scheduler_numbers(group.updates)}\n\n" if group and group.updates else ""
-    )
+    updates = group.updates if group else None
+    numbers = f"Nomad plans: {sentences.scheduler_numbers(updates)}\n\n" if updates else ""
 
     def wrap(lines: list[str]) -> str:
         head = f"<details><summary>{title}: {text}</summary>\n\n{numbers}"

@@ -74,11 +74,9 @@ def what_becomes(job: JobChange) -> str:
         return f" is gone from here, with {counted(len(job.groups), 'group')}"
     if job.action == "changed":
         return f" changes: {summary([job])}"
-    return (
-        f" is unchanged: {summary([job])}"
-        if any(group.is_changed for group in job.groups)
-        else ": no changes"
-    )
+    if any(group.is_changed for group in job.groups):
+        return f" is unchanged: {summary([job])}"
+    return ": no changes"
 
 
 def place(job: JobChange) -> str:
@@ -96,14 +94,11 @@ def unplaced_count(unplaced: Unplaced, group: str, escaping: Escaping) -> str:
     return f"{unplaced.failed:,} of {unplaced.wanted:,} {noun} of {escaping.name(group)} cannot be placed"
 
 
-def joined_reasons(unplaced: Unplaced, escaping: Escaping) -> str:
-    """Write what stands in the way, as one sentence; empty where Nomad gave no reason."""
-    return ", ".join(map(escaping.prose, reasons(unplaced)))
-
-
-def joined_ways_out(unplaced: Unplaced, escaping: Escaping) -> str:
-    """Write what a person may do, as one sentence."""
-    return ", or ".join(map(escaping.prose, ways_out(unplaced)))
+def unplaced_why(unplaced: Unplaced, group: str, escaping: Escaping) -> tuple[str, str, str]:
+    """Write how many cannot be placed, what stands in the way, and what a person may do, if that is known."""
+    why = ", ".join(map(escaping.prose, reasons(unplaced)))
+    way_out = ", or ".join(map(escaping.prose, ways_out(unplaced)))
+    return unplaced_count(unplaced, group, escaping), why and f": {why}", way_out
 
 
 def remarks(job: JobChange, escaping: Escaping) -> Iterator[Remark]:

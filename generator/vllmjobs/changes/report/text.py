@@ -2,10 +2,10 @@
 
 from collections.abc import Callable, Iterable, Iterator
 
+from vllmjobs.changes.hiding import for_people
 from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report
 from vllmjobs.changes.report import sentences, visible
 from vllmjobs.changes.report.lines import path_diffs
-from vllmjobs.changes.report.redaction import for_people
 from vllmjobs.changes.report.summary import describe_gpus
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.english import listed
@@ -72,10 +72,9 @@ def _job(job: JobChange, environment: EnvironmentChange, paint: _Paint) -> Itera
 def _group(group: GroupChange, width: int, paint: _Paint) -> Iterator[str]:
     yield f"  {visible.name(group.name):<{width}}  {sentences.describe(group)}"
     if group.unplaced:
-        count = sentences.unplaced_count(group.unplaced, group.name, visible.FOR_TERMINALS)
-        why = sentences.joined_reasons(group.unplaced, visible.FOR_TERMINALS)
-        yield "    " + paint("error", f"{count}{why and f': {why}'}")
-        if way_out := sentences.joined_ways_out(group.unplaced, visible.FOR_TERMINALS):
+        count, why, way_out = sentences.unplaced_why(group.unplaced, group.name, visible.FOR_TERMINALS)
+        yield "    " + paint("error", f"{count}{why}")
+        if way_out:
             yield f"    way out: {way_out}"
     if gpus := describe_gpus(group):
         yield f"    GPUs: {gpus}"

@@ -12,6 +12,8 @@ from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.text.english import joined
 
+Explanation = Iterator[Reason | Remedy]
+"""The things that stand in the way of an allocation, and what a person may do."""
 _CLASS = "computed class ineligible"
 # Constraints that Nomad adds by itself, by the beginning of their attribute: nomad/job_endpoint_hooks.go.
 _IMPLIED: dict[str, tuple[ReasonKind, RemedyKind | None]] = {
@@ -30,7 +32,7 @@ _TEXTS: dict[str, ReasonKind] = {
 }
 
 
-def no_nodes(placement: FailedPlacement) -> Iterator[Reason | Remedy]:
+def no_nodes(placement: FailedPlacement) -> Explanation:
     """Yield why no node takes allocations in the job's node pool and datacenters."""
     pool, nodes = placement.job.get("NodePool") or "default", placement.nodes
     datacenters = tuple(placement.job.get("Datacenters") or ["*"])
@@ -57,9 +59,7 @@ def no_nodes(placement: FailedPlacement) -> Iterator[Reason | Remedy]:
                 yield make_eligible(node)
 
 
-def ruled_out(
-    placement: FailedPlacement, nodes_by_text: Mapping[str, int], is_gpus_too: bool
-) -> Iterator[Reason | Remedy]:
+def ruled_out(placement: FailedPlacement, nodes_by_text: Mapping[str, int], is_gpus_too: bool) -> Explanation:
     """Yield why nodes are ruled out, from ConstraintFiltered, less what it says of GPUs.
 
     `is_gpus_too` tells that it says something of GPUs: then a fenced node is named with these.
@@ -96,7 +96,7 @@ def lift_fence(node: Node) -> Remedy:
     return Remedy(kind="lift-fence", node=node.name, command=command)
 
 
-def _explain(placement: FailedPlacement, text: str, nodes: int) -> Iterator[Reason | Remedy]:
+def _explain(placement: FailedPlacement, text: str, nodes: int) -> Explanation:
     if text == "missing drivers":
         yield from _drivers(placement, nodes)
     elif text in _TEXTS:
@@ -138,7 +138,7 @@ def _texts_of_siblings(placement: FailedPlacement) -> list[str]:
     return [text for text in texts if (_key_of(placement, text) or "").startswith(("nomad.", "balancer."))]
 
 
-def _drivers(placement: FailedPlacement, nodes: int) -> Iterator[Reason | Remedy]:
+def _drivers(placement: FailedPlacement, nodes: int) -> Explanation:
     asked = {task["Driver"] for task in placement.group["Tasks"]}
     there = Counter(driver for node in placement.serving for driver in node.drivers - asked)
     yield Reason(kind="driver", nodes=nodes, resource=joined(sorted(asked), "or"), counts=_amounts(there))

@@ -153,9 +153,7 @@ def _own(reason: Reason) -> str:
         case "port":
             by = joined([holder.job for holder in reason.holders])
             where = counted(reason.nodes or 0, "node")
-            return f"port {reason.port} ({reason.resource}) is taken on {where}" + (
-                f", by {by}" if by else ""
-            )
+            return f"port {reason.port} ({reason.resource}) is taken on {where}{by and f', by {by}'}"
         case "gpu-model":
             there = joined([f"{model.name} ({model.count})" for model in reason.counts[:_MOST_NAMED]])
             return f"no GPU is {reason.resource}: there are {there}"

@@ -14,7 +14,7 @@ from vllmjobs.changes.model import Amount, Holder, Reason, Remedy, Setting
 from vllmjobs.changes.room.fleet import Node
 from vllmjobs.changes.room.gpu_request import GpuRequest, meets, requested
 from vllmjobs.changes.room.placement import FailedPlacement
-from vllmjobs.changes.room.ruled_out import lift_fence, make_eligible
+from vllmjobs.changes.room.ruled_out import Explanation, lift_fence, make_eligible
 from vllmjobs.gpus.cards import Card
 
 # An environment's word for it, which is also the key in `Node.free`, and its unit.
@@ -31,7 +31,7 @@ class Shortage:
     request: GpuRequest
     ruled_out: int = 0  # nodes that the scheduler ruled out for something else than GPUs
 
-    def explain(self) -> Iterator[Reason | Remedy]:
+    def explain(self) -> Explanation:
         """Yield what stands in the way, and what may be done."""
         if not any(node.cards for node in self._nodes):
             yield from self._no_gpus()
@@ -57,7 +57,7 @@ class Shortage:
     def _open_nodes(self) -> list[Node]:
         return [node for node in self._nodes if not node.refuses]
 
-    def _no_gpus(self) -> Iterator[Reason | Remedy]:
+    def _no_gpus(self) -> Explanation:
         yield Reason(kind="no-gpus", resource=self.request.name)
         others = [node for node in self.placement.nodes or () if node not in self.placement.serving]
         elsewhere = [node for node in others if self._well(node)]
@@ -75,7 +75,7 @@ class Shortage:
         else:
             yield Remedy(kind="check-device-plugin", command="vllmjobs gpus --nomad")
 
-    def _none_matches(self) -> Iterator[Reason | Remedy]:
+    def _none_matches(self) -> Explanation:
         request = self.request
         cards = [card for node in self._nodes for card in node.cards]
         named = [card for card in cards if request.names(card)]
@@ -93,7 +93,7 @@ class Shortage:
             yield Reason(kind="gpu-constraints", resource=str(request))
             yield Remedy(kind="change", settings=(Setting(key="gpus.constraints"),))
 
-    def _too_few(self) -> Iterator[Reason | Remedy]:
+    def _too_few(self) -> Explanation:
         need = self.request.count
         nodes = [node for node in self._nodes if self._matching(node)]
         reason = Reason(kind="gpus", nodes=len(nodes), resource=str(self.request), needed=need)
@@ -101,10 +101,8 @@ class Shortage:
             yield reason
             return
         free = [len(self._free(node)) for node in self._open_nodes]
-        largest = max(len(self._well(node)) for node in nodes)
-        yield replace(
-            reason, free=sum(free), most_free=max(free, default=0), largest=largest, holders=self._holders()
-        )
+        most, largest = max(free, default=0), max(len(self._well(node)) for node in nodes)
+        yield replace(reason, free=sum(free), most_free=most, largest=largest, holders=self._holders())
         if 0 < largest < need:
             yield Remedy(kind="lower", settings=(Setting(key="gpus.count", value=str(largest)),))
         elif largest >= need and self.placement.is_exact(self.ruled_out):
@@ -112,7 +110,7 @@ class Shortage:
             if self.placement.updates.canary and self._could_roll():
                 yield Remedy(kind="set", settings=(Setting(key="rollout.strategy", value="rolling"),))
 
-    def _refusing(self) -> Iterator[Reason | Remedy]:
+    def _refusing(self) -> Explanation:
         for node in self._nodes:
             if node.refuses in ("ineligible", "draining") and self.slots(node):
                 yield Reason(kind="node-state", node=node.name, text=node.refuses, free=len(self._free(node)))
@@ -123,7 +121,7 @@ class Shortage:
             elif node.refuses and len(self._matching(node)) >= self.request.count:
                 yield Reason(kind="node-state", node=node.name, text=node.refuses)
 
-    def _broken(self) -> Iterator[Reason | Remedy]:
+    def _broken(self) -> Explanation:
         for node in self._open_nodes:
             faults = Counter(card.health_reason for card in self._matching(node) if not _is_well(card))
             if not faults:
@@ -212,19 +210,15 @@ class Shortage:
 
 def _models(cards: list[Card]) -> tuple[Amount, ...]:
     """Return the models of cards, the most frequent first."""
-    return tuple(
-        Amount(name=model, count=count)
-        for model, count in Counter(str(card.model) for card in cards).most_common()
-    )
+    models = Counter(str(card.model) for card in cards).most_common()
+    return tuple(Amount(name=model, count=count) for model, count in models)
 
 
 def _is_well(card: Card) -> bool:
     return card.health in ("ok", "degraded")
 
 
-def full(
-    placement: FailedPlacement, nodes_by_text: Mapping[str, int], is_all: bool
-) -> Iterator[Reason | Remedy]:
+def full(placement: FailedPlacement, nodes_by_text: Mapping[str, int], is_all: bool) -> Explanation:
     """Yield why nodes are full, from DimensionExhausted, less what it says of GPUs.
 
     `is_all` tells that this is all that stands in the way.
@@ -241,7 +235,7 @@ def full(
             yield Reason(kind="full", nodes=nodes, text=text)
 
 
-def _port(placement: FailedPlacement, label: str, port: int, nodes: int) -> Iterator[Reason | Remedy]:
+def _port(placement: FailedPlacement, label: str, port: int, nodes: int) -> Explanation:
     jobs = [node.ports[port] for node in placement.serving if port in node.ports]
     holders = tuple(
         Holder(job=job, count=jobs.count(job), own=job == placement.job["ID"]) for job in sorted(set(jobs))
@@ -251,9 +245,7 @@ def _port(placement: FailedPlacement, label: str, port: int, nodes: int) -> Iter
     yield Remedy(kind="set", settings=(Setting(key=key),))
 
 
-def _resource(
-    placement: FailedPlacement, resource: str, count: int, is_all: bool
-) -> Iterator[Reason | Remedy]:
+def _resource(placement: FailedPlacement, resource: str, count: int, is_all: bool) -> Explanation:
     unit = _UNITS[resource]
     if resource == "disk":
         need = int((placement.group.get("EphemeralDisk") or {}).get("SizeMB") or 0)

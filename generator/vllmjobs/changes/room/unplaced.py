@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from vllmjobs.changes.model import Reason, Remedy, Setting, Unplaced
 from vllmjobs.changes.room.gpu_request import requested
 from vllmjobs.changes.room.placement import FailedPlacement
-from vllmjobs.changes.room.ruled_out import no_nodes, ruled_out
+from vllmjobs.changes.room.ruled_out import Explanation, no_nodes, ruled_out
 from vllmjobs.changes.room.shortage import Shortage, full
 
 _OF_GPUS = ("missing devices", "devices: ")
@@ -27,8 +27,8 @@ def unplaced(placement: FailedPlacement) -> Unplaced:
     )
 
 
-def _explain(placement: FailedPlacement) -> Iterator[Reason | Remedy]:
-    """Yield what stands in the way, and what may be done: GPUs first."""
+def _explain(placement: FailedPlacement) -> list[Reason | Remedy]:
+    """Return what stands in the way, and what may be done: GPUs first."""
     metric = placement.metric
     filtered, gpus_filtered = _apart(metric.get("ConstraintFiltered") or {})
     exhausted, gpus_exhausted = _apart(metric.get("DimensionExhausted") or {})
@@ -45,7 +45,7 @@ def _explain(placement: FailedPlacement) -> Iterator[Reason | Remedy]:
     explained += full(placement, exhausted, is_all=not explained and len(exhausted) == 1)
     if placement.nodes is None:
         explained.append(Reason(kind="nodes-unknown"))
-    yield from explained
+    return explained
 
 
 def _apart(nodes_by_text: Mapping[str, int]) -> tuple[dict[str, int], dict[str, int]]:
@@ -54,7 +54,7 @@ def _apart(nodes_by_text: Mapping[str, int]) -> tuple[dict[str, int], dict[str, 
     return {text: nodes for text, nodes in nodes_by_text.items() if text not in gpus}, gpus
 
 
-def _gpus(placement: FailedPlacement, lacking: int, busy: int, ruled_out: int) -> Iterator[Reason | Remedy]:
+def _gpus(placement: FailedPlacement, lacking: int, busy: int, ruled_out: int) -> Explanation:
     """Yield why there are no GPUs; by the scheduler's numbers alone, where nodes may not be read."""
     request = requested(placement.group)
     if request is None:

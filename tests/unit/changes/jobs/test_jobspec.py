@@ -2,8 +2,9 @@
 
 import pytest
 
-from vllmjobs.changes.jobs.jobspec import JobspecError, read
+from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.jobs.tree import Item, Tree
+from vllmjobs.environment.problems import UserError
 
 
 def tree(body: str) -> Tree:
@@ -132,7 +133,7 @@ def test_a_job_goes_by_its_label_unless_it_has_an_id() -> None:
     ],
 )
 def test_what_holds_no_job_is_an_error_with_its_place(text: str, place: str) -> None:
-    with pytest.raises(JobspecError) as error:
+    with pytest.raises(UserError) as error:
         read(text, "prod.hcl")
     assert str(error.value).startswith(place)
 

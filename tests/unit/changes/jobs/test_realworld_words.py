@@ -9,9 +9,10 @@ from vllmjobs.changes.compare import compare
 from vllmjobs.changes.hiding import HIDDEN, shown
 from vllmjobs.changes.jobs import registered
 from vllmjobs.changes.jobs.canonical import canonicalize
-from vllmjobs.changes.jobs.jobspec import JobspecError, read
+from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.jobs.tree import Tree, below
 from vllmjobs.changes.model import Field, JobChange
+from vllmjobs.environment.problems import UserError
 
 DATA = ("task", "web", "template", "local/x", "data")
 ENV = ("task", "web", "env")
@@ -117,7 +118,7 @@ def test_a_variable_that_nothing_uses_is_no_change() -> None:
 
 
 def test_what_is_nested_too_deeply_is_refused() -> None:
-    with pytest.raises(JobspecError, match="x: is nested too deeply"):
+    with pytest.raises(UserError, match="x: is nested too deeply"):
         read(job(f"a = {'[' * 5000}{']' * 5000}"), "x")
 
 

@@ -9,9 +9,9 @@ from hypothesis import given
 from jsonschema import Draft202012Validator
 
 from unit.changes.report.reports import PLANNED, group, job, report, reports
+from vllmjobs.changes.hiding import without_tokens
 from vllmjobs.changes.model import Field, Report
 from vllmjobs.changes.report.json import as_json, schema
-from vllmjobs.changes.report.redaction import without_tokens
 
 PAGE = Path(__file__).parents[4] / "docs/changes.schema.json"
 # The names that version 1 promises. Names may come; what is here stays, until VERSION is raised.
