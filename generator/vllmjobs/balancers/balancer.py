@@ -6,7 +6,7 @@ A kind is one module beside this one: its class overrides what differs. Nothing 
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 from msgspec import structs
@@ -34,6 +34,19 @@ class OwnRule(NamedTuple):
     id: str
     severity: Severity
     find: Callable[[Environment], Iterator[tuple[Path, str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """One model, as the template of a balancer writes it."""
+
+    name: str
+    service: str
+    variable: str  # the name in nginx's variables, which hold no `-`
+    route: Route
+    weight: str  # the share of its canaries until another is asked for
+    weight_key: str  # the key of Consul's KV that holds another share
+    wanted: bool  # the model is to have an instance
 
 
 class LoadBalancer(ABC):
@@ -186,24 +199,24 @@ class LoadBalancer(ABC):
         """Return what in the values of `kv_prefix` keeps it from taking over changes, a sentence for each."""
         return []
 
-    def _backend(self, name: str) -> SimpleNamespace:
+    def _backend(self, name: str) -> Backend:
         """Return one model, as the template of a balancer writes it."""
         model = self.environment.models[name]
-        return SimpleNamespace(
+        return Backend(
             name=name,
             service=derive.service_name(self.environment, name),
-            variable=name.replace("-", "_"),  # the name in nginx's variables, which hold no `-`
+            variable=name.replace("-", "_"),
             route=model.route,
-            # The share of its canaries until another is asked for; split_clients and Fabio resolve 0.01 %.
+            # split_clients and Fabio alike resolve 0.01 %.
             weight=share_text(model.rollout.weight).rstrip("0").rstrip("."),
-            weight_key=share_key(self.environment.job or "", name),  # holds another share, in Consul's KV
-            wanted=model.replicas > 0,  # the model is to have an instance
+            weight_key=share_key(self.environment.job or "", name),
+            wanted=model.replicas > 0,
         )
 
 
-def _servers(backends: list[SimpleNamespace]) -> dict[str, list[SimpleNamespace]]:
+def _servers(backends: list[Backend]) -> dict[str, list[Backend]]:
     """Return what each host name serves, as Fabio would: its own models, then those of any host ("")."""
-    hosts: dict[str, list[SimpleNamespace]] = {"": []}
+    hosts: dict[str, list[Backend]] = {"": []}
     for backend in backends:
         hosts.setdefault(backend.route.host, []).append(backend)
     for host, own in hosts.items():

@@ -10,7 +10,7 @@ from vllmjobs.environment.schema import json_schema
 
 @click.command()
 @click.option("--format", "form", type=click.Choice(["json", "markdown"]), default="json", show_default=True,
-              help="Print Print JSON Schema, or the reference as a page.")  # fmt: skip
+              help="Print JSON Schema, or the reference as a page.")  # fmt: skip
 def schema(form: str) -> None:
     """Print the JSON Schema of an environment."""
     if form == "markdown":

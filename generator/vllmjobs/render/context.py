@@ -1,12 +1,12 @@
 """The names that the template of the models' job sees: the interface of whoever writes a template."""
 
 from collections.abc import Callable
-from types import SimpleNamespace
+from dataclasses import dataclass
 from typing import Any
 
 from vllmjobs.balancers import balancer_of
-from vllmjobs.environment.derive import canaries, image, is_bridged, service_name
-from vllmjobs.environment.model import Environment
+from vllmjobs.environment.derive import Deadlines, canaries, image, is_bridged, service_name
+from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.quantity import duration, mebibytes, size_bytes, spaced
 from vllmjobs.environment.supervision import ADMIN_PORT, health_path, is_supervised
 from vllmjobs.render.arguments import arguments, served_names, variables
@@ -21,13 +21,41 @@ FILTERS: dict[str, Callable[..., Any]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One model, as `vllm.nomad.hcl.j2` writes it."""
+
+    name: str
+    model: Model
+    service: str
+    tags: list[str]
+    canary_tags: list[str]
+    canaries: int
+    deadlines: Deadlines
+    restart_attempts: int
+    restart_interval: float
+    supervised: bool
+    health_path: str
+    image: str
+    command: str | None
+    served_name: str
+    args: list[str]
+    env: dict[str, str]
+    user: str | None
+    secrets: dict[str, dict[str, list[tuple[str, str]]]]
+    device: str
+    shm_bytes: int
+    bridged: bool
+    admin_port: int
+
+
 def vllm_context(environment: Environment, only: str | None = None) -> dict[str, Any]:
     """Return the context of `vllm.nomad.hcl.j2`; with `only`, a single group."""
     names = [only] if only else list(environment.models)
     return {"environment": environment, "groups": [group(environment, name) for name in names]}
 
 
-def group(environment: Environment, name: str) -> SimpleNamespace:
+def group(environment: Environment, name: str) -> Group:
     """Return one model of the environment, as `vllm.nomad.hcl.j2` writes it."""
     model = environment.models[name]
     balancer = balancer_of(environment)
@@ -36,7 +64,7 @@ def group(environment: Environment, name: str) -> SimpleNamespace:
     # The exec driver sets HOME to that of the task's user, after `env`: /nonexistent for nobody.
     isolated = ["/usr/bin/env", "HOME=${NOMAD_TASK_DIR}"] if model.driver == "exec" else []
     command, *before = [*isolated, *model.entrypoint] if model.driver != "docker" else [None]
-    return SimpleNamespace(
+    return Group(
         name=name,
         model=model,
         service=service_name(environment, name),

@@ -2,8 +2,8 @@
 
 import pkgutil
 import re
+from dataclasses import dataclass
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 from msgspec import structs
@@ -30,6 +30,22 @@ _SECRETS = r"(?i:HF_|HUGGING_FACE_|.*_PROXY$)"
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE")
 # They count allocations of a job; a job of the caches has one on each node in any case.
 _COUNTING = ("distinct_hosts", "distinct_property")
+
+
+@dataclass(frozen=True, slots=True)
+class CachedModel:
+    """One model's cache, as `model-cache.hcl.j2` writes it."""
+
+    name: str
+    model: Model
+    image: str
+    pull: float
+    user: str | None
+    volume: str | None
+    args: list[str]
+    env: dict[str, str]
+    secrets: dict[str, dict[str, list[tuple[str, str]]]]
+    constraints: list[Constraint]
 
 
 def cached_models(environment: Environment) -> list[str]:
@@ -67,7 +83,7 @@ def _source(module: str) -> str:
     return text.decode()
 
 
-def _groups(environment: Environment, name: str, job: str) -> list[SimpleNamespace]:
+def _groups(environment: Environment, name: str, job: str) -> list[CachedModel]:
     """Return one cache, or one for each volume to fill where each allocation of the server has its own."""
     model, backup = environment.models[name], _backup(environment, job)
     assert model.cache
@@ -85,7 +101,7 @@ def _groups(environment: Environment, name: str, job: str) -> list[SimpleNamespa
         count = 1 if job == "cache-backup" else model.replicas
         volumes = {f"{name}-{index}": f"{model.cache.volume}[{index}]" for index in range(count)}
     return [
-        SimpleNamespace(
+        CachedModel(
             name=one,
             model=model,
             image=server.image,
