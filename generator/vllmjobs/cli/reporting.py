@@ -1,12 +1,14 @@
 """The parts that `diff` and `plan` share: their options, the printing of a report, and the exit code."""
 
 import os
+import shlex
 import sys
 from collections.abc import Callable
 from functools import wraps
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from vllmjobs.changes.model import Report
 from vllmjobs.changes.report.json import as_json
@@ -39,11 +41,27 @@ def report_options(command: Callable[..., Report]) -> Callable[..., None]:
     return run
 
 
+def typed(context: click.Context, *but: str) -> str:
+    """Return a command as a person typed it, without the parameters of these names."""
+    words = ["vllmjobs", context.info_name or ""]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in but or context.get_parameter_source(name) is not ParameterSource.COMMANDLINE:
+            continue
+        option = parameter.opts[:1] if isinstance(parameter, click.Option) else []
+        value = context.params[name]
+        for one in value if isinstance(value, tuple) else [value]:
+            words += [*option, str(one)]
+    return shlex.join(words)
+
+
 def print_report(report: Report, form: str, color: bool | None, detailed: bool) -> None:
     """Print a report and end with its exit code."""
     match form:
         case "markdown":
-            click.echo(as_markdown(report).encode(), nl=False)  # forges take UTF-8, whatever the terminal
+            again = typed(click.get_current_context(), "form", "color", "detailed")
+            # forges take UTF-8, whatever the terminal
+            click.echo(as_markdown(report, again=again).encode(), nl=False)
         case "json":
             show(as_json(report))
         case _:

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable
@@ -432,3 +433,16 @@ def test_on_a_terminal_there_are_colours_unless_no_color_is_set(project: Project
     assert "\x1b[" not in on_a_terminal(project, NO_COLOR="1")
     assert "\x1b[" in on_a_terminal(project, "--color", NO_COLOR="1")
     assert "\x1b[" not in on_a_terminal(project, "--no-color")
+
+
+def test_a_comment_that_is_too_small_names_the_command_that_prints_all_of_it(project: Project) -> None:
+    """It is the one that was typed: with its --set, its --against and its --project."""
+    long = "".join(f"\n      A{number}: {'x' * 100}" for number in range(1000))
+    project.replace("envs/prod.yaml", "    replicas: 2\n", f"    replicas: 2\n    env:{long}\n")
+    typed = ["prod", "--against", "HEAD", "--set", "models.code.replicas=3"]
+    comment = project.diff("--format", "markdown", *typed).stdout
+    _, _, command = comment.partition("All of it:\n\n```sh\n")
+    command, _, _ = command.partition("\n```")
+    assert " --set models.code.replicas=3" in command
+    again = CliRunner().invoke(main, shlex.split(command)[1:])
+    assert again.stdout == project.diff(*typed).stdout

@@ -1,7 +1,6 @@
 """A report as one comment on a pull request."""
 
 import re
-import shlex
 from collections.abc import Iterator
 from enum import IntEnum, auto
 from typing import NamedTuple
@@ -44,12 +43,13 @@ class _Rank(IntEnum):
     OTHER = auto()
 
 
-def as_markdown(report: Report, limit: int = LIMIT) -> str:
+def as_markdown(report: Report, limit: int = LIMIT, again: str = "") -> str:
     """Return the report as a comment of at most `limit` bytes of UTF-8.
 
     Its first line, `<!-- vllmjobs diff -->` or `<!-- vllmjobs plan prod -->`, tells it from other comments.
     What does not fit is left out with a note that says how much, the longest details first; what cannot be
-    placed, and the rows of what is worst, last. Raises `UserError` for a limit below `LEAST`.
+    placed, and the rows of what is worst, last. `again` is the command that prints all of it. Raises
+    `UserError` for a limit below `LEAST`.
     """
     if limit < LEAST:
         raise UserError(f"a comment of {limit} bytes holds no report; allow {LEAST}")
@@ -66,7 +66,8 @@ def as_markdown(report: Report, limit: int = LIMIT) -> str:
     details = [_detail(row, several) for row in rows if row.group is None or row.group.fields]
     shown = cut([detail for detail in details if detail.parts], left)
     unplaced, table, remarks, runs, findings = parts
-    body = "".join([unplaced, table, remarks, findings, *shown.texts, runs, _note(report, shown)])
+    note = _note(shown, again or f"vllmjobs {report.command}")
+    body = "".join([unplaced, table, remarks, findings, *shown.texts, runs, note])
     return without_secrets(head + body.replace("<!-- vllmjobs", "<\\!-- vllmjobs")).rstrip("\n") + "\n"
 
 
@@ -261,18 +262,13 @@ def _detail(row: _Row, several: bool) -> Detail:
     return Detail(_rank(row), parts, wrap)
 
 
-def _note(report: Report, shown: Cut) -> str:
+def _note(shown: Cut, again: str) -> str:
     """Write what was left out, and the command that prints all of it."""
     if not shown.left_out and not shown.shortened:
         return ""
     values = counted(shown.left_out, "value")
     texts = [f"{values} left out"] if shown.left_out else []
     texts += [f"{counted(shown.shortened, 'value')} shortened"] if shown.shortened else []
-    names = [environment.name for environment in report.environments]
-    against = {environment.against for environment in report.environments}
-    words = ["vllmjobs", report.command, *(names if len(names) <= 3 else [])]
-    if report.command == "diff" and len(against) == 1:
-        words += ["--against", against.pop()]
-    command = shlex.join(words)
-    command = command if len(command) <= visible.NAME else f"vllmjobs {report.command}"
-    return f"✂️ To fit into a comment, {' and '.join(texts)}; all of it: {escape.name(command)}\n"
+    command = visible.visible(again)
+    block = escape.fenced([command if size(command) < _NOTE - 200 else " ".join(command.split()[:2])], "sh")
+    return f"✂️ To fit into a comment, {' and '.join(texts)}. All of it:\n\n{block}"

@@ -180,7 +180,8 @@ def big(number: int) -> GroupChange:
 
 def test_what_does_not_fit_is_left_out_with_a_note_the_longest_first() -> None:
     small = group("small", "destructive", canaries=1, fields=(IMAGE,))
-    text = as_markdown(report(job(*map(big, range(199)), small)))
+    again = "vllmjobs diff prod --against main --set models.chat.replicas=3"
+    text = as_markdown(report(job(*map(big, range(199)), small)), again=again)
     assert LIMIT * 0.8 < len(text.encode()) <= LIMIT
     assert text.count("| destructive:") == 200
     assert (
@@ -188,8 +189,8 @@ def test_what_does_not_fit_is_left_out_with_a_note_the_longest_first() -> None:
         in text
     )
     assert re.search(
-        r"\n✂️ To fit into a comment, \d+ values left out and \d+ values shortened; "
-        r"all of it: `vllmjobs diff prod --against main`\n$",
+        r"\n✂️ To fit into a comment, \d+ values left out and \d+ values shortened. All of it:\n\n"
+        rf"```sh\n{re.escape(again)}\n```\n$",
         text,
     )
 
