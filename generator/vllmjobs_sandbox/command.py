@@ -40,6 +40,8 @@ def sandbox(keep: bool, gpus: int, clients: int, parent: Path | None) -> None:
     """
     if not keep and clients * gpus < STORY_GPUS:
         raise click.UsageError(f"the story needs {STORY_GPUS} GPUs: two engines and a canary")
+    if not keep:
+        from vllmjobs_sandbox.story.story import Story  # noqa: PLC0415 - openai takes two seconds of a core
     for number in (signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _end)
     began = time.monotonic()
@@ -49,8 +51,6 @@ def sandbox(keep: bool, gpus: int, clients: int, parent: Path | None) -> None:
             if keep:
                 _keep(running)
             else:
-                from vllmjobs_sandbox.story.story import Story  # noqa: PLC0415 - openai takes two seconds of a core
-
                 Story(running).tell()
     except SandboxError as error:
         click.secho(f"\nfailed: {error}", fg="red", err=True)

@@ -103,10 +103,9 @@ def test_a_way_back_that_was_interrupted_goes_on_when_it_is_run_again(served: Se
     served.release.run(max_model_len=served.new)
     served.sandbox.promote(served.release.job)
     served.sandbox.wait_until_healthy(served.release.job)
-    for kind in ("registered", "placed"):
-        with rollback(served, at={kind: signal.SIGKILL}) as killed:
-            assert killed.end() == -signal.SIGKILL
-    with rollback(served, at={"resumed": signal.SIGINT}) as left:
+    with rollback(served, at={"registered": signal.SIGKILL}) as killed:
+        assert killed.end() == -signal.SIGKILL
+    with rollback(served, at={"placed": signal.SIGINT}) as left:
         assert left.end() == FAILED
         goes_on = shlex.join(["vllmjobs", "rollback", *served.release.words()])
         assert left.errors == [f"left as it is: `{goes_on}` goes on"]

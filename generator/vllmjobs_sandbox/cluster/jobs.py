@@ -77,7 +77,9 @@ class Jobs:
     def run(self, hcl: str) -> None:
         """Run a job, as in `vllmjobs render … | nomad job run -detach -`."""
         job = self.nomad.jobs.parse(hcl) | {"ConsulToken": self.env.get("CONSUL_HTTP_TOKEN", "")}
-        self.nomad.jobs.register_job({"Job": job, "Submission": {"Source": hcl, "Format": "hcl2"}})
+        body = {"Job": job, "Submission": {"Source": hcl, "Format": "hcl2"}}
+        # register_job knows one namespace, which is not the job's own.
+        self.nomad.jobs.request(json=body, params={"namespace": job["Namespace"]}, method="post")
 
     def plan(self, hcl: str) -> Json:
         """Ask what running this job would do; Diff, Annotations and FailedTGAllocs tell."""

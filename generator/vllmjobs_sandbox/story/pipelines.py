@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
+from vllmjobs.vllm.releases import NEWEST
 from vllmjobs_sandbox.cluster import ports
 from vllmjobs_sandbox.cluster.programs import CHECKOUT
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -28,7 +29,7 @@ balancer:
     constraints: [{{attribute: "${{meta.balancer}}", value: "true"}}]
 defaults:
   driver: raw_exec # vllmjobs: ignore VJ505 a sandbox has no other
-  vllm: 0.33.0
+  vllm: {newest}
   entrypoint: [stand-in-engine, serve]
   cache: null
 models:
@@ -141,7 +142,7 @@ class Project:
         envs.mkdir()
         shutil.copy(CHECKOUT / "envs/base.yaml", envs)
         consul = self.sandbox.consul_address.removeprefix("http://")
-        dev = DEV.format(prefix=self.prefix, consul=consul, port=port, admin_port=admin_port)
+        dev = DEV.format(prefix=self.prefix, consul=consul, port=port, admin_port=admin_port, newest=NEWEST)
         (envs / "dev.yaml").write_text(dev)
         for name in ("staging", "prod"):
             (envs / f"{name}.yaml").write_text(OTHER.format(prefix=self.prefix, name=name))
