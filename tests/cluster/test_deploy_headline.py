@@ -32,6 +32,7 @@ ENGINE: dict[str, Any] = QUICK | {
     "health.timeout": "10s",
     "rollout.healthy_deadline": "3m",
     "rollout.progress_deadline": "5m",
+    "drain.shutdown_delay": "5s",  # nginx has to learn in it, under this load, that an instance leaves
     "rollout.analysis.limits.time_to_first_token.floor": 2,
     "rollout.analysis.limits.inter_token_latency.floor": 1,
 }

@@ -7,6 +7,7 @@ sandbox.
 
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
@@ -83,7 +84,7 @@ def test_the_page_of_templates_has_every_template_and_what_it_sees() -> None:
     assert environment
     seen = {f"`{path.name}`" for path in (ROOT / "jobs").glob("*.j2")}
     caches = cache_context(environment, "cache-backup")
-    for names in (prometheus_context(environment), caches, vars(caches["groups"][0])):
+    for names in (prometheus_context(environment), caches, [one.name for one in fields(caches["groups"][0])]):
         seen |= {f"`{name}`" for name in names}
     assert {name for name in seen if name not in page} == set()
 
