@@ -7,7 +7,7 @@ from vllmjobs.changes.room.sentences import reasons
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import DeploymentEndedError
 from vllmjobs.cluster.nomad import Where
-from vllmjobs.deploy.records import begun, who
+from vllmjobs.deploy.records import new_record, who
 from vllmjobs.deploy.release import Clients, Release, records_by_version
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
@@ -96,7 +96,7 @@ class Manual(NamedTuple):
         job = self._deployments.cluster.job(*self.where)
         assert job
         release = self._release()
-        release.keep(begun(self._deployments, job["Version"], f"back to version {to}", is_way_back=True))
+        release.keep(new_record(self._deployments, job["Version"], f"back to version {to}", is_way_back=True))
         text = f"version {to} is registered again, as {job['Version']}"
         self._tell(job["Version"], "registered", text, is_way_back=True)
         return release.follow(job["Version"], is_judged=False).outcome

@@ -85,7 +85,7 @@ def write(deployments: Deployments, where: Where, record: Record) -> None:
     deployments.update_variable(f"{PATH}/{where.id}", where, with_record)
 
 
-def begun(deployments: Deployments, version: int, reason: str = "", is_way_back: bool = False) -> Record:
+def new_record(deployments: Deployments, version: int, reason: str = "", is_way_back: bool = False) -> Record:
     """Return the record of a release that begins now, by the person whose token it is."""
     return Record(version=version, at=now(), by=who(deployments), reason=reason, is_way_back=is_way_back)
 

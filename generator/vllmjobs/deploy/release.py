@@ -14,7 +14,7 @@ from vllmjobs.deploy import records
 from vllmjobs.deploy.evidence import Evidence
 from vllmjobs.deploy.follow import Follower
 from vllmjobs.deploy.observe import Observer
-from vllmjobs.deploy.records import RecordKeeper, begun
+from vllmjobs.deploy.records import RecordKeeper, new_record
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
@@ -136,7 +136,7 @@ class Release:
             self._reporter.tell(Event("superseded", f"version {back} is not the way back: somebody else's"))
             return
         self._reporter.begin(self.where.id, back, is_way_back=True)
-        record = begun(self._deployments, back, f"the way back from version {version}", is_way_back=True)
+        record = new_record(self._deployments, back, f"the way back from version {version}", is_way_back=True)
         keeper = self._keeper(back, record)
         keeper.keep()
         end, _ = self._follow(self._plan(back, is_judged=False), keeper, Memory())
@@ -152,7 +152,7 @@ class Release:
         """Return the keeper of a version's record: the given one, else the cluster's, else a new one."""
         if record is None:
             record = records_by_version(self._deployments, self.where).get(version)
-        record = replace(record or begun(self._deployments, version), version=version)
+        record = replace(record or new_record(self._deployments, version), version=version)
         return RecordKeeper(self._deployments, self.where, record, self._reporter.warn)
 
     def _tell(self, end: End, version: int, deployed: str = "") -> None:
