@@ -7,7 +7,7 @@ import pytest
 from vllmjobs_sandbox.cluster.deploying import QUICK
 from vllmjobs_sandbox.cluster.release import NewRelease, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.traffic.served import Life, Served, asking, begun, on
+from vllmjobs_sandbox.traffic.served import Life, Served, asking, on, serving
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def life(sandbox: Sandbox) -> Iterator[Life]:
     Nothing that befalls the other node touches it.
     """
     for new in releases(sandbox, "life"):
-        yield begun(new(**QUICK | {"replicas": 1, "placement.constraints": on("=", "gpu-1")}))
+        yield serving(new(**QUICK | {"replicas": 1, "placement.constraints": on("=", "gpu-1")}))
 
 
 @pytest.fixture

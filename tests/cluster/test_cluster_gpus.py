@@ -13,7 +13,7 @@ from vllmjobs.cluster.failures import NomadError
 from vllmjobs.cluster.nomad import Nomad
 from vllmjobs.gpus.cards import Card
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
-from vllmjobs_sandbox.cluster.jobs import HOLDS_GPUS
+from vllmjobs_sandbox.cluster.jobs import holder
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.cluster.secured import Secured, secured_server
@@ -22,7 +22,7 @@ from vllmjobs_sandbox.gpus.plugin.devices import Health
 
 SEEN = 30.0  # seconds until Nomad sees a change
 UNKNOWN_TOKEN = "11111111-2222-3333-4444-555555555555"
-JOB = HOLDS_GPUS % {"job": "holds.gpus", "namespace": "team", "group": "two.chats", "count": 2}
+JOB = f'job "holds.gpus" {{\n  namespace = "team"\n{holder("two.chats", count=2)}}}\n'
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.fakes.listening import listening
 from vllmjobs_sandbox.traffic.requests import Load, versions
-from vllmjobs_sandbox.traffic.served import NEW, OLD, Life, begun, failure, on
+from vllmjobs_sandbox.traffic.served import NEW, OLD, Life, failure, on, serving
 
 QUICK = deploying.QUICK | {"rollout.steps": "[]"}
 
@@ -107,7 +107,7 @@ def life(first: tuple[Life, Ended]) -> Life:
 def pair(sandbox: Sandbox) -> Iterator[Life]:
     """Two instances behind Fabio."""
     for new in releases(sandbox, "pair"):
-        yield begun(new(**QUICK), 2)
+        yield serving(new(**QUICK), 2)
 
 
 def test_a_first_deployment_has_nothing_to_compare_and_takes_the_short_way(

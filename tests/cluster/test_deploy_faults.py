@@ -15,6 +15,7 @@ import pytest
 import yaml
 
 from vllmjobs_sandbox.cluster.deploying import QUICK, Command, deploying, succeeded
+from vllmjobs_sandbox.cluster.jobs import holder
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.programs import ROOM
 from vllmjobs_sandbox.cluster.release import NewRelease, releases
@@ -35,38 +36,15 @@ from vllmjobs_sandbox.traffic.served import (
     Served,
     anywhere_but,
     asking,
-    begun,
     failure,
     keys,
     on,
+    serving,
     slow,
 )
 
 # One that holds all GPUs of a node but the one that a life has.
-HOG = """
-job "hog" {
-  group "hog" {
-    constraint {
-      attribute = "${node.unique.name}"
-      value     = "gpu-1"
-    }
-    task "sleep" {
-      driver = "raw_exec"
-      config {
-        command = "sleep"
-        args    = ["600"]
-      }
-      resources {
-        cpu    = 50
-        memory = 32
-        device "nvidia/gpu" {
-          count = 3
-        }
-      }
-    }
-  }
-}
-"""
+HOG = f'job "hog" {{\n{holder("hog", gpus=3, node="gpu-1")}}}\n'
 
 
 @contextmanager
@@ -92,7 +70,7 @@ def fleet() -> Iterator[Life]:
     """An engine on the first of three clients whose power can be cut, with three servers."""
     with Sandbox(clients=3, gpus=3, servers=3, machines=True) as running:
         for new in releases(running, "fleet"):
-            yield begun(new(**QUICK | {"replicas": 1}), **{"placement.constraints": on("=", "gpu-1")})
+            yield serving(new(**QUICK | {"replicas": 1}), **{"placement.constraints": on("=", "gpu-1")})
 
 
 # The cluster
@@ -231,8 +209,13 @@ def test_a_canary_that_dies_in_service(served: Served) -> None:
 
 
 def test_a_canary_that_is_slow_by_a_factor_of_five(release: NewRelease) -> None:
-    limit = {"rollout.analysis.limits.inter_token_latency": "{ratio: 2, floor: 0.05}"}
-    with asking(begun(release(**QUICK | limit | {"replicas": 1}), **slow(60))) as served:
+    """Probes have one token, and would fill a window in which no other answer of it ends: there are none."""
+    judged = SILENT | {
+        "rollout.analysis.limits.inter_token_latency": "{ratio: 2, floor: 0.05}",
+        "rollout.analysis.window": "8s",  # an answer takes it 3 s
+        "rollout.analysis.min_requests": 2,
+    }
+    with asking(serving(release(**QUICK | judged | {"replicas": 1}), **slow(60))) as served:
         with deploying(served.release, max_model_len=served.new, **slow(12)) as deploy:
             assert deploy.end() == REFUSED, deploy.evidence()
             assert "times the stable instances'" in deploy.wait_for("done")["text"]

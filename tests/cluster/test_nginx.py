@@ -10,7 +10,7 @@ import threading
 from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ import pytest
 from vllmjobs.cli.common import Selection
 from vllmjobs.project.templates import templates
 from vllmjobs.render.job import render
-from vllmjobs_sandbox.cluster import nginx
+from vllmjobs_sandbox.cluster import nginx, ports
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
@@ -417,7 +417,7 @@ def test_a_generation_that_takes_too_long_is_not_begun_again(
     command = [str(nginx.at_hand()[0]), "-e", "stderr", "-p", f"{tmp_path}/", "-c", "nginx.conf"]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
-            wait_until(lambda: not refuses(port), DEADLINE, "nginx listens")
+            wait_until(lambda: bool(ports.listens(port)), DEADLINE, "nginx listens")
             assert ask(port, MODELS, "POST")[0] == 504
         finally:
             process.terminate()
@@ -499,19 +499,13 @@ def test_stopping_lets_the_streams_end(edge: Edge, instances: list[Instance]) ->
     stream = edge.begin_stream()
     (allocation,) = edge.sandbox.allocations("edge-nginx")
     edge.sandbox.nomad_cli("job", "stop", "-detach", "-no-shutdown-delay", "edge-nginx")
-    wait_until(lambda: refuses(edge.port), DEADLINE, "nginx takes no more connections")
+    wait_until(lambda: not ports.listens(edge.port), DEADLINE, "nginx takes no more connections")
     instances[0].may_end.set()
     assert stream.read() == b"data: [DONE]\n\n"
     task = wait_until(lambda: ended(edge.sandbox, allocation["ID"]), DEADLINE, "nginx has ended")
     codes = [event["ExitCode"] for event in task["Events"] if event["Type"] == "Terminated"]
     # Once, Nomad said -1; why is not known. What it kills has 137.
     assert codes in ([0], [-1])
-
-
-def refuses(port: int) -> bool:
-    with suppress(OSError), socket.create_connection(("127.0.0.1", port), timeout=1):
-        return False
-    return True
 
 
 def ended(sandbox: Sandbox, allocation: str) -> dict[str, Any] | None:

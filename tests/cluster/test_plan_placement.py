@@ -14,6 +14,7 @@ from vllmjobs.changes.model import JobChange, Unplaced
 from vllmjobs.changes.planned import planned
 from vllmjobs.changes.room.fleet import Node, in_cluster
 from vllmjobs.changes.room.sentences import reasons, ways_out
+from vllmjobs_sandbox.cluster.jobs import holder
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease, Release
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -31,7 +32,9 @@ def holds(sandbox: Sandbox) -> Iterator[Holds]:
 
     def hold(name: str, gpus: dict[str, int], more: str = "", priority: int = 50, memory: int = 32) -> str:
         names.append(name)
-        groups = "".join(_group(node, number, more, memory) for node, number in gpus.items())
+        groups = "".join(
+            holder(f"on-{node}", number, node=node, memory=memory, more=more) for node, number in gpus.items()
+        )
         sandbox.run(f'job "{name}" {{\n  priority = {priority}\n{groups}}}\n')
         wait_until(
             lambda: [one["ClientStatus"] for one in sandbox.allocations(name)] == ["running"] * len(gpus),
@@ -43,32 +46,6 @@ def holds(sandbox: Sandbox) -> Iterator[Holds]:
 
     yield hold
     sandbox.purge(*names)
-
-
-def _group(node: str, gpus: int, more: str, memory: int) -> str:
-    device = f'device "nvidia/gpu" {{ count = {gpus} }}' if gpus else ""
-    device = device.replace("{ ", "{\n").replace(" }", "\n}")
-    return f"""
-  group "on-{node}" {{
-    constraint {{
-      attribute = "${{node.unique.name}}"
-      value     = "{node}"
-    }}
-    {more}
-    task "sleep" {{
-      driver = "raw_exec"
-      config {{
-        command = "sleep"
-        args    = ["600"]
-      }}
-      resources {{
-        cpu    = 50
-        memory = {memory}
-        {device}
-      }}
-    }}
-  }}
-"""
 
 
 def nodes(sandbox: Sandbox) -> list[Node]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,36 +11,46 @@ import nomad
 from consul import Consul
 
 from vllmjobs.cli.common import Selection
+from vllmjobs.cli.render import render as render_command
 from vllmjobs.render.job import render
 from vllmjobs_sandbox.cluster import evidence
 from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.process import wait_until
 
 Json = dict[str, Any]
-# Instances that do nothing but hold a GPU each.
-HOLDS_GPUS = """
-job "%(job)s" {
-  namespace = "%(namespace)s"
-  group "%(group)s" {
-    count = %(count)d
-    task "sleep" {
-      driver = "raw_exec"
-      config {
-        command = "sleep"
-        args    = ["600"]
-      }
-      resources {
-        cpu    = 50
-        memory = 32
-        device "nvidia/gpu" {}
-      }
-    }
-  }
-}
-"""
 HEALTHY = 180.0  # seconds for a deployment
 GONE = 90.0  # seconds for allocations to end
 ENDED = ("complete", "failed", "lost")
+
+
+def holder(
+    group: str, gpus: int = 1, count: int = 1, node: str = "", memory: int = 32, more: str = ""
+) -> str:
+    """Return a group of a job whose instances only hold GPUs and MiB of memory, on a node if one is named."""
+    device = f'device "nvidia/gpu" {{\n          count = {gpus}\n        }}' if gpus else ""
+    constraint = f"""constraint {{
+      attribute = "${{node.unique.name}}"
+      value     = "{node}"
+    }}"""
+    return f"""
+  group "{group}" {{
+    count = {count}
+    {constraint if node else ""}
+    {more}
+    task "sleep" {{
+      driver = "raw_exec"
+      config {{
+        command = "sleep"
+        args    = ["600"]
+      }}
+      resources {{
+        cpu    = 50
+        memory = {memory}
+        {device}
+      }}
+    }}
+  }}
+"""
 
 
 class Jobs:
@@ -54,14 +63,10 @@ class Jobs:
 
     def render(self, *args: str) -> str:
         """Render a job as `vllmjobs render` with these arguments; `dev` is the sandbox's own environment."""
-        words = argparse.ArgumentParser()
-        words.add_argument("env")
-        words.add_argument("--set", action="append", default=[])
-        words.add_argument("--job", default="vllm")
-        words.add_argument("--project", type=Path, default=self.folder)
-        given = words.parse_args(args)
-        selection = Selection(given.env, tuple(given.set), given.project)
-        return render(selection.environment, given.job, selection.templates)
+        words = ["--project", str(self.folder), *args]
+        given = render_command.make_context("render", words).params
+        selection = Selection(given["env"], given["settings"], given["project"])
+        return render(selection.environment, given["job"] or "vllm", selection.templates, given["model"])
 
     def nomad_cli(self, *args: str, input: str | None = None) -> subprocess.CompletedProcess[str]:
         """Run the `nomad` command."""

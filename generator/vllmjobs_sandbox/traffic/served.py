@@ -92,7 +92,7 @@ def keys(sandbox: Sandbox) -> list[str]:
     return [key for top in ("fabio/", "vllmjobs/") for key in sandbox.consul.kv.get(top, keys=True)[1] or ()]
 
 
-def begun(release: Release, count: int = 1, /, **chat: Any) -> Life:
+def serving(release: Release, count: int = 1, /, **chat: Any) -> Life:
     """Run a release with so many instances, until it is routed."""
     release.run(**chat)
     release.wait_until_routed(OLD)

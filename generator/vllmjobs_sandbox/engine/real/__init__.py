@@ -37,11 +37,7 @@ def folder() -> Path:
 
 def environ() -> Mapping[str, str]:
     """Return this process's variables, with those of a server on the CPU."""
-    inherited = {
-        name: value
-        for name, value in os.environ.items()
-        if name != "PYTHONDONTWRITEBYTECODE" and not name.startswith("VLLM")  # each start would compile anew
-    }
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("VLLM")}
     return inherited | VARIABLES
 
 

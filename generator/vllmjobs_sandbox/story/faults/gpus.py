@@ -10,13 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
-from vllmjobs_sandbox.cluster.jobs import HOLDS_GPUS
+from vllmjobs_sandbox.cluster.jobs import holder
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.gpus.live import GIB, Live, library, uuid
 from vllmjobs_sandbox.gpus.nvml import build
 from vllmjobs_sandbox.story.night import SOON, SUPERVISED, Night
 
-HOG = HOLDS_GPUS % {"job": "nightly-eval", "namespace": "default", "group": "eval", "count": 7}
+HOG = f'job "nightly-eval" {{\n{holder("eval", count=7)}}}\n'
 
 
 @contextmanager
