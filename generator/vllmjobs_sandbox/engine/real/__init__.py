@@ -21,6 +21,8 @@ VARIABLES = {
     "VLLM_NO_USAGE_STATS": "1",
     # Its engine computes in its own process, as with one GPU: one process less to load torch for.
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    # What its API server has loaded, its engine core need not load again; `scripts/vllm` lets that hold here.
+    "VLLM_WORKER_MULTIPROC_METHOD": "fork",
     # Several servers share the cores: each computes with one thread, on whichever core is free.
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "OMP_NUM_THREADS": "1",
