@@ -141,10 +141,13 @@ def engine(docker: Docker, cluster: Sandbox, cache: Path) -> Iterator[Engine]:
     cluster.purge("engine")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def other(docker: Docker, cluster: Sandbox, cache: Path) -> Iterator[Engine]:
-    """A job of the test's own, not yet run."""
-    yield Engine(docker, cluster, "other", cache)
+    """One with other settings, until a canary takes its place."""
+    made = Engine(docker, cluster, "other", cache)
+    logs = {"logs.driver": "fluentd", "logs.fluentd_address": "127.0.0.1:24224"}
+    made.run(**{"container.network": "host"}, **logs)
+    yield made
     cluster.purge("other")
 
 
@@ -198,19 +201,7 @@ def test_rendering_and_running_again_is_no_change(engine: Engine) -> None:
     assert engine.sandbox.plan(engine.render())["Diff"]["Type"] == "None"
 
 
-def test_a_canary_gets_healthy_beside_the_old_one(other: Engine) -> None:
-    other.run()
-    deployment = other.run(max_model_len=2048)
-    assert deployment["TaskGroups"]["chat"]["HealthyAllocs"] == 1
-    assert not deployment["TaskGroups"]["chat"]["Promoted"]
-    assert "--max-model-len=2048" in other.inspect()["Args"]
-    assert len(other.sandbox.consul.health.service("other-chat", passing=True)[1]) == 2
-    other.sandbox.promote(other.job)
-    wait_until(lambda: len(other.sandbox.allocations(other.job)) == 1, 30, "the old one stopped")
-
-
 def test_on_the_hosts_network_an_engine_has_the_ports_that_nomad_gives_it(other: Engine) -> None:
-    other.run(**{"container.network": "host"})
     assert other.host()["NetworkMode"] == "host"
     assert f"--port={other.port()}" in other.inspect()["Args"]
     assert other.variables()["VLLM_PORT"] == str(other.port("engine"))
@@ -221,10 +212,19 @@ def test_on_the_hosts_network_an_engine_has_the_ports_that_nomad_gives_it(other:
 
 
 def test_logs_can_go_to_fluentd(other: Engine) -> None:
-    other.run(**{"logs.driver": "fluentd", "logs.fluentd_address": "127.0.0.1:24224"})
     log = other.host()["LogConfig"]
     assert log["Type"] == "fluentd"
     assert log["Config"]["tag"] == "other-chat"
+
+
+def test_a_canary_gets_healthy_beside_the_old_one(other: Engine) -> None:
+    deployment = other.run(max_model_len=2048)
+    assert deployment["TaskGroups"]["chat"]["HealthyAllocs"] == 1
+    assert not deployment["TaskGroups"]["chat"]["Promoted"]
+    assert "--max-model-len=2048" in other.inspect()["Args"]
+    assert len(other.sandbox.consul.health.service("other-chat", passing=True)[1]) == 2
+    other.sandbox.promote(other.job)
+    wait_until(lambda: len(other.sandbox.allocations(other.job)) == 1, 30, "the old one stopped")
 
 
 @pytest.mark.parametrize(

@@ -135,7 +135,13 @@ def build(docker: Docker, tmp_path_factory: pytest.TempPathFactory) -> Build:
 
 
 @pytest.fixture(scope="module")
-def built(build: Build) -> str:
+def refused(build: Build) -> tuple[subprocess.CompletedProcess[str], str]:
+    """The first build, whose packages cannot be looked up, and the images that are there after it."""
+    return build.run("--out", "refused"), build.docker.cli("image", "ls", "--quiet", "vllmjobs-vllm")
+
+
+@pytest.fixture(scope="module")
+def built(build: Build, refused: object) -> str:
     """The image's name."""
     done = build.run("--allow-unscanned")
     assert done.returncode == 0, done.stderr
@@ -149,9 +155,9 @@ def cluster(docker: Docker, request: pytest.FixtureRequest) -> Iterator[Sandbox]
         running.keep_files = bool(request.session.testsfailed)
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def server(docker: Docker, cluster: Sandbox, built: str) -> Iterator[Server]:
-    """The image as a rendered job, healthy."""
+    """The image as a rendered job, healthy; the tests live through its life in their order."""
     cache = cluster.folder / "models"
     cache.mkdir(exist_ok=True)
     os.chown(cache, NOBODY, NOBODY)
@@ -163,6 +169,18 @@ def server(docker: Docker, cluster: Sandbox, built: str) -> Iterator[Server]:
     cluster.wait_until_healthy("image")
     yield Server(docker, cluster)
     cluster.purge("image")
+
+
+def test_an_image_that_could_not_be_scanned_is_not_tagged(
+    build: Build, refused: tuple[subprocess.CompletedProcess[str], str]
+) -> None:
+    done, images = refused
+    assert done.returncode == 1
+    assert "vulnerabilities: not scanned: pip-audit failed: " in done.stderr
+    assert "not scanned: not tagged" in done.stderr
+    report = json.loads((build.checkout / "refused/vulnerabilities.json").read_text())
+    assert (report["scanned"], report["vulnerabilities"]) == (False, None)
+    assert images == ""
 
 
 def test_it_serves_through_fabio_once_it_is_ready(server: Server) -> None:
@@ -294,27 +312,11 @@ def test_the_bill_of_materials_lists_the_packages_of_both_environments(build: Bu
     assert listed["uvicorn"]["properties"] == [{"name": "vllmjobs:prefix", "value": image.VENV}]
 
 
-def test_an_image_that_could_not_be_scanned_is_not_tagged(build: Build, built: str) -> None:
-    build.docker.cli("image", "rm", built)
-    done = build.run("--out", "again")
-    assert done.returncode == 1
-    assert "vulnerabilities: not scanned: pip-audit failed: " in done.stderr
-    assert "not scanned: not tagged" in done.stderr
-    report = json.loads((build.checkout / "again/vulnerabilities.json").read_text())
-    assert (report["scanned"], report["vulnerabilities"]) == (False, None)
-    assert not build.docker.cli("image", "ls", "--quiet", built)
-    assert build.run("--allow-unscanned").stdout.strip() == built
-
-
-def test_an_image_for_gpt_oss_says_so_and_may_have_another_tag(build: Build) -> None:
-    done = build.run("--install", "gptoss", "--tag", "other:1", "--allow-unscanned")
-    assert done.returncode == 0, done.stderr
-    assert build.docker.inspect("other:1")["Config"]["Labels"]["vllmjobs.install"] == "gptoss"
-
-
-def test_a_base_is_taken_by_its_digest_whatever_its_tag_says_by_then(build: Build, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def other(build: Build, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Json]:
+    """An image for gpt-oss, of a base whose tag has moved on; that base by its digest, and the labels."""
     docker = build.docker
-    with image.registry(docker, tmp_path) as address:
+    with image.registry(docker, tmp_path_factory.mktemp("registry")) as address:
         name = f"{address}/vllm:0.33.0-pushed"
         # The second has no Python: nothing could be built on it.
         for tagged in (image.BASE, IMAGE):
@@ -323,11 +325,22 @@ def test_a_base_is_taken_by_its_digest_whatever_its_tag_says_by_then(build: Buil
         pushed = docker.inspect(image.BASE)["RepoDigests"]
         (digest,) = (one.partition("@")[2] for one in pushed if one.startswith(address))
         docker.cli("rmi", name)
-        done = build.run("--base", f"{name}@{digest}", "--allow-unscanned", "--out", "by-digest")
+        base = ("--base", f"{name}@{digest}", "--out", "by-digest")
+        done = build.run(*base, "--install", "gptoss", "--tag", "other:1", "--allow-unscanned")
     assert done.returncode == 0, done.stderr
-    labels = docker.inspect(done.stdout.strip())["Config"]["Labels"]
-    assert labels["org.opencontainers.image.base.name"] == name
-    assert labels["org.opencontainers.image.base.digest"] == digest
+    made = docker.inspect("other:1")
+    assert made["Id"] == docker.inspect(done.stdout.strip())["Id"]
+    return f"{name}@{digest}", made["Config"]["Labels"]
+
+
+def test_an_image_for_gpt_oss_says_so_and_may_have_another_tag(other: tuple[str, Json]) -> None:
+    assert other[1]["vllmjobs.install"] == "gptoss"
+
+
+def test_a_base_is_taken_by_its_digest_whatever_its_tag_says_by_then(other: tuple[str, Json]) -> None:
+    base, labels = other
+    of_base = "org.opencontainers.image.base"
+    assert f"{labels[f'{of_base}.name']}@{labels[f'{of_base}.digest']}" == base
 
 
 @pytest.mark.parametrize(
