@@ -18,6 +18,7 @@ def errors_after_a_release(night: Night, _: Path) -> Iterator[None]:
     night.deployed(**failure("error-rate=0.5"))
     night.ask(20)
     yield
+    night.well_again()
 
 
 @contextmanager
@@ -27,6 +28,7 @@ def waits_for_its_promotion(night: Night, _: Path) -> Iterator[None]:
     night.start(max_model_len=2048)
     night.sandbox.wait_until_healthy(JOB)
     yield
+    night.well_again()
 
 
 @contextmanager
@@ -46,6 +48,7 @@ def canary_crashes(night: Night, _: Path) -> Iterator[None]:
     wait_until(night.has_failed_once, SOON, "it has ended")
     night.point_at(night.last())
     yield
+    night.well_again()
 
 
 @contextmanager
@@ -84,3 +87,4 @@ def bad_release(night: Night, _: Path) -> Iterator[None]:
     night.well()
     night.deployed(max_model_len=2048)
     yield
+    night.well_again()
