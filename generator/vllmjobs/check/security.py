@@ -35,9 +35,8 @@ def no_secret_is_written(whole: Whole) -> Findings:
     """
     environment = msgspec.to_builtins(whole.environment)
     environment.pop("defaults")  # each model has them
-    for path, text in _texts(environment):
-        if looks_secret(text):
-            yield path, LOOKS_SECRET
+    if any(map(looks_secret, _texts(environment))):
+        yield from ((path, LOOKS_SECRET) for path in _secrets(environment))
 
 
 @model_rule("VJ502", "error")
@@ -125,14 +124,30 @@ def root_file_system_is_read_only(subject: Subject) -> Findings:
         )
 
 
-def _texts(value: object, path: Path = ()) -> Iterator[tuple[Path, str]]:
-    """Yield every string in plain data, keys too, and where it stands."""
-    if isinstance(value, str):
-        yield path, value
+def _texts(value: object) -> set[str]:
+    """Return the strings in plain data, keys too."""
+    texts, left = set(), [value]
+    while left:
+        match left.pop():
+            case str() as text:
+                texts.add(text)
+            case dict() as entries:
+                texts.update(entries)
+                left.extend(entries.values())
+            case list() as items:
+                left.extend(items)
+    return texts
+
+
+def _secrets(value: object, path: Path = ()) -> Iterator[Path]:
+    """Yield the places of the strings in plain data, keys too, that look like secrets."""
+    if isinstance(value, str) and looks_secret(value):
+        yield path
     elif isinstance(value, dict):
         for key, item in value.items():
-            yield (*path, key), key
-            yield from _texts(item, (*path, key))
+            if looks_secret(key):
+                yield (*path, key)
+            yield from _secrets(item, (*path, key))
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _texts(item, (*path, index))
+            yield from _secrets(item, (*path, index))

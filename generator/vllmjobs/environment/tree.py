@@ -21,6 +21,7 @@ MAX_VALUES = 1_000_000  # after aliases are expanded
 LOADER: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # libyaml where PyYAML was built with it
 _INT = re.compile(r"[-+]?[0-9]{1,18}|0o[0-7]{1,20}|0x[0-9a-fA-F]{1,15}")
 _FLOAT = re.compile(r"[-+]?([0-9]{0,300}\.[0-9]+|[0-9]{1,300}\.|[0-9]{1,200}(?=[eE]))([eE][-+]?[0-9]{1,2})?")
+_NUMBERS_BEGIN = "+-.0123456789"
 _WORDS: dict[str, bool | None] = {
     **dict.fromkeys(("", "~", "null", "Null", "NULL")),
     **dict.fromkeys(("true", "True", "TRUE"), True),
@@ -139,14 +140,14 @@ class _Composer:
         """Add one event of the parser to the tree."""
         mark = _mark(self._source, event.start_mark)
         match event:
+            case yaml.ScalarEvent():
+                self._add(self._anchored(event, self._scalar(event, mark)), mark)
             case yaml.DocumentStartEvent():
                 self._documents += 1
                 if self._documents > 1:
                     raise _UnreadableError(mark, "a second document starts here; write one file per document")
             case yaml.AliasEvent():
                 self._add(self._aliased(str(event.anchor), mark), mark)
-            case yaml.ScalarEvent():
-                self._add(self._anchored(event, self._scalar(event, mark)), mark)
             case yaml.SequenceStartEvent() | yaml.MappingStartEvent():
                 if len(self._open) == MAX_DEPTH:
                     raise _UnreadableError(mark, f"is nested deeper than {MAX_DEPTH} levels")
@@ -230,7 +231,7 @@ class _Composer:
         text = event.value
         if "\0" in text:
             self._report(mark, "holds a NUL character; no process can be given one")
-        if not unicodedata.is_normalized("NFC", text):
+        if not (text.isascii() or unicodedata.is_normalized("NFC", text)):
             self._report(mark, "is not in Unicode's normal form NFC, into which Nomad's HCL would change it")
         is_word = not event.implicit[0] or event.tag == _STRING_TAG
         return Scalar(mark, text if is_word else _resolve(text), text)
@@ -259,6 +260,8 @@ def _inherit(node: Node, source: Node) -> None:
 def _resolve(text: str) -> str | int | float | bool | None:
     if text in _WORDS:
         return _WORDS[text]
+    if text[0] not in _NUMBERS_BEGIN:
+        return text
     if _INT.fullmatch(text):
         return int(text, 0 if text[:2] in ("0o", "0x") else 10)
     return float(text) if _FLOAT.fullmatch(text) else text

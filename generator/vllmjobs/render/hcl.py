@@ -2,6 +2,8 @@
 
 import re
 from collections.abc import Iterable
+from functools import lru_cache
+from typing import NamedTuple
 
 # HCL's native syntax, "Template Expressions": a quoted string ends at `"`, escapes with `\`, and starts
 # an interpolation at `${` or a directive at `%{`, which are doubled to be literal.
@@ -66,15 +68,15 @@ def align(text: str) -> str:
             heredoc_end = "" if line.strip() == heredoc_end else heredoc_end
             continue
         code = line.strip()
+        net, key, value, heredoc_end = _read(code)
         indent = depth
-        if _BRACKET.search(code):
-            indent = _indentation(code, opened)
+        if net:
+            indent = _indentation(net, opened)
             depth = "  " * len(opened)
-        if code and code[-1] not in "[{" and (match := _ASSIGNMENT.fullmatch(code)):
-            chain.append((indent, match[1], match[2]))
-            if opening := _HEREDOC.search(code):
+        if key:
+            chain.append((indent, key, value))
+            if heredoc_end:
                 close_chain()
-                heredoc_end = opening[1]
             continue
         if chain:
             close_chain()
@@ -89,13 +91,30 @@ def align(text: str) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _indentation(code: str, opened: list[int]) -> str:
-    """Return the indentation of a line, as hclwrite's `formatIndent` does.
+class _Line(NamedTuple):
+    """One line of HCL: the brackets that it opens less those it closes, and what it assigns, if anything."""
+
+    net: int
+    key: str = ""
+    value: str = ""
+    heredoc: str = ""  # the word that ends the text that begins here
+
+
+@lru_cache(maxsize=4096)  # most lines of one group stand in the others, too
+def _read(code: str) -> _Line:
+    net = _net_brackets(code) if _BRACKET.search(code) else 0
+    if not code or code[-1] in "[{" or not (match := _ASSIGNMENT.fullmatch(code)):
+        return _Line(net)
+    opening = _HEREDOC.search(code)
+    return _Line(net, match[1], match[2], opening[1] if opening else "")
+
+
+def _indentation(net: int, opened: list[int]) -> str:
+    """Return the indentation of a line that opens or closes brackets, as hclwrite's `formatIndent` does.
 
     `opened` are the brackets that are open before the line, a number for each line that opened some; it is
     changed to those after the line.
     """
-    net = _net_brackets(code)
     closed = -net
     while closed > 0 and opened:
         closed, opened[-1] = closed - opened[-1], opened[-1] - closed

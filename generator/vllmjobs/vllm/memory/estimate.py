@@ -9,6 +9,7 @@ model; what activations, CUDA graphs and CUDA itself take is measured, and said 
 import math
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import msgspec
 
@@ -134,6 +135,7 @@ def smallest(
     return None
 
 
+@lru_cache(maxsize=256)  # models of one environment are often served alike
 def _estimate(shape: Shape, gpu: Gpu, serving: Serving) -> Estimate:
     _check(shape, serving)
     seqs, batched = batch_defaults(gpu, serving)
