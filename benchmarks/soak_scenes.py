@@ -29,6 +29,7 @@ from vllmjobs_sandbox.engine.supervised import ENGINE, Supervised, marked
 from vllmjobs_sandbox.gpus.live import GIB, Live, library, uuid
 
 SECONDS = 90.0
+HANGS = "hang:/"  # while there is this folder: for good
 LIMITS = {"load": 30.0, "hang": 15.0, "drain": 20.0}
 NEVER_READY = {"VLLMJOBS_STANDIN_FAILURE": "never-ready"}
 FAILS = {"VLLMJOBS_STANDIN_FAILURE": "exit-1-before-ready"}
@@ -67,7 +68,7 @@ class Stage:
             live = Live(self._library, Path(folder) / "live", uuids)
             env = live.env | {"GPU0_CLOCKS": clocks}
             with self.supervised(engines, env=env, gpus=[[one] for one in uuids]) as one:
-                if clocks != "hang":
+                if clocks != HANGS:
                     ready(one, engines)
                 yield one, live
 
@@ -222,13 +223,13 @@ def gpu_lost(stage: Stage) -> None:
 def nvml_hangs(stage: Stage) -> None:
     """Nobody is disturbed."""
     with stage.on_gpus() as (one, live), stage.undisturbed(one, 0, "NVML hangs"):
-        live.happens("GPU0_CLOCKS=hang")
+        live.happens(f"GPU0_CLOCKS={HANGS}")
         one.wait_for("gpu_watch")
 
 
 def nvml_never_answers(stage: Stage) -> None:
     """The third time all of it ends: a first look has 30 s."""
-    with stage.on_gpus(clocks="hang") as (one, _):
+    with stage.on_gpus(clocks=HANGS) as (one, _):
         assert one.end(2 * SECONDS) == GPU_FATAL
         assert len(one.said("gpu_watch")) == 2
 

@@ -27,8 +27,7 @@ from vllmjobs_sandbox.traffic.cuts import cut_by_go, not_cut_by_go
 from vllmjobs_sandbox.traffic.load import TIME, Load
 from vllmjobs_sandbox.traffic.requests import versions
 
-# Beside others it would starve: all tasks of Nomad share one cgroup, which weighs as much as one process.
-pytestmark = [pytest.mark.alone, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.first, pytest.mark.timeout(1800)]
 START = 600.0  # seconds; three at a time, and under load
 OLD, NEW = 4096, 2048
 FAILED = 1

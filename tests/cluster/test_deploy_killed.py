@@ -99,7 +99,11 @@ def test_killed_when_one_of_two_has_stopped_the_count_shrinks_in_the_next_run(se
 
 
 def test_a_way_back_that_was_interrupted_goes_on_when_it_is_run_again(served: Served) -> None:
-    """And does not take its own canaries for those of a change that is to be stopped."""
+    """And does not take its own canaries for those of a change that is to be stopped.
+
+    They take a while to count as healthy, so that a signal comes before they are promoted.
+    """
+    served.release.run(**{"max_model_len": served.old_length, "rollout.min_healthy_time": "5s"})
     served.release.run(max_model_len=served.new)
     served.sandbox.promote(served.release.job)
     served.sandbox.wait_until_healthy(served.release.job)

@@ -151,7 +151,7 @@ def test_a_folder_whose_name_is_too_long_for_a_socket_is_named(machine: Machine)
 
 
 def test_one_that_does_not_get_up_says_why(machine: Machine) -> None:
-    machine.environment(("[stand-in-engine, serve]", "[no-such-engine]"))
+    machine.environment(("[stand-in-engine, serve]", "[no-such-engine]"), ("replicas: 2", "replicas: 1"))
     ended = machine.run("up", "one", "-d")
     assert ended.returncode == 1
     assert "vllm-one ended with exit code 1; the end of " in ended.stderr

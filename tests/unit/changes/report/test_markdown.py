@@ -168,11 +168,11 @@ def test_the_marker_of_another_comment_is_not_repeated() -> None:
 
 
 def big(number: int) -> GroupChange:
-    """A group with values of 100 KB, and an image."""
-    lines = [f"{number} {line}" for line in range(10_000)]
+    """A group with values of 10 KB, and an image."""
+    lines = [f"{number} {line}" for line in range(1_000)]
     fields = (
         IMAGE,
-        Field(path=("env", "A"), before="a" * 100_000, after="b" * 100_000),
+        Field(path=("env", "A"), before="a" * 10_000, after="b" * 10_000),
         Field(path=("data",), before="\n".join(lines), after="\n".join(reversed(lines))),
     )
     return group(f"m{number}", "destructive", canaries=1, fields=fields)
