@@ -143,13 +143,13 @@ def _read(
     chain = (*above, FilePath(os.path.normpath(path)))
     if base_path in chain or len(chain) > MAX_DEPTH:
         loop = " → ".join(step.name for step in (*chain[:3], base_path))
-        return tree, [*problems, Problem(place, ("extends",), f"leads back to itself, or too far: {loop}")]
+        return tree, [*problems, Problem(place, ("extends",), f"is a circle, or too long a chain: {loop}")]
     base, more = _read(base_path, files, texts, asked=place, above=chain)
     problems += more
     if base is None or (isinstance(base, Scalar) and base.value is None):  # an empty one holds nothing
         return tree, problems
     if not isinstance(base, Map):
-        return tree, [*problems, Problem(place, ("extends",), f"{base_path} is no map of keys")]
+        return tree, [*problems, Problem(place, ("extends",), f"{base_path} must be a map of keys")]
     return merge(base, tree), problems
 
 

@@ -214,7 +214,7 @@ class _Composer:
         node = self._anchors.get(name)
         if node is None:
             # Its name is not repeated: it may be a secret that was to be quoted.
-            way_out = "quote it where it is a word"
+            way_out = "if it is text, quote it"
             self._report(mark, f"is an alias (*), and no anchor (&) above it has that name; {way_out}")
         elif any(opened.node is node for opened in self._open):
             self._report(mark, "is an alias inside its own anchor")
@@ -224,15 +224,15 @@ class _Composer:
 
     def _check_tag(self, event: yaml.ScalarEvent | yaml.CollectionStartEvent, mark: Mark) -> None:
         if event.tag not in (None, "!", _STRING_TAG):
-            self._report(mark, "has a tag (!), which is not supported; quote it where it is a word")
+            self._report(mark, "has a tag (!), which is not supported; if it is text, quote it")
 
     def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> Scalar:
         self._check_tag(event, mark)
         text = event.value
         if "\0" in text:
-            self._report(mark, "holds a NUL character; no process can be given one")
+            self._report(mark, "holds a NUL character, which no process can be given; leave it out")
         if not (text.isascii() or unicodedata.is_normalized("NFC", text)):
-            self._report(mark, "is not in Unicode's normal form NFC, into which Nomad's HCL would change it")
+            self._report(mark, "is not in Unicode's normal form NFC: Nomad's HCL would change it; retype it")
         is_word = not event.implicit[0] or event.tag == _STRING_TAG
         return Scalar(mark, text if is_word else _resolve(text), text)
 

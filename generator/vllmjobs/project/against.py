@@ -46,7 +46,7 @@ def against(name: str, project: Path) -> Against:
             f"environment of {project / 'envs'}/, or a file (.yaml, .hcl)"
         ) from error
     if is_environment:
-        raise UserError(f"--against {name} is a commit and an environment: name heads/{name}, or {file}")
+        raise UserError(f"--against {name} names a commit and an environment; write heads/{name} or {file}")
     return Against(name, templates(project, commit.read), commit)
 
 
@@ -136,7 +136,7 @@ def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, 
     environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
     if environment is None or problems:
         errors = "\n".join(f"{name}{problem}" for problem in problems)
-        raise UserError(f"{errors}\nso there is nothing to compare with: name another side with --against")
+        raise UserError(f"{errors}\nthis leaves nothing to compare with; name another side with --against")
     try:
         return rendered(environment, other.templates)
     except RenderError as error:

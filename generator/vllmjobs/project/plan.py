@@ -27,7 +27,7 @@ class Planner:
         if running and running["Type"] != job["Type"]:  # a plan says nothing of it: nomad/job_endpoint.go
             raise InvalidJobError(
                 f"{self._cluster.address}: {job['ID']} runs as a {running['Type']} job, and Nomad refuses to "
-                f"make it a {job['Type']} one; give it another name, or stop it with -purge first"
+                f"make it a {job['Type']} job; give it another name, or run `nomad job stop -purge` first"
             )
         plan = self._cluster.plan(job)
         render = [*self._render, *([] if name == "vllm" else ["--job", name])]

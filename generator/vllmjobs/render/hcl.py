@@ -37,7 +37,7 @@ def quote(value: object, *, label: bool = False) -> str:
         return f'"{special.sub(_escaped, value)}"'
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(quote, value))}]"
-    raise TypeError(f"no HCL literal for {type(value).__name__}")
+    raise TypeError(f"a value of the type {type(value).__name__} cannot be written in HCL")
 
 
 def quote_lines(values: Iterable[object], _indent: int = 0) -> str:

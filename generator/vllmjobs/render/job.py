@@ -52,7 +52,7 @@ def render(environment: Environment, job: str, templates: Templates, model: str 
     if model is not None and model not in environment.models:
         raise RenderError(f"{environment.job} has no model {model!r}; it has {', '.join(environment.models)}")
     if model is not None and job != "vllm":
-        raise RenderError(f"job {job!r} is rendered whole, only vllm for one model alone; leave --model out")
+        raise RenderError(f"--model is for job vllm only; job {job!r} is rendered whole: leave --model out")
     return align(_filled(f"{job}.nomad.hcl.j2", _context(environment, job, model), templates))
 
 
@@ -80,7 +80,7 @@ def _filled(name: str, context: Mapping[str, Any], templates: Templates) -> str:
     try:
         return _jinja(templates).get_template(name).render(context)
     except jinja2.TemplateNotFound as error:
-        raise RenderError(f"jobs/{error.name} does not exist, and is not shipped") from error
+        raise RenderError(f"jobs/{error.name} does not exist, and vllmjobs ships no such template") from error
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(f"{error.filename}:{error.lineno}: {error.message}") from error
     except Exception as error:  # whatever an expression of a user's template raises is the template's fault

@@ -313,7 +313,8 @@ def test_a_name_that_is_a_branch_and_an_environment_is_not_guessed(project: Proj
     done = project.diff("prod", "--against", "dev")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr == (
-        f"--against dev is a commit and an environment: name heads/dev, or {project.folder}/envs/dev.yaml\n"
+        f"--against dev names a commit and an environment; "
+        f"write heads/dev or {project.folder}/envs/dev.yaml\n"
     )
     assert project.actions("prod", "--against", "heads/dev") == {}
     assert "prod/chat" in project.actions("prod", "--against", str(project.folder / "envs/dev.yaml"))
@@ -347,7 +348,7 @@ def test_errors_of_the_other_side_are_said_with_its_name(project: Project) -> No
     done = project.diff("prod")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith(f"HEAD:{project.folder}/envs/prod.yaml:6:5: models.chat.replica: ")
-    assert done.stderr.endswith("so there is nothing to compare with: name another side with --against\n")
+    assert done.stderr.endswith("this leaves nothing to compare with; name another side with --against\n")
 
 
 def test_what_only_a_rule_of_check_has_against_the_other_side_is_no_obstacle(project: Project) -> None:
