@@ -246,4 +246,4 @@ def _with_path(source: str) -> str:
 
 
 def _way_out(key: str) -> str:
-    return f"Fabio takes over no change of any service until it is mended, or `consul kv delete {key}`"
+    return f"Fabio takes over no change of any service until you mend it, or run `consul kv delete {key}`"

@@ -93,7 +93,7 @@ def health_of(reading: GpuReading) -> tuple[Health, str]:
     if reading.remap_failed:
         failed.append("a memory row could not be remapped")
     if reading.remap_pending:
-        degraded.append("a memory row is remapped at the next GPU reset")
+        degraded.append("a memory row will be remapped at the next GPU reset")
     if errors := reading.uncorrected_ecc:
         degraded.append(f"{errors} uncorrected ECC error{'s' if errors > 1 else ''} since the driver loaded")
     return "failed" if failed else "degraded" if degraded else "ok", "; ".join(failed + degraded)
@@ -190,7 +190,7 @@ def _reported(node: Json, instance: Json) -> tuple[Health, str]:
         return "unknown", f"the node is {node['Status']}"
     if instance["Healthy"]:
         return "ok", ""
-    return "failed", instance.get("HealthDescription") or "unhealthy, says its device plugin"
+    return "failed", instance.get("HealthDescription") or "reported unhealthy by its device plugin"
 
 
 def _mebibytes(memory: Json | None) -> int | None:

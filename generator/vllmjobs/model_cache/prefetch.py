@@ -48,7 +48,7 @@ def prefetch(repository: Repository) -> None:
             _download(repository, commit, list(found))
             found = problems(snapshot, {name: sums[name] for name in found})
         if found:
-            raise CacheError(f"downloaded {TRIES} times, and still not what the hub says:{listed(found)}")
+            raise CacheError(f"files still differ from the hub's after {TRIES} downloads:{listed(found)}")
         digests = {
             name: known if SHA256.fullmatch(known) else sha256(snapshot / name)
             for name, known in sums.items()
@@ -61,14 +61,14 @@ def _model_info(repository: Repository) -> Any:
     try:
         return HfApi().model_info(repository.model, revision=repository.revision, files_metadata=True)
     except Exception as error:  # of requests or httpx, as huggingface_hub's version has it
-        raise CacheError(f"the hub does not tell its files: {_text(error)}") from error
+        raise CacheError(f"the hub does not list the model's files: {_text(error)}") from error
 
 
 def _wanted(info: Any) -> dict[str, Any]:
     """Return what a server reads: every file, without the same weights in other formats."""
     files = {file.rfilename: file for file in info.siblings}
     if strange := [name for name in files if not is_plain(name)]:
-        raise CacheError(f"has a file whose name cannot be written down: {strange[0]!r}")
+        raise CacheError(f"the name of a file cannot stand in a manifest: {strange[0]!r}")
     safe = any(name.endswith(SAFE) and "/" not in name for name in files)
     return {
         name: file
@@ -86,7 +86,7 @@ def _download(repository: Repository, commit: str, names: list[str]) -> None:
             allow_patterns=[glob.escape(name) for name in names],
         )
     except Exception as error:  # the same; or a full disk
-        raise CacheError(f"the download ended: {_text(error)}; the next one goes on from there") from error
+        raise CacheError(f"the download failed: {_text(error)}; the next one goes on from there") from error
 
 
 def _text(error: Exception) -> str:

@@ -41,7 +41,7 @@ class Bucket:
         self.url = "/".join(filter(None, [endpoint.rstrip("/"), parts.netloc, quote(parts.path.strip("/"))]))
         self.keys = [os.environ.get(f"AWS_{name}", "") for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY")]
         if not all(self.keys):
-            raise CacheError(f"{address} needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY: give secrets")
+            raise CacheError(f"{address} needs the secrets AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY")
 
     def __str__(self) -> str:
         return self.address

@@ -32,7 +32,7 @@ class Folder:
         try:
             shutil.copyfile(source, new)
             if sha256(new) != digest:
-                raise CacheError(f"{path} cannot be written: what is read there is not what was copied")
+                raise CacheError(f"{path} differs from what was copied there; check that disk")
             new.replace(path)
         finally:
             new.unlink(missing_ok=True)

@@ -116,8 +116,8 @@ def test_what_freezes_fabios_table_is_named_with_its_rule_and_the_way_out(line: 
     (problem,) = problems(f"# of others\n{line}\n")
     assert str(problem).startswith(f"{OTHER}:2: {line}: {rule}")
     assert str(problem).endswith(
-        "; Fabio takes over no change of any service until it is mended, or "
-        "`consul kv delete fabio/config/other`"
+        "; Fabio takes over no change of any service until you mend it, or "
+        "run `consul kv delete fabio/config/other`"
     )
 
 

@@ -262,12 +262,16 @@ def test_a_driver_that_does_not_work_is_an_error(library: Path, said: dict[str, 
         (GpuReading(GPU, recovery_action=1), "failed", "the driver asks to reset the GPU"),
         (GpuReading(GPU, recovery_action=99), "failed", "the driver asks to take recovery action 99"),
         (GpuReading(GPU, remap_failed=True), "failed", "a memory row could not be remapped"),
-        (GpuReading(GPU, remap_pending=True), "degraded", "a memory row is remapped at the next GPU reset"),
+        (
+            GpuReading(GPU, remap_pending=True),
+            "degraded",
+            "a memory row will be remapped at the next GPU reset",
+        ),
         (GpuReading(GPU, uncorrected_ecc=1), "degraded", "1 uncorrected ECC error since the driver loaded"),
         (
             GpuReading(GPU, recovery_action=4, remap_pending=True, remap_failed=False, uncorrected_ecc=12),
             "failed",
-            "the driver asks to drain it and reset it; a memory row is remapped at the next GPU reset; "
+            "the driver asks to drain it and reset it; a memory row will be remapped at the next GPU reset; "
             "12 uncorrected ECC errors since the driver loaded",
         ),
     ],
@@ -387,7 +391,7 @@ def test_what_is_no_gpu_or_is_not_told_is_left_out() -> None:
         [allocation("pending", AllocatedResources=None)],
     )
     assert (card.mig, card.memory_mib, card.driver_version) == ("1g.10gb", None, None)
-    assert card.health_reason == "unhealthy, says its device plugin"
+    assert card.health_reason == "reported unhealthy by its device plugin"
 
 
 @pytest.mark.parametrize(

@@ -36,7 +36,7 @@ def test_a_download_that_is_not_what_the_hub_says_fails_by_name(hub: Hub, tmp_pa
     hub.sends["model.safetensors"] = b"wrights" * 1000
     code, said = cache_program(hub, tmp_path, "prefetch", "acme/tiny")
     assert code == 1
-    assert "prefetch: acme/tiny: downloaded 2 times, and still not what the hub says:" in said
+    assert "prefetch: acme/tiny: files still differ from the hub's after 2 downloads:" in said
     assert "\n  model.safetensors is damaged: its checksum is " in said
     assert not list(tmp_path.rglob("*.sha256"))
     assert not list(tmp_path.rglob("refs/*"))  # a server that is offline goes on with the commit before
@@ -54,7 +54,7 @@ def test_a_new_commit_is_downloaded_beside_the_old_one(hub: Hub, tmp_path: Path)
 
 def test_what_cannot_be_had_is_named(hub: Hub, tmp_path: Path) -> None:
     code, said = cache_program(hub, tmp_path, "prefetch", "acme/tiny", token="wrong")
-    assert (code, "prefetch: acme/tiny: the hub does not tell its files: " in said) == (1, True), said
+    assert (code, "prefetch: acme/tiny: the hub does not list the model's files: " in said) == (1, True), said
     assert "401" in said
     code, said = cache_program(hub, tmp_path / "nowhere", "prefetch", "acme/tiny")
     assert (code, said) == (

@@ -89,7 +89,7 @@ def test_a_damaged_copy_in_a_bucket_is_refused_by_name(s3: S3, cache: Path) -> N
 
 def test_what_the_bucket_refuses_is_said(s3: S3, cache: Path) -> None:
     code, said = run("cache-backup", s3, cache, AWS_ACCESS_KEY_ID="")
-    assert (code, "needs AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said) == (1, True), said
+    assert (code, "needs the secrets AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY" in said) == (1, True), said
     code, said = run("cache-restore", s3, cache, AWS_ACCESS_KEY_ID="other")
     assert (code, "403 Forbidden <Code>InvalidAccessKeyId</Code>" in said) == (1, True), said
 

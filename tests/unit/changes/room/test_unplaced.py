@@ -273,10 +273,12 @@ def test_all_gpus_are_unhealthy() -> None:
     assert found.why == (
         "1 node has nvidia/gpu, no GPU is free, each instance needs 1",
         "none of them is known to be well",
-        "2 GPUs on gpu-1 are unhealthy (unhealthy, says its device plugin)",
+        "2 GPUs on gpu-1 are unhealthy (reported unhealthy by its device plugin)",
     )
     assert found.way_out == ("mend the unhealthy GPUs on gpu-1",)
-    assert found.values.reasons[-1].counts == (Amount(name="unhealthy, says its device plugin", count=2),)
+    assert found.values.reasons[-1].counts == (
+        Amount(name="reported unhealthy by its device plugin", count=2),
+    )
     assert found.values.remedies == (Remedy(kind="mend-gpus", gpus=(Amount(name="gpu-1", count=2),)),)
 
 
