@@ -22,23 +22,23 @@ OWN_ARGUMENTS = {
 }
 SECRET_ARGUMENTS = {"api-key": "VLLM_API_KEY", "hf-token": "HF_TOKEN"}
 OWN_VARIABLES = {
-    "VLLM_PORT": "it is set so that engines on one node do not race for ports",
-    "VLLM_ENGINE_READY_TIMEOUT_S": "it follows from load_time",
-    "VLLMJOBS_LOAD_TIMEOUT": "it follows from load_time; health.grace says otherwise",
-    "VLLMJOBS_DRAIN_TIMEOUT": "it is drain.longest_stream",
-    "VLLMJOBS_TERM_TIMEOUT": "it is what drain.kill_timeout leaves after drain.longest_stream",
-    "VLLMJOBS_LEAVE": "Nomad waits for the balancer: drain.shutdown_delay",
-    "VLLMJOBS_ADMIN_HOST": "the check has to find it",
-    "VLLMJOBS_ADMIN_PORT": "the check has to find it",
+    "VLLM_PORT": "vllmjobs sets it, so that engines on one node do not race for ports",
+    "VLLM_ENGINE_READY_TIMEOUT_S": "vllmjobs sets it from load_time",
+    "VLLMJOBS_LOAD_TIMEOUT": "vllmjobs sets it from health.grace, or else from load_time",
+    "VLLMJOBS_DRAIN_TIMEOUT": "vllmjobs sets it to drain.longest_stream",
+    "VLLMJOBS_TERM_TIMEOUT": "vllmjobs sets it to what drain.kill_timeout leaves after drain.longest_stream",
+    "VLLMJOBS_LEAVE": "Nomad itself waits for the balancer, for drain.shutdown_delay",
+    "VLLMJOBS_ADMIN_HOST": "vllmjobs sets it, so that Nomad's check finds the supervisor",
+    "VLLMJOBS_ADMIN_PORT": "vllmjobs sets it, so that Nomad's check finds the supervisor",
     "NVIDIA_VISIBLE_DEVICES": "Nomad sets it to the GPUs that it reserved",
-    "CUDA_VISIBLE_DEVICES": "the GPUs are the ones that Nomad reserved",
+    "CUDA_VISIBLE_DEVICES": "vLLM gets the GPUs that Nomad reserved",
 }
 UNREACHABLE = {
     "uds": "leaves vLLM without a port, and its check fails for ever; leave it out",
     "headless": "leaves vLLM without a server, and its check fails for ever; leave it out",
-    "ssl-keyfile": "makes vLLM speak TLS, and its check and the balancer speak HTTP; leave it out",
-    "ssl-certfile": "makes vLLM speak TLS, and its check and the balancer speak HTTP; leave it out",
-    "nnodes": "waits for servers on other nodes, and each allocation is a server of its own; leave it out",
+    "ssl-keyfile": "makes vLLM speak TLS, but its check and the balancer speak HTTP; leave it out",
+    "ssl-certfile": "makes vLLM speak TLS, but its check and the balancer speak HTTP; leave it out",
+    "nnodes": "waits for servers on other nodes, but each allocation is a server of its own; leave it out",
 }
 _OWN_PATHS: dict[str, Path] = {
     "served-model-name": ("model",),
@@ -67,7 +67,7 @@ def version_is_known(subject: Subject) -> Findings:
     """Find an image whose tag does not tell vLLM's version: arguments are not checked."""
     if subject.version is None:
         place = "image" if subject.model.image else "driver"
-        message = f'does not tell the version of vLLM: arguments are not checked; say vllm: "{NEWEST}"'
+        message = f'names no version of vLLM: arguments are not checked; add one, such as vllm: "{NEWEST}"'
         yield (place,), message
 
 
@@ -95,7 +95,7 @@ def arguments_are_given_once(subject: Subject) -> Findings:
     for name in subject.model.args:
         other = spellings.setdefault(argument_name(name), name)
         if other != name:
-            yield ("args", name), f"is the same argument as {other!r}"
+            yield ("args", name), f"is the same argument as {other!r}; keep one"
     yield from _mistakes(subject, "VJ103")
 
 
@@ -105,7 +105,7 @@ def arguments_are_known_nearby(subject: Subject) -> Findings:
     if subject.table:
         known, asked = subject.table.table.version, subject.table.asked
         for path, message in _mistakes(subject, "VJ105"):
-            yield path, f"{message} (in {known}, the nearest known to {asked})"
+            yield path, f"{message} (in vLLM {known}, the known release nearest to {asked})"
 
 
 @model_rule("VJ112", "error")
@@ -115,7 +115,7 @@ def variables_are_free(subject: Subject) -> Findings:
     for block, names in (("env", model.env), ("secrets", model.secrets)):
         for name, reason in OWN_VARIABLES.items():
             if names.get(name) is not None:
-                yield (block, name), f"is not for the environment: {reason}"
+                yield (block, name), f"must be left out: {reason}"
     for name, value in model.env.items():
         if value is not None and model.secrets.get(name):
             yield ("env", name), "stands under secrets too; keep one"
@@ -164,13 +164,13 @@ def _mistakes(subject: Subject, rule: str) -> Findings:
         if written is None:
             message = f"{mistake.flag}: {mistake.message}"
             if flag == "shutdown-timeout":  # vLLM has it since 0.18
-                message += "; args: {shutdown-timeout: null} leaves it out"
+                message += "; leave it out with args: {shutdown-timeout: null}"
             yield _OWN_PATHS.get(flag, ("args",)), message
         elif "${" not in str(given[written]):  # what Nomad fills in when the task starts cannot be judged
             long = subject.table.table.by_name.get(f"-{flag}")
-            message = f"is -{flag} for short; write {long.name}" if long else mistake.message
+            message = f"is the short option -{flag}; write {long.name}" if long else mistake.message
             if given[written] is False and flag == f"no-{argument_name(written)}":
-                message = "is no switch that can be off; give it a value, or null to leave it out"
+                message = "cannot be turned off by false; give it a value, or null to leave it out"
             elif "is a switch" in message:
                 message = "is a switch; write true or false, without quotes"
             inside = [] if "." in written else [part for part in key.split(".") if part]

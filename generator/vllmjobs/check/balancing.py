@@ -43,8 +43,8 @@ def what_is_stripped_is_there(subject: Subject) -> Findings:
     if subject.balancer.routes_by_path and not _begins(route):
         yield (
             ("route", "strip"),
-            f"{route.strip} is not the first part of path {route.path}; vLLM would get a path that it does "
-            "not know",
+            f"{route.strip} is not the first part of path {route.path}: vLLM would get a path that it does "
+            "not know; write that part in full, or leave strip out",
         )
 
 
@@ -56,7 +56,7 @@ def balancer_can_listen(whole: Whole) -> Findings:
         return
     port, settings = balancer.port, balancer.settings
     if port == settings.admin_port:
-        yield ("balancer", "admin_port"), f"is {settings.admin_port}, as port is; give each its own"
+        yield ("balancer", "admin_port"), f"is {settings.admin_port}, the same as port; give each its own"
     if mebibytes(settings.memory) < MIN_MEMORY_MIB:
         yield ("balancer", "memory"), f"must be at least {MIN_MEMORY_MIB} MiB (got {settings.memory})"
     for key, number in (("port", port), ("admin_port", settings.admin_port)):
@@ -73,7 +73,7 @@ def connections_outlast_the_balancer(subject: Subject) -> Findings:
     """Find idle connections that vLLM closes before the balancer does. A request just then gets a 502."""
     balancer = subject.balancer
     if subject.model.secrets.get(KEEP_ALIVE):
-        yield ("secrets", KEEP_ALIVE), "is no secret; its value stands under env, or is left out (120 s)"
+        yield ("secrets", KEEP_ALIVE), "is no secret; put its value under env, or leave it out (120 s)"
     given, least = subject.model.env.get(KEEP_ALIVE), balancer.keep_alive_s
     if given is not None and not str(given).isdecimal():
         yield ("env", KEEP_ALIVE), "must be whole seconds; vLLM does not start with anything else"
@@ -108,7 +108,7 @@ def paths_are_ones_that_vllm_has(subject: Subject) -> Findings:
     strip = (route.strip or "").rstrip("/")
     left = f"/{route.path.removeprefix(strip).strip('/')}"
     if strip.endswith("/v1"):
-        yield ("route", "strip"), f"{route.strip} takes vLLM's own /v1 off, and it answers 404; strip less"
+        yield ("route", "strip"), f"{route.strip} also strips vLLM's /v1, so vLLM answers 404; leave /v1 out"
     elif left != "/" and left.split("/")[1] not in VLLM_PATHS:
         yield (
             ("route", "path"),

@@ -77,7 +77,7 @@ def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
                 message = (
                     f"its service {service} is in {other} too: where both run, each gets the other's requests"
                 )
-                way_out = "give it another key, or the job another name"
+                way_out = "give the model another key, or the job another name"
                 problems.append((file, ("models", name), f"{message}; {way_out}"))
     severity = SEVERITIES[SHARED]
     return [Problem(Mark(file, 1, 1), path, message, SHARED, severity) for file, path, message in problems]

@@ -33,8 +33,8 @@ def kill_timeout_is_kept(subject: Subject) -> Findings:
     if kill_timeout > seconds(cap):
         yield (
             _kill_timeout(subject),
-            f"kill_timeout would be {duration(kill_timeout)}, which Nomad cuts to the clients' "
-            f"max_kill_timeout {cap} in silence; raise it in the clients' configuration and name it in "
+            f"kill_timeout would be {duration(kill_timeout)}, but Nomad silently cuts it to the clients' "
+            f"max_kill_timeout, {cap}; raise that in the clients' configuration and write it in "
             f"nomad.max_kill_timeout, or shorten drain.longest_stream",
         )
 
@@ -64,7 +64,7 @@ def loading_is_waited_for(subject: Subject) -> Findings:
         yield (
             ("rollout", "healthy_deadline"),
             f"{duration(d.healthy_deadline)} is shorter than pull_time + load_time + min_healthy_time = "
-            f"{duration(least)}: the instance would be failed while it loads",
+            f"{duration(least)}: Nomad would fail the instance while it loads; leave it out, or raise it",
         )
     health = subject.model.health
     if is_supervised(subject.environment, subject.model):
@@ -76,7 +76,7 @@ def loading_is_waited_for(subject: Subject) -> Findings:
     if who and restarted < load:
         yield (
             ("health", "grace"),
-            f"{who} the instance after {duration(restarted)}, while it loads for "
+            f"{who} the instance after {duration(restarted)}, but it loads for "
             f"{duration(load)}; leave grace out, or make it longer",
         )
 

@@ -48,7 +48,7 @@ def service_names_differ(whole: Whole) -> Findings:
     for key, whose in others.items():
         if key in environment.models:
             service = derive.service_name(environment, key)
-            yield ("models", key), f"its service {service!r} is {whose} too; give it another key"
+            yield ("models", key), f"its service {service!r} is {whose} too; give the model another key"
 
 
 @environment_rule("VJ313", "error")
@@ -92,7 +92,7 @@ def driver_can_do_it(whole: Whole) -> Findings:
 def promotion_has_canaries(subject: Subject) -> Findings:
     """Find `auto_promote` without canaries. Nomad refuses it (nomad/structs, UpdateStrategy.Validate)."""
     if subject.model.rollout.auto_promote and derive.canaries(subject.model) == 0:
-        yield ("rollout", "auto_promote"), "needs canaries; Nomad refuses it without"
+        yield ("rollout", "auto_promote"), "needs canaries, or Nomad refuses it; add some, or leave it out"
 
 
 @model_rule("VJ316", "error")
@@ -102,11 +102,11 @@ def volumes_of_allocations_have_no_canaries(subject: Subject) -> Findings:
     if model.cache and model.cache.per_alloc and model.cache.volume and derive.canaries(model):
         yield (
             ("cache", "per_alloc"),
-            "each allocation has its own volume, which a canary would share with an old one; Nomad refuses "
-            "it: use rollout.strategy: rolling, or one volume for all",
+            "each allocation has its own volume, and a canary would share one with an old allocation: Nomad "
+            "refuses that; use rollout.strategy: rolling, or one volume for all",
         )
     if model.cache and model.cache.per_alloc and not model.cache.volume:
-        yield ("cache", "per_alloc"), "is for cache.volume; a bound directory is the same for all"
+        yield ("cache", "per_alloc"), "is for cache.volume; with bind, all share one directory: leave it out"
 
 
 @model_rule("VJ317", "warning")
@@ -115,7 +115,7 @@ def gpus_reach_the_task(subject: Subject) -> Findings:
     if subject.model.driver == "exec":
         yield (
             ("driver",),
-            "exec shows a task no /dev/nvidia*: vLLM will find no GPU; use docker, or raw_exec with a user",
+            "a task of exec has no /dev/nvidia*, so vLLM finds no GPU; use docker, or raw_exec with a user",
         )
 
 
@@ -133,11 +133,11 @@ def strategy_fits_the_gpus(subject: Subject) -> Findings:
     if model.strategy == "multi_instance" and others != 1:
         yield (
             ("args",),
-            f"multi_instance gives each server one GPU, and args ask for {others}; "
+            f"multi_instance gives each server one GPU, but args ask for {others}; "
             "use strategy: tensor_parallel",
         )
     if model.strategy == "tensor_parallel" and count % others:
-        message = f"{count} GPUs do not divide by the {others} of pipeline and data parallelism in args"
+        message = f"must be a multiple of {others}, the pipeline and data parallelism in args (got {count})"
         yield ("gpus", "count"), message
 
 
@@ -152,7 +152,7 @@ def dockers_keys_are_for_docker(subject: Subject) -> Findings:
     }
     for path, is_given in given.items():
         if is_given and model.driver != "docker":
-            yield path, f"is for driver: docker; {model.driver} passes it over"
+            yield path, f"is for driver: docker, and {model.driver} ignores it; leave it out"
 
 
 @model_rule("VJ320", "warning")
@@ -162,8 +162,8 @@ def disk_holds_the_logs(subject: Subject) -> Findings:
     if _logs(subject) < disk <= _logs(subject) * 2:
         yield (
             ("resources", "disk"),
-            f"{subject.model.resources.disk} may be filled by the logs: {_logs(subject)} MiB each of stdout "
-            "and stderr",
+            f"the logs may fill {subject.model.resources.disk}: {_logs(subject)} MiB each of stdout "
+            "and stderr; raise it, or lower logs.max_size or logs.max_files",
         )
 
 
@@ -201,9 +201,9 @@ def _driver(subject: Subject) -> Findings:
         yield ("cache", "bind"), "exec cannot mount a directory of the host; use volume"
     host = model.ports.host or ""
     if derive.is_bridged(model) and (host.startswith("127.") or host in ("localhost", "::1")):
-        yield ("ports", "host"), f"{host} is the container's own loopback, which nothing outside reaches"
+        yield ("ports", "host"), f"{host} is the container's loopback, unreachable from outside; leave it out"
     if (model.logs.driver == "fluentd") != bool(model.logs.fluentd_address):
-        yield ("logs", "fluentd_address"), "belongs to logs.driver: fluentd, and is needed there"
+        yield ("logs", "fluentd_address"), "goes together with logs.driver: fluentd; give both, or neither"
 
 
 def _logs(subject: Subject) -> int:

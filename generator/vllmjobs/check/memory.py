@@ -42,8 +42,8 @@ def gpu_is_known(subject: Subject) -> Findings:
     elif subject.fits(least) is False:
         yield (
             ("gpus",),
-            f"any GPU will do, and {subject.model.model} does not fit a {least.name}; name gpus.model or "
-            "gpus.memory, and what fits is checked",
+            f"names no GPU, and {subject.model.model} does not fit the smallest, a {least.name}; add "
+            "gpus.model or gpus.memory, and vllmjobs checks what fits",
         )
 
 
@@ -53,9 +53,9 @@ def utilization_leaves_room(subject: Subject) -> Findings:
     share = subject.model.gpu_memory_utilization
     if LOWEST_UTILIZATION <= share <= HIGHEST_UTILIZATION or "kv-cache-memory-bytes" in subject.written:
         return
-    what = "leaves no cache"
+    what = "leaves no room for the KV cache"
     if share > HIGHEST_UTILIZATION:
-        what = "leaves too little to CUDA and to what else is on the GPU"
+        what = "leaves too little for CUDA and for what else is on the GPU"
     message = f"{share} {what}; use {LOWEST_UTILIZATION} to {HIGHEST_UTILIZATION}"
     yield ("gpu_memory_utilization",), message
 

@@ -66,7 +66,7 @@ def placement_is_possible(whole: Whole) -> Findings:
     yield from _placement(placement, ("balancer", "placement"))
     for key in ("affinities", "spread"):
         if balancer.is_system_job and getattr(placement, key):
-            message = f"are not for {balancer.title}, which is a system job; Nomad refuses them"
+            message = f"are refused by Nomad for {balancer.title}, which is a system job; leave them out"
             yield ("balancer", "placement", key), message
     for name, model in environment.models.items():
         yield from _placement(model.placement, ("models", name, "placement"))
@@ -82,7 +82,7 @@ def gpus_can_match(subject: Subject) -> Findings:
     wanted = subject.model.gpus
     for key, value, right in (("vendor", wanted.vendor, "nvidia"), ("type", wanted.type, "gpu")):
         if value != right and value.lower() == right:
-            yield ("gpus", key), f"{value} matches nothing: the plugin says {right}, in lower case"
+            yield ("gpus", key), f"{value} matches nothing; write {right}, in lower case, as the plugin does"
     for kind in ("constraints", "affinities"):
         for index, comparison in enumerate(getattr(wanted, kind)):
             path: Path = ("gpus", kind, index)
@@ -109,7 +109,7 @@ def a_gpu_has_the_memory(subject: Subject) -> Findings:
         if any(COMPARED[operator](each.memory_mib, asked) for each in ([named] if named else gpus())):
             continue
         if named:
-            yield path, f"{text} is not what {named.name} reports, {_reported(named)}; {_way_out(named)}"
+            yield path, f"{named.name} reports {_reported(named)}, not {text}; {_way_out(named)}"
         else:
             most = max(gpus(), key=lambda each: each.memory_mib)
             yield path, f"no known GPU reports {text}; {most.name} has the most, {_reported(most)}"
@@ -143,7 +143,7 @@ def gpu_has_its_whole_name(subject: Subject) -> Findings:
         if known and name != known.name and not is_drivers:
             yield (
                 path,
-                f"{name} is not what a driver reports in full, which Nomad compares; write {known.name!r}",
+                f"{name} is not the full name that a driver reports and Nomad compares; write {known.name!r}",
             )
 
 
@@ -160,12 +160,12 @@ def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Find
         elif not re.fullmatch(rf"{NUMBER} *{unit}", value):
             yield (
                 (*at, "value"),
-                f"{value!r} has no unit that Nomad knows, and would match no GPU; write "
+                f"{value!r} has no unit that Nomad knows, and would match no GPU; give it one, such as "
                 f"{EXAMPLES.get(name, '70 GiB')}",
             )
     elif name in WORDS and re.fullmatch(rf"{NUMBER} *({'|'.join(UNITS.values())})?", value):
-        better = 'version ">= 550.54"' if name == "driver_version" else "a word of it, or .* before"
-        message = f"{value!r} is a number to Nomad, and {name} is a word: it never matches; use {better}"
+        better = 'use version ">= 550.54"' if name == "driver_version" else "add letters, or .* before it"
+        message = f"Nomad reads {value!r} as a number and {name} as a word, which never match; {better}"
         yield (*at, "value"), message
     elif name == "driver_version" and operator in ("<", "<=", ">", ">="):
         message = f'{operator} compares letter by letter; use operator version with "{operator} {value}"'
@@ -190,7 +190,7 @@ def _placement(placement: Placement, at: Path) -> Findings:
         yield from _attribute(spread.attribute, path)
         total = sum(spread.targets.values())
         if total > 100:
-            yield (*path, "targets"), f"the percentages add up to {total}; 100 at most"
+            yield (*path, "targets"), f"must add up to 100 percent at most (got {total})"
 
 
 def _attribute(attribute: str, at: Path) -> Findings:
@@ -198,7 +198,7 @@ def _attribute(attribute: str, at: Path) -> Findings:
     if not re.fullmatch(NODE_ATTRIBUTE, attribute):
         yield (
             (*at, "attribute"),
-            f"{attribute!r} is no attribute of a node; write such as ${{node.class}}, "
+            f"{attribute!r} is no attribute of a node; write one such as ${{node.class}}, "
             "${attr.kernel.name} or ${meta.NAME}",
         )
 
@@ -226,7 +226,7 @@ def compare(operator: str, value: str, at: Path) -> Findings:
 def weight(value: int, at: Path) -> Findings:
     """Yield a weight without effect."""
     if value == 0:
-        yield at, "weight 0 has no effect; Nomad refuses it"
+        yield at, "weight 0 has no effect, and Nomad refuses it; give it another weight"
 
 
 def _regexp(value: str, at: Path) -> Findings:
@@ -236,7 +236,7 @@ def _regexp(value: str, at: Path) -> Findings:
     if re.search(_NOT_IN_RE2, plain) or re.search(_ESCAPES_NOT_IN_RE2, escapes):
         yield (
             at,
-            "holds what Nomad's regular expressions (RE2) lack: a lookaround, a back-reference or the like",
+            "holds a lookaround, a back-reference or the like, which Nomad (RE2) refuses; write it without",
         )
     elif plain.count("(") != plain.count(")"):
         yield at, "is no regular expression: its parentheses do not match"

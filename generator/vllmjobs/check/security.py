@@ -65,11 +65,11 @@ def images_are_pinned(whole: Whole) -> Findings:
         repository, _, digest = name.partition("@")
         tag = repository.rpartition("/")[2].partition(":")[2]
         if "${" not in name and not IMAGE.fullmatch(name):
-            yield path, f"{name} is no image's name; write such as {EXAMPLE_IMAGE}"
+            yield path, f"{name} is not the name of an image; write one such as {EXAMPLE_IMAGE}"
             continue
         if digest or "${" in name or COMMIT.search(tag) or not MOVING_TAG.fullmatch(tag):
             continue
-        moves = f"tag {tag!r} moves" if tag else "has no tag, so `latest`, which moves"
+        moves = f"tag {tag!r} moves" if tag else "has no tag and so means `latest`, which moves"
         yield path, f"{name}: {moves}; name a version, such as :v{NEWEST}, or a digest (@sha256:…)"
 
 

@@ -76,7 +76,7 @@ def size_of(subject: Subject, gpu: Gpu | None) -> Size:
     if errors := [obstacle.message for obstacle in refused if obstacle.severity == "error"]:
         return result._replace(refused=errors[0])
     if gpu is None:
-        return result._replace(why_not="no GPU is named; say gpus.model or gpus.memory, or --gpu NAME")
+        return result._replace(why_not="no GPU is named; add gpus.model or gpus.memory, or use --gpu NAME")
     fit = subject.on(gpu)
     return result._replace(why_not=fit) if isinstance(fit, str) else result._replace(estimate=fit)
 
@@ -95,17 +95,17 @@ def beside(subject: Subject, result: Size, log: StartupLog) -> Size:
         given = space or subject.serving.kv_cache_memory_bytes or log.kv_cache
         estimate, covered = None, CPU_FIGURES
         if not given:
-            notes.append("how large the KV cache is, neither VLLM_CPU_KVCACHE_SPACE nor the log says")
+            notes.append("neither VLLM_CPU_KVCACHE_SPACE nor the log tells the size of the KV cache")
         elif isinstance(subject.shape, Shape):
             try:
                 estimate = on_cpu(subject.shape, subject.serving, given)
-                notes.append(f"on the CPU: what {given / GIB:.2f} GiB of KV cache hold, and nothing else")
+                notes.append(f"on the CPU, only what {given / GIB:.2f} GiB of KV cache hold is estimated")
             except UnknownShapeError as error:
                 notes.append(str(error))
     if estimate and log.max_model_len not in (None, estimate.max_model_len):
         covered = tuple(name for name in covered if name != "concurrency")
-        lengths = f"{log.max_model_len:,} tokens, the estimate of {estimate.max_model_len:,}"
-        notes.append(f"the log is of requests of {lengths}")
+        lengths = f"{log.max_model_len:,} tokens, the estimate {estimate.max_model_len:,}"
+        notes.append(f"the log counts requests of {lengths}")
     figures = {
         name: Figure(value, getattr(estimate, name) if estimate and name in covered else None)
         for name in FIGURES
@@ -169,7 +169,7 @@ def _one(size: Size) -> str:
         lines += _what_fits(estimate)
     requests = [f"{each.count} x {each.gpu}" for each in (size.of_same, size.smallest) if each]
     if requests:
-        lines.append(f"  smallest that would do: {', of all GPUs '.join(dict.fromkeys(requests))}")
+        lines.append(f"  smallest that would do: {'; with any GPU: '.join(dict.fromkeys(requests))}")
     lines += _beside(size.beside) if size.beside else []
     return "".join(f"{line.rstrip()}\n" for line in lines)
 

@@ -9,9 +9,9 @@ from vllmjobs.environment.supervision import ADMIN_PORT, PROGRAM, READY, is_ours
 
 # Options of vllmjobs-supervise that the job tells it by variables, over which a command line wins.
 TOLD = {
-    "--config": "it would be told of other servers than this one; leave it out",
-    "--admin-host": "the check has to find it; leave it out",
-    "--admin-port": "the check has to find it; leave it out",
+    "--config": "a file could name other servers than this one; leave it out",
+    "--admin-host": "Nomad's check must find the supervisor; leave it out",
+    "--admin-port": "Nomad's check must find the supervisor; leave it out",
     "--load-timeout": "it follows from load_time; use health.grace",
     "--drain-timeout": "use drain.longest_stream",
     "--term-timeout": "use drain.kill_timeout",
@@ -29,9 +29,9 @@ def servers_are_supervised(whole: Whole) -> Findings:
         models = "" if len(plain) == len(environment.models) else f"{', '.join(name for name, _ in plain)}: "
         yield (
             _origin(environment, *plain[0]),
-            f"{models}vLLM is not started by {PROGRAM}, and its own /health stays 200 while it hangs, or "
-            "drains and refuses work; a broken GPU fences no node, logs are plain lines; use an image of "
-            "images/vllm, or say supervised: false",
+            f"{models}vLLM is not started by {PROGRAM}: its own /health stays 200 while it hangs, or drains "
+            "and refuses work, a broken GPU fences no node, and logs are plain lines; use an image of "
+            "images/vllm, or write supervised: false",
         )
 
 
@@ -44,7 +44,7 @@ def supervisor_is_started(subject: Subject) -> Findings:
     if (model.entrypoint or model.driver != "docker") and not _starts_it(model):
         yield (
             ("entrypoint",),
-            f"does not start {PROGRAM}, which supervised: true says: the check of its admin port would fail "
+            f"does not start {PROGRAM}, but supervised is true: the check of its admin port would fail "
             f'for ever; begin with ["{PROGRAM}", "--"], or leave supervised out',
         )
         return
@@ -53,7 +53,7 @@ def supervisor_is_started(subject: Subject) -> Findings:
         return
     options = words[words.index(PROGRAM) + 1 :]
     if "--" not in options:
-        message = f'{PROGRAM} takes its command after --: ["{PROGRAM}", "--", "vllm", "serve"]'
+        message = f'{PROGRAM} takes its command after --; write ["{PROGRAM}", "--", "vllm", "serve"]'
         yield ("entrypoint",), message
         return
     for option in options[: options.index("--")]:
@@ -70,11 +70,11 @@ def supervisor_can_be_asked(subject: Subject) -> Findings:
     if model.health.path not in (None, READY):
         yield (
             ("health", "path"),
-            f"{model.health.path} is asked of the supervisor, which says on {READY} alone whether requests "
-            "are welcome; leave it out, or say supervised: false",
+            f"Nomad would ask the supervisor for {model.health.path}, but only its {READY} tells whether "
+            "requests are welcome; leave it out, or write supervised: false",
         )
     if is_bridged(model) and model.ports.base == ADMIN_PORT:
-        yield ("ports", "base"), f"{ADMIN_PORT} is the supervisor's own in the container; use another port"
+        yield ("ports", "base"), f"{ADMIN_PORT} is the supervisor's own port in the container; use another"
 
 
 @model_rule("VJ341", "warning")
@@ -83,15 +83,15 @@ def one_level_restarts(subject: Subject) -> Findings:
     model, whole = subject.model, subject.environment
     if is_supervised(whole, model):
         if model.health.restart_after != Health().restart_after:
-            message = "is for Nomad's restarts, and the supervisor restarts by itself; leave it out"
+            message = "is for restarts by Nomad, but here the supervisor restarts vLLM; leave it out"
             yield ("health", "restart_after"), message
         return
     is_in_image = model.driver == "docker" and not model.entrypoint and is_ours(image(whole, model))
     if is_in_image or _starts_it(model):
         yield (
             ("supervised",),
-            f"says false, and {PROGRAM} is started: it restarts vLLM, and Nomad starts it again, so that "
-            "their attempts multiply; leave it out",
+            f"is false, but {PROGRAM} is started: it restarts vLLM, and Nomad restarts it, so that their "
+            "attempts multiply; leave it out",
         )
 
 

@@ -52,5 +52,5 @@ def _read(path: Path) -> dict[str, Any] | str:
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested a thousand times
         return f"{path} is not JSON; name the config.json of the model"
     return (
-        config if isinstance(config, dict) else f"{path} is no map of keys; name the config.json of the model"
+        config if isinstance(config, dict) else f"{path} is no JSON object; name the config.json of the model"
     )

@@ -194,9 +194,9 @@ def test_a_model_that_this_user_may_not_read_is_only_unknown(check: Check, proje
 @pytest.mark.parametrize(
     ("image", "said"),
     [
-        ("vllm/vllm-openai:v0.33.0@sha256:abc", "is no image's name"),
-        ("https://example.com/vllm:1", "is no image's name"),
-        ("VLLM/vllm:1.0 ", "is no image's name"),
+        ("vllm/vllm-openai:v0.33.0@sha256:abc", "is not the name of an image"),
+        ("https://example.com/vllm:1", "is not the name of an image"),
+        ("VLLM/vllm:1.0 ", "is not the name of an image"),
         ("vllm/vllm-openai:latest-cu129", "moves"),
         ("example.com:5000/vllm", "has no tag"),
         ("vllm/vllm-openai:nightly-0123456789abcdef0123456789abcdef01234567", ""),
@@ -212,10 +212,10 @@ def test_images_are_pinned_and_named_as_registries_name_them(check: Check, image
 @pytest.mark.parametrize(
     ("argument", "said"),
     [
-        ("max-num-seqs: false", "is no switch that can be off; give it a value, or null to leave it out"),
+        ("max-num-seqs: false", "cannot be turned off by false; give it a value, or null to leave it out"),
         ('enable-prefix-caching: "true"', "is a switch; write true or false, without quotes"),
         ("headless: true", "leaves vLLM without a server"),
-        ("pp: 2", "is -pp for short; write pipeline-parallel-size"),
+        ("pp: 2", "is the short option -pp; write pipeline-parallel-size"),
     ],
 )
 def test_what_is_said_of_an_argument_is_a_way_out_in_yaml(check: Check, argument: str, said: str) -> None:

@@ -75,7 +75,7 @@ def test_without_a_gpu_the_smallest_that_would_do_is_named(size: Size) -> None:
     done = size({"model": "facebook/opt-125m"})
     assert done.stdout == (
         "chat: facebook/opt-125m\n"
-        "  no GPU is named; say gpus.model or gpus.memory, or --gpu NAME\n"
+        "  no GPU is named; add gpus.model or gpus.memory, or use --gpu NAME\n"
         "  smallest that would do: 1 x Tesla T4\n"
     )
 
@@ -87,7 +87,7 @@ def test_heads_that_the_gpus_do_not_divide_are_said_instead_of_an_estimate(size:
         "gpus": {"count": 4, "memory": "20 GiB"},
     }
     done = size(keys)
-    assert "4 neither divides 10 key and value heads nor is divided by them; use 1 or 2" in done.stdout
+    assert "4 neither divides 10 key and value heads nor is a multiple of them; use 1 or 2" in done.stdout
 
 
 @pytest.mark.parametrize("where", ["the file named", "the model's folder", "the Hugging Face cache"])
@@ -139,7 +139,7 @@ def test_arguments_of_vllm_are_taken_into_account(size: Size) -> None:
     ("text", "said"),
     [
         ("{", "is not JSON"),
-        ("[]", "is no map of keys"),
+        ("[]", "is no JSON object"),
         ("{}", "the architecture"),
         ('{"model_type": "llama"}', "hidden_size"),
     ],
@@ -191,7 +191,7 @@ def test_a_log_of_requests_of_another_length_is_said_to_be_one(size: Size, tmp_p
     (tmp_path / "start.log").write_text(LOG)
     said = only(size(ON_H100 | {"max_model_len": 8192}, "--log", "start.log", "--json"))["said"]
     assert said["figures"]["concurrency"] == {"said": 3.63, "estimated": None, "off": None}
-    assert said["notes"] == ["the log is of requests of 131,072 tokens, the estimate of 8,192"]
+    assert said["notes"] == ["the log counts requests of 131,072 tokens, the estimate 8,192"]
 
 
 def test_a_log_can_come_through_a_pipe_and_is_of_one_model(tmp_path: Path, size: Size) -> None:
@@ -258,7 +258,7 @@ def test_on_the_cpu_the_tokens_of_the_cache_that_was_asked_for_are_compared(
     assert figures["concurrency"]["off"] == pytest.approx(0, abs=0.001)
     assert figures["kv_cache"]["estimated"] is None
     (note,) = model["said"]["notes"]
-    assert re.fullmatch("on the CPU: what (1.00|0.25) GiB of KV cache hold, and nothing else", note)
+    assert re.fullmatch("on the CPU, only what (1.00|0.25) GiB of KV cache hold is estimated", note)
 
 
 def test_a_cpu_that_called_itself_a_gpu_is_known_by_its_variable(size: Size, tmp_path: Path) -> None:
@@ -280,5 +280,5 @@ def test_on_the_cpu_a_cache_of_unknown_size_is_said_to_be_one(size: Size, tmp_pa
                            vLLM said     estimated     off
   KV cache tokens             87,296             -
   requests at a time           21.31             -
-  how large the KV cache is, neither VLLM_CPU_KVCACHE_SPACE nor the log says
+  neither VLLM_CPU_KVCACHE_SPACE nor the log tells the size of the KV cache
 """)

@@ -197,7 +197,7 @@ models:
         "its hub/ is now huggingface/hub/: move it, or models are downloaded again",
         "13:1: HF_TOKEN is not copied; type its value into: "
         'read -rs value && printf %s "$value" | nomad var put nomad/jobs/vllm-prod hf_token=-',
-        "14:1: CUDA_VISIBLE_DEVICES is not carried over: the GPUs are the ones that Nomad reserved",
+        "14:1: CUDA_VISIBLE_DEVICES is not carried over: vLLM gets the GPUs that Nomad reserved",
         "15:1: COMPOSE_PROJECT_NAME is not carried over: it is for Docker, and Nomad runs the containers",
         "16:1: VLLM_MAX_MODEL_LENGTH is no variable of balanced-vllm-docker (VLLM_MAX_MODEL_LEN is); "
         "if the server reads it, write it under models.llama-3-1.env",

@@ -39,7 +39,7 @@ def read(table: Table, words: Sequence[str]) -> Reading:
         flag = option.flag
         if flag.dest == "model":
             if taken.model is not None:
-                mistakes.append(Mistake("model", "repeated", "is given by its place and by --model"))
+                mistakes.append(Mistake("model", "repeated", "is given by itself and by --model; keep one"))
             values["model_tag"] = option.words[0]
             continue
         if flag.dest in given and not flag.appended:
@@ -131,7 +131,7 @@ def _json(word: str, *, sizes: bool = False) -> Any:
     try:
         return json.loads(expanded_sizes(word) if sizes else word)
     except (ValueError, OverflowError, RecursionError) as error:
-        message = f"is no JSON: {error}; it is {shown(word)}"
+        message = f"is not valid JSON: {error} (got {shown(word)})"
         raise RefusedError("json", message) from None
 
 
@@ -158,7 +158,7 @@ def _misplaced(words: Sequence[str], values: dict[str, Any]) -> list[Mistake]:
     """Return the mistakes of misplaced words (FlexibleArgumentParser, vllm/utils/argparse_utils.py)."""
     mistakes = []
     if any(word.startswith("--config=") for word in words):
-        message = "is ignored when joined by =; vLLM reads the file of `--config FILE`, in two words"
+        message = "is ignored when joined by =; write `--config FILE`, in two words"
         mistakes.append(Mistake("config", "conflict", message))
     if words and words[0].startswith("-") and "served_model_name" in values and "config" not in values:
         mistakes.append(Mistake("served-model-name", "conflict", "needs the model's name as the first word"))

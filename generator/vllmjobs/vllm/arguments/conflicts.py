@@ -28,7 +28,7 @@ def conflicts(table: Table, values: dict[str, Any]) -> list[Mistake]:
 
 
 def _bounded(value: object, bound: str, limit: object) -> str:
-    return f"is {value}, and must be {bound}, which is {limit}"
+    return f"must be {bound} ({limit}), not {value}"
 
 
 def serve_args(given: Arguments) -> Iterator[Mistake]:
@@ -40,7 +40,7 @@ def serve_args(given: Arguments) -> Iterator[Mistake]:
     if given["enable_per_request_metrics"] and given["disable_log_stats"]:
         yield conflict("enable-per-request-metrics", "needs the statistics that disable-log-stats turns off")
     if (given["sse_keep_alive_interval"] or 0) < 0:
-        yield Mistake("sse-keep-alive-interval", "range", "must be 0, which turns it off, or more")
+        yield Mistake("sse-keep-alive-interval", "range", "must be 0 (off) or more")
 
 
 def max_model_len(given: Arguments) -> Iterator[Mistake]:
@@ -62,7 +62,7 @@ def batch(given: Arguments) -> Iterator[Mistake]:
     if tokens and length and tokens < length and given.values.get("enable_chunked_prefill") is False:
         yield conflict(
             "max-num-batched-tokens",
-            f"is {tokens}, and without chunked prefill must be at least max-model-len, which is {length}",
+            f"must be at least max-model-len ({length}) without chunked prefill, not {tokens}",
         )
     active = given.values.get("max_num_active_seqs")
     if active and sequences and active > sequences:
@@ -106,8 +106,8 @@ def balancing(given: Arguments) -> Iterator[Mistake]:
         modes.add("data-parallel-external-lb")
     if len(modes) > 1:
         first, *others = sorted(modes)
-        ranked = " (which data-parallel-rank implies)" if given["data_parallel_rank"] is not None else ""
-        yield conflict(first, f"excludes {' and '.join(others)}{ranked}")
+        ranked = "is implied by data-parallel-rank, and " if given["data_parallel_rank"] is not None else ""
+        yield conflict(first, f"{ranked}cannot be used with {' and '.join(others)}")
 
 
 def data_parallel(given: Arguments) -> Iterator[Mistake]:
@@ -136,14 +136,13 @@ def multi_port(given: Arguments) -> Iterator[Mistake]:
     elif local is None or local < 2:
         yield conflict(flag, "needs data-parallel-size-local of 2 or more")
     elif size % local:
-        message = f"is {size}, and must be a multiple of data-parallel-size-local ({local})"
-        yield conflict("data-parallel-size", message)
+        yield conflict("data-parallel-size", _bounded(size, "a multiple of data-parallel-size-local", local))
     if given["api_server_count"] not in (None, 1):
         yield conflict("api-server-count", f"must be 1 with {flag}")
     if given["uds"] is not None:
         yield conflict("uds", f"cannot be used with {flag}")
     if bool(given["ssl_keyfile"]) != bool(given["ssl_certfile"]):
-        yield conflict("ssl-keyfile", "needs ssl-certfile, and that needs it")
+        yield conflict("ssl-keyfile", "must be given together with ssl-certfile")
 
 
 def experts(given: Arguments) -> Iterator[Mistake]:
@@ -173,7 +172,7 @@ def context_parallel(given: Arguments) -> Iterator[Mistake]:
     elif context == 1 and given["dcp_comm_backend"] == "a2a" and precedes(given.table.version, "0.32"):
         yield conflict("dcp-comm-backend", "needs decode-context-parallel-size of 2 or more for a2a")
     elif (given["prefill_context_parallel_size"] or 1) == 1 and tensor % context:
-        message = f"is {context}, and must divide tensor-parallel-size ({tensor})"
+        message = _bounded(context, "a divisor of tensor-parallel-size", tensor)
         yield conflict("decode-context-parallel-size", message)
 
 
@@ -200,7 +199,7 @@ def speculation(given: Arguments) -> Iterator[Mistake]:
     own = given.values.get("speculative_config") or {}
     for dest, key in SPECULATION.items():
         if given.values.get(dest) is not None and key in own:
-            yield conflict(dest.replace("_", "-"), f"excludes speculative-config.{key}: write one of them")
+            yield conflict(dest.replace("_", "-"), f"is given as speculative-config.{key}, too; keep one")
     if own.get("tensor_parallel_size") is not None:
         message = "is refused; write draft_tensor_parallel_size"
         yield conflict("speculative-config.tensor_parallel_size", message)
@@ -214,7 +213,7 @@ def speculation(given: Arguments) -> Iterator[Mistake]:
         yield Mistake("speculative-config.model", "missing-value", message)
     least, most = own.get("prompt_lookup_min"), own.get("prompt_lookup_max")
     if least is not None and most is not None and least > most:
-        message = f"is {least}, more than prompt_lookup_max ({most})"
+        message = _bounded(least, "at most prompt_lookup_max", most)
         yield conflict("speculative-config.prompt_lookup_min", message)
 
 
@@ -231,7 +230,7 @@ def given_twice(given: Arguments) -> Iterator[Mistake]:
     for dest, config, key in TWICE:
         if given.values.get(dest) is not None and given.key(config, key) is not None:
             name = config.replace("_", "-")
-            yield conflict(dest.replace("_", "-"), f"excludes {name}.{key}: write one of them")
+            yield conflict(dest.replace("_", "-"), f"is given as {name}.{key}, too; keep one")
 
 
 def tracing(given: Arguments) -> Iterator[Mistake]:
@@ -258,7 +257,7 @@ def multimodal(given: Arguments) -> Iterator[Mistake]:
     if scales and given["mm_encoder_attn_dtype"] != "fp8":
         yield conflict(scales[0].replace("_", "-"), "needs mm-encoder-attn-dtype fp8")
     elif len(scales) > 1:
-        yield conflict("mm-encoder-fp8-scale-path", "excludes mm-encoder-fp8-scale-save-path")
+        yield conflict("mm-encoder-fp8-scale-path", "cannot be used with mm-encoder-fp8-scale-save-path")
 
 
 def mamba(given: Arguments) -> Iterator[Mistake]:

@@ -44,7 +44,7 @@ def expert_balancing(given: Arguments) -> Iterator[Mistake]:
     # Asynchronous by default since there is a communicator to choose.
     asynchronous = options.get("use_async", "communicator" in keys)
     if asynchronous and options.get("communicator") in ("torch_nccl", "pynccl"):
-        yield conflict("eplb-config.communicator", "cannot be NCCL with use_async: torch_gloo or nixl can")
+        yield conflict("eplb-config.communicator", "cannot be NCCL with use_async; use torch_gloo or nixl")
     if options.get("log_balancedness") and options.get("log_balancedness_interval", 1) <= 0:
         yield Mistake("eplb-config.log_balancedness_interval", "range", "must be at least 1")
 
@@ -63,7 +63,7 @@ def profiler(given: Arguments) -> Iterator[Mistake]:
             yield conflict(f"profiler-config.{key}", "needs profiler torch")
     activities = options.get("torch_profiler_activities") or []
     if len(activities) != len(set(activities)):
-        yield Mistake("profiler-config.torch_profiler_activities", "repeated", "names one twice")
+        yield Mistake("profiler-config.torch_profiler_activities", "repeated", "names an activity twice")
     if kind == "torch" and not options.get("torch_profiler_dir"):
         yield Mistake("profiler-config.torch_profiler_dir", "missing-value", "is needed with profiler torch")
     if kind != "proton":
@@ -87,7 +87,7 @@ def engram(given: Arguments) -> Iterator[Mistake]:
     if shared and not offloaded:
         yield conflict("engram-config.dp_shared_memory", "needs cpu_offload")
     if options.get("use_thp") and (shared or not offloaded):
-        yield conflict("engram-config.use_thp", "needs cpu_offload, and excludes dp_shared_memory")
+        yield conflict("engram-config.use_thp", "needs cpu_offload, and cannot be used with dp_shared_memory")
 
 
 def compilation(given: Arguments) -> Iterator[Mistake]:
@@ -105,7 +105,7 @@ def compilation(given: Arguments) -> Iterator[Mistake]:
         yield conflict(flag, "cannot have both all and none")
     on, off = ({name[1:] for name in names if name[0] == sign} for sign in "+-")
     if both := sorted(on & off):
-        yield conflict(flag, f"turns {both[0]} on and off")
+        yield conflict(flag, f"turns {both[0]} both on and off")
 
 
 def pooler(given: Arguments) -> Iterator[Mistake]:
@@ -114,10 +114,10 @@ def pooler(given: Arguments) -> Iterator[Mistake]:
         options = given.values.get(flag.replace("-", "_")) or {}
         for key in ("seq_pooling_type", "tok_pooling_type"):
             if options.get("pooling_type") and options.get(key) is not None:
-                yield conflict(f"{flag}.{key}", "excludes pooling_type")
+                yield conflict(f"{flag}.{key}", "cannot be used with pooling_type")
         for key in ("softmax", "activation"):  # older names of use_activation, which overwrite it
             if options.get(key) is not None and options.get("use_activation") is not None:
-                yield conflict(f"{flag}.{key}", "excludes use_activation")
+                yield conflict(f"{flag}.{key}", "cannot be used with use_activation")
         if options.get("logit_sigma") == 0:
             yield Mistake(f"{flag}.logit_sigma", "range", "cannot be 0: the logits are divided by it")
 
@@ -126,7 +126,7 @@ def quantization_targets(given: Arguments) -> Iterator[Mistake]:
     """Check as QuantizationConfigArgs._validate_targets_exclusivity does, vllm/config/quantization.py."""
     options = given.values.get("quantization_config") or {}
     if options.get("targets") is not None and (options.get("linear") or options.get("moe")):
-        yield conflict("quantization-config.targets", "excludes linear and moe")
+        yield conflict("quantization-config.targets", "cannot be used with linear or moe")
 
 
 OPTION_RULES: list[Rule] = [

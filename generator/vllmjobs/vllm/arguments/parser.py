@@ -148,7 +148,7 @@ def _take_dotted(
         if not all(keys):
             mistakes.append(Mistake(path, "key", "has an empty key between two dots"))
         elif not _merge(merged.setdefault(spelling, {}), keys, value):
-            mistakes.append(Mistake(path, "repeated", "is given twice; vLLM keeps the last one"))
+            mistakes.append(Mistake(path, "repeated", "is given twice; vLLM keeps the last: write it once"))
     return rest, merged
 
 

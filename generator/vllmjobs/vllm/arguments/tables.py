@@ -103,8 +103,8 @@ class Nearest(NamedTuple):
         """A note for a person when there is no table of this very version; empty otherwise."""
         if self.exact:
             return ""
-        older = "; no older one is known" if precedes(self.asked, self.table.version) else ""
-        return f"vLLM {self.asked} has no table of its own: checked as {self.table.version}{older}"
+        older = ", the oldest known" if precedes(self.asked, self.table.version) else ""
+        return f"vllmjobs has no table for vLLM {self.asked}, and checks it as {self.table.version}{older}"
 
 
 def table(version: str) -> Nearest:

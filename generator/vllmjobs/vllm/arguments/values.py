@@ -10,8 +10,9 @@ from vllmjobs.vllm.arguments.tables import Object, Table, Type
 TRUE = {"1", "on", "t", "true", "y", "yes"}
 FALSE = {"0", "off", "f", "false", "n", "no"}
 NAMES = {
-    "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a text", "list": "a list",
-    "tuple": "a list", "map": "an object", "object": "an object", "null": "null", "opaque": "left out",
+    "bool": "true or false", "int": "a whole number", "float": "a number", "str": "a string",
+    "list": "a list", "tuple": "a list", "map": "an object", "object": "an object", "null": "null",
+    "opaque": "left out",
 }  # fmt: skip
 # A key of this ending names where a name that vLLM does not know comes from.
 BROUGHT_ALONG = ("_module_path", "_plugin")
@@ -126,7 +127,7 @@ class _Check:
         self.mistakes.append(Mistake(".".join([self.flag, *path]), kind, message))
 
     def _unknown(self, name: str, known: Object, key: str) -> str:
-        ignored = "" if known.closed else ", and is ignored without a word"
+        ignored = "" if known.closed else ", and vLLM ignores it silently"
         meant = did_you_mean(key.replace("-", "_"), known.keys)
         return f"is no key of {name} in vLLM {self.table.version}{ignored}{meant}"
 

@@ -167,7 +167,7 @@ def _check(shape: Shape, serving: Serving) -> None:
     _cache_width(shape, serving, shape.dtype)
     if serving.quantization and not shape.quantization and online(serving.quantization) is None:
         how = shown(serving.quantization)
-        raise UnknownShapeError(f"what weights take with quantization {how} is not known")
+        raise UnknownShapeError(f"the size of weights with quantization {how} is not known")
 
 
 def _cache_width(shape: Shape, serving: Serving, dtype: str) -> float:

@@ -269,7 +269,7 @@ def nemotron_h(config: Config, family: Family) -> list[Layer]:
     """Return the layers of a pattern: Mamba 2, attention, feed-forward, experts (`models/nemotron_h.py`)."""
     pattern = config.text("hybrid_override_pattern")
     if not 1 <= len(pattern) <= MOST_LAYERS:
-        raise UnknownShapeError(f"hybrid_override_pattern in config.json has {len(pattern)} layers")
+        raise UnknownShapeError(f"hybrid_override_pattern has {len(pattern)} layers, not 1 to {MOST_LAYERS}")
     if config.any("moe_latent_size"):
         raise UnknownShapeError("experts that work on a narrower state (moe_latent_size) are not understood")
     made: dict[str, Layer] = {}

@@ -61,9 +61,9 @@ def blocks(shape: Shape, serving: Serving) -> list[Obstacle]:
     sizes = _sizes(shape, serving)
     ways_out = [_one_of(sizes)] if sizes else []
     if _cut(shape, whole) is None:
-        ways_out.append("expert parallel")
+        ways_out.append("enable-expert-parallel")
     if not ways_out:
-        ways_out = [f"expert parallel and {_one_of(_sizes(shape, whole))}"]
+        ways_out = [f"enable-expert-parallel and {_one_of(_sizes(shape, whole))}"]
     message = (
         f"{shown(among)} cuts feed-forward layers of {width} into parts that are no multiple of {block}, "
         f"the block of their fp8 scales; use {', or '.join(ways_out)}"
@@ -84,7 +84,7 @@ def _undivided(shape: Shape, size: int) -> tuple[str, str] | None:
         return "vocabulary", f"{gpus} does not divide the padded vocabulary of {padded}"
     for heads in sorted({each.kv_heads for each in mixers if isinstance(each, Attention)}):
         if max(heads, size) % min(heads, size):
-            return "kv_heads", f"{gpus} neither divides {heads} key and value heads nor is divided by them"
+            return "kv_heads", f"{gpus} neither divides {heads} key and value heads nor is a multiple of them"
     return None
 
 
@@ -125,16 +125,16 @@ def capability(shape: Shape, gpu: Gpu, serving: Serving) -> list[Obstacle]:
     how = shape.quantization or online(serving.quantization)
     has, method = gpu.compute_capability, how.method if how else ""
     least, native = MINIMUM.get(method, 0), NATIVE.get(method, 0)
-    place = f"{gpu.name} has compute capability {has / 10}"
+    place = f"{gpu.name} has {has / 10}"
     if has < least:
         message = (
-            f"{method} weights need {least / 10} or more, and {place}; take a newer GPU or other weights"
+            f"{method} needs compute capability {least / 10}, but {place}; take a newer GPU or other weights"
         )
         return [Obstacle("capability", message)]
     if serving.dtype == "bfloat16" and has < BFLOAT16:
-        message = f"bfloat16 needs {BFLOAT16 / 10} or more, and {place}; set dtype to float16"
+        message = f"bfloat16 needs compute capability {BFLOAT16 / 10}, but {place}; set dtype to float16"
         return [Obstacle("capability", message)]
     if has < native:
-        message = f"{method} runs without its own kernels below {native / 10}, and {place}: it works, slower"
+        message = f"{method} kernels need compute capability {native / 10}, but {place}: it works, but slower"
         return [Obstacle("capability", message, "warning")]
     return []

@@ -46,11 +46,11 @@ def context(shape: Shape, serving: Serving) -> list[Obstacle]:
         if serving.version < YARN_COUNTS_AS_APPLIED:
             return []
         message = (
-            f"{shown(length)} {limit}: raise that with hf-overrides, as the rotary scaling reaches it, or "
-            "set VLLM_ALLOW_LONG_MAX_MODEL_LEN under env"
+            f"{shown(length)} {limit}, but its rotary scaling reaches so far: raise that key with "
+            "hf-overrides, or set VLLM_ALLOW_LONG_MAX_MODEL_LEN under env"
         )
         return [Obstacle("context", message)]
-    way_out = "take less"
+    way_out = "lower it"
     if not shape.learned_positions:
         way_out += ", or set rope_scaling and that key with hf-overrides"
     return [Obstacle("context", f"{shown(length)} {limit}; {way_out}")]
@@ -64,14 +64,14 @@ def memory(estimated: Estimate, gpu: Gpu, serving: Serving) -> list[Obstacle]:
     if used + given >= budget:
         cache = f", with {_gib(given)} of KV cache," if given else ""
         message = (
-            f"{_gib(estimated.weights)} of weights and {_gib(used - estimated.weights)} to work with{cache} "
-            f"do not fit into {_gib(budget)} of {on}; {_ways_out(estimated, gpu, serving)}"
+            f"{_gib(estimated.weights)} of weights and {_gib(used - estimated.weights)} of working memory"
+            f"{cache} do not fit into {_gib(budget)} of {on}; {_ways_out(estimated, gpu, serving)}"
         )
         return [Obstacle("weights", message)]
     if not estimated.fits:
         lower = [f"lower max_model_len to {estimated.longest_context}"] if estimated.longest_context else []
         message = (
-            f"{estimated.max_model_len} tokens need {_gib(estimated.needed)} of KV cache, and {on} has "
+            f"{estimated.max_model_len} tokens need {_gib(estimated.needed)} of KV cache, but {on} has "
             f"{_gib(estimated.kv_cache)} left; {_ways_out(estimated, gpu, serving, *lower)}"
         )
         return [Obstacle("kv_cache", message)]

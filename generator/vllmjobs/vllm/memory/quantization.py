@@ -118,7 +118,7 @@ def _compressed_tensors(at: Config, common: dict[str, Any]) -> Quantization:
     if not weights:
         raise UnknownShapeError("quantization_config in config.json has no config_groups with weights")
     if len({each.whole("num_bits", least=1, most=32) for each in weights}) > 1:
-        raise UnknownShapeError("quantization_config in config.json mixes numbers of bits")
+        raise UnknownShapeError("quantization_config in config.json has weights of several bit widths")
     first = weights[0]
     bits, size = first.whole("num_bits"), first.whole("group_size", default=0, least=-1)
     if first.any("type") == "float" and bits == 4:

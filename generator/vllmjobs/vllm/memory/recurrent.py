@@ -33,7 +33,7 @@ def mamba2(config: Config) -> Recurrent:
     else:
         dim = config.whole("mamba_head_dim", "mamba_d_head", least=1)
     if not dim:
-        raise UnknownShapeError(f"{heads} heads of Mamba in config.json are more than its layers are wide")
+        raise UnknownShapeError(f"config.json has more Mamba heads, {heads}, than its layers are wide")
     groups = config.whole("n_groups", "mamba_n_groups", default=1, least=1)
     state = config.whole("ssm_state_size", "mamba_d_state", least=1)
     inner = heads * dim

@@ -43,7 +43,7 @@ def shape(config: Mapping[str, Any]) -> Shape:
     can be said about its memory.
     """
     if not isinstance(config, Mapping):
-        raise UnknownShapeError("config.json is not a mapping")
+        raise UnknownShapeError("config.json is no JSON object")
     outer = Config(config)
     text = _text(outer)
     kind = text.text("model_type", default="")

@@ -269,7 +269,7 @@ def test_a_connector_is_known_or_says_where_it_comes_from(options: dict[str, Any
             "--config=/etc/vllm.yaml",
             "config",
             "conflict",
-            "is ignored when joined by =; vLLM reads the file of `--config FILE`, in two words",
+            "is ignored when joined by =; write `--config FILE`, in two words",
         ),
     ],
 )  # fmt: skip
@@ -297,7 +297,7 @@ def test_an_option_of_another_version_says_where_it_went(line: str, version: str
 
 def test_a_key_that_an_old_version_ignores_is_refused_all_the_same() -> None:
     assert mistake("-O.level_=3", "0.11.2").message == (
-        "is no key of CompilationConfig in vLLM 0.11.2, and is ignored without a word; did you mean level?"
+        "is no key of CompilationConfig in vLLM 0.11.2, and vLLM ignores it silently; did you mean level?"
     )
 
 
@@ -313,17 +313,17 @@ CONFLICTS = [
     (
         "--max-num-batched-tokens=64 --max-num-seqs=128",
         "max-num-batched-tokens",
-        "is 64, and must be at least max-num-seqs, which is 128",
+        "must be at least max-num-seqs (128), not 64",
     ),
     (
         "--max-num-batched-tokens=256 --max-model-len=512 --no-enable-chunked-prefill",
         "max-num-batched-tokens",
-        "is 256, and without chunked prefill must be at least max-model-len, which is 512",
+        "must be at least max-model-len (512) without chunked prefill, not 256",
     ),
     (
         "--enable-lora --max-loras=4 --max-cpu-loras=2",
         "max-cpu-loras",
-        "is 2, and must be at least max-loras, which is 4",
+        "must be at least max-loras (4), not 2",
     ),
     (
         "--quantization=fp_quant",
@@ -338,12 +338,12 @@ CONFLICTS = [
     (
         "--data-parallel-size=2 --data-parallel-size-local=3",
         "data-parallel-size-local",
-        "is 3, and must be at most data-parallel-size, which is 2",
+        "must be at most data-parallel-size (2), not 3",
     ),
     (
         "--data-parallel-size=2 --data-parallel-rank=2",
         "data-parallel-rank",
-        "is 2, and must be less than data-parallel-size, which is 2",
+        "must be less than data-parallel-size (2), not 2",
     ),
     ("--enable-eplb", "enable-eplb", "needs enable-expert-parallel"),
     (
@@ -354,7 +354,7 @@ CONFLICTS = [
     (
         "--decode-context-parallel-size=3 -tp=4",
         "decode-context-parallel-size",
-        "is 3, and must divide tensor-parallel-size (4)",
+        "must be a divisor of tensor-parallel-size (4), not 3",
     ),
     (
         "--speculative-config.method=ngram",
@@ -369,12 +369,12 @@ CONFLICTS = [
     (
         "--spec-tokens=2 --speculative-config.method=ngram --speculative-config.num_speculative_tokens=3",
         "spec-tokens",
-        "excludes speculative-config.num_speculative_tokens: write one of them",
+        "is given as speculative-config.num_speculative_tokens, too; keep one",
     ),
     (
         "--attention-backend=FLASHINFER --attention-config.backend=FLASH_ATTN",
         "attention-backend",
-        "excludes attention-config.backend: write one of them",
+        "is given as attention-config.backend, too; keep one",
     ),
     (
         "--structured-outputs-config.disable_any_whitespace=true",
@@ -408,7 +408,8 @@ def test_arguments_that_are_right_alone_and_wrong_together(line: str, flag: str,
 
 def test_two_ways_of_balancing_exclude_each_other() -> None:
     line = "--data-parallel-size=2 --data-parallel-rank=1 --data-parallel-hybrid-lb"
-    assert mistake(line).message == "excludes data-parallel-hybrid-lb (which data-parallel-rank implies)"
+    message = "is implied by data-parallel-rank, and cannot be used with data-parallel-hybrid-lb"
+    assert mistake(line).message == message
 
 
 @given(st.lists(st.one_of(st.text(), st.sampled_from(STRANGE)), max_size=6))

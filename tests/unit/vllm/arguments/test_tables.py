@@ -38,12 +38,12 @@ def test_an_unlisted_version_uses_the_nearest_older_table(asked: str, used: str)
     found = table(asked)
     assert found.table.version == used
     assert not found.exact
-    assert found.note == f"vLLM {asked} has no table of its own: checked as {used}"
+    assert found.note == f"vllmjobs has no table for vLLM {asked}, and checks it as {used}"
 
 
 def test_a_version_older_than_all_uses_the_oldest_table_and_says_so() -> None:
     assert table("0.9.1").note == (
-        "vLLM 0.9.1 has no table of its own: checked as 0.11.2; no older one is known"
+        "vllmjobs has no table for vLLM 0.9.1, and checks it as 0.11.2, the oldest known"
     )
 
 

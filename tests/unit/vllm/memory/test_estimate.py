@@ -274,7 +274,7 @@ def test_a_pipeline_has_a_layer_for_every_stage(stages: int) -> None:
 def test_phi_4_with_its_ten_key_heads_dies_at_four_gpus() -> None:
     found = messages("microsoft/phi-4", "H100", tensor_parallel=4)
     assert found == {
-        "kv_heads": "4 neither divides 10 key and value heads nor is divided by them; use 1 or 2"
+        "kv_heads": "4 neither divides 10 key and value heads nor is a multiple of them; use 1 or 2"
     }
 
 
@@ -282,7 +282,7 @@ def test_scales_of_fp8_blocks_must_not_be_cut() -> None:
     found = messages("Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=8)
     assert found["block"] == (
         "8 cuts feed-forward layers of 1536 into parts that are no multiple of 128, the block of their fp8 "
-        "scales; use 1, 2 or 4, or expert parallel"
+        "scales; use 1, 2 or 4, or enable-expert-parallel"
     )
     assert "block" not in messages(
         "Qwen/Qwen3-235B-A22B-FP8", "H100", tensor_parallel=8, expert_parallel=True
@@ -297,7 +297,7 @@ def test_the_sizes_that_are_named_are_refused_for_nothing_else(name: str) -> Non
             serving = Serving(tensor_parallel=tensor, data_parallel=data)
             for found in [*dividing(model(name), serving), *blocks(model(name), serving)]:
                 sizes = [int(size) for size in re.findall(r"\d+", found.message.partition("; use ")[2])]
-                spread = "expert parallel and" in found.message
+                spread = "enable-expert-parallel and" in found.message
                 for size in sizes:
                     other = Serving(tensor_parallel=size, data_parallel=data, expert_parallel=spread)
                     assert [*dividing(model(name), other), *blocks(model(name), other)] == []
@@ -306,14 +306,14 @@ def test_the_sizes_that_are_named_are_refused_for_nothing_else(name: str) -> Non
 @pytest.mark.parametrize(
     ("name", "on", "severity", "message"),
     [
-        ("Qwen/Qwen3-8B-AWQ", "V100 32GB", "error", "awq weights need 7.5 or more, and Tesla V100-SXM2-32GB "
-         "has compute capability 7.0; take a newer GPU or other weights"),
-        ("Qwen/Qwen3-8B-FP8", "A100", "warning", "fp8 runs without its own kernels below 8.9, and NVIDIA "
-         "A100-SXM4-80GB has compute capability 8.0: it works, slower"),
-        ("nvidia/Qwen3-235B-A22B-NVFP4", "H200", "warning", "nvfp4 runs without its own kernels below 10.0, "
-         "and NVIDIA H200 has compute capability 9.0: it works, slower"),
-        ("openai/gpt-oss-20b", "T4", "error", "mxfp4 weights need 8.0 or more, and Tesla T4 has compute "
-         "capability 7.5; take a newer GPU or other weights"),
+        ("Qwen/Qwen3-8B-AWQ", "V100 32GB", "error", "awq needs compute capability 7.5, but Tesla "
+         "V100-SXM2-32GB has 7.0; take a newer GPU or other weights"),
+        ("Qwen/Qwen3-8B-FP8", "A100", "warning", "fp8 kernels need compute capability 8.9, but NVIDIA "
+         "A100-SXM4-80GB has 8.0: it works, but slower"),
+        ("nvidia/Qwen3-235B-A22B-NVFP4", "H200", "warning", "nvfp4 kernels need compute capability 10.0, "
+         "but NVIDIA H200 has 9.0: it works, but slower"),
+        ("openai/gpt-oss-20b", "T4", "error", "mxfp4 needs compute capability 8.0, but Tesla T4 has "
+         "7.5; take a newer GPU or other weights"),
     ],
 )  # fmt: skip
 def test_quantizations_need_a_compute_capability(name: str, on: str, severity: str, message: str) -> None:
@@ -324,8 +324,7 @@ def test_quantizations_need_a_compute_capability(name: str, on: str, severity: s
 def test_bfloat16_is_refused_on_a_gpu_that_lacks_it_unless_vllm_may_choose() -> None:
     small = "Qwen/Qwen2.5-0.5B-Instruct"
     assert messages(small, "T4", dtype="bfloat16", max_model_len=4096) == {
-        "capability": "bfloat16 needs 8.0 or more, and Tesla T4 has compute capability 7.5; set dtype to "
-        "float16"
+        "capability": "bfloat16 needs compute capability 8.0, but Tesla T4 has 7.5; set dtype to float16"
     }
     for dtype in ("auto", "float16", None):
         assert messages(small, "T4", dtype=dtype, max_model_len=4096) == {}
@@ -336,7 +335,7 @@ def test_bfloat16_is_refused_on_a_gpu_that_lacks_it_unless_vllm_may_choose() -> 
 
 def test_a_context_beyond_the_models_is_refused_unless_its_rotary_scaling_reaches_it() -> None:
     assert messages("Qwen/Qwen3-8B", "H100", max_model_len=131072)["context"] == (
-        "131072 is longer than the model's 40960 (max_position_embeddings in its config.json); take less, or "
+        "131072 is longer than the model's 40960 (max_position_embeddings in its config.json); lower it, or "
         "set rope_scaling and that key with hf-overrides"
     )
     v2 = "deepseek-ai/DeepSeek-V2-Lite-Chat"
@@ -376,7 +375,7 @@ def test_a_cache_too_small_names_the_context_that_would_fit() -> None:
     assert [(each.kind, each.severity) for each in found] == [("kv_cache", "error")]
     longest = guess("Qwen/Qwen3-32B", "H100", max_model_len=32768).longest_context
     assert found[0].message.startswith(
-        "32768 tokens need 8.0 GiB of KV cache, and NVIDIA H100 80GB HBM3 has "
+        "32768 tokens need 8.0 GiB of KV cache, but NVIDIA H100 80GB HBM3 has "
     )
     assert f"lower max_model_len to {longest}, raise gpu_memory_utilization" in found[0].message
 
@@ -553,7 +552,7 @@ def test_bytes_that_are_given_to_the_cache_are_taken_whatever_the_utilization() 
 
 
 def test_of_weights_in_an_unknown_form_nothing_is_said() -> None:
-    with pytest.raises(UnknownShapeError, match="what weights take with quantization 'gguf' is not known"):
+    with pytest.raises(UnknownShapeError, match="the size of weights with quantization 'gguf' is not known"):
         guess("meta-llama/Llama-3.1-70B-Instruct", "H100", quantization="gguf")
     quantized = "RedHatAI/Meta-Llama-3.1-8B-Instruct-FP8"  # says so itself, whatever the argument calls it
     assert guess(quantized, "H100", quantization="compressed-tensors", max_model_len=4096).fits
