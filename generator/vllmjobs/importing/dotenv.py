@@ -65,9 +65,9 @@ def read(text: str, source: str) -> DotEnv:
         end = len(text) if (line_feed := text.find("\n", at)) < 0 else line_feed
         name = _NAME.match(text, at)
         if not name:
-            result.notes.append(Note(mark, "is no assignment NAME=VALUE; passed over"))
+            result.notes.append(Note(mark, "is not of the form NAME=VALUE, and is left out"))
         elif not name[2]:
-            message = f"{shown(name[1])} has no value, and is taken from the shell by Compose; passed over"
+            message = f"{shown(name[1])} has no value, so Compose takes it from the shell; it is left out"
             result.notes.append(Note(mark, message))
         elif text.startswith(("'", '"'), name.end()):
             quoted = _QUOTED.match(text, name.end())

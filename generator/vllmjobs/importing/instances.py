@@ -56,7 +56,7 @@ def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[No
         same = (instance.model, instance.max_len, instance.tensor_parallel, is_cpu)
         models.setdefault(same, []).append(instance)
     first = instances[0]
-    reason = f"{first.name}: its port, as every other, is left out: Nomad picks the ports"
+    reason = f"{first.name}: its port is left out, as are all others: Nomad picks the ports"
     notes = [Note(first.mark, reason, is_of_a_fleet=True)]
     groups: dict[str, Block] = {}
     for replicas in models.values():
@@ -64,7 +64,7 @@ def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[No
         groups[group] = _model(replicas, group, routed=len(models) > 1)
         notes += _notes(replicas, group, routed=len(models) > 1)
     if len(models) > 1:
-        notes.append(Note(first.mark, f"{first.name}: it alone served /v1/ too, which nothing does now"))
+        notes.append(Note(first.mark, f"{first.name}: /v1/ also led to it, and now leads to no model"))
     return {"balancer": balancer(Commented(NGINX_PORT)), "models": groups}, notes
 
 

@@ -138,7 +138,7 @@ class Settings:
             return None if default is None else Commented(convert(default), f"the default of {name}")
         try:
             if self._variables[name].secret:
-                raise ValueError("looks like a secret, which an environment only refers to (value not shown)")
+                raise ValueError("looks like a secret (value not shown); an environment has only references")
             if not unicodedata.is_normalized("NFC", text):
                 raise ValueError("is not in Unicode's normal form NFC; type it anew")
             return Commented(convert(text), name)
@@ -149,9 +149,9 @@ class Settings:
     def _gpus(self, *, is_parallel: bool) -> Block:
         name, text = "VLLM_GPU_COUNT", self._given("VLLM_GPU_COUNT").lower()
         if not text or text in ALL_GPUS:
-            all_gpus = "asks for every GPU of the box" if text else "is not set, and asked for every GPU"
-            key, count = ("gpus.count", "GPUs a server needs") if is_parallel else ("replicas", "servers")
-            self._note(name, f"{all_gpus}; one is written, so choose {key}: how many {count}", True)
+            all_gpus = "asks for every GPU of the box" if text else "is not set, which meant every GPU"
+            key, count = ("gpus.count", "GPUs of a server") if is_parallel else ("replicas", "servers")
+            self._note(name, f"{all_gpus}; 1 is written instead: set {key} to the number of {count}", True)
             counted = Commented(1, f"{name} was every GPU of the box")
         else:
             most = MAX_GPUS if is_parallel else MAX_REPLICAS
@@ -159,7 +159,7 @@ class Settings:
         if not is_parallel:
             return {"replicas": counted, "gpus": {"count": Commented(1)}}
         if isinstance(counted.value, int) and counted.value > GPUS_OF_A_BOX:
-            self._note(name, f"is {counted.value}, all of one node: a server does not span nodes here")
+            self._note(name, f"is {counted.value}, all on one node: a server cannot span nodes here")
         return {"replicas": Commented(1), "gpus": {"count": counted}}
 
     def _utilization(self, text: str) -> float:
@@ -194,7 +194,7 @@ class Settings:
         if not path:
             return None
         if not re.fullmatch(r"/[^\x00-\x1f]*", str(path.value)):
-            message = "is left out, being no absolute path; write one that exists on every node as "
+            message = "is left out, as it is no absolute path; write one that exists on every node as "
             self._note("MODEL_CACHE_PATH", f"{message}models.{group}.cache.bind", True)
             return None
         self._note(
@@ -210,7 +210,7 @@ class Settings:
         if word in ("1", "true", "yes", "on"):
             return Commented(True, "DEBUG")
         if word not in ("", "0", "false", "no", "off"):
-            self._note("DEBUG", "is neither true nor false; left out")
+            self._note("DEBUG", "is neither true nor false, and is left out")
         return None
 
     def _secrets(self, job: str) -> Block:
@@ -244,7 +244,7 @@ class Settings:
                 self._note(name, "is not carried over: it is for Docker, and Nomad runs the containers")
             else:
                 near = nearest(name, VARIABLES, 0.8)
-                meant = f" ({near} is)" if near and shown(name) == name else ""
+                meant = f" (did you mean {near}?)" if near and shown(name) == name else ""
                 self._note(
                     name,
                     f"is no variable of balanced-vllm-docker{meant}; if the server reads it, write it under "

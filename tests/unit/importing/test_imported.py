@@ -199,8 +199,8 @@ models:
         'read -rs value && printf %s "$value" | nomad var put nomad/jobs/vllm-prod hf_token=-',
         "14:1: CUDA_VISIBLE_DEVICES is not carried over: vLLM gets the GPUs that Nomad reserved",
         "15:1: COMPOSE_PROJECT_NAME is not carried over: it is for Docker, and Nomad runs the containers",
-        "16:1: VLLM_MAX_MODEL_LENGTH is no variable of balanced-vllm-docker (VLLM_MAX_MODEL_LEN is); "
-        "if the server reads it, write it under models.llama-3-1.env",
+        "16:1: VLLM_MAX_MODEL_LENGTH is no variable of balanced-vllm-docker (did you mean "
+        "VLLM_MAX_MODEL_LEN?); if the server reads it, write it under models.llama-3-1.env",
     ]
     environment_of(result.text, tmp_path)
 
@@ -267,14 +267,14 @@ def test_every_gpu_of_the_box_becomes_one_and_a_note_how_to_choose(tmp_path: Pat
     model, notes = from_env(f"VLLM_GPU_COUNT={count}\n", tmp_path)
     assert (model.replicas, model.gpus.count) == (1, 1)
     assert notes == [
-        "1:1: VLLM_GPU_COUNT asks for every GPU of the box; one is written, "
-        "so choose replicas: how many servers"
+        "1:1: VLLM_GPU_COUNT asks for every GPU of the box; 1 is written instead: "
+        "set replicas to the number of servers"
     ]
 
 
 def test_more_gpus_than_a_box_has_are_said_to_be_of_one_node(tmp_path: Path) -> None:
     _, notes = from_env(README["Multi-Node H100 Setup"], tmp_path)
-    assert notes == ["2:1: VLLM_GPU_COUNT is 16, all of one node: a server does not span nodes here"]
+    assert notes == ["2:1: VLLM_GPU_COUNT is 16, all on one node: a server cannot span nodes here"]
 
 
 @pytest.mark.parametrize(
@@ -295,7 +295,7 @@ def test_a_loopback_address_is_left_out_as_nothing_would_reach_it(tmp_path: Path
 def test_a_relative_cache_is_left_out_and_an_absolute_one_kept(tmp_path: Path) -> None:
     model, notes = from_env("MODEL_CACHE_PATH=./models\nVLLM_GPU_COUNT=1", tmp_path)
     assert model.cache and model.cache.bind == "/srv/models"  # base.yaml's
-    assert notes[0].startswith("1:1: MODEL_CACHE_PATH is left out, being no absolute path")
+    assert notes[0].startswith("1:1: MODEL_CACHE_PATH is left out, as it is no absolute path")
     model, _ = from_env("MODEL_CACHE_PATH=/data/llm cache", tmp_path)
     assert model.cache and model.cache.bind == "/data/llm cache"
 
@@ -450,7 +450,7 @@ def test_the_process_own_variables_are_not_read(monkeypatch: pytest.MonkeyPatch,
     assert (model.model, model.served_name) == ("facebook/opt-125m", "x")
     assert notes == [
         "2:1: VLLM_MODEL_NAME refers to VLLM_MODEL, which is not set above it; taken as empty",
-        "3:1: VLLM_MODEL has no value, and is taken from the shell by Compose; passed over",
+        "3:1: VLLM_MODEL has no value, so Compose takes it from the shell; it is left out",
     ]
 
 
@@ -462,7 +462,7 @@ def test_of_two_equal_names_the_last_counts(tmp_path: Path) -> None:
 
 def test_a_line_that_is_no_assignment_is_named(tmp_path: Path) -> None:
     _, notes = from_env("VLLM_GPU_COUNT=2\n\n  VLLM_MODEL: a/b\n[section]\n", tmp_path)
-    assert notes == [f"{at}: is no assignment NAME=VALUE; passed over" for at in ("3:3", "4:1")]
+    assert notes == [f"{at}: is not of the form NAME=VALUE, and is left out" for at in ("3:3", "4:1")]
 
 
 @pytest.mark.parametrize(
@@ -539,10 +539,10 @@ def test_an_instances_config_becomes_a_model_for_each_distinct_line(tmp_path: Pa
     assert (
         "\n".join(map(str, result.notes))
         == """\
+instances.config:2:1: instance1: /v1/ also led to it, and now leads to no model
 instances.config:2:1: instance1: /v1/instance1/... is now /instance1/v1/...
 instances.config:2:1: instance1: DEVICE 0 is not carried over: Nomad picks the GPUs
-instances.config:2:1: instance1: it alone served /v1/ too, which nothing does now
-instances.config:2:1: instance1: its port, as every other, is left out: Nomad picks the ports
+instances.config:2:1: instance1: its port is left out, as are all others: Nomad picks the ports
 instances.config:3:1: instance2 is a replica of instance1, and answers to that name only
 instances.config:3:1: instance2: DEVICE 1 is not carried over: Nomad picks the GPUs
 instances.config:5:1: Big_One: /v1/Big_One/... is now /big-one/v1/...
