@@ -39,6 +39,8 @@ def config(agent: Agent, data_dir: str, join: Agent | None = None) -> str:
             **dict.fromkeys(("dns", "grpc", "grpc_tls", "serf_wan"), -1),
         },
         "disable_update_check": True,
+        "disable_coordinates": True,
+        "gossip_lan": {"gossip_interval": "1s"},
         "leave_on_terminate": False,
         # All of a sandbox's clients have the same address.
         "limits": {"http_max_conns_per_client": 2000},

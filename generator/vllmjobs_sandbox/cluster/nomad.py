@@ -127,6 +127,10 @@ def client_config(
 {_common(agent, data_dir, consul)}
 plugin_dir = {json.dumps(plugin_dir)}
 
+telemetry {{
+  collection_interval = "1m" # every second, an idle node would look at all that runs on it
+}}
+
 client {{
   enabled           = true
   servers           = {json.dumps([f"127.0.0.1:{server.rpc}" for server in servers])}

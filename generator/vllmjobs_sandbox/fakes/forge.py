@@ -4,7 +4,7 @@ The shell steps of a job are run as the forge would run them, but for what needs
 
 - GitHub's `uses:` steps: checkout, artifacts, code scanning. The working copy stays between the jobs instead.
 - The step `Install`, and its two lines in GitLab's `before_script`: vllmjobs and nomad are on PATH already.
-  tests/unit/docs/test_ci_install.py runs it.
+  tests/docs/test_ci_install.py runs it.
 - GitLab's container images, and the waiting for an approval.
 """
 

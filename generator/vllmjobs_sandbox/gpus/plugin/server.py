@@ -27,7 +27,7 @@ from vllmjobs_sandbox.gpus.plugin.devices import (
 from vllmjobs_sandbox.gpus.plugin.health import HealthFile
 from vllmjobs_sandbox.gpus.plugin.messages import METHODS, Method, message
 
-POLL_SECONDS = 0.2
+POLL_SECONDS = 0.5
 """The pause between two looks at the health file and the parent."""
 
 # Messages made at run time have no attributes that a type checker could know.
