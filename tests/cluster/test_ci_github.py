@@ -113,7 +113,7 @@ def test_a_deployment_whose_run_is_cancelled_stays_as_it_is_and_the_next_run_goe
         prod.change("max_model_len: ", "args: {max-num-seqs: 8}\n    max_model_len: ")
         cancelled = prod.deploy("prod", cancel_at=" is healthy")
         assert cancelled.exit_code == 1
-        assert "left as it is: `vllmjobs deploy prod` goes on" in cancelled.output
+        assert "the release is left as it is: `vllmjobs deploy prod` goes on" in cancelled.output
         deployment = prod.newest("prod")
         assert (deployment["Status"], deployment["TaskGroups"]["chat"]["Promoted"]) == ("running", False)
         resumed = f"version {last + 1} is already registered; following its deployment"

@@ -77,7 +77,7 @@ def following(
                 if is_release and is_of_models:
                     promote, abort = selection.command("promote"), selection.command("abort")
                     hint += f", `{promote}` promotes, `{abort}` goes back"
-            click.echo(f"left as it is: {hint}", err=True)
+            click.echo(f"the release is left as it is: {hint}", err=True)
             raise click.exceptions.Exit(1) from None
 
 

@@ -287,7 +287,8 @@ def test_the_way_back_of_a_balancer_is_not_the_rollback_of_the_models(
     ):
         reporter.begin("fabio", 3, is_way_back=True)
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "left as it is: Nomad goes on with the rollback of fabio\n"
+    hint = "the release is left as it is: Nomad goes on with the rollback of fabio\n"
+    assert capsys.readouterr().err == hint
 
 
 def test_a_box_that_is_not_up_is_started_by_the_command_that_is_printed(

@@ -182,7 +182,7 @@ def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, Ve
     gpu = replace(gpu, slowdowns=slowdowns)
     if len(slowdowns) < SLOWDOWNS:
         return _once(gpu, "it is slowed down: too hot, or short of power", now)
-    reason = f"it was slowed down {SLOWDOWNS} times and more in {SLOWDOWN_WINDOW / 60:g} minutes"
+    reason = f"it was slowed down {SLOWDOWNS} or more times in {SLOWDOWN_WINDOW / 60:g} minutes"
     gpu, verdict = _once(gpu, reason, now)
     return gpu, replace(verdict, what="degrade")
 
