@@ -107,11 +107,11 @@ def job(secured: Secured, request: pytest.FixtureRequest) -> Iterator[Job]:
 def test_two_others_open_the_gate_and_one_does_not(job: Job) -> None:
     short = digest({"vllm": job.hcl})[:12]
     assert job.refused() == (
-        f"{job.name}, version 0, {short}: 0 of 2 approvals; {COMMAND} is for 2 other people to run"
+        f"{job.name}, version 0, {short}: 0 of 2 approvals; 2 other people must run {COMMAND}"
     )
     job.approve(job.person("ann"))
     assert job.refused() == (
-        f"{job.name}, version 0, {short}: 1 of 2 approvals (ann); {COMMAND} is for one other person to run"
+        f"{job.name}, version 0, {short}: 1 of 2 approvals (ann); one other person must run {COMMAND}"
     )
     job.approve(job.person("ben"))
     found = job.gate()
@@ -293,7 +293,7 @@ def test_what_a_person_sees(secured: Secured, tmp_path: Path) -> None:
     done = typed("ben", "--set", "models.chat.replicas=2")
     assert re.fullmatch(
         r"vllm-typed, version 0, ([0-9a-f]{12}): 1 of 2 approvals\n  ben, 20\S+Z\n"
-        r"  ann, 20\S+Z: of other content, (?!\1)[0-9a-f]{12}; does not count\n",
+        r"  ann, 20\S+Z: for other content, (?!\1)[0-9a-f]{12}; does not count\n",
         done.stdout,
     )
     listed = typed("cem", "--list").stdout

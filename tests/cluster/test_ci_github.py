@@ -59,8 +59,8 @@ def test_on_github_a_change_goes_from_a_pull_request_to_prod(on_github: OnGitHub
     printed = {name: passed(on_github.deploy(name)) for name in ENVIRONMENTS}
     assert {on_github.newest(name)["Status"] for name in ENVIRONMENTS} == {"successful"}
     assert {on_github.max_model_len(name) for name in ENVIRONMENTS} == {"2048"}
-    assert "canaries are to get 50 % of the requests" in printed["dev"]
-    assert printed["dev"].index("pass: ") < printed["dev"].index("all canaries are to be promoted")
+    assert "asking balancers to give canaries 50 % of the requests" in printed["dev"]
+    assert printed["dev"].index("pass: ") < printed["dev"].index("promoting all canaries")
     assert on_github.newest("dev")["TaskGroups"]["chat"]["Promoted"]
 
 
@@ -78,7 +78,7 @@ def test_a_pull_request_of_a_fork_is_told_in_the_summary_only(on_github: OnGitHu
 
 def test_a_deployment_that_changes_nothing_runs_nothing(prod: OnGitHub) -> None:
     version = prod.sandbox.nomad.job.get_job("hub-prod")["JobModifyIndex"]
-    assert "nothing is to be done" in passed(prod.deploy("prod"))
+    assert "nothing to do" in passed(prod.deploy("prod"))
     assert prod.sandbox.nomad.job.get_job("hub-prod")["JobModifyIndex"] == version
 
 
@@ -113,10 +113,11 @@ def test_a_deployment_whose_run_is_cancelled_stays_as_it_is_and_the_next_run_goe
         prod.change("max_model_len: ", "args: {max-num-seqs: 8}\n    max_model_len: ")
         cancelled = prod.deploy("prod", cancel_at=" is healthy")
         assert cancelled.exit_code == 1
-        assert "left as it is: `vllmjobs deploy prod` goes on" in cancelled.output
+        assert "the release is left as it is: `vllmjobs deploy prod` goes on" in cancelled.output
         deployment = prod.newest("prod")
         assert (deployment["Status"], deployment["TaskGroups"]["chat"]["Promoted"]) == ("running", False)
-        assert f"version {last + 1} is registered already, and is followed" in passed(prod.deploy("prod"))
+        resumed = f"version {last + 1} is already registered; following its deployment"
+        assert resumed in passed(prod.deploy("prod"))
     assert prod.statuses("prod", after=last) == {last + 1: "successful"}
 
 
@@ -214,7 +215,7 @@ def test_the_tokens_that_the_pages_describe_may_do_what_they_have_to_and_no_more
             return may(token, f"nomad var {does} vllmjobs/{path} {'v0=seen' if does == 'put' else ''}")
 
         assert variable(tester, "put", "releases/vllm-ci-1")
-        assert "no history is kept" not in ran(tester, "ci/purge.sh vllm-ci-1").output
+        assert "is not recorded in the history" not in ran(tester, "ci/purge.sh vllm-ci-1").output
         assert not variable(server.manager, "get", "releases/vllm-ci-1")
         assert not variable(tester, "put", "releases/hub-prod")
         assert variable(deployer, "put", "releases/hub-prod")

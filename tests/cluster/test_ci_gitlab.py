@@ -36,7 +36,7 @@ def test_on_gitlab_a_change_goes_from_a_merge_request_to_prod(on_gitlab: OnGitLa
 
     on_gitlab.git("checkout", "--quiet", "main")
     on_gitlab.git("merge", "--quiet", "--no-ff", "-m", "Merge longer", "longer")
-    assert "all canaries are to be promoted" in passed(on_gitlab.deploy("dev"))
+    assert "promoting all canaries" in passed(on_gitlab.deploy("dev"))
     passed(on_gitlab.deploy("prod"))
     for name in ("dev", "prod"):
         assert on_gitlab.newest(name)["Status"] == "successful"

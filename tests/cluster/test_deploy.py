@@ -228,7 +228,7 @@ def test_a_rollback_passes_over_a_version_as_which_the_job_was_stopped(life: Lif
     life.settles_at(old)
     refused = run(release, "rollback", f"{version + 1}")
     assert refused.code == 1, refused.said()
-    assert f"as version {version + 1} the job was stopped" in refused.stderr
+    assert f"version {version + 1} is a stop of the job" in refused.stderr
 
 
 def test_before_a_promotion_a_rollback_is_an_abort(life: Life) -> None:

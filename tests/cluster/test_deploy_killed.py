@@ -112,7 +112,7 @@ def test_a_way_back_that_was_interrupted_goes_on_when_it_is_run_again(served: Se
     with rollback(served, at={"placed": signal.SIGINT}) as left:
         assert left.end() == FAILED
         goes_on = shlex.join(["vllmjobs", "rollback", *served.release.words()])
-        assert left.errors == [f"left as it is: `{goes_on}` goes on"]
+        assert left.errors == [f"the release is left as it is: `{goes_on}` goes on"]
     command = [str(served.sandbox.folder / "bin" / "vllmjobs"), "status", *served.release.words(), "--json"]
     status = subprocess.run(command, env=served.sandbox.env, check=True, capture_output=True, text=True)
     assert json.loads(status.stdout)["next"][0][0] == goes_on

@@ -335,7 +335,7 @@ def test_what_only_the_cluster_knows_is_said_in_a_note(sandbox: Sandbox, running
         (said,) = differences({"vllm": running["environment"]}, {"vllm": after})
         assert [group.actions for group in said.groups] == [("in-place",), ()]
         (note,) = said.notes
-        assert note.startswith("constraint may leave out nodes on which instances run")
+        assert note.startswith("constraint may exclude nodes on which instances run")
 
 
 def test_a_canary_of_a_system_job_is_a_share_of_the_nodes(sandbox: Sandbox, running: dict[str, str]) -> None:

@@ -237,7 +237,7 @@ def test_a_canary_without_traffic_is_judged_by_probes(well: tuple[Server, Server
         server.look()
     found, said = verdict(canary, stable)
     assert (found.reason, said.result) == (
-        "the canaries had 0 requests and the stable instances 0, where 20 are needed",
+        "the canaries had 0 requests and the stable instances 0, but 20 are needed",
         "undecided",
     )
     for _ in range(20):

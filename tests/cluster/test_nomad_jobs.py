@@ -143,15 +143,15 @@ def test_a_namespace_that_is_none_is_named_with_what_makes_it(sandbox: Sandbox) 
     cluster = Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address, "NOMAD_NAMESPACE": "mars"}))
     assert cluster.job("reads/plans") is None
     assert refusal(lambda: cluster.plan(cluster.parse(JOB))) == (
-        f"{sandbox.nomad_address}: no namespace is named 'mars', as NOMAD_NAMESPACE or the job says; "
-        "`nomad namespace apply mars` makes it"
+        f"{sandbox.nomad_address}: there is no namespace 'mars', which NOMAD_NAMESPACE or the job names; "
+        "`nomad namespace apply mars` creates it"
     )
 
 
 def test_a_region_that_is_none_is_named(sandbox: Sandbox) -> None:
     cluster = Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address}))
     said = (
-        f"{sandbox.nomad_address}: no region is named 'mars', as NOMAD_REGION or the job says: "
+        f"{sandbox.nomad_address}: there is no region 'mars', which NOMAD_REGION or the job names: "
         "500: No path to region"
     )
     elsewhere = JOB.replace("{\n", '{\n  region = "mars"\n', 1)
@@ -237,7 +237,7 @@ def test_a_plan_needs_an_acl_token_and_takes_no_identity_for_one(running: Path) 
         Nomad({"NOMAD_ADDR": address, "NOMAD_TOKEN": (running / "secrets" / "nomad_token").read_text()})
     )
     assert refusal(lambda: identity.plan(job)).endswith(
-        ": NOMAD_TOKEN is a workload identity, or no token; Nomad plans for ACL tokens only"
+        ": NOMAD_TOKEN is a workload identity, or no token; Nomad plans only with an ACL token"
     )
 
 

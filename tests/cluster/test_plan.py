@@ -210,7 +210,8 @@ def test_a_deployment_in_the_way_is_named(plan: Plans) -> None:
     deployment = plan.sandbox.deployment(plan.job)["ID"]
     done = plan("--set", "models.chat.max_model_len=256")
     assert done.exit_code == 2
-    assert f"warning: a run cancels deployment {deployment[:8]} of version 1 (running;" in done.stdout
+    warning = f"warning: running this job cancels deployment {deployment[:8]} of version 1 (running;"
+    assert warning in done.stdout
     assert "chat: 1 of 1 canaries healthy, not promoted" in done.stdout
 
 
@@ -219,8 +220,8 @@ def test_to_go_back_stops_the_canary_and_nothing_else(plan: Plans) -> None:
     done = plan()
     assert done.exit_code == 2
     assert (
-        "note: chat: 1 of version 1 stop, which its deployment has started; those of before run on"
-        in done.stdout
+        "note: chat: Nomad stops 1 instance that the deployment of version 1 has started; the older ones "
+        "keep running" in done.stdout
     )
     assert "forces replacement" not in done.stdout
 

@@ -131,7 +131,7 @@ def test_without_leave_to_see_nodes_only_the_schedulers_numbers_are_told(
     holds("trainer", {"gpu-1": 4, "gpu-2": 4})
     assert sentence(plan(sandbox, chat.render(), may_see_nodes=False)) == (
         "2 of 2 instances: 2 nodes have too few free for nvidia/gpu with memory >= 7 GiB, "
-        "the ACL capability node:read would tell more"
+        "a token with the ACL capability node:read would show more"
     )
 
 
@@ -187,7 +187,7 @@ def test_a_rolling_update_is_no_way_out_where_the_last_instance_has_no_room(
 def test_a_gpu_with_more_memory_than_there_is(sandbox: Sandbox, release: NewRelease) -> None:
     chat = release(replicas=2)
     assert sentence(plan(sandbox, chat.render(**{"gpus.memory": "80 GiB"}))) == (
-        "2 of 2 instances: no GPU has so much memory: nvidia/gpu with memory >= 80 GiB is asked for, and the "
+        "2 of 2 instances: no GPU has enough memory: nvidia/gpu with memory >= 80 GiB is asked for, and the "
         "largest has 79.6 GiB; set gpus.memory: 79 GiB, or less"
     )
     assert not plan(sandbox, chat.render(**{"gpus.memory": "79 GiB"})).is_unplaceable
@@ -296,7 +296,7 @@ def test_a_node_pool_without_nodes(sandbox: Sandbox, release: NewRelease) -> Non
         )
         assert sentence(plan(sandbox, chat.render(), may_see_nodes=False)) == (
             "2 of 2 instances: no node takes allocations in node pool empty, datacenter dc1, "
-            "the ACL capability node:read would tell more"
+            "a token with the ACL capability node:read would show more"
         )
     finally:
         sandbox.nomad_cli("node", "pool", "delete", "empty")
@@ -337,9 +337,9 @@ def test_a_driver_that_no_node_has(sandbox: Sandbox, release: NewRelease) -> Non
 @pytest.mark.parametrize(
     ("key", "asked", "said", "way_out"),
     [
-        ("memory", "100000 MiB", "100000 MiB, and 65536 MiB", "65024 MiB"),
-        ("memory", "40000 MiB", "40000 MiB, and 65536 MiB", "32768 MiB"),
-        ("cpu", "50000", "50000 MHz, and 32000 MHz", "31600 MHz"),
+        ("memory", "100000 MiB", "100000 MiB, and no node has more than 65536 MiB", "65024 MiB"),
+        ("memory", "40000 MiB", "40000 MiB, and no node has more than 65536 MiB", "32768 MiB"),
+        ("cpu", "50000", "50000 MHz, and no node has more than 32000 MHz", "31600 MHz"),
     ],
 )
 def test_nodes_that_are_too_small(
@@ -351,7 +351,7 @@ def test_nodes_that_are_too_small(
     fewer = ", or set replicas: 2" if replicas == 3 else ""
     assert sentence(found) == (
         f"{1 if fewer else 2} of {replicas} instances: 2 nodes have too little {key} free, each instance "
-        f"needs {said} are free at most on one node; lower resources.{key} to {way_out}{fewer}"
+        f"needs {said} free; lower resources.{key} to {way_out}{fewer}"
     )
     lower = way_out if key == "memory" else way_out.removesuffix(" MHz")
     assert not plan(sandbox, chat.render(**{f"resources.{key}": lower})).is_unplaceable
@@ -362,8 +362,8 @@ def test_memory_that_another_job_holds(sandbox: Sandbox, release: NewRelease, ho
     holds("cache", {"gpu-1": 0, "gpu-2": 0}, memory=60000)
     found = plan(sandbox, chat.render(**{"resources.memory": "8 GiB"}))
     assert sentence(found) == (
-        "1 of 1 instances: 2 nodes have too little memory free, each instance needs 8192 MiB, and 5536 MiB "
-        "are free at most on one node; lower resources.memory to 5536 MiB"
+        "1 of 1 instances: 2 nodes have too little memory free, each instance needs 8192 MiB, and no "
+        "node has more than 5536 MiB free; lower resources.memory to 5536 MiB"
     )
 
 
@@ -468,7 +468,7 @@ def test_a_deployment_in_the_way(sandbox: Sandbox, release: NewRelease) -> None:
     assert same.plan
     assert same.plan.deployment is None
     assert same.notes == (
-        f"deployment {deployment['ID'][:8]} is running, and a run leaves it alone "
+        f"deployment {deployment['ID'][:8]} is running; running the job again does not change it "
         "(chat: 1 of 1 canaries healthy, not promoted)",
     )
 
@@ -507,7 +507,7 @@ def test_a_stopped_job_is_started_again(sandbox: Sandbox, release: NewRelease) -
     started(chat)
     sandbox.nomad_cli("job", "stop", "-detach", chat.job)
     found = plan(sandbox, chat.render())
-    assert (found.action, found.notes) == ("changed", ("the job is stopped, and a run starts it again",))
+    assert (found.action, found.notes) == ("changed", ("the job is stopped; running it starts it again",))
     (group,) = found.groups
     assert (group.actions, group.count_before, group.count_after) == (("scale-up",), 0, 1)
     assert found.has_changed

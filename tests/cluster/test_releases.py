@@ -176,7 +176,7 @@ def test_a_variable_is_written_only_where_it_is_as_it_was_read(
     path = f"vllmjobs/tests/{there.id}"
     assert nomad.variable(path, there) == ({}, 0)
     nomad.write_variable(path, {"a": "1"}, 0, there)
-    with pytest.raises(ConflictError, match="someone else has written it in the meantime"):
+    with pytest.raises(ConflictError, match="someone else has written the variable in the meantime"):
         nomad.write_variable(path, {"a": "2"}, 0, there)
     items, index = nomad.variable(path, there)
     assert items == {"a": "1"}

@@ -154,7 +154,7 @@ def test_history_tells_what_nomad_knows_and_what_was_recorded(sandbox: Sandbox, 
     text = run(history, shown)
     assert re.search(r"\n1 +20\S+ \S+ +alice +refused +pass .*current\n0 ", text)
     assert "\nversion 1: too slow\n" in text
-    assert "outside of its windows: fire" in text
+    assert "outside of the maintenance windows: fire" in text
     rows = json.loads(run(history, shown, "--json"))
     assert [row["version"] for row in rows] == [1, 0]
     assert rows[0]["models"]["chat"]

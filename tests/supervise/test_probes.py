@@ -420,7 +420,7 @@ def test_half_an_answer_is_no_answer(sent: bytes) -> None:
     sample, seen = served(lambda *_: sent)
     assert seen == Probed("chat-0", serves=False, progress=False, unanswered=None)
     assert sample.health is None
-    assert sample.reason.startswith("no whole answer: ")
+    assert sample.reason.startswith("no complete answer: ")
 
 
 def test_an_answer_that_never_ends_is_given_up_in_time() -> None:

@@ -180,11 +180,11 @@ def test_signals_that_the_supervisor_ignores_or_blocks_reach_a_child(supervisor:
     ("command", "why"),
     [
         ("no-such-engine", "not found on its PATH, {path}"),
-        ("./no-such-engine", "there is no such program, or not the interpreter that it names"),
+        ("./no-such-engine", "this program, or the interpreter that it names, does not exist"),
         ("{path}/engine", "Permission denied"),
         ("engine", "Permission denied"),
-        ("{path}/lost", "there is no such program, or not the interpreter that it names"),
-        ("{path}/engine/vllm", "there is no such program, or not the interpreter that it names"),
+        ("{path}/lost", "this program, or the interpreter that it names, does not exist"),
+        ("{path}/engine/vllm", "this program, or the interpreter that it names, does not exist"),
         ("nul\0", "embedded null byte"),
     ],
 )

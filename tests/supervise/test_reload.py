@@ -63,7 +63,7 @@ def test_a_reload_ends_at_the_first_server_that_does_not_get_ready(one: Machine)
 
 def test_a_reload_leaves_servers_that_do_not_differ_alone(one: Machine) -> None:
     pids = [one.pid(name) for name in ("chat-0", "chat-1")]
-    assert one.done("reload", "one").endswith("vllm-one: no server differs\n")
+    assert one.done("reload", "one").endswith("vllm-one: no server has changed\n")
     one.environment(SECRET, SHORT, ("models:\n", BEFORE))
     said = one.done("reload", "one")
     assert f"before-0: before on no GPU, port {one.base + 2}" in said

@@ -90,7 +90,7 @@ def test_a_fatal_error_of_the_only_gpu_ends_all_with_exit_code_70(on_gpus: Start
     assert condemned["gpu"] == uuid(0)
     assert condemned["reason"].startswith("XID 79 ")
     assert one.end() == GPU_FATAL
-    assert "this is no task of Nomad" in one.said("node_not_fenced")[0]["reason"]
+    assert "this is not a Nomad task" in one.said("node_not_fenced")[0]["reason"]
 
 
 def test_the_engine_on_the_other_gpu_serves_on(on_gpus: Start) -> None:

@@ -166,7 +166,7 @@ def test_a_server_that_is_given_up_is_named_and_the_others_run_on(machine: Machi
     ended = machine.run("up", "one", "-d")
     assert ended.returncode == 1
     assert "code-0 was given up: exit code 127\n" in ended.stderr
-    assert "the others run on: vllmjobs down one stops them" in ended.stderr
+    assert "the others keep running: vllmjobs down one stops them" in ended.stderr
     machine.wait_until_it_answers()
 
 

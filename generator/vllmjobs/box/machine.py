@@ -128,7 +128,7 @@ class Box:
                     if _is_lost(server)
                 ]
                 if lost and health[1]["status"] != "failed":  # else it ends by itself
-                    way_out = f"see {self.log}; the others run on: {down} stops them"
+                    way_out = f"see {self.log}; the others keep running: {down} stops them"
                     raise BoxError("\n".join([*lost, way_out]))
                 if all(server["ready"] for server in servers.values()) and _is_well(admin_port):
                     return
@@ -137,7 +137,7 @@ class Box:
     def log_lines(self, follow: bool) -> Iterator[str | None]:
         """Yield the lines of the log's last MiB; None at the end, again and again with `follow`."""
         if not self.log.exists():
-            raise BoxError(f"there is no {self.log}: without --detach, the log is where `up` runs")
+            raise BoxError(f"there is no {self.log}: without --detach, `up` prints the log where it runs")
         with self.log.open("rb") as file:
             if self.log.stat().st_size > LONGEST_LOG:
                 file.seek(-LONGEST_LOG, os.SEEK_END)

@@ -212,8 +212,8 @@ def _too_few(key: str, model: Model, wanted: int, cards: Sequence[Card]) -> str:
     like = f" of {model.gpus.model or 'any model'} with {model.gpus.memory}" if model.gpus.memory else ""
     there = ", ".join(f"{card.index}: {card.model}, {card.memory_mib} MiB, {card.health}" for card in cards)
     return (
-        f"models.{key} asks for {wanted} GPUs{like}; this machine has {len(fitting)}, less those of "
-        f"other models ({there}); lower replicas or gpus.count"
+        f"models.{key} asks for {wanted} GPUs{like}; this machine has {len(fitting)}, and other "
+        f"models may have some of them ({there}); lower replicas or gpus.count"
     )
 
 

@@ -71,7 +71,7 @@ def nginx_conf(environment: Environment, rendered: str) -> str:
     text = text.replace('{{ env "NOMAD_ADDR_admin" }}', f"{LOOPBACK}:{balancer.settings.admin_port}")
     if "{{" in text:
         line = text[: text.index("{{")].count("\n") + 1
-        raise BoxError(f"nginx.conf, line {line}: asks Nomad for something, and there is none on one box")
+        raise BoxError(f"nginx.conf, line {line}: asks Nomad for a value, but `up` runs without Nomad")
     return text
 
 

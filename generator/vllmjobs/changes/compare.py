@@ -35,7 +35,7 @@ def _identity(job: Jobspec, tree: Tree) -> tuple[Item, ...]:
 
 def _whole(name: str, job: Jobspec, tree: Tree, is_new: bool) -> JobChange:
     where = "" if tree["namespace"] == "default" else f"-namespace {tree['namespace']} "
-    note = f"nothing renders {job.id} any more, and it runs on: nomad job stop {where}{job.id}"
+    note = f"nothing renders {job.id} any more, but it keeps running; stop it: nomad job stop {where}{job.id}"
     return JobChange(
         job=name,
         id=job.id,
@@ -118,7 +118,7 @@ def _less_meta(differing: tuple[Field, ...]) -> tuple[Field, ...]:
 
 def _notes(own: tuple[Field, ...], groups: tuple[GroupChange, ...]) -> Iterator[str]:
     if types := [field for field in own if field.path == ("type",)]:
-        yield f"Nomad refuses to make a {types[0].before} job a {types[0].after} one: give it another name"
+        yield f"Nomad cannot turn a {types[0].before} job into a {types[0].after} job: give it another name"
     placements = {
         field.path[-1] if len(field.path) == 1 else field.path[0]
         for field in chain(own, *(group.fields for group in groups))
@@ -127,6 +127,6 @@ def _notes(own: tuple[Field, ...], groups: tuple[GroupChange, ...]) -> Iterator[
     if placements:
         words = " and ".join(sorted(placements))
         yield (
-            f"{words} may leave out nodes on which instances run: Nomad replaces those; vllmjobs plan asks "
-            "the cluster which"
+            f"{words} may exclude nodes on which instances run, and Nomad then replaces those "
+            "instances; vllmjobs plan shows which"
         )

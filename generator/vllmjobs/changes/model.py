@@ -224,7 +224,7 @@ class JobPlan(Value, frozen=True):
     """Facts about a job that only the cluster knows."""
 
     modify_index: Annotated[int, doc("For `nomad job run -check-index`; 0 where the job does not run.")]
-    run: Annotated[str, doc("The command that makes this very change, and no other.")]
+    run: Annotated[str, doc("The command that makes exactly this change.")]
     warnings: Annotated[tuple[str, ...], doc("Of Nomad's validation.")] = ()
     deployment: Deployment | None = None
     preempted: tuple[Preempted, ...] = ()

@@ -28,6 +28,7 @@ from vllmjobs.changes.model import (
 from vllmjobs.changes.room.fleet import Node
 from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.unplaced import unplaced
+from vllmjobs.text.english import counted
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ACTIVE
 
@@ -203,19 +204,20 @@ def _notes(
     groups: tuple[GroupChange, ...],
 ) -> Iterator[str]:
     if running and running.get("Stop"):
-        yield "the job is stopped, and a run starts it again"
+        yield "the job is stopped; running it starts it again"
     elif action == "changed" and deployment:
         for group in groups:
             if group.updates and group.updates.stop and not {"scale-down", "gone"} & set(group.actions):
                 yield (
-                    f"{group.name}: {group.updates.stop} of version {deployment.job_version} stop, which its "
-                    "deployment has started; those of before run on"
+                    f"{group.name}: Nomad stops {counted(group.updates.stop, 'instance')} that the "
+                    f"deployment of version {deployment.job_version} has started; the older ones keep running"
                 )
     elif action == "none" and deployment:
         progress = "; ".join(deployment.groups)
-        yield f"deployment {deployment.id[:8]} is {deployment.status}, and a run leaves it alone ({progress})"
+        name = f"deployment {deployment.id[:8]}"
+        yield f"{name} is {deployment.status}; running the job again does not change it ({progress})"
     elif action == "changed" and not own and not any(group.fields or group.actions for group in groups):
-        yield "Nomad sees a difference that has no words here; nomad job plan shows it"
+        yield "Nomad sees a difference that this report cannot name; nomad job plan shows it"
 
 
 def _deployment(deployment: Json | None) -> Deployment | None:

@@ -57,7 +57,7 @@ def check(
         earlier = Earlier(Commit(against, project), project)
     found = checked(paths, settings, project, earlier)
     for path in [path for path, one in zip(paths, found, strict=True) if earlier and not one.compared]:
-        click.echo(f"{path}: {against} has no such environment to compare with", err=True)
+        click.echo(f"{path}: {against} does not have this environment, so nothing is compared", err=True)
     loaded = {str(path): one.environment for path, one in zip(paths, found, strict=True) if one.environment}
     every = [problem for one in found for problem in one.problems] + shared_jobs(loaded)
     problems = in_order(filter(wanted, every))
@@ -86,5 +86,5 @@ def explain(rule: str | None) -> None:
         return
     page = shipped("docs") / "rules" / f"{rule.upper()}.md"
     if not re.fullmatch(r"VJ\d{3}", rule.upper()) or not page.is_file():
-        raise click.ClickException(f"{rule} is no rule; `vllmjobs explain` lists them")
+        raise click.ClickException(f"there is no rule {rule}; `vllmjobs explain` lists the rules")
     click.echo(page.read_text(encoding="utf-8"), nl=False)

@@ -27,7 +27,7 @@ class Duration(click.ParamType[float]):
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read a duration; see `click.ParamType.convert`."""
         if not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", str(value)):
-            self.fail(f"{value!r} is no duration such as 90s, 45m or 1h30m", param, ctx)
+            self.fail(f"{value!r} is not a duration; write it as in 90s, 45m or 1h30m", param, ctx)
         return seconds(value)
 
 
@@ -71,13 +71,13 @@ def following(
             if reporter.is_way_back and is_of_models:
                 hint = f"`{selection.command('rollback')}` goes on"
             elif reporter.is_way_back:
-                hint = f"Nomad goes on with the way back of {reporter.job}"
+                hint = f"Nomad goes on with the rollback of {reporter.job}"
             else:
                 hint = f"`{resume}` goes on"
                 if is_release and is_of_models:
                     promote, abort = selection.command("promote"), selection.command("abort")
                     hint += f", `{promote}` promotes, `{abort}` goes back"
-            click.echo(f"left as it is: {hint}", err=True)
+            click.echo(f"the release is left as it is: {hint}", err=True)
             raise click.exceptions.Exit(1) from None
 
 

@@ -65,7 +65,8 @@ def logs(
         else:
             allocations = selected()
             if not allocations:
-                raise UserError(f"{nomad.address}: {where.id} has no such instance")
+                lists = f"`{selection.command('status')}` shows which there are"
+                raise UserError(f"{nomad.address}: {where.id} has no such instance; {lists}")
             printed = last_lines(task_logs, where, allocations, kinds, lines)
         for line in printed:
             show(f"{line}\n")

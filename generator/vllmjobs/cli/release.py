@@ -57,7 +57,7 @@ def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
         traffic = Traffic(environment, Consul(), 0)
         traffic.asked()
     except ConsulError as error:
-        reporter.warn(f"shares of canaries stay in Consul: {error}")
+        reporter.warn(f"the shares of the canaries cannot be removed from Consul: {error}")
         return None
     return traffic
 

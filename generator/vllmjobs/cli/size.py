@@ -46,15 +46,13 @@ def size(
         if len(asked) > 1:
             names = " or ".join(f"--model {subject.name}" for subject in asked)
             raise click.ClickException(
-                f"{selection.env} has {len(asked)} models, and --log is of one; say {names}"
+                f"{selection.env} has {len(asked)} models, but --log is the log of one; add {names}"
             )
         others = [subject.name for subject in every if subject is not asked[0]]
         heard = startup_log(log, others, asked[0].serving.block_size or BLOCK_SIZE)
         if heard is None:
             looked_for = ", ".join(f'"{line}"' for line in LINES)
-            raise click.ClickException(
-                f"{log.name}: no line of vLLM's start-up is in it; looked for {looked_for}"
-            )
+            raise click.ClickException(f"{log.name} has no line of vLLM's start-up; looked for {looked_for}")
         found = [beside(asked[0], found[0], heard)]
     show(as_json(found) if in_json else as_text(found))
     if any(each.refused or (each.estimate and not each.estimate.fits) for each in found):

@@ -60,7 +60,7 @@ def up(selection: Selection, env_file: Path | None, detach: bool, state: Path | 
     _write(box, asked, selection.templates, {})
     environ = {**os.environ, **asked.secrets}
     for variable in missing(asked.environment, environ):
-        click.echo(f"warning: {variable} is not set, and a server is to have it", err=True)
+        click.echo(f"warning: {variable} is not set, but a server needs it", err=True)
     if detach:
         printed: set[str] = set()
         for instances in box.start(environ, asked.environment.balancer.admin_port, stop):
@@ -100,7 +100,7 @@ def reload(selection: Selection, env_file: Path | None, state: Path | None) -> N
         for name, serves in box.reload_round(names):
             click.echo(f"{name} is {'ready' if serves else 'stopped'}", err=True)
     box.wait_for_nginx(asked.environment.balancer.admin_port)
-    click.echo(f"{box.job} is reloaded" if rounds else f"{box.job}: no server differs", err=True)
+    click.echo(f"{box.job} is reloaded" if rounds else f"{box.job}: no server has changed", err=True)
 
 
 @click.command()
@@ -177,7 +177,7 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
     name = environment.balancer.command or supervised.NGINX
     nginx = shutil.which(name)
     if nginx is None:
-        raise BoxError(f"{name} is not on PATH; install it (Debian: nginx-light), or name balancer.command")
+        raise BoxError(f"{name} is not on PATH; install it (Debian: nginx-light), or set balancer.command")
     found, why = cards()
     machine = Machine(visible(found, asked.gpus), str(box.folder), asked.hf_home, asked.takes_all)
     own = servers(environment, machine, before)
@@ -188,7 +188,7 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
     configuration = supervised.configuration(environment, own, str(box.folder), nginx)
     box.write(configuration, conf, [one.name for one in own])
     if why:
-        click.echo(f"{why}; the servers are given no GPU", err=True)
+        click.echo(f"{why}; the servers get no GPU", err=True)
     indexes = {card.uuid: card.index for card in found}
     for one in own:
         gpus = ", ".join(f"GPU {indexes[uuid]}" for uuid in one.place.gpus) or "no GPU"

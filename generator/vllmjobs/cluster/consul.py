@@ -139,7 +139,7 @@ class Consul:
         """Return nothing, unless Consul hides all that there is: agent/http.go setMeta."""
         answer = self._answer
         if answer is not None and answer.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true":
-            raise ConsulError(f"{self.address}: all of the answer is hidden; {self._lacks(needs)}")
+            raise ConsulError(f"{self.address}: the ACLs hide the whole answer; {self._lacks(needs)}")
         return {}
 
     def _ask(self, needs: str, call: Callable[[], Any]) -> Any:

@@ -174,7 +174,7 @@ class Deployments:
         no name (nomad/acl_endpoint.go WhoAmI).
         """
         if (self.nomad.api.token or "").count(".") == 2:  # a JWT
-            message = "NOMAD_TOKEN is a workload identity, which is nobody's; set it to an ACL token"
+            message = "NOMAD_TOKEN is a workload identity, which stands for no person; set it to an ACL token"
             raise ForbiddenError(f"{self.address}: {message}")
         try:
             token: Json = self.nomad.read("", (dict,), self.nomad.api.acl, "token", "self")
@@ -185,7 +185,7 @@ class Deployments:
         if token.get("AccessorID") == _NO_ACLS:
             return None
         if token.get("AccessorID") == _ANONYMOUS:
-            way_out = "set NOMAD_TOKEN, which says who asks"
+            way_out = "set NOMAD_TOKEN to your token, so that Nomad knows who you are"
             raise ForbiddenError(f"{self.address}: this cluster has ACLs; {way_out}")
         return Token(token["AccessorID"], token.get("Name") or "")
 

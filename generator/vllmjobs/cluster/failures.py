@@ -80,7 +80,7 @@ def refused_write(failure: Failure) -> tuple[type[NomadError], str] | None:
         return None
     text = failure.text.strip()
     if failure.status_code == 409:  # command/agent/variable_endpoint.go
-        return ConflictError, "someone else has written it in the meantime"
+        return ConflictError, "someone else has written the variable in the meantime; try again"
     if any(enforced in text for enforced in _ENFORCED):
         return ConflictError, f"someone else has changed the job in the meantime: {text}"
     if unhealthy := _UNHEALTHY.findall(text):
@@ -184,14 +184,14 @@ def wrong_place(failure: Failure) -> str:
         return ""
     line = status_line(failure)
     if "UUID must be 36 characters" in line:  # Job.Plan looks it up as an ACL token: nomad/job_endpoint.go
-        return f"{line}: NOMAD_TOKEN is a workload identity, or no token; Nomad plans for ACL tokens only"
+        return f"{line}: NOMAD_TOKEN is a workload identity, or no token; Nomad plans only with an ACL token"
     if "No path to region" in line:
         region = parse_qs(urlsplit(url_of(failure)).query).get("region", [""])[0]
-        return f"no region is named {region!r}, as NOMAD_REGION or the job says: {line}"
+        return f"there is no region {region!r}, which NOMAD_REGION or the job names: {line}"
     if missing := re.search(r'nonexistent namespace "([^"]*)"', line):
         name = missing[1]
-        way_out = f"`nomad namespace apply {name}` makes it"
-        return f"no namespace is named {name!r}, as NOMAD_NAMESPACE or the job says; {way_out}"
+        way_out = f"`nomad namespace apply {name}` creates it"
+        return f"there is no namespace {name!r}, which NOMAD_NAMESPACE or the job names; {way_out}"
     return ""
 
 

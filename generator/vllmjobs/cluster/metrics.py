@@ -161,4 +161,4 @@ def _complaint(response: requests.Response) -> str:
         error = answer.get("error", answer)
         return str(error["message"] if isinstance(error, dict) else error)[:300]
     except (ValueError, AttributeError, KeyError):
-        return response.text[:300].strip() or "without a word"
+        return response.text[:300].strip() or "no message"

@@ -204,7 +204,7 @@ class Nomad:
 
     def _refused_write(self, capability: str, failure: Failure) -> NomadError:
         if failures.may_be_done(failure):
-            return UnsureError(f"{self.address}: {self._reason(failure)} (whether it was done is not known)")
+            return UnsureError(f"{self.address}: {self._reason(failure)} (Nomad may have done it, or not)")
         if refused := failures.refused_write(failure):
             kind, message = refused
             return kind(f"{self.address}: {message}")

@@ -94,7 +94,7 @@ def _token(environ: Mapping[str, str], names: Names) -> str:
         try:
             token = Path(file).read_text().strip() or token
         except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "it is no text"
+            reason = error.strerror if isinstance(error, OSError) else "it is not a text file"
             raise names.error(f"{names.token_file} is {file}: {reason}") from error
     if not re.fullmatch(r"[!-~]*", token):
         raise names.error(f"{names.token} has a blank, a line break or another character that no token has")

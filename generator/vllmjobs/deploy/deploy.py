@@ -94,7 +94,7 @@ class _JobDeploy:
         status = None
         if running := cluster.job(*self.where):
             if running["JobModifyIndex"] != job.plan.modify_index:
-                raise ConflictError(f"{job.id}: somebody else has just changed it; look, and try again")
+                raise ConflictError(f"{job.id}: someone else has just changed it; look at it, then try again")
             self.version = running["Version"]
             latest = cluster.deployment(*self.where)
             status = latest["Status"] if latest and latest["JobVersion"] == self.version else None
@@ -120,10 +120,10 @@ class _JobDeploy:
             self._refuse_another_change()
         if self.is_resumed:
             assert self.version is not None
-            self._tell("resumed", f"version {self.version} is registered already, and is followed")
+            self._tell("resumed", f"version {self.version} is already registered; following its deployment")
             outcome = self._follow(self.version)
             if outcome == "failed" and self._has_failed:
-                self._tell("warning", "Nomad does not try the same version again: change it, or stop the job")
+                self._tell("warning", "Nomad does not deploy a version twice; change the job, or stop it")
             if outcome != "successful" or self._is_same:
                 return outcome
             return self._register(self._spec, record)
@@ -142,7 +142,7 @@ class _JobDeploy:
     def leave(self) -> None:
         """Tell that nothing is to be done; a run that was killed may have left shares all the same."""
         self._request.reporter.begin(self.where.id, self.version)
-        self._tell("unchanged", "nothing is to be done")
+        self._tell("unchanged", "nothing to do")
         with suppress(ConsulError):
             if self.job.job == "vllm" and balancer_of(self._request.environment).gives_shares:
                 Traffic(self._request.environment, self._request.consul(), 0).clean()
@@ -153,7 +153,7 @@ class _JobDeploy:
         known = records_by_version(deployments, self.where).get(self.version)
         if is_way_back(self.version, known, deployments.versions(self.where)):
             raise RefusedError(
-                f"{self.where.id}: version {self.version} is a way back that has not ended; "
+                f"{self.where.id}: version {self.version} is a rollback that has not ended; "
                 f"`{command('rollback')}` goes on with it, `{command('abort')}` ends it"
             )
         raise RefusedError(
@@ -213,6 +213,6 @@ class _JobDeploy:
         except ConsulError as error:
             if any(len(shares(environment, model)) > 1 for model in environment.models.values()):
                 raise
-            self._request.reporter.warn(f"canaries keep their first share: {error}")
+            self._request.reporter.warn(f"the canaries keep their first share of the requests: {error}")
             return None
         return traffic

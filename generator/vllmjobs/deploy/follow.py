@@ -80,14 +80,14 @@ class Follower:
                 self._shift(action)
             case Promote():
                 self.deployments.promote(deployment, self.where)
-                self.reporter.tell(Event("promoting", "all canaries are to be promoted"))
+                self.reporter.tell(Event("promoting", "promoting all canaries"))
             case Fail():
                 self.keeper.ends(action)
                 self.deployments.fail(deployment, self.where)
-                self.reporter.tell(Event("failing", f"the deployment is to fail: {action.reason}"))
+                self.reporter.tell(Event("failing", f"failing the deployment: {action.reason}"))
             case Revert():
                 self.deployments.revert(self.where, action.version, self.plan.version)
-                text = f"back to version {action.version}, the last that was deployed with success"
+                text = f"reverted to version {action.version}, the last one that was deployed successfully"
                 self.reporter.tell(Event("reverted", text, None, {"to": action.version}))
 
     def _shift(self, action: Shift) -> None:
@@ -98,5 +98,5 @@ class Follower:
         shares = {name: plans[name].shares[step] for name, step in action.steps.items()}
         self.traffic.ask(shares)
         for name, share in shares.items():
-            text = f"canaries are to get {share:.4%} of the requests".replace(".0000%", " %")
+            text = f"asking balancers to give canaries {share:.4%} of the requests".replace(".0000%", " %")
             self.reporter.tell(Event("shifted", text, name, {"share": share}))

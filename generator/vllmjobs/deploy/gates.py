@@ -142,7 +142,7 @@ class Closed(NamedTuple):
             wait = duration(ceil((self.opens - self.now).total_seconds() / 60) * 60)
             until = f"closed until {self.opens:%a} {self.opens.day} {self.opens:%b}{year} {self.opens:%H:%M}"
             until += f" {self.time_zone} (in {wait})"
-        return f"{file}: maintenance: {until}; --now REASON deploys all the same"
+        return f"{file}: maintenance: {until}; --now REASON deploys anyway"
 
 
 def maintenance(maintenance: Maintenance | None, now: datetime) -> Closed | None:
@@ -199,6 +199,6 @@ def _zone(name: str) -> tzinfo:
                 "tzdata (`pip install tzdata`, or the system's package of that name)"
             ) from error
         raise UserError(
-            f"maintenance.time_zone: {name} is no time zone that this machine knows"
+            f"maintenance.time_zone: this machine knows no time zone {name}"
             f"{did_you_mean(name, sorted(known))}"
         ) from error

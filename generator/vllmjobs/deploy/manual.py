@@ -54,11 +54,11 @@ class Manual(NamedTuple):
         """Promote the canaries, whatever the verdict, and follow them; also where that is done already."""
         running = self._running()
         if _is_promoted(running):
-            self._tell(running.version, "resumed", "the canaries are promoted already, and are followed")
+            self._tell(running.version, "resumed", "the canaries are already promoted; following them")
             return self._release().follow(running.version, is_judged=False).outcome
         running = self._waiting("promote")
         self._deployments.promote(running.deployment["ID"], self.where)  # type: ignore[index]
-        text = f"all canaries are to be promoted, by {who(self._deployments)}"
+        text = f"{who(self._deployments)} promotes all canaries"
         self._tell(running.version, "promoting", text)
         return self._release().follow(running.version, is_judged=False).outcome
 
@@ -85,7 +85,7 @@ class Manual(NamedTuple):
         running = self._running()
         versions = {one["Version"]: one for one in self._deployments.versions(self.where)}
         if self._is_going_back(running, versions, version):
-            text = f"version {running.version} is the way back, and is followed"
+            text = f"version {running.version} is already the rollback; following its deployment"
             self._tell(running.version, "resumed", text, is_way_back=True)
             return self._release().follow(running.version, is_judged=False).outcome
         if version is None and _is_waiting(running):
@@ -123,7 +123,7 @@ class Manual(NamedTuple):
     def _running(self) -> Running:
         job = self._deployments.cluster.job(*self.where)
         if job is None:
-            raise self._error("there is no such job")
+            raise self._error(f"there is no such job; `{self.command('deploy')}` starts it")
         latest = self._deployments.cluster.deployment(*self.where)
         is_of_version = latest and latest["JobVersion"] == job["Version"]
         return Running(job["Version"], latest if is_of_version else None)
@@ -143,8 +143,8 @@ class Manual(NamedTuple):
         groups = group_states(deployment, allocations)
         alone = [name for name, group in groups.items() if group.healthy_canaries and not group.old_healthy]
         if alone:
-            only = f"only the canaries of {', '.join(alone)} are healthy, and would be stopped"
-            raise self._error(f"{only}; --force stops them all the same")
+            only = f"only the canaries of {', '.join(alone)} are healthy, and this would stop them"
+            raise self._error(f"{only}; --force does it anyway")
 
     def _target(self, versions: Mapping[int, Json], current: int, wanted: int | None) -> int:
         """Return the version to go back to; by itself, the newest that was deployed with success."""
@@ -153,11 +153,11 @@ class Manual(NamedTuple):
             if wanted not in versions or wanted == current:
                 raise self._error(f"there is no other version {wanted}; Nomad keeps {others}")
             if versions[wanted].get("Stop"):
-                raise self._error(f"as version {wanted} the job was stopped; Nomad keeps {others}")
+                raise self._error(f"version {wanted} is a stop of the job; Nomad keeps {others}")
             return wanted
         newest = stable(versions.values(), current)
         if newest is None:
-            raise self._error(f"no other version was deployed with success; Nomad keeps {others}: name one")
+            raise self._error(f"no other version was deployed successfully; Nomad keeps {others}: name one")
         return newest
 
     def _check_room(self, job: Json) -> None:

@@ -194,4 +194,4 @@ def _place(url: str) -> str:
         parts = urlsplit(url)
         return f"{parts.scheme}://{parts.hostname}/…"
     except ValueError:
-        return "an address that is none"
+        return "an address that is not a URL"

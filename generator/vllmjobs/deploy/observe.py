@@ -83,7 +83,7 @@ class Observer:
                 self._deployment, self.where, self._index, wait
             )
             if deployment is None:  # Nomad forgets only what has ended, and nobody can tell how it ended
-                raise NomadError(f"{self.where.id}: deployment {self._deployment[:8]} is gone from Nomad")
+                raise NomadError(f"{self.where.id}: Nomad has forgotten deployment {self._deployment[:8]}")
             return deployment, []
         # Evaluations first: one that is complete has made its deployment already.
         evaluations = self.deployments.evaluations(self.where)

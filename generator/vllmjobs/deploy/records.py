@@ -43,7 +43,7 @@ class RecordKeeper:
             write(self._deployments, self._where, self.record)
         except NomadError as error:
             self._is_writable = False
-            self._warn(f"no history is kept: {error}")
+            self._warn(f"this release is not recorded in the history: {error}")
 
     def judged(self, observation: Observation) -> None:
         """Record new verdicts: a step's first one, and one with another result than the one before."""

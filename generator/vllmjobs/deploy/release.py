@@ -58,9 +58,9 @@ class Release:
             answer = None
         registered = self._deployments.cluster.job(*self.where)
         if registered is None or (answer and registered["JobModifyIndex"] != answer["JobModifyIndex"]):
-            raise ConflictError(f"{self.where.id}: somebody else has registered another version")
+            raise ConflictError(f"{self.where.id}: someone else has registered another version; try again")
         if answer is None and self._deployments.cluster.plan(job)["Diff"]["Type"] != "None":
-            raise NomadError(f"{self.where.id}: the connection broke, and it was not registered")
+            raise NomadError(f"{self.where.id}: the connection broke before it was registered; try again")
         version: int = registered["Version"]
         self._reporter.begin(self.where.id, version)
         self._reporter.tell(Event("registered", f"version {version} is registered"))
@@ -133,10 +133,10 @@ class Release:
         back: int = job["Version"]
         older = [one for one in self._deployments.versions(self.where) if one["Version"] < version]
         if all(spec(one) != spec(job) for one in older):
-            self._reporter.tell(Event("superseded", f"version {back} is not the way back: somebody else's"))
+            self._reporter.tell(Event("superseded", f"version {back} is someone else's, not the rollback"))
             return
         self._reporter.begin(self.where.id, back, is_way_back=True)
-        record = new_record(self._deployments, back, f"the way back from version {version}", is_way_back=True)
+        record = new_record(self._deployments, back, f"the rollback of version {version}", is_way_back=True)
         keeper = self._keeper(back, record)
         keeper.keep()
         end, _ = self._follow(self._plan(back, is_judged=False), keeper, Memory())
@@ -170,7 +170,7 @@ def tidy(clean: Callable[[], None], reporter: Reporter) -> None:
     try:
         clean()
     except ConsulError as error:
-        reporter.warn(f"shares of canaries stay in Consul until the next `vllmjobs deploy`: {error}")
+        reporter.warn(f"the shares of the canaries stay in Consul until the next `vllmjobs deploy`: {error}")
 
 
 def records_by_version(deployments: Deployments, where: Where) -> Mapping[int, Record]:

@@ -49,7 +49,7 @@ def read_records(deployments: Deployments, where: Where, warn: Warn) -> list[Rec
     try:
         return records.read(deployments, where)
     except ForbiddenError as error:
-        warn(f"without records of who released what, and with which verdict: {error}")
+        warn(f"the records of who released what, and with which verdict, cannot be read: {error}")
         return []
 
 

@@ -106,7 +106,7 @@ def compare(analysis: Analysis, canary: Side, stable: Side, now: float) -> Measu
     if not failed and not (has_enough and (is_comparable or not needs_stable)):
         others = f" and the stable instances {stable.requests}" if needs_stable else ""
         result = "undecided"
-        reason = f"the canaries had {_requests(canary.requests)}{others}, where {least} are needed"
+        reason = f"the canaries had {_requests(canary.requests)}{others}, but {least} are needed"
     return Measurement(now, result, reason, tuple(numbers), canary.requests, stable.requests)
 
 
@@ -140,7 +140,7 @@ def _result(
     if elapsed < seconds(analysis.window):
         return "undecided", f"watched for {duration(elapsed)} of {analysis.window}; {last.reason}"
     if last.result == "fail":
-        allowed = f"failed {len(failures)} of {analysis.max_failures} times that are allowed"
+        allowed = f"failed {len(failures)} of {analysis.max_failures} allowed times"
         return "undecided", f"{allowed}; {last.reason}"
     if last.result == "undecided" and analysis.on_no_data != "hold":
         reason = f"{last.reason}; on_no_data is {analysis.on_no_data}"

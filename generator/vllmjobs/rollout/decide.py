@@ -30,7 +30,7 @@ def decide(plan: ReleasePlan, observed: Observation) -> Action:
     """Return what to do now. Total: for every observation there is an action."""
     action = _decide(plan, observed)
     if not isinstance(action, End | Wait) and observed.now >= plan.until + LAST_TRIES_S:
-        return End(outcome="left", reason=f"{type(action).__name__.lower()} was tried until the time was up")
+        return End(outcome="left", reason=f"tried to {type(action).__name__.lower()} until the time was up")
     return action
 
 
@@ -47,15 +47,15 @@ def _decide(plan: ReleasePlan, observed: Observation) -> Action:
     if observed.status == "successful":
         old = sum(group.old_running for group in observed.groups.values())
         if old and observed.now < plan.until:
-            return Wait(reason=f"{old} old instances end their streams")
+            return Wait(reason=f"{old} old instances finish their requests")
         return End(outcome="successful", reason="")
     if observed.status == "none":
         # Nomad makes no deployment where no instance is started or changed, as for a smaller count.
         if observed.is_evaluated:
             return End(outcome="successful", reason="no instance had to be started")
-        return _until(plan, observed, "the scheduler has yet to look at it")
+        return _until(plan, observed, "Nomad's scheduler has not looked at it yet")
     if observed.status == "paused":
-        return _until(plan, observed, "paused by somebody")
+        return _until(plan, observed, "someone has paused the deployment")
     if waiting := _waiting(plan, observed):
         return _before_promotion(plan, observed, waiting)
     healthy = sum(group.healthy for group in observed.groups.values())
@@ -89,7 +89,7 @@ def _before_promotion(plan: ReleasePlan, observed: Observation, waiting: dict[st
             share = f"{waiting[name].shares[group.step]:.4g}"
             reason = f"{name}: the balancers do not give the canaries their share of {share}"
             if group.gets_another_share:  # their tables are frozen, and would not lose what is stopped
-                left = "left, as they would go on to send requests to canaries that are stopped"
+                left = "left, as the balancers would still send requests to the canaries once they stop"
                 return End(outcome="left", reason=f"{reason}; {left}")
             return _fail(plan, observed, groups, reason, "failed")
     unwell = [name for name, group in groups.items() if group.healthy_canaries < group.desired_canaries]
@@ -126,7 +126,7 @@ def _no_room(plan: ReleasePlan, groups: dict[str, GroupState]) -> str:
 
 def _undecided(name: str, group: GroupState) -> str:
     if not group.routed:
-        return f"{name}: the balancers have yet to take the share"
+        return f"{name}: the balancers do not give that share yet"
     return f"{name}: {group.verdict.reason if group.verdict else 'not measured yet'}"
 
 
@@ -172,4 +172,4 @@ def _after_failure(plan: ReleasePlan, observed: Observation) -> Action:
 def _until(plan: ReleasePlan, observed: Observation, reason: str) -> Action:
     if observed.now < plan.until:
         return Wait(reason=reason)
-    return End(outcome="left", reason=f"{reason}; the time is up, and it goes on without us")
+    return End(outcome="left", reason=f"{reason}; the time is up; Nomad goes on without this command")

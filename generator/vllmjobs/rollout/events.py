@@ -38,7 +38,7 @@ def events(before: Snapshot | None, after: Snapshot) -> Iterator[Event]:
 
 def _of_group(name: str, old: GroupState | None, new: GroupState) -> Iterator[Event]:
     if new.is_share_assumed and not (old and old.is_share_assumed):
-        text = f"{name}: no balancer can be asked which share the canaries get; it is taken as given"
+        text = f"{name}: no balancer tells which share canaries get; the share asked for is assumed"
         yield Event("warning", text)
     if new.promoted and old and not old.promoted:
         yield Event("promoted", "canaries are promoted", name)

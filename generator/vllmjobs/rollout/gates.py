@@ -113,7 +113,7 @@ def listed(approved: Approved, approvals: Iterable[Approval]) -> str:
     lines = [_has(approved)]
     lines += [f"  {each.who}, {each.at}" for each in approved.by]
     lines += [
-        f"  {each.who}, {each.at}: of other content, {each.digest[:12]}; does not count"
+        f"  {each.who}, {each.at}: for other content, {each.digest[:12]}; does not count"
         for each in approvals
         if each.version == approved.version and each.digest != approved.digest
     ]
@@ -125,7 +125,7 @@ def refusal(approved: Approved, command: str) -> str:
     names = f" ({', '.join(each.who for each in approved.by)})" if approved.by else ""
     own = "; your own does not count" if approved.own else ""
     others = "one other person" if approved.missing == 1 else f"{approved.missing} other people"
-    return f"{_has(approved)}{names}{own}; {command} is for {others} to run"
+    return f"{_has(approved)}{names}{own}; {others} must run {command}"
 
 
 def _has(approved: Approved) -> str:

@@ -247,14 +247,14 @@ def _next(
         return
     if phase == "releasing":
         if is_way_back:
-            yield command("rollback"), "go on with the way back"
+            yield command("rollback"), "go on with the rollback"
         else:
             yield command("deploy"), "go on with the release"
         if canaries and all(part.healthy >= part.desired for part in canaries):
             yield command("promote"), "promote the canaries now, without a verdict"
         yield command("abort"), "stop the new instances; the old version serves on"
     if phase == "failed":
-        yield command("rollback"), "make the version that serves the current one"
+        yield command("rollback"), "make the serving version the newest one"
     for view in views:
         if not view.is_well:
             only = ["--canary"] if any(part.role == "canary" for part in view.parts) else []

@@ -32,7 +32,7 @@ def history_text(releases: Sequence[PastRelease]) -> str:
         for one in releases
     ]
     notes = [f"version {one.version}: {one.reason}\n" for one in releases if one.reason]
-    outside = "was deployed outside of its windows"
+    outside = "was deployed outside of the maintenance windows"
     notes += [f"version {one.version} {outside}: {one.now}\n" for one in releases if one.now]
     return "\n".join([columns(rows), *(["".join(notes)] if notes else [])])
 

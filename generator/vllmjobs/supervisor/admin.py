@@ -128,7 +128,7 @@ class Admin:
         if request.method not in methods:
             return 405, {"error": f"{path} takes {', '.join(methods)}"}
         if request.method == "POST" and request.is_from_a_page:
-            return 403, {"error": "not for web pages"}
+            return 403, {"error": "web pages may not ask for this"}
         key, name = _key("GET" if request.method == "HEAD" else request.method, path, self._routes)
         try:
             return self._routes[key](name or request.body)
@@ -161,7 +161,7 @@ async def _read(reader: asyncio.StreamReader) -> _Request | None:
     except TimeoutError:
         if not line:
             return None
-        raise _RefusedError(408, f"a request has {SECONDS:g} seconds to come") from None
+        raise _RefusedError(408, f"a request must arrive within {SECONDS:g} seconds") from None
 
 
 async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
@@ -169,7 +169,7 @@ async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
     if not first:
         raise _RefusedError(400, "a request line is METHOD /path HTTP/1.1")
     if first[3] != b"1":
-        raise _RefusedError(505, "this is HTTP/1.1")
+        raise _RefusedError(505, "only HTTP/1 requests are answered")
     headers = await _headers(reader, HEAD - len(line))
     if first[4] != b"0" and b"host" not in headers:
         raise _RefusedError(400, "a Host header is missing")
@@ -280,7 +280,7 @@ def _cannot(address: str, error: OSError) -> AdminError:
     reason, way_out = {
         errno.EADDRINUSE: ("is taken by another program", "end that program, or choose another"),
         errno.EADDRNOTAVAIL: ("is no address of this machine", "choose one of `ip addr`, or 0.0.0.0 for all"),
-        errno.EACCES: ("is not allowed to this user", "choose a port above 1023, or a path of this user"),
+        errno.EACCES: ("is not allowed for this user", "choose a port above 1023, or a path of this user"),
     }.get(error.errno or 0, (f"cannot be opened: {error.strerror or error}", "choose another"))
     where = "" if address.startswith("/") else " with --admin-host and --admin-port"
     return AdminError(f"the admin address {address} {reason}; {way_out}{where}")

@@ -53,7 +53,7 @@ async def request(address: Address, method: str, path: str, body: Json | None = 
     except EOFError as error:
         raise ValueError("the connection ended before the answer did") from error
     except asyncio.LimitOverrunError as error:
-        raise ValueError("its head is too long") from error
+        raise ValueError("the head of the answer is too long") from error
     finally:
         writer.transport.abort()
 
@@ -107,13 +107,13 @@ async def _chunks(reader: asyncio.StreamReader) -> bytes:
 
 def _size(text: bytes, base: int) -> int:
     if not re.fullmatch(rb"[0-9a-fA-F]{1,16}", text):
-        raise ValueError(f"a size is {text[:20]!r}")
+        raise ValueError(f"a size in the answer is {text[:20]!r}")
     return _within(int(text, base))
 
 
 def _within(size: int) -> int:
     if size > MOST:
-        raise ValueError(f"more than {MOST} bytes")
+        raise ValueError(f"the answer has more than {MOST} bytes")
     return size
 
 

@@ -132,5 +132,5 @@ async def _ask(engine: Engine, method: str, path: str, seconds: float, body: Bod
     except TimeoutError:
         return Answer(None, reason=f"no answer within {seconds:g} s")
     except (OSError, ValueError, ImportError) as error:
-        return Answer(None, reason=f"no whole answer: {error}")
+        return Answer(None, reason=f"no complete answer: {error}")
     return Answer(response.status, response.body)

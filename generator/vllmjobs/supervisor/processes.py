@@ -84,7 +84,7 @@ class Processes:
             if libc.prctl(PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (1, 0, 0, 0))):
                 raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
         except (OSError, AttributeError) as error:
-            raise ProcessError(f"no child subreaper, which Linux has since 3.4: {error}") from error
+            raise ProcessError(f"Linux 3.4 or newer is needed (child subreaper): {error}") from error
         if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
             signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # else the kernel reaps in our place
         # An entry point that ended in `exec` may have children: they became ours, but are not to be killed.
@@ -260,7 +260,7 @@ def _spawn(command: tuple[str, ...], env: Mapping[str, str], ends: Sequence[int]
     path = env.get("PATH", os.defpath)
     if "/" in command[0]:
         places = [command[0]]
-        missed = OSError(errno.ENOENT, "there is no such program, or not the interpreter that it names")
+        missed = OSError(errno.ENOENT, "this program, or the interpreter that it names, does not exist")
     else:
         places = [f"{folder or '.'}/{command[0]}" for folder in path.split(":")]
         missed = OSError(errno.ENOENT, f"not found on its PATH, {path}")

@@ -78,9 +78,9 @@ def _become(supervisor: Supervisor, name: str, engine: Engine | None) -> Answer:
     if engine is None and name not in supervisor.children.running:
         return _ready(supervisor, name)  # tells which there are
     if supervisor.state.is_stopping:
-        return 409, {"error": "it stops"}
+        return 409, {"error": "it is stopping"}
     if engine is not None and engine.is_front:
-        return 409, {"error": f"{name} is not restarted"}
+        return 409, {"error": f"{name} is the balancer, which is not restarted"}
     supervisor.reload.become(name, engine)
     return 202, {"instance": name}
 

@@ -76,7 +76,7 @@ def test_more_gpus_than_there_are_is_an_error() -> None:
     with pytest.raises(BoxError) as error:
         placed(environment(), h100s(1))
     assert str(error.value) == (
-        "models.chat asks for 2 GPUs; this machine has 1, less those of other models "
+        "models.chat asks for 2 GPUs; this machine has 1, and other models may have some of them "
         f"(0: {H100}, 81559 MiB, ok); lower replicas or gpus.count"
     )
 
@@ -224,7 +224,7 @@ def test_nginx_is_configured_as_on_the_cluster_with_a_route_to_each_server() -> 
 
 
 def test_a_template_that_asks_nomad_is_an_error() -> None:
-    with pytest.raises(BoxError, match=r"nginx\.conf, line 2: asks Nomad for something"):
+    with pytest.raises(BoxError, match=r"nginx\.conf, line 2: asks Nomad for a value"):
         nginx_conf(environment(), "daemon off;\n{{ key `a` }}\n")
 
 

@@ -216,7 +216,9 @@ def test_under_another_id_namespace_or_region_it_is_another_job(identity: str) -
     other = JOB.replace('job "chat" {', identity if "{" in identity else identity + " {")
     gone, new = compared(JOB, other)
     assert (gone.action, new.action) == ("gone", "new")
-    assert gone.notes == ("nothing renders chat any more, and it runs on: nomad job stop chat",)
+    assert gone.notes == (
+        "nothing renders chat any more, but it keeps running; stop it: nomad job stop chat",
+    )
     assert [group.actions for group in new.groups] == [("new",)]
 
 
@@ -233,14 +235,14 @@ def test_a_job_that_only_one_side_has_is_new_or_gone() -> None:
 
 def test_nomad_refuses_to_change_the_type_of_a_job() -> None:
     job = changed("meta {\n    team", 'type = "batch"\n  meta {\n    team')
-    assert "Nomad refuses to make a service job a batch one: give it another name" in job.notes
+    assert "Nomad cannot turn a service job into a batch job: give it another name" in job.notes
 
 
 def test_a_change_of_where_it_may_run_is_said_to_be_open() -> None:
     job = changed("count = 2\n\n", 'count = 2\nconstraint {\nattribute = "${node.class}"\nvalue = "x"\n}\n')
     assert [group.actions for group in job.groups] == [("in-place",)]
     (note,) = job.notes
-    assert note.startswith("constraint may leave out nodes")
+    assert note.startswith("constraint may exclude nodes")
 
 
 def shuffled(value: Any, draw: st.DrawFn) -> Any:

@@ -323,7 +323,8 @@ def test_a_change_that_nomad_makes_in_place_is_named(check: Check, project: Path
     assert broken(check(f"{LATEST}\n    replicas: 2", *select)) == []  # only scaled
     (project / "envs/new.yaml").write_text(LATEST)
     done = check(None, "new", *select)
-    assert done.stderr.startswith("envs/new.yaml: HEAD has no such environment to compare with\n")
+    note = "envs/new.yaml: HEAD does not have this environment, so nothing is compared\n"
+    assert done.stderr.startswith(note)
     for ref, said in {ref: f"{ref} is no commit" for ref in ("nowhere", "--help", "")}.items():
         done = check(LATEST, "--against", ref)
         assert (done.exit_code, done.stderr) == (1, f"{said}\n")
@@ -335,7 +336,7 @@ def test_explain_lists_every_rule_and_knows_no_other() -> None:
     done = CliRunner().invoke(main, ["explain", "../README"])
     assert (done.exit_code, done.stderr) == (
         1,
-        "Error: ../README is no rule; `vllmjobs explain` lists them\n",
+        "Error: there is no rule ../README; `vllmjobs explain` lists the rules\n",
     )
 
 

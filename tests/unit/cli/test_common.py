@@ -213,7 +213,7 @@ def test_the_approval_that_others_are_asked_for_is_of_the_change_that_was_refuse
     deploy = ["deploy", "prod", *settings, "--project", str(project)]
     refused = run(*deploy, NOMAD_TOKEN="dan")
     assert refused.exit_code == 4
-    line = found(r"; (vllmjobs .*) is for one other person to run", refused.stderr)
+    line = found(r"; one other person must run (vllmjobs .*)", refused.stderr)
     approved = typed(line, NOMAD_TOKEN="ann")
     assert "1 of 1 approvals" in approved.stdout, approved.stderr
     run(*deploy, NOMAD_TOKEN="dan")
@@ -287,7 +287,8 @@ def test_the_way_back_of_a_balancer_is_not_the_rollback_of_the_models(
     ):
         reporter.begin("fabio", 3, is_way_back=True)
         raise KeyboardInterrupt
-    assert capsys.readouterr().err == "left as it is: Nomad goes on with the way back of fabio\n"
+    hint = "the release is left as it is: Nomad goes on with the rollback of fabio\n"
+    assert capsys.readouterr().err == hint
 
 
 def test_a_box_that_is_not_up_is_started_by_the_command_that_is_printed(

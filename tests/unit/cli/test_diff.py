@@ -362,7 +362,7 @@ def test_a_template_that_renders_no_job_is_named(project: Project) -> None:
     project.write("jobs/vllm.nomad.hcl.j2", 'job "[[ environment.job ]]" {\n  group {{\n}\n')
     done = project.diff("prod")
     assert (done.exit_code, done.stdout) == (1, "")
-    assert done.stderr == "job vllm, rendered:2:9: is no HCL from here on\n"
+    assert done.stderr == "job vllm, rendered:2:9: is not HCL from here on\n"
 
 
 # For those who read it
@@ -442,7 +442,7 @@ def test_a_comment_that_is_too_small_names_the_command_that_prints_all_of_it(pro
     project.replace("envs/prod.yaml", "    replicas: 2\n", f"    replicas: 2\n    env:{long}\n")
     typed = ["prod", "--against", "HEAD", "--set", "models.code.replicas=3"]
     comment = project.diff("--format", "markdown", *typed).stdout
-    _, _, command = comment.partition("All of it:\n\n```sh\n")
+    _, _, command = comment.partition("To print all of it:\n\n```sh\n")
     command, _, _ = command.partition("\n```")
     assert " --set models.code.replicas=3" in command
     again = CliRunner().invoke(main, shlex.split(command)[1:])

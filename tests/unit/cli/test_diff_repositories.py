@@ -97,7 +97,7 @@ def test_other_line_ends_than_in_the_commit_are_no_change(envs: Path) -> None:
     [
         (b"[[ nope ]]", "HEAD:{}: 'nope' is undefined"),
         (b"\xff", "HEAD:{}: byte 0 is not valid UTF-8"),
-        (b'job "x" {', "HEAD:job vllm, rendered:2:1: is no HCL from here on"),
+        (b'job "x" {', "HEAD:job vllm, rendered:2:1: is not HCL from here on"),
     ],
 )
 def test_a_template_that_was_broken_is_said_to_be_of_the_commit(

@@ -201,7 +201,7 @@ def test_a_log_can_come_through_a_pipe_and_is_of_one_model(tmp_path: Path, size:
     done = CliRunner().invoke(main, ["size", "prod", "--log", "-"], input=LOG)
     assert (done.exit_code, done.stderr) == (
         1,
-        "Error: prod has 2 models, and --log is of one; say --model chat or --model code\n",
+        "Error: prod has 2 models, but --log is the log of one; add --model chat or --model code\n",
     )
     log = "".join(f"{group} 1a2b3c4d | {line}\n" for group in ("chat", "code") for line in LOG.splitlines())
     log += "chat 1a2b3c4d | GPU KV cache size: 470,000 tokens\n"
@@ -215,7 +215,7 @@ def test_a_log_without_a_line_of_a_start_is_an_error(size: Size, tmp_path: Path)
     done = size(ON_H100, "--log", "other.log")
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith(
-        "Error: other.log: no line of vLLM's start-up is in it; looked for \"GPU KV cache"
+        "Error: other.log has no line of vLLM's start-up; looked for \"GPU KV cache"
     )
     assert "No such file" in size(ON_H100, "--log", "nowhere.log").stderr
 

@@ -73,7 +73,7 @@ def test_a_write_whose_answer_is_lost_is_not_repeated_and_called_unsure(
 ) -> None:
     for patience in (0, 60):
         server.asked.clear()
-        with pytest.raises(UnsureError, match="whether it was done is not known"):
+        with pytest.raises(UnsureError, match="Nomad may have done it, or not"):
             WRITES[name](releases(server, fault, OK, patience=patience))
         assert len(server.asked) == 1
 

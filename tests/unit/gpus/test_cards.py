@@ -214,7 +214,7 @@ def test_an_older_driver_is_asked_by_its_older_calls(tmp_path: Path) -> None:
     [
         (
             {"NVML_INIT": 9},
-            "no NVIDIA driver here (libnvidia-ml.so.1 is, but its kernel module is not loaded)",
+            "no NVIDIA driver here (libnvidia-ml.so.1 is there, but its kernel module is not loaded)",
         ),
         ({"NVML_GPUS": 0}, "the NVIDIA driver is loaded, but finds no GPU"),
     ],

@@ -154,7 +154,7 @@ def test_too_few_requests_decide_nothing() -> None:
     measurement = compared({"error_rate": 1.0}, requests=(19, 1000))
     assert (measurement.result, measurement.reason) == (
         "undecided",
-        "the canaries had 19 requests and the stable instances 1000, where 20 are needed",
+        "the canaries had 19 requests and the stable instances 1000, but 20 are needed",
     )
     assert {one.result for one in measurement.numbers} == {"undecided"}
     assert compared({}, requests=(1, 0)).reason.startswith("the canaries had 1 request and")
@@ -171,7 +171,7 @@ def test_where_nothing_is_compared_no_stable_instance_is_needed() -> None:
     measurement = compared({}, requests=(100, 0), limits={"error_rate": Limit(max=0.05)})
     assert measurement.result == "pass"
     few = compared({}, requests=(3, 0), limits={"error_rate": Limit(max=0.05)})
-    assert few.reason == "the canaries had 3 requests, where 20 are needed"
+    assert few.reason == "the canaries had 3 requests, but 20 are needed"
 
 
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "inter_token_latency"])
@@ -265,7 +265,7 @@ def test_the_quantile_is_the_environments() -> None:
 
 PASS = Measurement(0, "pass", "all is well", (Number("queue", 1, 1, "none", "pass"),), 100, 1000)
 FAIL = Measurement(0, "fail", "queue is 99, more than 10", (), 100, 1000)
-OPEN = Measurement(0, "undecided", "the canaries had 3 requests, where 20 are needed", (), 3, 1000)
+OPEN = Measurement(0, "undecided", "the canaries had 3 requests, but 20 are needed", (), 3, 1000)
 
 
 def verdict(*measurements: Measurement, elapsed: float = 120.0, **keys: Any) -> tuple[str, str]:
@@ -288,7 +288,7 @@ def test_one_failure_too_many_fails_at_once_and_for_good() -> None:
 def test_a_failure_that_is_allowed_waits_for_the_next_measurement() -> None:
     assert verdict(PASS, FAIL) == (
         "undecided",
-        "failed 1 of 1 times that are allowed; queue is 99, more than 10",
+        "failed 1 of 1 allowed times; queue is 99, more than 10",
     )
     assert verdict(FAIL, PASS) == ("pass", "all is well")
 

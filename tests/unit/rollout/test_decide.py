@@ -149,7 +149,7 @@ def test_the_last_healthy_instance_is_left_whatever_the_verdict() -> None:
     assert decide(PLAN, observed(alone, now=2000.0)) == End(
         outcome="left",
         reason="chat: error_rate is 40 %, more than 5 %; left, as only the canaries of chat are healthy; "
-        "the time is up, and it goes on without us",
+        "the time is up; Nomad goes on without this command",
     )
 
 

@@ -96,11 +96,10 @@ def test_a_refusal_says_what_is_missing_and_who_is_to_run_what() -> None:
     approvals = [by("a1", "ann"), by("d1", "dan")]
     assert refusal(count(approvals, 2, "vllm-prod", 8, D, ("d1", "dan")), "vllmjobs approve prod") == (
         "vllm-prod, version 8, 3f2a9c1b04de: 1 of 2 approvals (ann); your own does not count; "
-        "vllmjobs approve prod is for one other person to run"
+        "one other person must run vllmjobs approve prod"
     )
     assert refusal(count([], 2, "vllm-prod", 8, D), "vllmjobs approve prod") == (
-        "vllm-prod, version 8, 3f2a9c1b04de: 0 of 2 approvals; "
-        "vllmjobs approve prod is for 2 other people to run"
+        "vllm-prod, version 8, 3f2a9c1b04de: 0 of 2 approvals; 2 other people must run vllmjobs approve prod"
     )
 
 
@@ -109,7 +108,7 @@ def test_a_list_names_approvals_of_other_content_too() -> None:
     assert listed(count(approvals, 2, "vllm-prod", 8, D), approvals) == (
         "vllm-prod, version 8, 3f2a9c1b04de: 1 of 2 approvals\n"
         "  ann, 2026-11-23T21:04:05.678Z\n"
-        "  ben, 2026: of other content, 999999999999; does not count\n"
+        "  ben, 2026: for other content, 999999999999; does not count\n"
     )
 
 
@@ -140,7 +139,7 @@ def test_a_window_is_open_from_its_start_and_no_longer_than_it_lasts() -> None:
 def test_a_refusal_says_when_the_next_window_opens_and_the_way_out() -> None:
     assert refusal_at("0 22 * * 1-5", "4h", local(2026, 11, 23, 18, 48, 1)) == (
         "envs/prod.yaml: maintenance: closed until Mon 23 Nov 22:00 Europe/Berlin (in 3h12m); "
-        "--now REASON deploys all the same"
+        "--now REASON deploys anyway"
     )
     assert "closed until Mon 4 Jan 2027 22:00 Europe/Berlin" in str(
         refusal_at("0 22 * 1 1", "4h", local(2026, 11, 23))
@@ -230,9 +229,7 @@ def test_a_window_that_never_opens_is_told_so() -> None:
 def test_a_time_zone_that_is_none_is_told_with_the_nearest(zone: str, meant: str) -> None:
     with pytest.raises(UserError) as error:
         refusal_at("0 22 * * *", "1h", local(2026, 1, 1), zone)
-    assert str(error.value).startswith(
-        f"maintenance.time_zone: {zone} is no time zone that this machine knows"
-    )
+    assert str(error.value).startswith(f"maintenance.time_zone: this machine knows no time zone {zone}")
     assert str(error.value).endswith(meant)
 
 

@@ -230,7 +230,7 @@ def test_without_a_balancer_to_ask_the_share_is_taken_as_given_and_that_is_told_
     memory, first = observe(PLAN, NOTHING, unknown, 0)
     assert first.groups["chat"].routed
     warnings = [one.text for one in events(None, Snapshot(first, {})) if one.kind == "warning"]
-    assert warnings == ["chat: no balancer can be asked which share the canaries get; it is taken as given"]
+    assert warnings == ["chat: no balancer tells which share canaries get; the share asked for is assumed"]
     known = replace(PLACED, shares=shares(None, 0.05))
     memory, second = observe(PLAN, memory, known, 1)
     memory, third = observe(PLAN, memory, unknown, 2)

@@ -102,7 +102,7 @@ def test_after_the_promotion_the_old_are_on_their_way_out() -> None:
 def test_a_way_back_is_gone_on_with_by_rollback() -> None:
     record = Record(version=1, at=AT, by="alice", is_way_back=True)
     shown = overview_of(job(1), deployment(1), *STABLE, records=[record])
-    assert shown.next[0] == ("vllmjobs rollback prod", "go on with the way back")
+    assert shown.next[0] == ("vllmjobs rollback prod", "go on with the rollback")
     assert "vllmjobs deploy prod" not in dict(shown.next)
 
 
@@ -188,7 +188,9 @@ def test_history_joins_versions_deployments_and_records() -> None:
         "1 2026-11-23 21:04:01 alice refused - vllm/vllm-openai:v0.31.0 org/model",
         "0 2026-11-23 21:04:00 - successful - vllm/vllm-openai:v0.30.0 org/model stable",
     ]
-    assert text.endswith("\n\nversion 1: too slow\nversion 1 was deployed outside of its windows: fire\n")
+    assert text.endswith(
+        "\n\nversion 1: too slow\nversion 1 was deployed outside of the maintenance windows: fire\n"
+    )
 
 
 def test_a_version_that_nomad_has_forgotten_is_known_from_its_record() -> None:

@@ -78,7 +78,7 @@ def test_a_timeout_is_written_as_nomad_writes_durations(text: str, seconds: floa
 def test_what_is_no_duration_is_an_error_with_exit_code_1(text: str) -> None:
     ended = CliRunner().invoke(main, ["deploy", "dev", f"--timeout={text}"])
     assert ended.exit_code == 1
-    assert f"'{text}' is no duration such as 90s, 45m or 1h30m" in ended.output
+    assert f"'{text}' is not a duration; write it as in 90s, 45m or 1h30m" in ended.output
 
 
 def test_a_way_back_is_not_judged() -> None:

@@ -46,10 +46,10 @@ def _read(hcl: str, source: str) -> Jobspec:
     root = _parser().parse(_MISREAD.sub(lambda match: _STAND_INS[match[1]], hcl).encode()).root_node
     if root.has_error:
         row, column = _first_error(root)
-        raise UserError(f"{source}:{row + 1}:{column + 1}: is no HCL from here on")
+        raise UserError(f"{source}:{row + 1}:{column + 1}: is not HCL from here on")
     blocks = [node for node in _body(root) if node.type == "block" and _kind(node) == "job"]
     if len(blocks) != 1:
-        raise UserError(f"{source}: must hold one job (holds {len(blocks)})")
+        raise UserError(f"{source}: must hold one job, but holds {len(blocks)}")
     (job,) = blocks
     labels = _labels(job)
     if len(labels) != 1:

@@ -52,7 +52,7 @@ def as_markdown(report: Report, limit: int = LIMIT, again: str = "") -> str:
     `UserError` for a limit below `LEAST`.
     """
     if limit < LEAST:
-        raise UserError(f"a comment of {limit} bytes holds no report; allow {LEAST}")
+        raise UserError(f"a report does not fit into a comment of {limit} bytes; allow at least {LEAST}")
     report = for_people(report)
     marker = _marker(report)
     head = f"{marker}\n{_head(report)}\n"
@@ -226,7 +226,7 @@ def _runs(report: Report) -> Piece:
 
     def fence(entries: list[str]) -> str:
         commands = [entry.rstrip("\n") for entry in entries]
-        return "To make this very change, and no other:\n\n" + escape.fenced(commands, "sh") + "\n"
+        return "To make exactly this change:\n\n" + escape.fenced(commands, "sh") + "\n"
 
     return Piece(entries, fence, "commands")
 
@@ -266,9 +266,8 @@ def _note(shown: Cut, again: str) -> str:
     """Write what was left out, and the command that prints all of it."""
     if not shown.left_out and not shown.shortened:
         return ""
-    values = counted(shown.left_out, "value")
-    texts = [f"{values} left out"] if shown.left_out else []
-    texts += [f"{counted(shown.shortened, 'value')} shortened"] if shown.shortened else []
+    texts = [f"leaves out {counted(shown.left_out, 'value')}"] if shown.left_out else []
+    texts += [f"shortens {counted(shown.shortened, 'value')}"] if shown.shortened else []
     command = visible.visible(again)
     block = escape.fenced([command if size(command) < _NOTE - 200 else " ".join(command.split()[:2])], "sh")
-    return f"✂️ To fit into a comment, {' and '.join(texts)}. All of it:\n\n{block}"
+    return f"✂️ To fit into a comment, this report {' and '.join(texts)}. To print all of it:\n\n{block}"

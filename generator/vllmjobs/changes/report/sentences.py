@@ -38,7 +38,7 @@ def describe(group: GroupChange) -> str:
     """Write what Nomad does with a group's instances: `destructive: 2 canaries first, then …`."""
     texts = [_described(group, action) for action in group.actions]
     if not texts and group.updates and group.updates.place:
-        texts = [f"places {counted(group.updates.place, 'instance')}, missing so far"]
+        texts = [f"places {counted(group.updates.place, 'missing instance')}"]
     return "; ".join(texts) or "leaves the instances as they are"
 
 
@@ -49,7 +49,7 @@ def _described(group: GroupChange, action: GroupAction) -> str:
         case "new":
             return f"new: {counted(after, 'instance')}"
         case "gone":
-            ends = ("runs on", "run on") if after else ("stops", "stop")
+            ends = ("keeps running", "keep running") if after else ("stops", "stop")
             return f"gone: {counted(before, 'instance')} {ends[before != 1]}"
         case "in-place":
             return f"in place: {every}{' at once' * (after != 1)}, no canary tries it"
@@ -115,7 +115,7 @@ def _deployment(deployment: Deployment, escaping: Escaping) -> str:
     details = [deployment.status, deployment.description, *deployment.groups]
     text = "; ".join(escaping.prose(each) for each in details if each)
     name = f"deployment {escaping.name(deployment.id[:8])} of version {deployment.job_version}"
-    return f"a run cancels {name} ({text})"
+    return f"running this job cancels {name} ({text})"
 
 
 def _preempted(preempted: Preempted, escaping: Escaping) -> str:

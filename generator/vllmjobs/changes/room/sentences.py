@@ -22,7 +22,7 @@ _NODES: dict[ReasonKind, str] = {
     "vault": "reach no Vault ({text})",
     "signals": "cannot send the signals that the job names ({text})",
     "service-discovery": "offer no service discovery of Nomad's own ({text})",
-    "nomad-version": "run too old a Nomad ({text})",
+    "nomad-version": "run a Nomad that is too old ({text})",
     "cni-plugin": "lack a CNI plugin of the job's network ({text})",
     "driver": "have no healthy driver {resource}",
     "device": "lack a device that it asks for",
@@ -39,7 +39,7 @@ _SENTENCES: dict[ReasonKind, str] = {
     "datacenter": "no node is in datacenter {datacenters}",
     "no-nodes": "no node takes allocations in node pool {node_pool}, datacenter {datacenters}",
     "node-fenced": "{node} is fenced: {text}",
-    "nodes-unknown": "the ACL capability node:read would tell more",
+    "nodes-unknown": "a token with the ACL capability node:read would show more",
     "quota": "the namespace's quota is used up: {text}",
     "no-gpus": "no node that it may run on has {resource}",
     "gpus-elsewhere": "{node} in node pool {node_pool}, datacenter {datacenters} has {largest}",
@@ -49,11 +49,11 @@ _REMEDIES: dict[RemedyKind, str] = {
     "change": "change {key}",
     "move": "run it in node pool {node_pool}, datacenter {datacenter}",
     "raise-quota": "raise the quota",
-    "check-device-plugin": "look whether the device plugin runs on the nodes: {command}",
+    "check-device-plugin": "check that the device plugin runs on the nodes: {command}",
     "make-eligible": "make {node} eligible again: {command}",
     "lift-fence": "mend the GPU of {node}, and then lift the fence (docs/runbooks/gpu-fenced.md): {command}",
     "read-runbook": "see docs/runbooks/gpu-fenced.md",
-    "run-consul": "let a Consul agent run beside Nomad on each node",
+    "run-consul": "run a Consul agent beside Nomad on each node",
     "set-up-vault": "set up Vault in the configuration of the nodes",
     "upgrade-nomad": "upgrade Nomad on the nodes",
     "install-cni-plugins": "install the CNI plugins on the nodes",
@@ -108,7 +108,7 @@ def _of_template(reason: Reason, each: str) -> str:
 
 def _alternatives(reason: Reason) -> str:
     if reason.kind == "resource" and reason.most_free is not None:
-        return f", and {reason.most_free} {reason.unit} are free at most on one node"
+        return f", and no node has more than {reason.most_free} {reason.unit} free"
     if not reason.counts:
         return ""
     if reason.kind == "driver":
@@ -125,14 +125,14 @@ def _gpus(reason: Reason, each: str) -> Iterator[str]:
     there = f"{counted(reason.nodes or 0, 'node')} {'has' if reason.nodes == 1 else 'have'} {reason.resource}"
     ask = f"each {each} needs {need}" + (" on one node" if need > 1 else "")
     if reason.free is None:
-        unknown = "who holds them is not known without the ACL capability namespace:read-job"
+        unknown = "a token with the ACL capability namespace:read-job would show who holds them"
         yield f"{there}, {ask}; {unknown}"
         return
     are = "GPU is" if free in (0, 1) else "GPUs are"
     spread = f", {most} at most on one node" if most < need <= free else ""
     yield f"{there}, {free or 'no'} {are} free{spread}, {ask}"
     if largest < need:
-        yield f"no node has more than {largest}" if largest else "none of them is known to be well"
+        yield f"no node has more than {largest}" if largest else "none of them is known to be healthy"
     elif holders := _holders(reason.holders):
         yield f"{joined(holders)} hold{'s' if len(holders) == 1 else ''} the others"
 
@@ -159,7 +159,7 @@ def _own(reason: Reason) -> str:
             return f"no GPU is {reason.resource}: there are {there}"
         case "gpu-memory":
             largest = f"{(reason.largest or 0) / 1024:.1f} GiB"
-            return f"no GPU has so much memory: {reason.resource} is asked for, and the largest has {largest}"
+            return f"no GPU has enough memory: {reason.resource} is asked for, and the largest has {largest}"
         case "gpus-unhealthy":
             faults = ", ".join(fault.name for fault in reason.counts)
             are = "is" if count == 1 else "are"

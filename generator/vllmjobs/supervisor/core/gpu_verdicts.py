@@ -27,8 +27,8 @@ AT_ONCE = 30.0  # the seconds in which all GPUs are read, however slowly
 SLOW = 8 | 32 | 64 | 128
 UNKNOWN_ERROR = 999  # NVML_ERROR_UNKNOWN
 NO_ACCESS = (
-    "the access to every GPU is lost, which is no fault of theirs: a reload of systemd can take the devices "
-    "from a container (NVIDIA/nvidia-container-toolkit#48); this container has to be started anew"
+    "the access to every GPU is lost, and no GPU is at fault: a reload of systemd can take the devices "
+    "from a container (NVIDIA/nvidia-container-toolkit#48); start this container anew"
 )
 
 
@@ -182,7 +182,7 @@ def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, Ve
     gpu = replace(gpu, slowdowns=slowdowns)
     if len(slowdowns) < SLOWDOWNS:
         return _once(gpu, "it is slowed down: too hot, or short of power", now)
-    reason = f"it was slowed down {SLOWDOWNS} times and more in {SLOWDOWN_WINDOW / 60:g} minutes"
+    reason = f"it was slowed down {SLOWDOWNS} or more times in {SLOWDOWN_WINDOW / 60:g} minutes"
     gpu, verdict = _once(gpu, reason, now)
     return gpu, replace(verdict, what="degrade")
 

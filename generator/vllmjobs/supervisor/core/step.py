@@ -87,7 +87,7 @@ class _Turn:
             case model.RemoveAsked(name):
                 fronts = {child.name for child in self.spec.children if child.is_front}
                 if not self.state.is_stopping and name not in fronts:
-                    self._end(name, "that was asked for", self.limits.drain)
+                    self._end(name, "its stop was asked for", self.limits.drain)
             case model.Added(names):
                 for name in names:
                     self._added(name)
@@ -135,10 +135,10 @@ class _Turn:
                 self._over(child.name, "given_up", "it cannot be killed: it hangs in the kernel")
             case "clearing":
                 if self.state.is_stopping:
-                    self._over(child.name, "ended", "something of it may be left")
+                    self._over(child.name, "ended", "its processes or their GPU memory may be left")
                 else:
                     self._log("gpu_memory_not_freed", child.name, "ERROR", gpus=list(child.gpus))
-                    self._over(child.name, "given_up", f"not cleared after {self.limits.vram:g} s")
+                    self._over(child.name, "given_up", f"GPU memory is not free after {self.limits.vram:g} s")
 
     def _exited(self, name: str, status: int) -> None:
         one = self._at(name)

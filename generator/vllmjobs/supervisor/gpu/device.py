@@ -17,7 +17,7 @@ from vllmjobs.supervisor.core.gpu_events import GpuReading, Lost, Unanswered, Xi
 NO_DRIVER = {
     pynvml.NVML_ERROR_LIBRARY_NOT_FOUND: "no NVIDIA driver here (libnvidia-ml.so.1 not found)",
     pynvml.NVML_ERROR_DRIVER_NOT_LOADED: (
-        "no NVIDIA driver here (libnvidia-ml.so.1 is, but its kernel module is not loaded)"
+        "no NVIDIA driver here (libnvidia-ml.so.1 is there, but its kernel module is not loaded)"
     ),
 }
 """NVML's errors on a machine without a driver."""

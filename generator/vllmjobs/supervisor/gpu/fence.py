@@ -39,9 +39,9 @@ async def fence(gpu: str, reason: str, environ: Mapping[str, str]) -> str | None
     """
     folder, token = environ.get("NOMAD_SECRETS_DIR"), environ.get("NOMAD_TOKEN")
     if not folder:
-        return "this is no task of Nomad (no NOMAD_SECRETS_DIR)"
+        return "this is not a Nomad task (NOMAD_SECRETS_DIR is not set)"
     if not token:
-        return "the task has no identity { env = true } (no NOMAD_TOKEN)"
+        return "the task has no identity { env = true } (NOMAD_TOKEN is not set)"
     address = Address(socket=f"{folder}/api.sock", token=token)
     try:
         async with asyncio.timeout(SECONDS):

@@ -122,13 +122,13 @@ def test_a_job_goes_by_its_label_unless_it_has_an_id() -> None:
 @pytest.mark.parametrize(
     ("text", "place"),
     [
-        ('job "chat" {\n  group "web" {\n', "prod.hcl:2:15: is no HCL from here on"),
+        ('job "chat" {\n  group "web" {\n', "prod.hcl:2:15: is not HCL from here on"),
         ('job "chat" {\n  count = = 2\n}\n', "prod.hcl:2:"),
-        ('job "chat" {\n  name = "a\n}\n', "prod.hcl:2:10: is no HCL from here on"),
-        ("<html></html>", "prod.hcl:1:1: is no HCL from here on"),
-        ("", "prod.hcl: must hold one job (holds 0)"),
-        ('variable "x" {}', "prod.hcl: must hold one job (holds 0)"),
-        ('job "a" {}\njob "b" {}', "prod.hcl: must hold one job (holds 2)"),
+        ('job "chat" {\n  name = "a\n}\n', "prod.hcl:2:10: is not HCL from here on"),
+        ("<html></html>", "prod.hcl:1:1: is not HCL from here on"),
+        ("", "prod.hcl: must hold one job, but holds 0"),
+        ('variable "x" {}', "prod.hcl: must hold one job, but holds 0"),
+        ('job "a" {}\njob "b" {}', "prod.hcl: must hold one job, but holds 2"),
         ("\njob {}", "prod.hcl:2:1: job must have one name"),
     ],
 )

@@ -33,7 +33,7 @@ def test_a_plan_as_a_reviewer_reads_it() -> None:
 | `vllm-prod` | `chat` | ⛔ destructive: 2 canaries first, then the other 2 after the promotion | 4 | 4 | 2 |
 | `vllm-prod` | `large` | scale up 4 → 6 | 4 → 6 | 16 → 24 | 0 |
 
-- ⚠️ `vllm-prod`: a run cancels deployment `1a2b3c4d` of version 7 (running; requires manual promotion; chat: 1 of 1 canaries healthy, not promoted)
+- ⚠️ `vllm-prod`: running this job cancels deployment `1a2b3c4d` of version 7 (running; requires manual promotion; chat: 1 of 1 canaries healthy, not promoted)
 - ⚠️ `vllm-prod`: to make room, Nomad stops 2 allocations of group `workers` of `train` in namespace `batch` on `gpu-3`
 - ⚠️ `vllm-prod`: Nomad warns: kill_timeout is above max_kill_timeout
 - ℹ️ `vllm-prod`: The balancer follows on its own.
@@ -76,7 +76,7 @@ Nomad plans: 2 place, 4 ignore
 
 </details>
 
-To make this very change, and no other:
+To make exactly this change:
 
 ```sh
 vllmjobs render prod | nomad job run -check-index 12 -
@@ -189,7 +189,8 @@ def test_what_does_not_fit_is_left_out_with_a_note_the_longest_first() -> None:
         in text
     )
     assert re.search(
-        r"\n✂️ To fit into a comment, \d+ values left out and \d+ values shortened. All of it:\n\n"
+        r"\n✂️ To fit into a comment, this report leaves out \d+ values and shortens \d+ values. "
+        r"To print all of it:\n\n"
         rf"```sh\n{re.escape(again)}\n```\n$",
         text,
     )
@@ -211,7 +212,7 @@ def test_what_cannot_be_placed_is_kept_to_the_last() -> None:
 
 
 def test_a_limit_below_what_a_headline_takes_is_refused() -> None:
-    with pytest.raises(UserError, match="a comment of 100 bytes holds no report; allow 8000"):
+    with pytest.raises(UserError, match="does not fit into a comment of 100 bytes; allow at least 8000"):
         as_markdown(PLANNED, limit=100)
 
 

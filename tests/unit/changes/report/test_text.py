@@ -49,7 +49,7 @@ prod: vllm-prod changes: 1 group replaced (canaries first), 1 scaled up, 1 uncha
     Nomad plans: 2 place, 4 ignore
     ~ count: 4 → 6
   unchanged: embed
-  warning: a run cancels deployment 1a2b3c4d of version 7 (running; requires manual promotion; chat: 1 of 1 canaries healthy, not promoted)
+  warning: running this job cancels deployment 1a2b3c4d of version 7 (running; requires manual promotion; chat: 1 of 1 canaries healthy, not promoted)
   warning: to make room, Nomad stops 2 allocations of group workers of train in namespace batch on gpu-3
   warning: Nomad warns: kill_timeout is above max_kill_timeout
   note: The balancer follows on its own.
@@ -88,7 +88,7 @@ prod: check finds 1 warning
             group("chat", fields=(IMAGE,)),
             "chat  leaves the instances as they are",
         ),
-        (group("chat", updates=Updates(place=1)), "chat  places 1 instance, missing so far"),
+        (group("chat", updates=Updates(place=1)), "chat  places 1 missing instance"),
     ],
 )
 def test_what_nomad_does_is_said_in_plain_words(given: GroupChange, words: str) -> None:
@@ -178,7 +178,7 @@ def test_jobs_come_and_go(action: str, words: str) -> None:
 def test_of_a_job_that_is_gone_nothing_stops() -> None:
     gone = job(group("chat", "gone", count_after=None, gpus_after=None), action="gone")
     assert as_text(report(gone), color=False).splitlines()[1:] == [
-        "  chat  gone: 4 instances run on",
+        "  chat  gone: 4 instances keep running",
         "    GPUs: 4 (4 × 1)",
     ]
 
