@@ -1,7 +1,7 @@
 """The shell steps of docs/ci/github-actions.yaml, run against the sandbox in a repository with a remote.
 
 The tests live through the life of one project. What is not run, and why, is listed in
-generator/vllmjobs_sandbox/fakes/forge.py; what needs no cluster is in tests/unit/docs/.
+generator/vllmjobs_sandbox/fakes/forge.py; what needs no cluster is in tests/docs/.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ LINKED = [
     *sorted((ROOT / "docs/runbooks").glob("*.md")),
 ]
 # Run by something else: what runs this test, what made the virtual environment that it runs in, and the help
-# of each command, which tests/unit/scripts/test_generate.py compares.
+# of each command, which tests/scripts/test_generate.py compares.
 NOT_HERE = re.compile(r"scripts/test|pip install \.|vllmjobs [a-z]+ --help")
 
 

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -85,15 +86,24 @@ class Copied:
         path.write_bytes(b"X" + path.read_bytes()[1:])
 
 
-@pytest.fixture
-def copied(hub: Hub, tmp_path: Path) -> Copied:
-    made = Copied(hub, tmp_path / "cache", tmp_path / "store")
-    made.cache.mkdir()
-    made.store.mkdir()
-    assert cache_program(hub, made.cache, "prefetch", "acme/tiny")[0] == 0
-    code, said = made.run("cache-backup")
+@pytest.fixture(scope="module")
+def first(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folders `cache` and `store` after the two jobs, of which each test takes a copy."""
+    folder = tmp_path_factory.mktemp("first")
+    with Hub("acme/tiny", "secret", dict(FILES)).running() as hub:
+        made = Copied(hub, folder / "cache", folder / "store")
+        made.cache.mkdir()
+        made.store.mkdir()
+        assert cache_program(hub, made.cache, "prefetch", "acme/tiny")[0] == 0
+        code, said = made.run("cache-backup")
     assert (code, "copying 2 of 2 files" in said) == (0, True), said
-    return made
+    return folder
+
+
+@pytest.fixture
+def copied(hub: Hub, first: Path, tmp_path: Path) -> Copied:
+    shutil.copytree(first, tmp_path, symlinks=True, dirs_exist_ok=True)
+    return Copied(hub, tmp_path / "cache", tmp_path / "store")
 
 
 def test_a_second_backup_copies_only_what_the_store_does_not_have_whole(copied: Copied) -> None:

@@ -196,7 +196,7 @@ groups = st.builds(
     gpus_before=st.none() | st.integers(0, 16),
     gpus_after=st.none() | st.integers(0, 16),
     canaries=counts,
-    fields=st.lists(fields, max_size=5).map(tuple),
+    fields=st.lists(fields, max_size=3).map(tuple),
     updates=st.none() | st.builds(Updates, place=counts, canary=counts, ignore=counts),
     unplaced=st.none()
     | st.builds(
@@ -204,8 +204,8 @@ groups = st.builds(
         wanted=counts,
         failed=counts,
         canaries=st.booleans(),
-        reasons=st.lists(reasons, max_size=3).map(tuple),
-        remedies=st.lists(remedies, max_size=3).map(tuple),
+        reasons=st.lists(reasons, max_size=2).map(tuple),
+        remedies=st.lists(remedies, max_size=2).map(tuple),
     ),
 )
 plans = st.builds(
@@ -227,7 +227,7 @@ jobs = st.builds(
     region=texts,
     action=st.sampled_from(["none", "new", "gone", "changed"]),
     fields=st.lists(fields, max_size=3).map(tuple),
-    groups=st.lists(groups, max_size=4).map(tuple),
+    groups=st.lists(groups, max_size=3).map(tuple),
     notes=sentences,
     plan=st.none() | plans,
 )
@@ -251,5 +251,5 @@ environments = st.builds(
 reports = st.builds(
     Report,
     command=st.sampled_from(["diff", "plan"]),
-    environments=st.lists(environments, max_size=3).map(tuple),
+    environments=st.lists(environments, max_size=2).map(tuple),
 )

@@ -203,7 +203,7 @@ def test_a_long_template_does_not_displace_the_image_beside_it() -> None:
 
 def test_what_cannot_be_placed_is_kept_to_the_last() -> None:
     why = Unplaced(wanted=1, failed=1, canaries=True)
-    groups = [*map(big, range(300)), group("last", "destructive", canaries=1, unplaced=why)]
+    groups = [*map(big, range(100)), group("last", "destructive", canaries=1, unplaced=why)]
     text = as_markdown(report(job(*groups)), limit=LEAST)
     assert len(text.encode()) <= LEAST
     assert "### ⛔ `prod`: 1 of 1 canary of `last` cannot be placed" in text

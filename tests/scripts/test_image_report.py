@@ -18,7 +18,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 from vllmjobs.vllm.releases import NEWEST
 
 Json = dict[str, Any]
-SCRIPTS = Path(__file__).parents[3] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 CANARY = "django==3.2.0"
 KNOWN: Json = {"id": "PYSEC-2021-439", "aliases": ["CVE-2021-35042"], "fix_versions": ["3.2.5"]}
 LEAK: Json = {"id": "PYSEC-2026-1", "aliases": ["CVE-2026-1111"], "fix_versions": []}

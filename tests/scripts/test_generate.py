@@ -13,7 +13,7 @@ import pytest
 
 from vllmjobs.vllm.releases import NEWEST
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 TABLES = Path("generator/vllmjobs/vllm/arguments/tables")
 # Where a release is named for what it was, whichever is the newest one: where the source of a fact was read,
 # what a past change did, examples that pin a release, and the list of all tables.

@@ -12,7 +12,7 @@ from click.testing import CliRunner
 from vllmjobs.cli import main
 from vllmjobs.environment.schema import json_schema
 
-ROOT = Path(__file__).parents[3]
+ROOT = Path(__file__).parents[2]
 FILE = ROOT / "envs/every-key.yaml"
 SCHEMA = json_schema(whole=True)
 

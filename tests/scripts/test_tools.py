@@ -17,7 +17,7 @@ import pytest
 
 from vllmjobs_sandbox.fakes.listening import listening
 
-SCRIPTS = Path(__file__).parents[3] / "scripts"
+SCRIPTS = Path(__file__).parents[2] / "scripts"
 SAYS = "#!/bin/sh\necho '{}'\n"
 GO = """#!/bin/sh
 if [ "$1" = version ]; then echo "go version go1.99.0 linux/amd64"; exit; fi
