@@ -52,10 +52,8 @@ def _whole(name: str, job: Jobspec, tree: Tree, is_new: bool) -> JobChange:
 
 def _changed(name: str, before: Jobspec, after: Jobspec, old: Tree, new: Tree) -> JobChange:
     """Return a job that both sides have; `old` and `new` are its canonical trees."""
-    is_renamed = before.id != after.id
-    old_id: Tree = {"id": before.id} if is_renamed else {}
-    new_id: Tree = {"id": after.id} if is_renamed else {}
-    own = fields({**old_id, **without_groups(old)}, {**new_id, **without_groups(new)}, of_job=True)
+    was: Tree = {"id": before.id, **without_groups(old)}
+    own = fields(was, {"id": after.id, **without_groups(new)}, of_job=True)
     relocating = effects.relocating_words(old, new)
     own = tuple(replace(field, replaces=True) if field.path[0] in relocating else field for field in own)
     old_groups, new_groups = groups(old), groups(new)

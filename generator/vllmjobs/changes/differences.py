@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vllmjobs.changes import effects
 from vllmjobs.changes.hiding import named, shown
 from vllmjobs.changes.jobs.canonical import is_nothing
-from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree, less
 from vllmjobs.changes.model import Field
 
 # Nomad compares these one by one, in their order; of all others the order means nothing.
@@ -69,8 +69,8 @@ def _renamed(path: Path, old: Tree, new: Tree) -> Generator[_Difference, None, T
     yield _Difference((*path, come, "name"), gone, come)
     service = old[gone]
     if isinstance(service, dict):
-        service = {word: value for word, value in service.items() if word != "name"}
-    return {word: value for word, value in old.items() if word != gone} | {come: service}
+        service = less(service, ("name",))
+    return less(old, (gone,)) | {come: service}
 
 
 def _of_lists(path: Path, before: list[Item], after: list[Item]) -> Iterator[_Difference]:

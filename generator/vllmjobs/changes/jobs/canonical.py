@@ -8,7 +8,7 @@ import re
 
 from vllmjobs.changes.jobs.jobspec import Jobspec
 from vllmjobs.changes.jobs.shortcuts import spelt_out
-from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree, groups, with_each
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree, below, groups, less, with_each, without
 from vllmjobs.environment.quantity import duration, is_duration, seconds
 
 _JOB: Tree = {
@@ -94,16 +94,9 @@ def canonicalize(job: Jobspec) -> Tree:
     tree = _with_block_defaults(_with_defaults(_JOB, spelt_out(job)), _OF_JOB)
     shared: Tree = {word: tree[word] for word in _SHARED if tree.get(word) is not None}
     kind = str(tree["type"])
-    left: Tree = {
-        word: item
-        for word, item in tree.items()
-        if word not in (*_SHARED, "group") and (word, item) != ("name", job.id)
-    }
-    canonical = _normalized(
-        (), {**left, "group": {name: _group(group, kind, shared) for name, group in groups(tree).items()}}
-    )
-    assert isinstance(canonical, dict)
-    return canonical
+    left = without(less(tree, (*_SHARED, "group")), "name", job.id)
+    left["group"] = {name: _group(group, kind, shared) for name, group in groups(tree).items()}
+    return _normalized_block((), left, is_foreign=False)
 
 
 def is_nothing(path: Path, item: Item) -> bool:
@@ -137,22 +130,18 @@ def _task(task: Tree, restart: Item) -> Tree:
     if isinstance(resources, dict) and not {"cpu", "cores"} & resources.keys():
         task = {**task, "resources": {"cpu": 100, **resources}}
     if isinstance(identity, dict):
-        own = identity.get("default")
-        others = {name: value for name, value in identity.items() if name != "default"}
-        default = {**(own if isinstance(own, dict) else {}), **_IDENTITY}
-        task = {**task, "identity": {**others, "default": default}}
+        default: Tree = {**below(identity, "default"), **_IDENTITY}
+        task = {**task, "identity": {**less(identity, ("default",)), "default": default}}
     return _with_block_defaults(task, _OF_TASK)
 
 
 def _with_defaults(defaults: Tree, written: Tree) -> Tree:
     """Return what is written over the defaults, maps deeply."""
-    merged: Tree = {}
-    for word in (*written, *(word for word in defaults if word not in written)):
-        under, over = defaults.get(word), written.get(word)
+    merged = written | less(defaults, written)
+    for word, under in defaults.items():
+        over = written.get(word)
         if isinstance(under, dict) and isinstance(over, dict):
             merged[word] = _with_defaults(under, over)
-        else:
-            merged[word] = over if word in written else under
     return merged
 
 
@@ -211,7 +200,7 @@ def _service(service: Tree) -> Tree:
     defaults: Tree = {"on_update": service["on_update"]}
     if "check_restart" in service:
         defaults = {"check_restart": service["check_restart"], **defaults}
-    left: Tree = {word: value for word, value in service.items() if word != "check_restart"}
+    left = less(service, ("check_restart",))
     if isinstance(connect := left.get("connect"), dict):
         left = {**left, "connect": _with_block_defaults(connect, _CONNECT)}
     return with_each(

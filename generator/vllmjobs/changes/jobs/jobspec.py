@@ -163,8 +163,7 @@ def _heredoc(text: str) -> str:
     `<<-` cuts the indentation that all lines share, and leaves empty ones alone:
     https://github.com/hashicorp/hcl/blob/main/hclsyntax/spec.md#template-expressions.
     """
-    opening, *lines = text.split("\n")
-    lines = lines[:-1]
+    opening, *lines, _ = text.split("\n")
     if opening.startswith("<<-"):
         indents = (len(line) - len(line.lstrip(_SPACES)) for line in lines if line.strip(_SPACES))
         shared = min(indents, default=0)

@@ -17,7 +17,7 @@ import msgspec
 from vllmjobs.changes.differences import fields
 from vllmjobs.changes.jobs.canonical import canonicalize
 from vllmjobs.changes.jobs.jobspec import Jobspec
-from vllmjobs.changes.jobs.tree import NAMED_BY, Path, Tree, below, put, with_each, without
+from vllmjobs.changes.jobs.tree import NAMED_BY, Path, Tree, below, less, put, with_each, without
 from vllmjobs.changes.model import Field
 from vllmjobs.environment.quantity import duration
 from vllmjobs.text.json import Json
@@ -113,8 +113,7 @@ def _block(values: Json, kind: str) -> Tree:
             block[name] = {label: _block(volume, name) for label, volume in value.items()}
         elif name == "identity" and isinstance(value, dict):
             # The only one of a service, or a task's own, which Nomad names.
-            own = {word: item for word, item in _block(value, name).items() if word != "name"}
-            put(block, [name, "default"], own)
+            put(block, [name, "default"], less(_block(value, name), ("name",)))
         elif isinstance(value, dict):
             block[name] = _block(value, name)
         elif isinstance(value, list) and value and isinstance(value[0], Mapping):

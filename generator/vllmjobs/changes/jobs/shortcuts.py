@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterator
 
 from vllmjobs.changes.jobs.jobspec import Jobspec
-from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Tree, below, groups, put, with_each, without
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Tree, below, groups, less, put, with_each, without
 
 # `regexp = "…"` of a constraint is its operator and its value; `distinct_property`, the attribute.
 _OPERATORS = ("version", "semver", "regexp", "set_contains")
@@ -29,7 +29,7 @@ def spelt_out(job: Jobspec) -> Tree:
     lone_tasks: dict[str, Tree] = {
         label: {"task": {label: task}} for label, task in below(tree, "task").items()
     }
-    spelt = _less(tree, ("task", *_HANDED_DOWN))
+    spelt = less(tree, ("task", *_HANDED_DOWN))
     if all_groups := lone_tasks | groups(tree):
         spelt["group"] = {
             label: _group(f"{name}-{label}", group, handed_down) for label, group in all_groups.items()
@@ -40,7 +40,7 @@ def spelt_out(job: Jobspec) -> Tree:
 def _group(name: str, group: Tree, handed_down: Tree) -> Tree:
     """Return a group; `name` is the job's and its own, from which services are named."""
     handed_down = {**handed_down, **_only(group, _HANDED_DOWN)}
-    spelt = _with_service_names(_less(group, _HANDED_DOWN), name)
+    spelt = _with_service_names(less(group, _HANDED_DOWN), name)
     scaling = below(group, "scaling")
     if group.get("count") is None and "min" in scaling:
         spelt["count"] = scaling["min"]
@@ -57,7 +57,7 @@ def _task(name: str, label: str, task: Tree) -> Tree:
         return with_each(block, "check", lambda _, check: without(check, "task", label))
 
     if resources := below(task, "resources"):  # Nomad drops `disk`: ephemeral_disk is in its place
-        task = {**task, "resources": _less(resources, ("disk",))}
+        task = {**task, "resources": less(resources, ("disk",))}
     return with_each(_with_service_names(task, name), "service", service)
 
 
@@ -102,10 +102,6 @@ def _constraints(named: Tree) -> Iterator[Tree]:
 
 def _only(tree: Tree, words: tuple[str, ...]) -> Tree:
     return {word: tree[word] for word in words if word in tree}
-
-
-def _less(tree: Tree, words: tuple[str, ...]) -> Tree:
-    return {word: item for word, item in tree.items() if word not in words}
 
 
 def _resolved(job: Tree, file: Tree) -> Tree:

@@ -5,7 +5,7 @@ A tree is nested maps. A block stands under its kind and its labels, `group "cha
 name. Functions here return new trees; only `put` changes the one that it is given, while that is built.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 Scalar = str | int | float | bool | None
 Item = Scalar | list["Item"] | dict[str, "Item"]
@@ -48,9 +48,14 @@ def groups(job: Tree) -> dict[str, Tree]:
     return {name: group for name, group in below(job, "group").items() if isinstance(group, dict)}
 
 
+def less(tree: Tree, words: Collection[str]) -> Tree:
+    """Return a tree less these words."""
+    return {word: item for word, item in tree.items() if word not in words}
+
+
 def without_groups(job: Tree) -> Tree:
     """Return what a job says about itself as a whole."""
-    return {word: item for word, item in job.items() if word != "group"}
+    return less(job, ("group",))
 
 
 def without(tree: Tree, word: str, item: Item) -> Tree:
