@@ -42,14 +42,14 @@ def no_nodes(placement: FailedPlacement) -> Explanation:
     of_pool = in_pool(placement.job, nodes)
     if not of_pool:
         pools = Counter(node.pool for node in nodes)
-        yield Reason(kind="node-pool", node_pool=pool, counts=_amounts(pools))
+        yield Reason(kind="node-pool", node_pool=pool, counts=amounts(pools))
         if pools:
             key = placement.key("balancer.node_pool", "nomad.node_pool")
             largest = pools.most_common(1)[0][0]
             yield Remedy(kind="set", settings=(Setting(key=key, value=largest),))
     elif not any(in_datacenter(placement.job, node) for node in of_pool):
         there = Counter(node.datacenter for node in of_pool)
-        yield Reason(kind="datacenter", datacenters=datacenters, counts=_amounts(there))
+        yield Reason(kind="datacenter", datacenters=datacenters, counts=amounts(there))
         value = f"[{', '.join(sorted(there))}]"
         yield Remedy(kind="set", settings=(Setting(key="nomad.datacenters", value=value),))
     for node in placement.serving:
@@ -141,13 +141,14 @@ def _texts_of_siblings(placement: FailedPlacement) -> list[str]:
 def _drivers(placement: FailedPlacement, nodes: int) -> Explanation:
     asked = {task["Driver"] for task in placement.group["Tasks"]}
     there = Counter(driver for node in placement.serving for driver in node.drivers - asked)
-    yield Reason(kind="driver", nodes=nodes, resource=joined(sorted(asked), "or"), counts=_amounts(there))
+    yield Reason(kind="driver", nodes=nodes, resource=joined(sorted(asked), "or"), counts=amounts(there))
     if there:
         key = placement.key("balancer.driver", "driver")
         yield Remedy(kind="set", settings=(Setting(key=key, value=min(there)),))
 
 
-def _amounts(counts: Mapping[str, int]) -> tuple[Amount, ...]:
+def amounts(counts: Mapping[str, int]) -> tuple[Amount, ...]:
+    """Return counts by name, in the order of the names."""
     return tuple(Amount(name=name, count=count) for name, count in sorted(counts.items()))
 
 

@@ -14,7 +14,7 @@ from vllmjobs.changes.model import Amount, Holder, Reason, Remedy, Setting
 from vllmjobs.changes.room.fleet import Node
 from vllmjobs.changes.room.gpu_request import GpuRequest, meets, requested
 from vllmjobs.changes.room.placement import FailedPlacement
-from vllmjobs.changes.room.ruled_out import Explanation, lift_fence, make_eligible
+from vllmjobs.changes.room.ruled_out import Explanation, amounts, lift_fence, make_eligible
 from vllmjobs.gpus.cards import Card
 
 # An environment's word for it, which is also the key in `Node.free`, and its unit.
@@ -126,12 +126,8 @@ class Shortage:
             faults = Counter(card.health_reason for card in self._matching(node) if not _is_well(card))
             if not faults:
                 continue
-            yield Reason(
-                kind="gpus-unhealthy",
-                node=node.name,
-                resource=str(self.request),
-                counts=tuple(Amount(name=fault, count=count) for fault, count in sorted(faults.items())),
-            )
+            asked, counts = str(self.request), amounts(faults)
+            yield Reason(kind="gpus-unhealthy", node=node.name, resource=asked, counts=counts)
             if len(self._free(node)) % self.request.count + faults.total() >= self.request.count:
                 yield Remedy(kind="mend-gpus", gpus=(Amount(name=node.name, count=faults.total()),))
 
@@ -153,15 +149,13 @@ class Shortage:
             return
         if len(missing) == 1:
             ((cost, _),) = missing
-            names = sorted({name for other, name in steps if other == cost})
-            gpus = tuple(Amount(name=name, count=cost) for name in names)
-            yield Remedy(kind="free-gpus-on-any", gpus=gpus)
+            anywhere = {name: cost for other, name in steps if other == cost}
+            yield Remedy(kind="free-gpus-on-any", gpus=amounts(anywhere))
             return
-        amounts: Counter[str] = Counter()
+        costs: Counter[str] = Counter()
         for cost, name in missing:
-            amounts[name] += cost
-        gpus = tuple(Amount(name=name, count=cost) for name, cost in sorted(amounts.items()))
-        yield Remedy(kind="free-gpus", gpus=gpus)
+            costs[name] += cost
+        yield Remedy(kind="free-gpus", gpus=amounts(costs))
 
     def _could_roll(self) -> bool:
         """Tell whether an instance that is stopped leaves room for a new one, until all of them are new."""
