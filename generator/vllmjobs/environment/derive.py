@@ -108,13 +108,8 @@ def service_name(environment: Environment, model_name: str) -> str:
     return f"{environment.job}-{model_name}"
 
 
-def prometheus_name(environment: Environment) -> str:
-    """Return the name of the Prometheus's job and of its service in Consul."""
-    return f"{environment.job}-prometheus"
-
-
-def cache_job_name(environment: Environment, job: str) -> str:
-    """Return the name of a job of the model caches, such as `prefetch`."""
+def job_name(environment: Environment, job: str) -> str:
+    """Return the name of a job beside the models', such as `prefetch`, and of its service in Consul."""
     return f"{environment.job}-{job}"
 
 
