@@ -21,13 +21,12 @@ def models_job(selection: Selection) -> Where:
 
 def planned(selection: Selection, cluster: Cluster) -> EnvironmentChange:
     """Return what the cluster would do with the selected jobs, and what `check` finds in the environment."""
-    jobs = selection.selected_jobs
+    namespace = selection.environment.nomad.namespace
+    render = selection.of_all_jobs().words("render")
     return EnvironmentChange(
         name=selection.path.stem,
         against=cluster.address,
-        jobs=plans(
-            jobs, cluster, selection.environment.nomad.namespace, selection.of_all_jobs().words("render")
-        ),
+        jobs=plans(selection.selected_jobs, cluster, namespace, render),
         findings=findings(selection.checked),
     )
 

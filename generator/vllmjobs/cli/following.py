@@ -1,7 +1,6 @@
 """The parts that commands which follow a release share: their options, reports, and what Ctrl-C prints."""
 
 import os
-import re
 import signal
 import sys
 from collections.abc import Iterator
@@ -13,7 +12,7 @@ from rich.console import Console
 
 from vllmjobs.cli.common import Selection, with_options
 from vllmjobs.deploy.reporter import Reporter
-from vllmjobs.environment.quantity import seconds
+from vllmjobs.environment.quantity import is_duration, seconds
 from vllmjobs.rollout.model import EXIT_CODES, Outcome
 
 INTERRUPTS = (signal.SIGTERM, signal.SIGHUP)  # of a pipeline that is cancelled, of a terminal that is closed
@@ -26,7 +25,7 @@ class Duration(click.ParamType[float]):
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         """Read a duration; see `click.ParamType.convert`."""
-        if not re.fullmatch(r"([0-9]+(\.[0-9]+)?(ms|s|m|h))+", str(value)):
+        if not is_duration(str(value)):
             self.fail(f"{value!r} is not a duration; write it as in 90s, 45m or 1h30m", param, ctx)
         return seconds(value)
 

@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from itertools import chain, takewhile
 from typing import Literal
 
@@ -59,7 +60,7 @@ def logs(
     def selected() -> list[Json]:
         return select(deployments.allocations(where), group, which)
 
-    try:
+    with suppress(KeyboardInterrupt):
         if follow:
             printed = follow_logs(task_logs, where, selected, kinds, lines, warn)
         else:
@@ -70,8 +71,6 @@ def logs(
             printed = last_lines(task_logs, where, allocations, kinds, lines)
         for line in printed:
             show(f"{line}\n")
-    except KeyboardInterrupt:
-        return
 
 
 def _box_logs(box: Box, group: str | None, follow: bool, lines: int) -> None:
@@ -81,11 +80,9 @@ def _box_logs(box: Box, group: str | None, follow: bool, lines: int) -> None:
         raise click.UsageError(f"{box.job} has no server {group}; it has {', '.join(there)}")
     written = box.log_lines(follow)
     until_now = takewhile(lambda line: line is not None, written)
-    try:
+    with suppress(KeyboardInterrupt):
         for text in chain(deque(_texts(until_now, names), maxlen=lines), _texts(written, names)):
             show(f"{text}\n")
-    except KeyboardInterrupt:
-        return
 
 
 def _texts(written: Iterable[str | None], names: list[str]) -> Iterator[str]:

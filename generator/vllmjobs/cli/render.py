@@ -33,20 +33,18 @@ def render(selection: Selection, model: str | None, out: Path | None) -> None:
     environment, templates, job = selection.environment, selection.templates, selection.job
     # The one note that whoever runs the job has to know: what nobody does for it.
     notes = [str(problem) for problem in selection.checked.problems if problem.rule == SUPERVISED]
+    chosen = [job] if job else [*jobs(environment), *jobs_on_demand(environment)]
     if out is None:
         click.echo(render_job(environment, job or "vllm", templates, model), nl=False)
-        for note in notes if job in (None, "vllm") else ():
-            click.echo(note, err=True)
-        return
-    chosen = [job] if job else [*jobs(environment), *jobs_on_demand(environment)]
-    rendered = {
-        name: render_job(environment, name, templates, model if name in ("vllm", job) else None)
-        for name in chosen
-    }
-    out.mkdir(parents=True, exist_ok=True)
-    for name, text in rendered.items():
-        path = out / f"{name}.nomad.hcl"
-        path.write_text(text, encoding="utf-8")
-        click.echo(f"wrote {path}", err=True)
+    else:
+        rendered = {
+            name: render_job(environment, name, templates, model if name in ("vllm", job) else None)
+            for name in chosen
+        }
+        out.mkdir(parents=True, exist_ok=True)
+        for name, text in rendered.items():
+            path = out / f"{name}.nomad.hcl"
+            path.write_text(text, encoding="utf-8")
+            click.echo(f"wrote {path}", err=True)
     for note in notes if "vllm" in chosen else ():
         click.echo(note, err=True)

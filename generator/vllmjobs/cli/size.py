@@ -34,9 +34,8 @@ def size(
     other = gpu(gpu_name) if gpu_name else None
     if gpu_name and not other:
         near = " or ".join(nearest_names(gpu_name))
-        raise click.ClickException(
-            f"{gpu_name} is not in the table of GPUs" + (near and f"; did you mean {near}?")
-        )
+        meant = f"; did you mean {near}?" if near else ""
+        raise click.ClickException(f"{gpu_name} is not in the table of GPUs{meant}")
     every = subjects(selection.path, selection.settings)
     asked = [subject for subject in every if model_name in (None, subject.name)]
     if not asked:

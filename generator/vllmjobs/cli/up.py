@@ -12,7 +12,6 @@ import click
 from vllmjobs.box import supervised
 from vllmjobs.box.machine import Box, counts_connections
 from vllmjobs.box.servers import BoxError, Machine, Place, missing, secrets_of, servers, visible
-from vllmjobs.box.supervised import NGINX, places
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.common import PROJECT, SETTINGS, Selection, with_selection
 from vllmjobs.environment.load import load_file
@@ -94,7 +93,7 @@ def reload(selection: Selection, env_file: Path | None, state: Path | None) -> N
     if not box.get("/live"):
         start = selection.command("up", *_typed(env_file, state))
         raise BoxError(f"{box.job} is not up on this machine; {start} starts it")
-    _write(box, asked, selection.templates, places(box.written) if box.written else {})
+    _write(box, asked, selection.templates, supervised.places(box.written) if box.written else {})
     rounds = box.reload(asked.secrets)
     for names in rounds:
         for name, serves in box.reload_round(names):
@@ -114,10 +113,7 @@ def down(selection: Selection, state: Path | None) -> None:
     Requests under way may finish first, for as long as drain.longest_stream says.
     """
     box = find_box(selection, state)
-    if box.stop():
-        click.echo(f"{box.job} is stopped", err=True)
-    else:
-        click.echo(f"{box.job} is not up on this machine", err=True)
+    click.echo(f"{box.job} {'is stopped' if box.stop() else 'is not up on this machine'}", err=True)
 
 
 @click.command()
@@ -134,7 +130,7 @@ def restart(selection: Selection, name: str | None, state: Path | None) -> None:
     request is dropped where a model has two servers.
     """
     box = find_box(selection, state)
-    there = [one for one in box.instances() or () if one != NGINX]
+    there = [one for one in box.instances() or () if one != supervised.NGINX]
     if not there:
         raise click.ClickException(f"{box.job} is not up on this machine")
     chosen = [one for one in there if name in (None, one, one.rpartition("-")[0])]
@@ -197,10 +193,8 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
 
 def _read(selection: Selection, env_file: Path | None) -> _Asked:
     """Return what is to run: the selected environment, or the .env file in its place; print its notes."""
-    cache = (
-        os.environ.get("HF_HOME")
-        or f"{os.environ.get('XDG_CACHE_HOME') or Path.home() / '.cache'}/huggingface"
-    )
+    caches = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    cache = os.environ.get("HF_HOME") or f"{caches}/huggingface"
     gpus = os.environ.get("CUDA_VISIBLE_DEVICES")
     if env_file is None:
         environment = selection.environment
