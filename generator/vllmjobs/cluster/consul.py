@@ -100,14 +100,12 @@ class Consul:
         """
         needs = f'key "{key}" {{ policy = "write" }}'
         content = value.encode()
-        done: bool = self._ask(needs, lambda: self._consul.kv.put(key, content, cas=index, flags=flags))
-        return done
+        return bool(self._ask(needs, lambda: self._consul.kv.put(key, content, cas=index, flags=flags)))
 
     def delete(self, key: str, index: int | None = None) -> bool:
         """Remove a key, if it is there; with `index`, only that version of it. Needs key:write."""
         needs = f'key "{key}" {{ policy = "write" }}'
-        done: bool = self._ask(needs, lambda: self._consul.kv.delete(key, cas=index))
-        return done
+        return bool(self._ask(needs, lambda: self._consul.kv.delete(key, cas=index)))
 
     def services(self) -> dict[str, list[str]]:
         """Return the names of all services, each with all tags of its instances. Needs service:read."""

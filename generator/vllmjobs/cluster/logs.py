@@ -92,20 +92,13 @@ def select(allocations: Iterable[Json], group: str | None, side: Side | None) ->
 
     Nomad tells which ones are canaries until they are promoted.
     """
-    selected = [
-        one
-        for one in allocations
-        if group in (None, one["TaskGroup"])
-        and side in (None, "canary" if (one.get("DeploymentStatus") or {}).get("Canary") else "stable")
-    ]
-    selected.sort(key=lambda one: (one["TaskGroup"], one["CreateIndex"]))
-    alive = [one for one in selected if one["ClientStatus"] not in ENDED]
-    last = {one["TaskGroup"]: one for one in selected}
-    running = {one["TaskGroup"] for one in alive}
-    return sorted(
-        [*alive, *(one for name, one in last.items() if name not in running)],
-        key=lambda one: (one["TaskGroup"], one["CreateIndex"]),
-    )
+    selected: dict[str, list[Json]] = {}
+    for one in sorted(allocations, key=lambda one: (one["TaskGroup"], one["CreateIndex"])):
+        is_canary = (one.get("DeploymentStatus") or {}).get("Canary")
+        if group in (None, one["TaskGroup"]) and side in (None, "canary" if is_canary else "stable"):
+            selected.setdefault(one["TaskGroup"], []).append(one)
+    alive = {name: [one for one in own if one["ClientStatus"] not in ENDED] for name, own in selected.items()}
+    return [one for name, own in selected.items() for one in alive[name] or own[-1:]]
 
 
 def last_lines(

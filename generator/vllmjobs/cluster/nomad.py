@@ -191,11 +191,8 @@ class Nomad:
         return itertools.takewhile(lambda _: self._clock() < until, pauses)
 
     def _may_pass(self, failure: Failure) -> bool:
-        if failures.passes(failure):
-            return True
-        if isinstance(failure, requests.Response):
-            return bool(self._patience) and failure.status_code >= 500
-        return bool(self._patience) and is_unreachable(failure)
+        is_down = isinstance(failure, requests.Response) and failure.status_code >= 500
+        return failures.passes(failure) or (self._patience > 0 and (is_down or is_unreachable(failure)))
 
     def _has_not_begun(self, failure: Failure) -> bool:
         if is_unreachable(failure):

@@ -4,6 +4,7 @@ import re
 import socket
 import ssl
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -219,14 +220,12 @@ def _scheme_and_place(address: str, names: Names) -> tuple[str, str]:
 
     The path may stand behind one slash or three, as url.Parse of Go finds a path.
     """
-    try:
+    with suppress(ValueError):  # a port may be no number
         url = urlsplit(address)
         if url.scheme == "unix" and not url.netloc and url.path.startswith("/"):
             return url.scheme, url.path
-        if url.scheme in ("http", "https") and url.hostname and url.port != 0:  # a port may be no number
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
             return url.scheme, url.hostname
-    except ValueError:
-        pass
     raise names.error(
         f"{names.addr} is {without_secrets(address)!r}, but must be like {names.default_address}, "
         "https://HOST:PORT or unix:///PATH/OF/A.sock"

@@ -188,8 +188,7 @@ class _JobDeploy:
         if not self._is_same and self.version is not None:
             running = self._request.deployments.cluster.job(*self.where)
             if running and running["Version"] == self._registered:
-                index: int = running["JobModifyIndex"]
-                return index
+                return int(running["JobModifyIndex"])
         return self.job.plan.modify_index
 
     def _follow(self, version: int) -> Outcome:

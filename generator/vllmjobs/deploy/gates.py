@@ -192,13 +192,9 @@ def _zone(name: str) -> tzinfo:
     try:
         return zoneinfo.ZoneInfo(name)
     except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        known = zoneinfo.available_timezones()
-        if not known:
-            raise UserError(
-                f"maintenance.time_zone: this machine has no time zones, so {name} is not known; install "
-                "tzdata (`pip install tzdata`, or the system's package of that name)"
-            ) from error
-        raise UserError(
-            f"maintenance.time_zone: this machine knows no time zone {name}"
-            f"{did_you_mean(name, sorted(known))}"
-        ) from error
+        if known := sorted(zoneinfo.available_timezones()):
+            wrong = f"knows no time zone {name}{did_you_mean(name, known)}"
+        else:
+            way_out = "install tzdata (`pip install tzdata`, or the system's package of that name)"
+            wrong = f"has no time zones, so {name} is not known; {way_out}"
+        raise UserError(f"maintenance.time_zone: this machine {wrong}") from error
