@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 from urllib.parse import quote
@@ -29,11 +30,8 @@ def as_text(problems: Iterable[Problem], texts: dict[str, str]) -> str:
 
 def summary(problems: list[Problem], files: int) -> str:
     """Return a summary such as `2 errors, 1 warning in 3 environments`."""
-    counts = {
-        severity: sum(problem.severity == severity for problem in problems)
-        for severity in ("error", "warning", "note")
-    }
-    parts = [counted(count, severity) for severity, count in counts.items() if count]
+    counts = Counter(problem.severity for problem in problems)
+    parts = [counted(counts[one], one) for one in ("error", "warning", "note") if counts[one]]
     return f"{', '.join(parts) or 'nothing found'} in {counted(files, 'environment')}"
 
 
@@ -65,7 +63,6 @@ def as_json(problems: Iterable[Problem], environments: list[str]) -> str:
 
 def as_sarif(problems: Iterable[Problem], version: str) -> str:
     """Return SARIF 2.1.0, as GitHub's code scanning and other viewers take it."""
-    findings = list(problems)
     rules = sorted(NAMES)
     driver = {
         "name": "vllmjobs",
@@ -88,7 +85,7 @@ def as_sarif(problems: Iterable[Problem], version: str) -> str:
             "message": {"text": _sentence(problem)},
             "locations": [_location(problem)],
         }
-        for problem in findings
+        for problem in problems
     ]
     run = {"tool": {"driver": driver}, "columnKind": "unicodeCodePoints", "results": results}
     return _json({"$schema": SARIF_SCHEMA, "version": "2.1.0", "runs": [run]})

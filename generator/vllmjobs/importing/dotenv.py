@@ -73,10 +73,8 @@ def read(text: str, source: str) -> DotEnv:
             quoted = _QUOTED.match(text, name.end())
             rest = quoted["rest"].strip() if quoted else ""
             if not quoted or (rest and not rest.startswith("#")):
-                wrong = (
-                    "has more text after its closing quote" if quoted else "has a quote that is not closed"
-                )
-                result.problems.append(Problem(mark, (), f"{shown(name[1])} {wrong}"))
+                wrong = "more text after its closing quote" if quoted else "a quote that is not closed"
+                result.problems.append(Problem(mark, (), f"{shown(name[1])} has {wrong}"))
                 break  # what follows may be the inside of a value, and of a secret
             end = quoted.end()
             _set(result, name[1], quoted[2], mark, _IN_SINGLE if quoted[1] == "'" else _IN_DOUBLE)

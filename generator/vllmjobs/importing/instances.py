@@ -124,10 +124,9 @@ def _notes(replicas: list[Instance], group: str, *, routed: bool) -> list[Note]:
     if reason := length(first.model, first.max_len)[1]:
         notes.append(Note(first.mark, f"{first.name}: MAX_LEN {reason}"))
     for instance in replicas:
-        if instance.device == "cpu":
-            message = "DEVICE cpu is not carried over: every server gets a GPU"
-            notes.append(Note(instance.mark, f"{instance.name}: {message}"))
-        elif instance.device != "auto":
-            message = f"DEVICE {instance.device} is not carried over: Nomad picks the GPUs"
-            notes.append(Note(instance.mark, f"{instance.name}: {message}", is_of_a_fleet=True))
+        if instance.device != "auto":
+            is_cpu = instance.device == "cpu"
+            why = "every server gets a GPU" if is_cpu else "Nomad picks the GPUs"
+            message = f"{instance.name}: DEVICE {instance.device} is not carried over: {why}"
+            notes.append(Note(instance.mark, message, is_of_a_fleet=not is_cpu))
     return notes

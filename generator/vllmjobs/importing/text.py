@@ -54,11 +54,8 @@ def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
 
 def balancer(port: Commented | None) -> Block:
     """Return the balancer that balanced-vllm-docker has, on its port."""
-    moved = (
-        Commented(ADMIN_PORT - 1, f"not {ADMIN_PORT}, which is port")
-        if port and port.value == ADMIN_PORT
-        else None
-    )
+    is_taken = port is not None and port.value == ADMIN_PORT
+    moved = Commented(ADMIN_PORT - 1, f"not {ADMIN_PORT}, which is port") if is_taken else None
     return {"kind": Commented("nginx"), "port": port, "admin_port": moved}
 
 

@@ -22,13 +22,12 @@ def arguments(name: str, model: Model, deadlines: Deadlines) -> list[str]:
     These by name, and maps among them too: whoever orders keys anew is not to restart a server.
     """
     served = served_names(name, model)
+    is_parallel = model.strategy == "tensor_parallel"
     own: dict[str, ArgValue] = {
         "served-model-name": served[0] if len(served) == 1 else served,
         "host": listen_host(model),
         "port": str(model.ports.base) if derive.is_bridged(model) else "${NOMAD_PORT_http}",
-        "tensor-parallel-size": derive.tensor_parallel_size(model)
-        if model.strategy == "tensor_parallel"
-        else None,
+        "tensor-parallel-size": derive.tensor_parallel_size(model) if is_parallel else None,
         "gpu-memory-utilization": model.gpu_memory_utilization,
         "max-model-len": model.max_model_len,
         "shutdown-timeout": math.ceil(deadlines.longest_stream),

@@ -5,7 +5,7 @@ the measurements of a step. Histograms are read as Prometheus does, but for the 
 """
 
 from collections.abc import Iterable, Mapping, Sequence
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from math import inf, isnan, nan
 
 from msgspec.structs import fields
@@ -220,9 +220,8 @@ def quantile(q: float, buckets: Buckets) -> float:
     bounds = sorted(buckets)
     if len(bounds) < 2 or bounds[-1] != inf:
         return nan
-    counts: list[float] = []
-    for bound in bounds:
-        counts.append(max(buckets[bound], counts[-1]) if counts else buckets[bound])
+    own = [buckets[bound] for bound in bounds]
+    counts: list[float] = list(accumulate(own, lambda below, count: max(count, below)))
     if not counts[-1] or any(map(isnan, counts)):
         return nan
     rank = q * counts[-1]

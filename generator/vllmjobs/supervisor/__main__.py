@@ -41,15 +41,10 @@ def main() -> None:
         print(f"vllmjobs-supervise {__version__}")
         return
     try:
-        settings = read(arguments, os.environ)
-    except SettingsError as error:
+        sys.exit(asyncio.run(supervise(read(arguments, os.environ))))
+    except (SettingsError, AdminError, ProcessError) as error:
         print(f"vllmjobs-supervise: {error}", file=sys.stderr)
-        sys.exit(2)
-    try:
-        sys.exit(asyncio.run(supervise(settings)))
-    except (AdminError, ProcessError) as error:
-        print(f"vllmjobs-supervise: {error}", file=sys.stderr)
-        sys.exit(1)
+        sys.exit(2 if isinstance(error, SettingsError) else 1)
 
 
 if __name__ == "__main__":

@@ -125,16 +125,13 @@ class Form:
         first, *pieces = raw.split(b"\r")
         if not pieces or len(first) > MOST or self._is_vllms(text_of(first)):
             return raw[:MOST], max(0, len(raw) - MOST)
-        over, shown = 0, b""
+        over = 0
         for index, piece in enumerate(pieces):
             if len(piece) > MOST:
                 over = len(b"\r".join(pieces[index:])) - MOST
                 pieces = [*pieces[:index], piece[:MOST]]
                 break
-        for piece in reversed(pieces[:-1]):
-            if text_of(piece).strip():
-                shown = piece + b"\r"
-                break
+        shown = next((piece + b"\r" for piece in reversed(pieces[:-1]) if text_of(piece).strip()), b"")
         return first + b"\r" + shown + pieces[-1], over
 
     def standing(self, text: str, is_unfinished: bool = False) -> tuple[str, bool, bool]:

@@ -62,18 +62,16 @@ def unload() -> None:
 def driver_version() -> str | None:
     """Return the version of the driver, such as 570.124.06."""
     with suppress(pynvml.NVMLError):
-        version: str = pynvml.nvmlSystemGetDriverVersion()
-        return version
+        return str(pynvml.nvmlSystemGetDriverVersion())
     return None
 
 
 def count() -> int:
     """Return the number of GPUs; raises `DriverError`."""
     try:
-        number: int = pynvml.nvmlDeviceGetCount()
+        return int(pynvml.nvmlDeviceGetCount())
     except pynvml.NVMLError as error:
         raise DriverError(error) from error
-    return number
 
 
 def fault(gpu: str, error: Any) -> Fault:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 from vllmjobs.vllm.arguments.tables import Flag, Table
@@ -153,14 +154,11 @@ def _take_dotted(
 
 
 def _dotted_value(table: Table, text: str) -> Any:
-    try:
+    with suppress(ValueError, RecursionError):
         return json.loads(text)
-    except (ValueError, RecursionError):
-        pass
-    try:
+    with suppress(ValueError, OverflowError):
         return size(text) if table.dotted_suffixes else text
-    except (ValueError, OverflowError):
-        return text
+    return text
 
 
 def _merge(into: dict[str, Any], keys: list[str], value: Any) -> bool:
