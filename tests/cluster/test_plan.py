@@ -153,7 +153,7 @@ def test_what_nomad_would_refuse_is_an_error_though_its_plan_says_nothing(sandbo
     try:
         done = planned(sandbox, "--job", "vllm", "--set", f"job={name}")
         assert (done.exit_code, done.stdout) == (1, "")
-        assert f"{name} runs as a batch job, and Nomad refuses to make it a service one; " in done.stderr
+        assert f"{name} runs as a batch job, and Nomad refuses to make it a service job; " in done.stderr
     finally:
         sandbox.purge(name)
 

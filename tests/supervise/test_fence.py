@@ -214,6 +214,6 @@ def test_without_a_socket_it_says_where_it_looked(tmp_path: Path) -> None:
 
 
 def test_outside_of_nomad_it_says_so(tmp_path: Path) -> None:
-    assert "no NOMAD_SECRETS_DIR" in (asyncio.run(fence("GPU-1", "lost", {})) or "")
+    assert "NOMAD_SECRETS_DIR is not set" in (asyncio.run(fence("GPU-1", "lost", {})) or "")
     no_token = {"NOMAD_SECRETS_DIR": str(tmp_path)}
     assert "identity { env = true }" in (asyncio.run(fence("GPU-1", "lost", no_token)) or "")
