@@ -52,9 +52,13 @@ def _hear_signals() -> None:
             signal.signal(number, lambda *_: None)
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the longest file begin first."""
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Let nothing run beside a load that is measured in full, and the longest file begin first."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
+    for item in items:
+        if config.getoption("--long") and item.get_closest_marker("long"):
+            item.add_marker("alone")
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from typing import Any
 import httpx
 import openai
 import pytest
+from openai.types import Completion
 
 from vllmjobs_sandbox.cluster.deploying import Command, deploying
 from vllmjobs_sandbox.cluster.process import wait_until
@@ -102,8 +103,13 @@ def client(release: Release) -> openai.OpenAI:
     return real.client(release.address)
 
 
+CUT_BY_GO = (openai.APIConnectionError,)
+"""Fabio may cut a stream that begins, with or without a release: `vllmjobs_sandbox/traffic/cuts.py`."""
+
+
 def test_chats_and_completions_are_answered_plain_and_streamed(client: openai.OpenAI) -> None:
-    assert real.answered_tokens(client, 5) == [5, 5, 5, 5]
+    answered = wait_until(lambda: real.answered_tokens(client, 5), START, "all are answered", CUT_BY_GO)
+    assert answered == [5, 5, 5, 5]
 
 
 def test_a_change_is_promoted_on_real_metrics(release: Release, tmp_path: Path) -> None:
@@ -179,13 +185,19 @@ def test_while_a_killed_engine_starts_again_requests_fail_and_no_longer(
 
 
 def test_a_stop_lets_a_long_stream_end_whole(release: Release, client: openai.OpenAI) -> None:
-    stream = real.stream(client, real.LONG)
-    next(stream)
+    stream = wait_until(lambda: begun(client), START, "a stream has begun", CUT_BY_GO)
     release.sandbox.nomad.job.deregister_job(release.job)
     *_, last = stream
     assert last.usage
     assert last.usage.completion_tokens == real.LONG
     wait_until(lambda: not release.allocations(), START, "it has ended")
+
+
+def begun(client: openai.OpenAI) -> openai.Stream[Completion]:
+    """A long stream whose first piece has come."""
+    stream = real.stream(client, real.LONG)
+    next(stream)
+    return stream
 
 
 # What a balancer sees of these is that an instance is ready, or is not any more; tests with the stand-in show

@@ -17,6 +17,7 @@ def configs(environment: Environment, tree: Node) -> Configs:
     A model without an entry has none here: it may be in the table of known models.
     """
     result: Configs = {}
+    hub = _hub()
     for name, model in environment.models.items():
         if model.config:
             # As `extends`, from the folder of the file that says it.
@@ -24,23 +25,32 @@ def configs(environment: Environment, tree: Node) -> Configs:
             folder = Path() if source.startswith("--set") else Path(source).parent
             result[name] = _read(folder / model.config)
             continue
-        own_folder = Path(model.model) if model.model.startswith(("/", "./")) else _snapshot(model)
+        own_folder = Path(model.model) if model.model.startswith(("/", "./")) else _snapshot(hub, model)
         config = _read(own_folder / "config.json") if own_folder else None
         if isinstance(config, dict):  # a broken one is no error: nobody has named it
             result[name] = config
     return result
 
 
-def _snapshot(model: Model) -> Path | None:
-    """Return the model's folder in the cache of huggingface_hub: `models--ORG--NAME/snapshots/COMMIT`."""
+def _hub() -> Path | None:
+    """Return the cache of huggingface_hub; None where there is no home for it."""
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
-    hub = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub"))
     try:
-        folder = hub.expanduser() / f"models--{model.model.replace('/', '--')}"
+        return Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
+    except RuntimeError:
+        return None
+
+
+def _snapshot(hub: Path | None, model: Model) -> Path | None:
+    """Return the model's folder in that cache, `models--ORG--NAME/snapshots/COMMIT`; None without one."""
+    try:
+        folder = hub and hub / f"models--{model.model.replace('/', '--')}"
+        if not folder or not folder.is_dir():
+            return None
         revision = str(model.args.get("revision") or "main")
         ref = folder / "refs" / revision
         return folder / "snapshots" / (ref.read_text().strip() if ref.is_file() else revision)
-    except (OSError, ValueError, RuntimeError):  # no home; a name that no file can have
+    except (OSError, ValueError):  # a name that no file can have
         return None
 
 

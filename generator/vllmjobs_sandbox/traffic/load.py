@@ -29,6 +29,7 @@ from vllmjobs_sandbox.cluster.process import start, wait_until
 from vllmjobs_sandbox.cluster.programs import SOURCES
 
 TIMEOUT = 60.0  # seconds for one answer
+BEGUN = 120.0  # seconds until the load has begun: on a busy machine, Python was seen to start for 30
 SHORT, LONG = 4, 40  # tokens
 EVERY = 0.5  # seconds between two writings of the file
 TIME = "%Y/%m/%d %H:%M:%S"  # as Go's log writes it
@@ -224,7 +225,11 @@ class Load:
         ]
         env = {**os.environ, "PYTHONPATH": str(SOURCES)}
         self._process = start(name, command, self.folder / f"{name}.log", env)
-        self._process.wait_until(self._out.exists, 30, "it has begun")
+        try:
+            self._process.wait_until(self._out.exists, BEGUN, "it has begun")
+        except SandboxError:
+            self._process.kill()
+            raise
         return self
 
     def __exit__(
