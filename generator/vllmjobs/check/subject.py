@@ -1,8 +1,9 @@
 """The subjects of rules: an environment, each model of it, and what was found beside it."""
 
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from vllmjobs.balancers import balancer_of
@@ -87,8 +88,8 @@ class Subject:
     @cached_property
     def reading(self) -> Reading:
         """The command line as vLLM reads it; the newest one where the version is not known."""
-        words = [_NOMADS.sub("8000", word) for word in arguments(self.name, self.model, self.deadlines)]
-        return read((self.table or table(NEWEST)).table, words)
+        words = arguments(self.name, self.model, self.deadlines)
+        return _reading((self.table or table(NEWEST)).table.version, tuple(_without_name(words)))
 
     @cached_property
     def config(self) -> dict[str, Any] | str:
@@ -185,6 +186,18 @@ _SAME = (
 )  # fmt: skip
 # What Nomad fills in when the task starts.
 _NOMADS = re.compile(r"\$\{NOMAD_PORT_\w+\}")
+_SERVED_NAME = "--served-model-name="
+
+
+def _without_name(words: list[str]) -> Iterator[str]:
+    """Yield a command line that reads the same, and is equal for models that differ only in their names."""
+    for word in words:
+        yield f"{_SERVED_NAME}any" if word.startswith(_SERVED_NAME) else _NOMADS.sub("8000", word)
+
+
+@lru_cache  # many models of one environment are served alike, but for their names
+def _reading(version: str, words: tuple[str, ...]) -> Reading:
+    return read(table(version).table, words)
 
 
 def _over(config: dict[str, Any], overrides: dict[str, Any]) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import math
 import re
+from functools import lru_cache
 
 _DURATION = re.compile(r"(\d+(\.\d+)?(ms|s|m|h))+", re.ASCII)
 _SECONDS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
@@ -13,12 +14,14 @@ def is_duration(text: str) -> bool:
     return _DURATION.fullmatch(text) is not None
 
 
+@lru_cache
 def seconds(duration: str) -> float:
     """Return the seconds in a duration: `seconds("1m30s") == 90`."""
     parts = re.findall(r"([0-9.]+)(ms|s|m|h)", duration)
     return sum(float(number) * _SECONDS[unit] for number, unit in parts)
 
 
+@lru_cache
 def duration(value: float) -> str:
     """Return whole seconds, rounded up, in the largest units that hold them: `duration(90) == "1m30s"`."""
     whole = math.ceil(value)
@@ -27,6 +30,7 @@ def duration(value: float) -> str:
     return text or "0s"
 
 
+@lru_cache
 def size_bytes(size: str) -> int:
     """Return the bytes in a size: `size_bytes("1 GiB") == 1073741824`."""
     number, unit = re.fullmatch(r"([0-9.]+) ?(\w+)", size).groups()  # type: ignore[union-attr]

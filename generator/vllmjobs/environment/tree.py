@@ -138,7 +138,8 @@ class _Composer:
 
     def take(self, event: yaml.Event) -> None:
         """Add one event of the parser to the tree."""
-        mark = _mark(self._source, event.start_mark)
+        start: Any = event.start_mark
+        mark = Mark(self._source, start.line + 1, start.column + 1)
         match event:
             case yaml.ScalarEvent():
                 self._add(self._anchored(event, self._scalar(event, mark)), mark)
@@ -170,9 +171,10 @@ class _Composer:
         if node is None:
             parent.key = None
             return
-        size, depth = self._measures.get(id(node), (1, 0))
+        size, depth = (1, 0) if isinstance(node, Scalar) else self._measures.get(id(node), (1, 0))
         parent.size += size
-        parent.depth = max(parent.depth, depth + 1)
+        if depth >= parent.depth:
+            parent.depth = depth + 1
         if parent.size > MAX_VALUES:
             raise _UnreadableError(mark, f"its aliases expand to more than {MAX_VALUES:,} values")
         if len(self._open) + depth > MAX_DEPTH:
@@ -227,7 +229,8 @@ class _Composer:
             self._report(mark, "has a tag (!), which is not supported; if it is text, quote it")
 
     def _scalar(self, event: yaml.ScalarEvent, mark: Mark) -> Scalar:
-        self._check_tag(event, mark)
+        if event.tag is not None:
+            self._check_tag(event, mark)
         text = event.value
         if "\0" in text:
             self._report(mark, "holds a NUL character, which no process can be given; leave it out")

@@ -28,16 +28,21 @@ def quote(value: object, *, label: bool = False) -> str:
     `label` of a block, which has no references. Booleans, numbers and lists work too.
     HCL itself normalizes strings to NFC; the environment's loader refuses any that would change.
     """
+    if isinstance(value, str):
+        return _quoted(value, label)
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, int | float):
         return str(value)
-    if isinstance(value, str):
-        special = _SPECIAL_IN_LABEL if label else _SPECIAL_IN_VALUE
-        return f'"{special.sub(_escaped, value)}"'
     if isinstance(value, list | tuple):
         return f"[{', '.join(map(quote, value))}]"
     raise TypeError(f"a value of the type {type(value).__name__} cannot be written in HCL")
+
+
+@lru_cache(maxsize=4096)  # most strings of one group stand in the others, too
+def _quoted(value: str, label: bool) -> str:
+    special = _SPECIAL_IN_LABEL if label else _SPECIAL_IN_VALUE
+    return f'"{special.sub(_escaped, value)}"'
 
 
 def quote_lines(values: Iterable[object], _indent: int = 0) -> str:

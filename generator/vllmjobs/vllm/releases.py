@@ -5,6 +5,7 @@ A release is known as soon as its table lies in `arguments/tables/`, and nothing
 """
 
 import re
+from functools import lru_cache
 from glob import glob  # importlib.resources would take three milliseconds of every command
 
 from vllmjobs import vllm
@@ -26,6 +27,7 @@ def precedes(version: str, other: str) -> bool:
     return order(version) < order(other)
 
 
+@lru_cache
 def order(version: str) -> tuple[object, ...]:
     """Return the key by which versions are sorted; what is no version number is newer than every release."""
     match = _VERSION.fullmatch(version.strip())
