@@ -28,8 +28,8 @@ import yaml
 from timing import ROOT
 
 sys.path.insert(0, str(ROOT / "tests"))
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.deploying import Command
-from vllmjobs_sandbox.cluster.jobs import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 

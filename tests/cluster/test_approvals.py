@@ -15,7 +15,7 @@ from click.testing import CliRunner, Result
 from vllmjobs.cli import main
 from vllmjobs.cluster.deployments import Deployments, where_of
 from vllmjobs.cluster.failures import ForbiddenError, NomadError
-from vllmjobs.cluster.nomad import Nomad, Where
+from vllmjobs.cluster.nomad import NomadApi, Where
 from vllmjobs.deploy.gates import approvals, approved, write_approval
 from vllmjobs.rollout.gates import Approval, Approved, RefusedError, digest, version_to_be
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -65,7 +65,9 @@ class Job:
 
     def person(self, name: str, policy: str = "approver") -> Deployments:
         """A new token of a person."""
-        return Deployments(Nomad(self.secured.environ | {"NOMAD_TOKEN": self.secured.person(name, policy)}))
+        return Deployments(
+            NomadApi(self.secured.environ | {"NOMAD_TOKEN": self.secured.person(name, policy)})
+        )
 
     @property
     def latest(self) -> int | None:
@@ -144,7 +146,7 @@ def test_a_person_may_deploy_what_others_have_approved_and_approve_what_others_d
 
 
 def test_a_manager_is_a_person_like_any_other(job: Job) -> None:
-    manager = Deployments(Nomad(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager}))
+    manager = Deployments(NomadApi(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager}))
     job.approve(manager)
     assert "1 of 2 approvals (Bootstrap Token)" in job.refused()
 
@@ -206,7 +208,7 @@ def test_approvals_at_the_same_time_are_all_kept(job: Job) -> None:
 
 
 def test_what_is_no_approval_in_the_variable_is_passed_over(job: Job) -> None:
-    manager = Deployments(Nomad(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager}))
+    manager = Deployments(NomadApi(job.secured.environ | {"NOMAD_TOKEN": job.secured.manager}))
     one = json.dumps({"accessor": "a", "name": "", "version": 0, "digest": "", "at": ""})
     written = {"note": "hello", "v0.b": one, "v0.c": "[]", "v1.a": one}
     manager.write_variable(f"vllmjobs/approvals/{job.name}", written, 0, job.where)
@@ -233,7 +235,7 @@ def test_a_token_without_the_policy_gets_the_capability_named(job: Job) -> None:
 
 
 def test_nobody_approves_and_nobody_deploys_without_a_token(job: Job) -> None:
-    nobody = Deployments(Nomad(job.secured.environ))
+    nobody = Deployments(NomadApi(job.secured.environ))
     with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
         write_approval(nobody, job.where, None, 0, "d", NOW)
     with pytest.raises(ForbiddenError, match="this cluster has ACLs; set NOMAD_TOKEN"):
@@ -242,13 +244,13 @@ def test_nobody_approves_and_nobody_deploys_without_a_token(job: Job) -> None:
 
 def test_where_none_are_required_nothing_is_asked(job: Job) -> None:
     assert (
-        approved(Deployments(Nomad({"NOMAD_ADDR": "http://127.0.0.1:1"})), job.where, 0, 0, "d", COMMAND)
+        approved(Deployments(NomadApi({"NOMAD_ADDR": "http://127.0.0.1:1"})), job.where, 0, 0, "d", COMMAND)
         is None
     )
 
 
 def test_where_acls_are_off_it_refuses_and_says_why(sandbox: Sandbox) -> None:
-    releases, where = Deployments(Nomad(sandbox.env)), Where("vllm-prod", "default", "global")
+    releases, where = Deployments(NomadApi(sandbox.env)), Where("vllm-prod", "default", "global")
     asks: dict[str, Callable[[], object]] = {
         "deploys": lambda: approved(releases, where, 2, 0, "d", COMMAND),
         "approves": lambda: write_approval(releases, where, None, 0, "d", NOW),

@@ -10,7 +10,7 @@ import pytest
 
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import NomadError
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.gpus.cards import Card
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs_sandbox.cluster.jobs import holder
@@ -27,7 +27,7 @@ JOB = f'job "holds.gpus" {{\n  namespace = "team"\n{holder("two.chats", count=2)
 
 @pytest.fixture
 def cluster(sandbox: Sandbox) -> Cluster:
-    return Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address}))
+    return Cluster(NomadApi({"NOMAD_ADDR": sandbox.nomad_address}))
 
 
 @pytest.fixture
@@ -38,7 +38,7 @@ def team(sandbox: Sandbox) -> Iterator[None]:
         sandbox.run(JOB)
         yield
     finally:
-        cluster = Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address}))
+        cluster = Cluster(NomadApi({"NOMAD_ADDR": sandbox.nomad_address}))
         sandbox.nomad_cli("job", "stop", "-detach", "-namespace", "team", "holds.gpus")
         wait_until(lambda: not held(cluster), SEEN, "its GPUs are free", evidence=lambda: str(held(cluster)))
         sandbox.nomad_cli("job", "stop", "-detach", "-purge", "-namespace", "team", "holds.gpus")
@@ -129,7 +129,7 @@ def test_a_node_that_is_fenced_is_shown_with_what_its_supervisor_wrote(
 
 def refusal(**environ: str) -> str:
     with pytest.raises(NomadError) as error:
-        Cluster(Nomad(environ, timeout=(2, 0.2), sleep=lambda _: None)).devices()
+        Cluster(NomadApi(environ, timeout=(2, 0.2), sleep=lambda _: None)).devices()
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -213,7 +213,7 @@ def stranger(secured: Secured) -> str:
 
 
 def test_tls_and_a_token_that_may_read_nodes_are_enough(secured: Secured, reader: str) -> None:
-    assert Cluster(Nomad(secured.environ | {"NOMAD_TOKEN": reader})).devices() == []
+    assert Cluster(NomadApi(secured.environ | {"NOMAD_TOKEN": reader})).devices() == []
 
 
 @pytest.mark.parametrize(
@@ -233,7 +233,7 @@ def test_the_other_ways_to_say_whom_to_trust(
     folder.mkdir(exist_ok=True)
     (folder / "ours.pem").write_bytes((secured.folder / "nomad-agent-ca.pem").read_bytes())
     monkeypatch.chdir(secured.folder)
-    assert Cluster(Nomad(secured.environ | {"NOMAD_TOKEN": reader} | more)).devices() == []
+    assert Cluster(NomadApi(secured.environ | {"NOMAD_TOKEN": reader} | more)).devices() == []
 
 
 def test_a_wrong_token_and_a_missing_capability_are_told_apart(secured: Secured, stranger: str) -> None:

@@ -24,7 +24,7 @@ from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.fakes.listening import listening
-from vllmjobs_sandbox.traffic.requests import Load, versions
+from vllmjobs_sandbox.traffic.requests import Trickle, versions
 from vllmjobs_sandbox.traffic.served import NEW, OLD, Life, failure, on, serving
 
 QUICK = deploying.QUICK | {"rollout.steps": "[]"}
@@ -143,7 +143,7 @@ def test_promote_has_nothing_to_do_where_no_canary_ever_was(life: Life) -> None:
 
 def test_a_change_is_promoted_on_evidence_share_by_share(life: Life) -> None:
     release, version = life.release, life.version + 1
-    with Load(release.address, per_second=10) as load:
+    with Trickle(release.address, per_second=10) as load:
         ended = deploy(release, max_model_len=life.other, **{"rollout.steps": "[0.5]"})
     assert ended.code == 0, ended.said()
     assert load.failures == []
@@ -171,7 +171,7 @@ SLOW: dict[str, Any] = failure("slow-first-token=1") | LIMIT
 
 
 def test_a_slow_canary_is_refused_with_the_numbers_and_the_old_version_serves_on(life: Life) -> None:
-    with Load(life.release.address, per_second=10) as load:
+    with Trickle(life.release.address, per_second=10) as load:
         ended = deploy(life.release, max_model_len=life.other, **SLOW)
     assert ended.code == 4, ended.said()
     assert load.failures == []
@@ -192,7 +192,7 @@ def test_promote_is_a_persons_word_against_any_verdict_and_rollback_takes_it_bac
     assert ended_with == {version + 1}, "it is followed until the old instances have ended"
     assert running(release) == {version + 1: 1}
 
-    with Load(release.address, per_second=10) as load:
+    with Trickle(release.address, per_second=10) as load:
         ended = run(release, "rollback")
     assert ended.code == 0, ended.said()
     assert load.failures == []
@@ -297,7 +297,7 @@ def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(life: Life) -> None:
         assert goes_on == shlex.join(["vllmjobs", *map(str, words[1:])])
         assert promotes == goes_back.replace(" abort ", " promote ")
         assert release.sandbox.deployment(release.job)["Status"] == "running"
-    with Load(release.address, per_second=10) as load:
+    with Trickle(release.address, per_second=10) as load:
         ended = subprocess.run(goes_back, shell=True, env=release.sandbox.env, check=False)
     assert ended.returncode == 0, "typed as printed, it is of the same job"
     assert load.failures == []
@@ -350,7 +350,7 @@ def test_canaries_without_room_are_refused_before_anything_is_registered(release
 
 def test_blue_green_starts_as_many_as_there_are_and_switches_all_requests_at_once(pair: Life) -> None:
     release = pair.release
-    with Load(release.address, per_second=10) as load:
+    with Trickle(release.address, per_second=10) as load:
         ended = deploy(release, max_model_len=pair.other, **{"rollout.strategy": "blue_green"})
     assert ended.code == 0, ended.said()
     assert load.failures == []
@@ -363,7 +363,7 @@ def test_blue_green_starts_as_many_as_there_are_and_switches_all_requests_at_onc
 
 def test_rolling_replaces_one_after_the_other(pair: Life) -> None:
     release = pair.release
-    with Load(release.address, per_second=10) as load:
+    with Trickle(release.address, per_second=10) as load:
         ended = deploy(release, max_model_len=pair.other, **{"rollout.strategy": "rolling"})
     assert ended.code == 0, ended.said()
     assert load.failures == []

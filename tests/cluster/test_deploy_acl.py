@@ -12,7 +12,7 @@ from vllmjobs_sandbox.cluster.deploying import QUICK, Command, deploying, succee
 from vllmjobs_sandbox.cluster.release import Release
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.cluster.secured import Secured, made, published
-from vllmjobs_sandbox.traffic.requests import Load, versions
+from vllmjobs_sandbox.traffic.requests import Trickle, versions
 
 OLD, NEW = 1024, 2048
 REFUSED = 4
@@ -101,7 +101,7 @@ def test_only_what_two_others_have_approved_is_deployed(secured: Sandbox) -> Non
     Person(secured, "dan", "approver").approves(release, **change)
     assert "1 of 2 approvals (ann); your own does not count" in dan.is_refused(release, **change)
     ben.approves(release, **change)
-    with Load(release.address, per_second=10) as load:
+    with Trickle(release.address, per_second=10) as load:
         deployed = succeeded(dan.deploys(release, **change))
         assert load.answered > 0
     assert load.failures == []

@@ -13,7 +13,7 @@ from vllmjobs_sandbox.cluster.deploying import deploying, succeeded
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.fakes.listening import listening
-from vllmjobs_sandbox.traffic.requests import Load, versions
+from vllmjobs_sandbox.traffic.requests import Trickle, versions
 from vllmjobs_sandbox.traffic.served import DEPLOYED, FAILED, REFUSED, SETTLED, Served
 
 
@@ -88,7 +88,7 @@ def test_a_malformed_route_that_stays_leaves_the_canary_to_which_fabio_goes_on_s
         with deploying(served.release, "--timeout", "10s", max_model_len=served.new) as deploy:
             assert deploy.end() == FAILED, deploy.evidence()
             assert deploy.wait_for("done")["data"]["outcome"] == "left"
-        with Load(served.release.address, per_second=10) as later:
+        with Trickle(served.release.address, per_second=10) as later:
             wait_until(lambda: later.answered > 20, SETTLED, "it is served")
         assert later.failures == []
         served.is_unhurt()

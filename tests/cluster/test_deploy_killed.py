@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from vllmjobs.cluster.deployments import Deployments, where
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy import records
 from vllmjobs.rollout.model import Record
 from vllmjobs_sandbox.cluster.deploying import Clock, Command, deploying, succeeded
@@ -58,7 +58,7 @@ def test_killed_after_it_has_failed_a_change_the_next_run_ends_as_that_would_hav
         outcome="refused",
         reason="chat: error_rate is 1",
     )
-    records.write(Deployments(Nomad(served.sandbox.env)), where(served.release.job), entry)
+    records.write(Deployments(NomadApi(served.sandbox.env)), where(served.release.job), entry)
     served.sandbox.nomad.deployment.fail_deployment(served.sandbox.deployment(served.release.job)["ID"])
     with deploying(served.release, **bad) as again:
         assert again.end() == REFUSED, again.evidence()

@@ -9,7 +9,7 @@ from vllmjobs_sandbox.cluster.deploying import QUICK, deploying, succeeded
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import Release
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.traffic.requests import Load, versions
+from vllmjobs_sandbox.traffic.requests import Trickle, versions
 
 OLD, NEW = 1024, 2048
 REFUSED = 4
@@ -41,7 +41,7 @@ def test_a_canary_that_answers_500_is_refused(release: Release) -> None:
     old = {one["ID"] for one in release.allocations()}
     broken: dict[str, Any] = {"env.VLLMJOBS_STANDIN_FAILURE": "error-rate=1"}
     with (
-        Load(release.address, per_second=20) as load,
+        Trickle(release.address, per_second=20) as load,
         deploying(release, max_model_len=NEW, **broken) as deploy,
     ):
         assert deploy.end() == REFUSED, deploy.evidence()
@@ -53,7 +53,7 @@ def test_a_canary_that_answers_500_is_refused(release: Release) -> None:
 
 def test_blue_green_switches_all_requests_at_once(release: Release) -> None:
     both: dict[str, Any] = {"max_model_len": NEW, "rollout.strategy": "blue_green"}
-    with Load(release.address, per_second=20) as load:
+    with Trickle(release.address, per_second=20) as load:
         deployed = succeeded(deploying(release, **both))
     assert load.failures == []
     kinds = [event["kind"] for event in deployed.events]

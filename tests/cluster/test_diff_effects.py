@@ -30,7 +30,7 @@ from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.project.differences import differences
 from vllmjobs.project.templates import rendered, templates
-from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 

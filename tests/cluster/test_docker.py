@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.docker import ENGINE, IMAGE, Docker
 from vllmjobs_sandbox.cluster.errors import SandboxError
-from vllmjobs_sandbox.cluster.jobs import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.traffic.requests import http

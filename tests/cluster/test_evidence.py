@@ -15,8 +15,8 @@ from typing import Any
 import httpx
 import pytest
 
-from vllmjobs.cluster.consul import Consul
-from vllmjobs.cluster.metrics import MetricsError, Prometheus, probe, scrape
+from vllmjobs.cluster.consul import ConsulApi
+from vllmjobs.cluster.metrics import MetricsError, PrometheusApi, probe, scrape
 from vllmjobs.environment.rollout import Analysis
 from vllmjobs.rollout.analysis import Measurement, compare, judge, quantile, side
 from vllmjobs.rollout.model import Verdict
@@ -26,7 +26,7 @@ from vllmjobs_sandbox.cluster.deploying import QUICK, deploying, succeeded
 from vllmjobs_sandbox.cluster.programs import programs
 from vllmjobs_sandbox.cluster.release import NewRelease
 from vllmjobs_sandbox.fakes.listening import listening
-from vllmjobs_sandbox.traffic.requests import Load
+from vllmjobs_sandbox.traffic.requests import Trickle
 
 SECONDS = 20.0  # for what takes a moment on a busy machine
 WINDOW = 120.0
@@ -307,20 +307,20 @@ def test_prometheus_shows_what_the_instances_show(
         before = requests()
         for server in servers:
             server.ask(20)
-        there = Prometheus(address)
+        there = PrometheusApi(address)
         here = scrape(addresses, SECONDS)
         assert requests() == before + 40
         process.wait_until(lambda: there.samples(addresses) == here, SECONDS, "both show the same")
         assert set(there.samples([addresses[0], "127.0.0.1:1", 'a"}\\|.*'])) == {addresses[0]}
         with pytest.raises(MetricsError, match="is it a Prometheus"):
-            Prometheus(f"{address}/nowhere").samples(addresses)
+            PrometheusApi(f"{address}/nowhere").samples(addresses)
 
 
 def test_a_release_is_judged_by_what_prometheus_shows(release: NewRelease, tmp_path: Path) -> None:
     """It finds the instances as they come and go, and nobody else asks them."""
     half = {"rollout.weight": 0.5, "rollout.steps": "[]", "rollout.analysis.window": "5s"}
     judged = release(**QUICK | half | {"replicas": 1, "rollout.analysis.probe": "false"})
-    consul = Consul(judged.sandbox.env)
+    consul = ConsulApi(judged.sandbox.env)
 
     def instances() -> list[str]:
         return [f"{one.address}:{one.port}" for one in consul.instances(f"{judged.job}-chat")]
@@ -334,7 +334,7 @@ def test_a_release_is_judged_by_what_prometheus_shows(release: NewRelease, tmp_p
         judged.settings["models.chat.rollout.analysis.prometheus.address"] = address
         judged.run()
         judged.wait_until_routed(1024)
-        with Load(judged.address, per_second=20):
+        with Trickle(judged.address, per_second=20):
             broken: dict[str, Any] = {"env.VLLMJOBS_STANDIN_FAILURE": "error-rate=1"}
             with deploying(judged, max_model_len=2048, **broken) as refused:
                 assert refused.end() == 4, refused.evidence()

@@ -10,7 +10,7 @@ import pytest
 
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.supervisor.core.model import GPU_FATAL
-from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease
 from vllmjobs_sandbox.cluster.sandbox import Sandbox

@@ -10,7 +10,6 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import httpx
 import pytest
@@ -19,6 +18,7 @@ from cyclonedx.validation.json import JsonStrictValidator
 
 from vllmjobs.environment.derive import vllm_version
 from vllmjobs.environment.model import Environment, Images, Model
+from vllmjobs.text.json import Json
 from vllmjobs.vllm.releases import NEWEST
 from vllmjobs_sandbox.cluster import image
 from vllmjobs_sandbox.cluster.docker import IMAGE, Docker
@@ -28,7 +28,6 @@ from vllmjobs_sandbox.cluster.programs import CHECKOUT
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.traffic.requests import Answer, ask, http
 
-Json = dict[str, Any]
 NOBODY = 65534
 SECONDS = 60.0
 TOKEN = "hf_thisMustNotBeInAnyLayer"

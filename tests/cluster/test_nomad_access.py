@@ -10,9 +10,9 @@ import pytest
 
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import ForbiddenError, NomadError
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs_sandbox.cluster import ports
-from vllmjobs_sandbox.cluster.nomad import Agent, server_config
+from vllmjobs_sandbox.cluster.nomad import NomadAgent, server_config
 from vllmjobs_sandbox.cluster.process import start, stop
 from vllmjobs_sandbox.cluster.programs import programs
 from vllmjobs_sandbox.cluster.secured import Secured, nomad, secured_server
@@ -91,7 +91,7 @@ NEEDS = {
 def test_a_missing_capability_is_named_with_the_namespace(
     secured: Secured, capabilities: list[str], may: set[str]
 ) -> None:
-    cluster = Cluster(Nomad(secured.environ | {"NOMAD_TOKEN": capable(secured, *capabilities)}))
+    cluster = Cluster(NomadApi(secured.environ | {"NOMAD_TOKEN": capable(secured, *capabilities)}))
     for name, ask in ASK.items():
         if name in may:
             ask(cluster)
@@ -102,7 +102,7 @@ def test_a_missing_capability_is_named_with_the_namespace(
 
 def test_three_capabilities_are_enough_for_a_plan(secured: Secured) -> None:
     cluster = Cluster(
-        Nomad(secured.environ | {"NOMAD_TOKEN": capable(secured, "parse-job", "plan-job", "read-job")})
+        NomadApi(secured.environ | {"NOMAD_TOKEN": capable(secured, "parse-job", "plan-job", "read-job")})
     )
     job = cluster.parse(JOB, "team")
     assert cluster.plan(job)["Diff"]["Type"] == "Added"
@@ -112,7 +112,7 @@ def test_three_capabilities_are_enough_for_a_plan(secured: Secured) -> None:
 
 
 def test_a_capability_in_another_namespace_is_none(secured: Secured) -> None:
-    cluster = Cluster(Nomad(secured.environ | {"NOMAD_TOKEN": capable(secured, "parse-job")}))
+    cluster = Cluster(NomadApi(secured.environ | {"NOMAD_TOKEN": capable(secured, "parse-job")}))
     assert refusal(lambda: cluster.parse(JOB), ForbiddenError).endswith(
         'lacks the ACL capability parse-job or submit-job in namespace "default"'
     )
@@ -130,7 +130,7 @@ def test_a_capability_in_another_namespace_is_none(secured: Secured) -> None:
 def test_a_token_that_is_missing_or_unknown_is_told_as_that(
     secured: Secured, name: str, token: str, said: str
 ) -> None:
-    cluster = Cluster(Nomad(secured.environ | {"NOMAD_TOKEN": token}))
+    cluster = Cluster(NomadApi(secured.environ | {"NOMAD_TOKEN": token}))
     assert (
         refusal(lambda: ASK[name](cluster), ForbiddenError)
         == f"Permission denied; {said.format(NEEDS[name])}"
@@ -139,7 +139,7 @@ def test_a_token_that_is_missing_or_unknown_is_told_as_that(
 
 def test_a_token_that_has_ended_is_told_as_unknown(secured: Secured) -> None:
     token = capable(secured, "read-job")
-    cluster = Cluster(Nomad(secured.environ | {"NOMAD_TOKEN": token}))
+    cluster = Cluster(NomadApi(secured.environ | {"NOMAD_TOKEN": token}))
     assert cluster.job("reads/plans", "team") is None
     me = cluster.nomad.api.acl.get_self_token()["AccessorID"]
     secured.nomad("acl", "token", "delete", me)
@@ -153,7 +153,7 @@ def test_a_token_that_has_ended_is_told_as_unknown(secured: Secured) -> None:
 
 def test_a_server_without_a_leader_and_one_that_has_too_many_connections(tmp_path: Path) -> None:
     block = ports.take_block()
-    agent = Agent("lone", block.take(), block.take(), block.take())
+    agent = NomadAgent("lone", block.take(), block.take(), block.take())
     config = tmp_path / "server.hcl"
     config.write_text(
         server_config(agent, f"{tmp_path}/data", "127.0.0.1:1", servers=3)
@@ -161,7 +161,7 @@ def test_a_server_without_a_leader_and_one_that_has_too_many_connections(tmp_pat
     )
     server = start("nomad", [programs()["nomad"], "agent", "-config", config], tmp_path / "log", {})
     try:
-        first, second = (Cluster(Nomad({"NOMAD_ADDR": agent.address}, pauses=())) for _ in range(2))
+        first, second = (Cluster(NomadApi({"NOMAD_ADDR": agent.address}, pauses=())) for _ in range(2))
         server.wait_until(first.nomad.version, 60, "it answers", ignoring=(NomadError,))
         assert refusal(lambda: first.job("reads/plans")) == (
             "500: No cluster leader; do enough of its servers run, and reach each other?"
@@ -180,7 +180,7 @@ def test_a_server_without_a_leader_and_one_that_has_too_many_connections(tmp_pat
 
 def test_a_client_certificate_that_is_wanted_is_asked_for(secured: Secured) -> None:
     environ = {key: secured.environ[key] for key in ("NOMAD_ADDR", "NOMAD_CACERT")}
-    cluster = Cluster(Nomad(environ, sleep=lambda _: None))
+    cluster = Cluster(NomadApi(environ, sleep=lambda _: None))
     wanted = "it wants a client certificate; set NOMAD_CLIENT_CERT and NOMAD_CLIENT_KEY"
     assert refusal(cluster.devices) == wanted
     # So large that the server hangs up while it is still being sent, and why is not always heard.
@@ -195,7 +195,7 @@ def test_a_client_certificate_of_another_ca_is_told(secured: Secured, tmp_path: 
     nomad(tmp_path, "tls", "ca", "create")
     nomad(tmp_path, "tls", "cert", "create", "-client", "-region", "global")
     cluster = Cluster(
-        Nomad(
+        NomadApi(
             secured.environ
             | {
                 "NOMAD_CLIENT_CERT": str(tmp_path / "global-client-nomad.pem"),
@@ -215,13 +215,13 @@ def test_one_file_may_hold_the_certificate_and_its_key(secured: Secured, tmp_pat
         + Path(secured.environ["NOMAD_CLIENT_KEY"]).read_bytes()
     )
     more = {"NOMAD_CLIENT_CERT": str(both), "NOMAD_CLIENT_KEY": "", "NOMAD_TOKEN": secured.manager}
-    assert Cluster(Nomad(secured.environ | more)).devices() == []
+    assert Cluster(NomadApi(secured.environ | more)).devices() == []
 
 
 def test_a_certificate_that_cannot_be_used_is_told_with_its_file(secured: Secured) -> None:
     def said(**more: str) -> str:
         with pytest.raises(NomadError) as error:
-            Cluster(Nomad(secured.environ | more))
+            Cluster(NomadApi(secured.environ | more))
         return str(error.value).replace(str(secured.folder), "…")
 
     folder = secured.folder

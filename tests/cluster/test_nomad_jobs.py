@@ -10,7 +10,7 @@ import pytest
 
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import InvalidJobError, NomadError
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 
@@ -39,7 +39,7 @@ job "reads/plans" {
 
 @pytest.fixture
 def cluster(sandbox: Sandbox) -> Cluster:
-    return Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address}))
+    return Cluster(NomadApi({"NOMAD_ADDR": sandbox.nomad_address}))
 
 
 @pytest.fixture
@@ -123,7 +123,7 @@ def test_the_namespace_is_the_one_in_which_the_nomad_command_would_plan_the_job(
     sandbox: Sandbox, environ: dict[str, str], own: str, namespace: str
 ) -> None:
     hcl = JOB.replace("{\n", f'{{\n  namespace = "{own}"\n', 1) if own else JOB
-    cluster = Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address, **environ}))
+    cluster = Cluster(NomadApi({"NOMAD_ADDR": sandbox.nomad_address, **environ}))
     job = cluster.parse(hcl)
     assert job["Namespace"] == namespace
     env = {**sandbox.env, **environ}
@@ -140,7 +140,7 @@ def test_the_namespace_is_the_one_in_which_the_nomad_command_would_plan_the_job(
 
 
 def test_a_namespace_that_is_none_is_named_with_what_makes_it(sandbox: Sandbox) -> None:
-    cluster = Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address, "NOMAD_NAMESPACE": "mars"}))
+    cluster = Cluster(NomadApi({"NOMAD_ADDR": sandbox.nomad_address, "NOMAD_NAMESPACE": "mars"}))
     assert cluster.job("reads/plans") is None
     assert refusal(lambda: cluster.plan(cluster.parse(JOB))) == (
         f"{sandbox.nomad_address}: there is no namespace 'mars', which NOMAD_NAMESPACE or the job names; "
@@ -149,7 +149,7 @@ def test_a_namespace_that_is_none_is_named_with_what_makes_it(sandbox: Sandbox) 
 
 
 def test_a_region_that_is_none_is_named(sandbox: Sandbox) -> None:
-    cluster = Cluster(Nomad({"NOMAD_ADDR": sandbox.nomad_address}))
+    cluster = Cluster(NomadApi({"NOMAD_ADDR": sandbox.nomad_address}))
     said = (
         f"{sandbox.nomad_address}: there is no region 'mars', which NOMAD_REGION or the job names: "
         "500: No path to region"
@@ -215,7 +215,7 @@ def test_a_token_that_stands_in_a_job_is_not_repeated(cluster: Cluster) -> None:
 def test_a_task_asks_through_its_socket_with_its_own_identity(running: Path) -> None:
     socket, identity = running / "secrets" / "api.sock", (running / "secrets" / "nomad_token").read_text()
     for address in (f"unix://{socket}", f"unix:{socket}"):
-        cluster = Cluster(Nomad({"NOMAD_ADDR": address, "NOMAD_TOKEN": identity}))
+        cluster = Cluster(NomadApi({"NOMAD_ADDR": address, "NOMAD_TOKEN": identity}))
         assert cluster.address == address
         assert len(cluster.devices()) == 8
         assert cluster.parse(JOB)["ID"] == "reads/plans"
@@ -226,7 +226,9 @@ def test_a_task_asks_through_its_socket_with_its_own_identity(running: Path) -> 
 def test_a_plan_needs_an_acl_token_and_takes_no_identity_for_one(running: Path) -> None:
     """Though this sandbox has no ACLs: Nomad looks it up all the same."""
     address = f"unix://{running}/secrets/api.sock"
-    cluster = Cluster(Nomad({"NOMAD_ADDR": address, "NOMAD_TOKEN": "11111111-2222-3333-4444-555555555555"}))
+    cluster = Cluster(
+        NomadApi({"NOMAD_ADDR": address, "NOMAD_TOKEN": "11111111-2222-3333-4444-555555555555"})
+    )
     job = cluster.parse(JOB)
     assert cluster.plan(job)["Diff"]["Type"] == "None"
     # What this agent, which is no server, is told by one, it wraps.
@@ -234,7 +236,7 @@ def test_a_plan_needs_an_acl_token_and_takes_no_identity_for_one(running: Path) 
         f"{address}: the job is refused:\n  job priority must be between [1, 100]"
     )
     identity = Cluster(
-        Nomad({"NOMAD_ADDR": address, "NOMAD_TOKEN": (running / "secrets" / "nomad_token").read_text()})
+        NomadApi({"NOMAD_ADDR": address, "NOMAD_TOKEN": (running / "secrets" / "nomad_token").read_text()})
     )
     assert refusal(lambda: identity.plan(job)).endswith(
         ": NOMAD_TOKEN is a workload identity, or no token; Nomad plans only with an ACL token"
@@ -243,7 +245,7 @@ def test_a_plan_needs_an_acl_token_and_takes_no_identity_for_one(running: Path) 
 
 def test_a_socket_that_wants_a_token_says_so(running: Path) -> None:
     address = f"unix://{running}/secrets/api.sock"
-    assert refusal(Cluster(Nomad({"NOMAD_ADDR": address})).devices) == (
+    assert refusal(Cluster(NomadApi({"NOMAD_ADDR": address})).devices) == (
         f"{address}: 401 Unauthorized: a token is wanted here; set NOMAD_TOKEN"
     )
 
@@ -252,6 +254,6 @@ def test_a_socket_that_is_none_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     for name, said in (("none", "No such file or directory"), ("file", "Connection refused")):
         address = f"unix://{tmp_path}/{name}"
-        assert refusal(Cluster(Nomad({"NOMAD_ADDR": address})).devices) == (
+        assert refusal(Cluster(NomadApi({"NOMAD_ADDR": address})).devices) == (
             f"{address}: cannot be reached ({said}); is NOMAD_ADDR right, and Nomad running?"
         )

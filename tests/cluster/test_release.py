@@ -9,7 +9,7 @@ import pytest
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import ROUTED, NewRelease, Release, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.traffic.requests import Load, ask, http, versions
+from vllmjobs_sandbox.traffic.requests import Trickle, ask, http, versions
 
 OLD, NEW = 1024, 2048
 TOKENS_PER_SECOND = 200  # of the stand-in engine
@@ -122,7 +122,7 @@ def test_old_and_canary_both_answer_through_fabio(canary: Release) -> None:
 
 def test_a_promotion_leaves_only_the_new_version_and_fails_no_request(canary: Release) -> None:
     old = {one["ID"] for one in canary.allocations() if one["JobVersion"] == 0}
-    with Load(canary.address) as load:
+    with Trickle(canary.address) as load:
         canary.sandbox.promote(canary.job)
         promoted = canary.sandbox.wait_until_healthy(canary.job)
         wait_until(lambda: not old & {one["ID"] for one in canary.allocations()}, 90, "the old ones stopped")

@@ -19,7 +19,7 @@ from vllmjobs.cluster.failures import (
     NotHealthyError,
 )
 from vllmjobs.cluster.logs import TaskLogs
-from vllmjobs.cluster.nomad import Nomad, Where
+from vllmjobs.cluster.nomad import NomadApi, Where
 from vllmjobs.deploy import records
 from vllmjobs.rollout.deployments import address
 from vllmjobs.rollout.model import Number, Record, Verdict
@@ -34,7 +34,7 @@ NO_DEPLOYMENT = "11111111-2222-3333-4444-555555555555"
 
 @pytest.fixture
 def nomad(sandbox: Sandbox) -> Deployments:
-    return Deployments(Nomad(sandbox.env))
+    return Deployments(NomadApi(sandbox.env))
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +115,7 @@ def test_waiting_for_a_deployment_ends_with_its_next_change_and_a_revert_goes_wh
     assert seen
     assert index == seen["ModifyIndex"]
     assert nomad.deployment_by_id(id, there, index, 0.1) == (seen, index)
-    waiter = Deployments(Nomad(sandbox.env))
+    waiter = Deployments(NomadApi(sandbox.env))
     woken: list[Any] = []
     waiting = threading.Thread(target=lambda: woken.append(waiter.deployment_by_id(id, there, index, 60)))
     waiting.start()
@@ -194,7 +194,9 @@ def test_records_are_kept_of_the_newest_versions_whoever_else_writes(
     there = where(release().job)
     assert records.read(nomad, there) == []
     writers = [
-        threading.Thread(target=records.write, args=(Deployments(Nomad(sandbox.env)), there, entry(version)))
+        threading.Thread(
+            target=records.write, args=(Deployments(NomadApi(sandbox.env)), there, entry(version))
+        )
         for version in range(4)
     ]
     for writer in writers:
@@ -281,7 +283,7 @@ VARIABLE = "vllmjobs/releases/chat"
 
 def deployment(secured: Secured) -> str:
     """Of the job, which waits for a node."""
-    nomad = Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": secured.manager}))
+    nomad = Deployments(NomadApi(secured.environ | {"NOMAD_TOKEN": secured.manager}))
     found = wait_until(lambda: nomad.of_job(TEAM), 30, "the job has a deployment")
     id: str = found[0]["ID"]
     return id
@@ -344,7 +346,7 @@ def policy(*capabilities: str, variables: str = "") -> str:
 def test_each_call_needs_the_capability_that_it_names(
     secured: Secured, name: str, rules: str, may: set[str]
 ) -> None:
-    nomad = Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": secured.token(name, rules)}))
+    nomad = Deployments(NomadApi(secured.environ | {"NOMAD_TOKEN": secured.token(name, rules)}))
     allowed = set()
     for call, ask in calls(deployment(secured)).items():
         try:
@@ -360,10 +362,10 @@ def test_each_call_needs_the_capability_that_it_names(
 
 def test_who_asks_is_told_by_the_token(secured: Secured, sandbox: Sandbox) -> None:
     secret = secured.token("alice", policy("read-job"))
-    token = Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": secret})).token()
+    token = Deployments(NomadApi(secured.environ | {"NOMAD_TOKEN": secret})).token()
     assert token
     assert len(token.accessor) == 36
-    assert Deployments(Nomad(sandbox.env)).token() is None
+    assert Deployments(NomadApi(sandbox.env)).token() is None
     for unknown in ("", NO_DEPLOYMENT, "not-even-a-uuid"):
         with pytest.raises(ForbiddenError):
-            Deployments(Nomad(secured.environ | {"NOMAD_TOKEN": unknown})).token()
+            Deployments(NomadApi(secured.environ | {"NOMAD_TOKEN": unknown})).token()

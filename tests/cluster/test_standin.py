@@ -23,6 +23,7 @@ import openai
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.programs import ROOM
 from vllmjobs_sandbox.engine import knobs
 
@@ -37,7 +38,6 @@ QUICK = {
 DEADLINE = 15.0  # seconds, for what takes a moment on a busy machine
 
 Start = Callable[..., "StandIn"]
-Json = dict[str, Any]
 T = TypeVar("T")
 
 PLAIN_HTTP = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)  # unused, and cheaper than httpx's own

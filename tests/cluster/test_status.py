@@ -18,7 +18,7 @@ from click.testing import CliRunner, Result
 from vllmjobs.cli.logs import logs
 from vllmjobs.cli.status import history, status
 from vllmjobs.cluster.deployments import Deployments, where
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy import records
 from vllmjobs.environment.problems import UserError
 from vllmjobs.rollout.model import Number, Record, Verdict
@@ -150,7 +150,7 @@ def test_history_tells_what_nomad_knows_and_what_was_recorded(sandbox: Sandbox, 
         version=1, at="2026-11-23T21:04:05.678Z", by="alice", outcome="refused", reason="too slow",
         now="fire", verdicts={"chat": VERDICT},
     )  # fmt: skip
-    records.write(Deployments(Nomad(sandbox.env)), where(shown.job), refused)
+    records.write(Deployments(NomadApi(sandbox.env)), where(shown.job), refused)
     text = run(history, shown)
     assert re.search(r"\n1 +20\S+ \S+ +alice +refused +pass .*current\n0 ", text)
     assert "\nversion 1: too slow\n" in text
@@ -166,7 +166,7 @@ def test_canaries_are_shown_beside_what_serves_with_what_to_type_next(
     entry = Record(
         version=1, at="2026-11-23T21:04:05.678Z", by="alice", steps={"chat": 0}, verdicts={"chat": VERDICT}
     )
-    records.write(Deployments(Nomad(sandbox.env)), where(shown.job), entry)
+    records.write(Deployments(NomadApi(sandbox.env)), where(shown.job), entry)
     shown.wait_until_routed(2048)
     text = run(status, shown)
     assert text.splitlines()[0] == f"{shown.job}: version 1 waits for its promotion: 1 of 1 canaries healthy"

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import NewRelease, Release, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox

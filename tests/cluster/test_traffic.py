@@ -23,7 +23,7 @@ import httpx
 import pytest
 
 from vllmjobs.cli.common import Selection
-from vllmjobs.cluster.consul import Consul
+from vllmjobs.cluster.consul import ConsulApi
 from vllmjobs.deploy.traffic import Traffic, TrafficError
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
@@ -51,7 +51,7 @@ class Job:
 
     def __post_init__(self) -> None:
         self.environment = Selection(self._name, tuple(self._settings()), self.sandbox.folder).environment
-        self.consul = Consul(self.sandbox.env)
+        self.consul = ConsulApi(self.sandbox.env)
         self.address = {"fabio": self.sandbox.fabio_address, "nginx": self.sandbox.nginx_address}[self.kind]
         self.headers = {"Host": self.settings.get("route.host") or httpx.URL(self.address).netloc.decode()}
 

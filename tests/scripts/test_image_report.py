@@ -9,15 +9,14 @@ import re
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 from cyclonedx.schema import SchemaVersion
 from cyclonedx.validation.json import JsonStrictValidator
 
+from vllmjobs.text.json import Json
 from vllmjobs.vllm.releases import NEWEST
 
-Json = dict[str, Any]
 SCRIPTS = Path(__file__).parents[2] / "scripts"
 CANARY = "django==3.2.0"
 KNOWN: Json = {"id": "PYSEC-2021-439", "aliases": ["CVE-2021-35042"], "fix_versions": ["3.2.5"]}

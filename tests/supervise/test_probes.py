@@ -18,7 +18,7 @@ import pytest
 from vllmjobs.supervisor import probes
 from vllmjobs.supervisor.core import engines
 from vllmjobs.supervisor.core.model import Probed
-from vllmjobs.supervisor.core.progress import Sample, progressed
+from vllmjobs.supervisor.core.progress import ProbeResult, progressed
 from vllmjobs.supervisor.http_client import LOOPBACK
 from vllmjobs.supervisor.probes import Timeouts, probe
 from vllmjobs_sandbox.cluster import process
@@ -42,25 +42,27 @@ class Engine:
         self.port = port
         self.target = engines.Engine("chat-0", (), {}, port=port)
 
-    def probe(self, before: Sample | None = None, timeouts: Timeouts = PATIENT) -> tuple[Sample, Probed]:
+    def probe(
+        self, before: ProbeResult | None = None, timeouts: Timeouts = PATIENT
+    ) -> tuple[ProbeResult, Probed]:
         return asyncio.run(probe(self.target, before, timeouts))
 
     def until(
         self,
-        condition: Callable[[Sample, Probed], bool],
+        condition: Callable[[ProbeResult, Probed], bool],
         timeouts: Timeouts = PATIENT,
-        last: Sample | None = None,
-    ) -> Sample:
+        last: ProbeResult | None = None,
+    ) -> ProbeResult:
         """Probe again and again until it shows this; the last sample."""
 
-        def shown() -> Sample | None:
+        def shown() -> ProbeResult | None:
             nonlocal last
             last, seen = self.probe(last, timeouts)
             return last if condition(last, seen) else None
 
         return self.process.wait_until(shown, 15, "a probe shows it")
 
-    def until_it_serves(self) -> Sample:
+    def until_it_serves(self) -> ProbeResult:
         return self.until(lambda _, seen: seen.serves)
 
     @contextmanager
@@ -266,7 +268,7 @@ def test_an_engine_that_drains_says_what_is_unanswered(start: Start) -> None:
 
 def served(
     answer: Callable[[bytes, bytes], bytes], timeouts: Timeouts = PATIENT, **options: Any
-) -> tuple[Sample, Probed]:
+) -> tuple[ProbeResult, Probed]:
     """Probe a server that sends these bytes for a path and a body, and then closes."""
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -285,8 +287,8 @@ def with_server(
     served_name: str | None = "m",
     host: str = "127.0.0.1",
     tls: ssl.SSLContext | None = None,
-) -> tuple[Sample, Probed]:
-    async def run() -> tuple[Sample, Probed]:
+) -> tuple[ProbeResult, Probed]:
+    async def run() -> tuple[ProbeResult, Probed]:
         async with await asyncio.start_server(serve, LOOPBACK.get(host, host), 0, ssl=tls) as server:
             port = server.sockets[0].getsockname()[1]
             target = engines.Engine("chat-0", (), {}, host, port, served_name, tls=tls is not None)

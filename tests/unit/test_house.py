@@ -176,3 +176,22 @@ def test_every_module_and_class_says_what_it_is(package: Path) -> None:
         if isinstance(node, ast.Module | ast.ClassDef) and not ast.get_docstring(node)
     ]
     assert silent == []
+
+
+def names_of_types(path: Path) -> Iterator[str]:
+    """Yield the public classes and type aliases of a module: `Deadlines`, and `Json = dict[str, Any]`."""
+    for node in ast.parse(path.read_text()).body:
+        match node:
+            case ast.ClassDef(name=name) | ast.Assign(targets=[ast.Name(id=name)]):
+                if name[0].isupper() and not name.isupper():
+                    yield name
+
+
+@pytest.mark.parametrize("package", [PACKAGE, SANDBOX], ids=lambda path: path.name)
+def test_each_class_has_a_name_of_its_own(package: Path) -> None:
+    """One name, one meaning: nobody has to look from which room a `Group` comes."""
+    places: dict[str, list[str]] = {}
+    for path in modules(package):
+        for name in names_of_types(path):
+            places.setdefault(name, []).append(str(path.relative_to(package)))
+    assert {name: found for name, found in places.items() if len(found) > 1} == {}

@@ -16,7 +16,7 @@ from vllmjobs.balancers.shares import Shares, share_key, share_text
 from vllmjobs.environment import derive
 from vllmjobs.environment.derive import Deadlines
 from vllmjobs.environment.model import Environment, Model, Route
-from vllmjobs.environment.problems import Path, Severity
+from vllmjobs.environment.problems import KeyPath, Severity
 from vllmjobs.environment.quantity import seconds
 
 START_S = 360.0  # the docker driver's own limit for a pull is 5 minutes
@@ -33,7 +33,7 @@ class OwnRule(NamedTuple):
 
     id: str
     severity: Severity
-    find: Callable[[Environment], Iterator[tuple[Path, str]]]
+    find: Callable[[Environment], Iterator[tuple[KeyPath, str]]]
 
 
 @dataclass(frozen=True, slots=True)

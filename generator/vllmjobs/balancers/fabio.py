@@ -11,12 +11,12 @@ from vllmjobs.balancers.shares import Shares
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment, Route
 from vllmjobs.environment.placement import Placement
-from vllmjobs.environment.problems import Path
+from vllmjobs.environment.problems import KeyPath
 
 MIN_WEIGHT = 0.0001  # Fabio resolves 0.01 %
 
 
-def fabio_has_its_ports_to_itself(environment: Environment) -> Iterator[tuple[Path, str]]:
+def fabio_has_its_ports_to_itself(environment: Environment) -> Iterator[tuple[KeyPath, str]]:
     """Find a model's fixed port that is Fabio's. Fabio is on every node, so the model finds none."""
     fabio = Fabio(environment)
     if fabio.settings.node_pool or fabio.settings.placement != Placement():

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from vllmjobs.changes import effects
 from vllmjobs.changes.hiding import named, shown
 from vllmjobs.changes.jobs.canonical import is_nothing
-from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree, less
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Tree, TreePath, less
 from vllmjobs.changes.model import Field
 
 # Nomad compares these one by one, in their order; of all others the order means nothing.
@@ -18,7 +18,7 @@ _ORDERED = {"template", "artifact", "volume_mount", "identity", "mount", "secret
 class _Difference(NamedTuple):
     """One place that differs; None stands for a value that is not there."""
 
-    path: Path
+    path: TreePath
     before: Item
     after: Item
     preceding: tuple[Item, Item] = (None, None)  # in a list: an option may stand in front of a secret
@@ -29,7 +29,7 @@ def fields(before: Tree, after: Tree, of_job: bool = False) -> tuple[Field, ...]
     return tuple(_field(difference, of_job) for difference in _differences((), before, after))
 
 
-def _differences(path: Path, before: Item, after: Item) -> Iterator[_Difference]:
+def _differences(path: TreePath, before: Item, after: Item) -> Iterator[_Difference]:
     if before == after and repr(before) == repr(after):  # to Python, 1 is true, and [1] is [true]
         return
     if (before is None and is_nothing(path, after)) or (after is None and is_nothing(path, before)):
@@ -44,7 +44,7 @@ def _differences(path: Path, before: Item, after: Item) -> Iterator[_Difference]
         yield _Difference(path, before, after)
 
 
-def _of_blocks(path: Path, before: Tree | None, after: Tree | None) -> Iterator[_Difference]:
+def _of_blocks(path: TreePath, before: Tree | None, after: Tree | None) -> Iterator[_Difference]:
     old, new = (_without_label(path, tree or {}) for tree in (before, after))
     if path[-1:] == ("service",):
         old = yield from _renamed(path, old, new)
@@ -57,7 +57,7 @@ def _of_blocks(path: Path, before: Tree | None, after: Tree | None) -> Iterator[
         yield _Difference(path, ", ".join(old), ", ".join(new))
 
 
-def _renamed(path: Path, old: Tree, new: Tree) -> Generator[_Difference, None, Tree]:
+def _renamed(path: TreePath, old: Tree, new: Tree) -> Generator[_Difference, None, Tree]:
     """Return the old services, with the only one that goes renamed to the only one that comes.
 
     Nomad's own diff has it so.
@@ -73,7 +73,7 @@ def _renamed(path: Path, old: Tree, new: Tree) -> Generator[_Difference, None, T
     return less(old, (gone,)) | {come: service}
 
 
-def _of_lists(path: Path, before: list[Item], after: list[Item]) -> Iterator[_Difference]:
+def _of_lists(path: TreePath, before: list[Item], after: list[Item]) -> Iterator[_Difference]:
     """Yield items that come, go or change; an item that only moves goes and comes."""
     old, new = ([json.dumps(item, sort_keys=True) for item in items] for items in (before, after))
     for kind, i, j, k, m in SequenceMatcher(None, old, new, autojunk=False).get_opcodes():
@@ -92,7 +92,7 @@ def _preceding(items: list[Item], end: int) -> Item:
     return items[end - 1] if 0 < end <= len(items) else None
 
 
-def _without_label(path: Path, tree: Tree) -> Tree:
+def _without_label(path: TreePath, tree: Tree) -> Tree:
     """Return a block's words, less the one that its place already tells."""
     names = NAMED_BY.get(path[-2], ()) if len(path) > 1 else ()
     return {word: value for word, value in tree.items() if not (word in names and value == path[-1])}
@@ -120,7 +120,7 @@ def _field(difference: _Difference, of_job: bool) -> Field:
     )
 
 
-def _safe(path: Path, item: Item, previous: Item = None) -> Item:
+def _safe(path: TreePath, item: Item, previous: Item = None) -> Item:
     """Return the value, less what may be secret in it; `previous` is the item before it in a list."""
     if isinstance(item, dict):
         return {word: _safe((*path, word), value) for word, value in item.items()}

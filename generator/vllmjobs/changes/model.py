@@ -5,17 +5,12 @@ Whoever makes a `Field` has hidden what may be a secret: see `vllmjobs.changes.h
 
 from typing import Annotated, Literal
 
-import msgspec
-
 from vllmjobs.environment.placement import doc
+from vllmjobs.text.value import Value
 
 VERSION = 1  # of the JSON: raised when a name goes, or means another thing; a new name does not raise it
 
 GroupAction = Literal["new", "gone", "destructive", "in-place", "scale-up", "scale-down"]
-
-
-class Value(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=False):
-    """The base of all these values: never changed, and every name is always there."""
 
 
 class Field(Value, frozen=True):

@@ -5,7 +5,7 @@ from functools import partial
 from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
 from vllmjobs.environment.derive import argument_name
-from vllmjobs.environment.problems import Path
+from vllmjobs.environment.problems import KeyPath
 from vllmjobs.vllm.releases import NEWEST
 
 # Set by vllmjobs from other keys of the environment.
@@ -40,7 +40,7 @@ UNREACHABLE = {
     "ssl-certfile": "makes vLLM speak TLS, but its check and the balancer speak HTTP; leave it out",
     "nnodes": "waits for servers on other nodes, but each allocation is a server of its own; leave it out",
 }
-_OWN_PATHS: dict[str, Path] = {
+_OWN_PATHS: dict[str, KeyPath] = {
     "served-model-name": ("model",),
     "max-model-len": ("max_model_len",),
     "gpu-memory-utilization": ("gpu_memory_utilization",),

@@ -19,9 +19,9 @@ from vllmjobs.check.rule import REGISTERED, Rule
 from vllmjobs.check.subject import Facts, Whole
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import INVALID, Mark, Path, Problem, UserError
+from vllmjobs.environment.problems import INVALID, KeyPath, Mark, Problem, UserError
 from vllmjobs.environment.secrets import without_secrets
-from vllmjobs.environment.tree import Node, locate
+from vllmjobs.environment.tree import YamlNode, locate
 
 SHARED = "VJ003"
 # Each of these modules registers its rules when it is imported.
@@ -41,7 +41,7 @@ NAMES = {rule.id: rule.name for rule in (*OTHERS, *RULES)}
 SEVERITIES = {rule.id: rule.severity for rule in (*OTHERS, *RULES)}
 
 
-def check(environment: Environment, tree: Node, facts: Facts) -> list[Problem]:
+def check(environment: Environment, tree: YamlNode, facts: Facts) -> list[Problem]:
     """Return every finding of every rule, each at the place that it is about."""
     whole = Whole(environment, facts)
     return [
@@ -61,7 +61,7 @@ def shared_jobs(environments: dict[str, Environment]) -> list[Problem]:
     """Find environments, by their files, that are one job or service: each run disturbs the other."""
     jobs: dict[tuple[str | None, ...], str] = {}
     services: dict[tuple[str | None, ...], str] = {}
-    problems: list[tuple[str, Path, str]] = []
+    problems: list[tuple[str, KeyPath, str]] = []
     for file, environment in environments.items():
         nomad = environment.nomad
         other = jobs.setdefault((environment.job, nomad.namespace, nomad.region), file)

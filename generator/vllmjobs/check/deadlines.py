@@ -2,7 +2,7 @@
 
 from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
-from vllmjobs.environment.problems import Path
+from vllmjobs.environment.problems import KeyPath
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.supervision import is_supervised, load_timeout
 
@@ -90,5 +90,5 @@ def health_checks_are_valid(subject: Subject) -> Findings:
             yield ("health", key), f"must be at least 1s (got {value}); Nomad refuses less"
 
 
-def _kill_timeout(subject: Subject) -> Path:
+def _kill_timeout(subject: Subject) -> KeyPath:
     return ("drain", "kill_timeout" if subject.model.drain.kill_timeout else "longest_stream")

@@ -4,7 +4,7 @@ from vllmjobs.balancers import balancer_of
 from vllmjobs.check.rule import Findings, environment_rule, in_models, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment import derive
-from vllmjobs.environment.problems import Path
+from vllmjobs.environment.problems import KeyPath
 from vllmjobs.environment.quantity import mebibytes
 from vllmjobs.environment.server import Container
 
@@ -17,7 +17,7 @@ DENIED = "the exec driver refuses root (user.denylist of the clients); name anot
 def service_names_fit(whole: Whole) -> Findings:
     """Find service names longer than a DNS label."""
     environment = whole.environment
-    named: dict[Path, str] = {
+    named: dict[KeyPath, str] = {
         ("models", key): derive.service_name(environment, key) for key in environment.models
     }
     if service := balancer_of(environment).service:
@@ -56,7 +56,7 @@ def resources_are_consistent(whole: Whole) -> Findings:
     """Find CPU, memory, disk or logs that contradict each other. Nomad refuses such a `resources` block."""
     yield from in_models(whole, _resources)
     environment = whole.environment
-    amounts: dict[Path, str] = {("prefetch", "memory"): environment.prefetch.memory}
+    amounts: dict[KeyPath, str] = {("prefetch", "memory"): environment.prefetch.memory}
     if backup := environment.cache_backup:
         amounts[("cache_backup", "memory")] = backup.memory
     if prometheus := environment.monitoring.prometheus:
@@ -81,7 +81,7 @@ def driver_can_do_it(whole: Whole) -> Findings:
                     f"the exec driver of {name} does not see a directory of the host; use a bucket (s3://…)",
                 )
     if prometheus := environment.monitoring.prometheus:
-        at: Path = ("monitoring", "prometheus")
+        at: KeyPath = ("monitoring", "prometheus")
         if prometheus.driver == "exec" and derive.is_root(prometheus.user):
             yield (*at, "user"), DENIED
         if prometheus.driver == "raw_exec" and prometheus.volume:

@@ -5,7 +5,7 @@ from functools import partial
 
 from vllmjobs.check.rule import Findings, model_rule
 from vllmjobs.check.subject import Subject
-from vllmjobs.environment.problems import Path, Severity
+from vllmjobs.environment.problems import KeyPath, Severity
 from vllmjobs.vllm.memory.gpus import gpus
 from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
 from vllmjobs.vllm.memory.shape import Shape
@@ -60,11 +60,11 @@ def utilization_leaves_room(subject: Subject) -> Findings:
     yield ("gpu_memory_utilization",), message
 
 
-def _length(subject: Subject) -> Path:
+def _length(subject: Subject) -> KeyPath:
     return ("max_model_len",) if subject.model.max_model_len else ("model",)
 
 
-def _numbers(subject: Subject) -> Path:
+def _numbers(subject: Subject) -> KeyPath:
     """Return the key that decides the form of the weights: `quantization`, else `dtype`, else the GPU."""
     for name in ("quantization", "dtype"):
         if (path := _argument(subject, name)) != ("args",):
@@ -72,20 +72,20 @@ def _numbers(subject: Subject) -> Path:
     return ("gpus", "model")
 
 
-def _argument(subject: Subject, name: str) -> Path:
+def _argument(subject: Subject, name: str) -> KeyPath:
     written = subject.written.get(name)
     return ("args", written) if written else ("args",)
 
 
-def _stages(subject: Subject) -> Path:
+def _stages(subject: Subject) -> KeyPath:
     return _argument(subject, "pipeline-parallel-size")
 
 
-def _gpus(_: Subject) -> Path:
+def _gpus(_: Subject) -> KeyPath:
     return ("gpus", "count")
 
 
-def _obstacles(subject: Subject, kind: str, severity: Severity, at: Callable[[Subject], Path]) -> Findings:
+def _obstacles(subject: Subject, kind: str, severity: Severity, at: Callable[[Subject], KeyPath]) -> Findings:
     """Yield the obstacles of one kind and severity, at the key that they come from."""
     for obstacle in subject.obstacles:
         if (obstacle.kind, obstacle.severity) == (kind, severity):
@@ -93,7 +93,7 @@ def _obstacles(subject: Subject, kind: str, severity: Severity, at: Callable[[Su
 
 
 # The rules that pass on the obstacles of one kind (`vllm/memory/obstacles.py`), and nothing else.
-PASSED_ON: tuple[tuple[str, str, Severity, Callable[[Subject], Path], str, str], ...] = (
+PASSED_ON: tuple[tuple[str, str, Severity, Callable[[Subject], KeyPath], str, str], ...] = (
     ("VJ210", "layers", "error", _stages, "layers-fill-the-pipeline", "More pipeline stages than layers."),
     ("VJ211", "heads", "error", _gpus, "heads-divide", "Attention heads that the GPUs do not divide."),
     ("VJ212", "vocabulary", "error", _gpus, "vocabulary-divides",

@@ -8,7 +8,7 @@ from vllmjobs.balancers import balancer_of
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.placement import Placement
-from vllmjobs.environment.problems import Path
+from vllmjobs.environment.problems import KeyPath
 from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.vllm.memory.gpus import Gpu, gpu, gpus
 
@@ -85,7 +85,7 @@ def gpus_can_match(subject: Subject) -> Findings:
             yield ("gpus", key), f"{value} matches nothing; write {right}, in lower case, as the plugin does"
     for kind in ("constraints", "affinities"):
         for index, comparison in enumerate(getattr(wanted, kind)):
-            path: Path = ("gpus", kind, index)
+            path: KeyPath = ("gpus", kind, index)
             yield from compare(comparison.operator, comparison.value, path)
             attribute = re.fullmatch(DEVICE_ATTRIBUTE, comparison.attribute)
             if attribute:
@@ -133,7 +133,7 @@ def no_gpu_is_left_out_by_its_label(subject: Subject) -> Findings:
 @model_rule("VJ325", "warning")
 def gpu_has_its_whole_name(subject: Subject) -> Findings:
     """Find a GPU by a name that no driver reports. Nomad compares NVML's whole name: `H100` is none."""
-    named: list[tuple[Path, str]] = [(("gpus", "model"), subject.model.gpus.model or "")]
+    named: list[tuple[KeyPath, str]] = [(("gpus", "model"), subject.model.gpus.model or "")]
     for index, constraint in enumerate(subject.model.gpus.constraints):
         if constraint.attribute == "${device.model}" and constraint.operator in ("=", "==", "is"):
             named.append((("gpus", "constraints", index, "value"), constraint.value))
@@ -147,7 +147,7 @@ def gpu_has_its_whole_name(subject: Subject) -> Findings:
             )
 
 
-def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Findings:
+def _device(name: str, operator: str, value: str, vendor: str, at: KeyPath) -> Findings:
     """Find comparisons across kinds: Nomad compares amounts with a unit of theirs, words with words."""
     if vendor == "nvidia" and name not in ATTRIBUTES and operator not in ("is_not_set", "!=", "not"):
         yield at, f"the nvidia plugin reports no {name}; it reports {', '.join(ATTRIBUTES)}"
@@ -172,7 +172,7 @@ def _device(name: str, operator: str, value: str, vendor: str, at: Path) -> Find
         yield (*at, "operator"), message
 
 
-def _placement(placement: Placement, at: Path) -> Findings:
+def _placement(placement: Placement, at: KeyPath) -> Findings:
     for index, constraint in enumerate(placement.constraints):
         path = (*at, "constraints", index)
         if not constraint.attribute and constraint.operator != "distinct_hosts":
@@ -193,7 +193,7 @@ def _placement(placement: Placement, at: Path) -> Findings:
             yield (*path, "targets"), f"must add up to 100 percent at most (got {total})"
 
 
-def _attribute(attribute: str, at: Path) -> Findings:
+def _attribute(attribute: str, at: KeyPath) -> Findings:
     """Find what is no attribute: Nomad compares it as the very word that it is, or refuses it."""
     if not re.fullmatch(NODE_ATTRIBUTE, attribute):
         yield (
@@ -203,7 +203,7 @@ def _attribute(attribute: str, at: Path) -> Findings:
         )
 
 
-def compare(operator: str, value: str, at: Path) -> Findings:
+def compare(operator: str, value: str, at: KeyPath) -> Findings:
     """Yield what is wrong with the right-hand side of a constraint or affinity at `at`."""
     if operator in WITHOUT_VALUE:
         if value:
@@ -223,13 +223,13 @@ def compare(operator: str, value: str, at: Path) -> Findings:
         yield from _regexp(value, (*at, "value"))
 
 
-def weight(value: int, at: Path) -> Findings:
+def weight(value: int, at: KeyPath) -> Findings:
     """Yield a weight without effect."""
     if value == 0:
         yield at, "weight 0 has no effect, and Nomad refuses it; give it another weight"
 
 
-def _regexp(value: str, at: Path) -> Findings:
+def _regexp(value: str, at: KeyPath) -> Findings:
     """Return what RE2 surely refuses; on the rest Nomad has the last word."""
     escapes = "".join(re.findall(_ESCAPE, value))
     plain = re.sub(_CLASS, "c", re.sub(_ESCAPE, "e", value))
@@ -246,7 +246,7 @@ def _regexp(value: str, at: Path) -> Findings:
         yield at, "is no regular expression: a [ is not closed"
 
 
-def _asked(subject: Subject) -> Iterator[tuple[Path, str, float, str]]:
+def _asked(subject: Subject) -> Iterator[tuple[KeyPath, str, float, str]]:
     """Yield each demand on a GPU's memory: its key, the operator, MiB, and the text of the file."""
     wanted = subject.model.gpus
     if (wanted.vendor, wanted.type) != ("nvidia", "gpu"):

@@ -10,14 +10,14 @@ import msgspec
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import canaries
-from vllmjobs.environment.problems import Path, dotted
+from vllmjobs.environment.problems import KeyPath, dotted
 from vllmjobs.environment.quantity import seconds
 
 CRON = ("minute", "hour", "day", "month", "weekday")
 # https://data.iana.org/time-zones/theory.html, Timezone identifiers. Which of them there are is for the
 # machine to say that deploys.
 TIME_ZONE = r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}"
-UNRENDERED: list[Path] = [("vllm",), ("config",), ("install",)]  # of them only consequences are in a job
+UNRENDERED: list[KeyPath] = [("vllm",), ("config",), ("install",)]  # of them only consequences are in a job
 LEAST_INTERVAL_S = 1.0  # each measurement asks every instance for its metrics
 
 
@@ -155,7 +155,7 @@ def _misread(schedule: str) -> str:
     return ""
 
 
-def _changed(before: Any, after: Any, path: Path = ()) -> Iterator[Path]:
+def _changed(before: Any, after: Any, path: KeyPath = ()) -> Iterator[KeyPath]:
     if isinstance(before, dict) and isinstance(after, dict):
         for key in sorted(before.keys() | after.keys()):
             yield from _changed(before.get(key), after.get(key), (*path, key))

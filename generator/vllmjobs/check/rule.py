@@ -13,10 +13,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from vllmjobs.check.subject import Subject, Whole
-from vllmjobs.environment.problems import Mark, Path, Severity
+from vllmjobs.environment.problems import KeyPath, Mark, Severity
 
-Findings = Iterator[tuple[Path, str]]
-Finder = Callable[[Whole], Iterable[tuple[Path | Mark, str]]]
+Findings = Iterator[tuple[KeyPath, str]]
+Finder = Callable[[Whole], Iterable[tuple[KeyPath | Mark, str]]]
 E = TypeVar("E", bound=Finder)
 M = TypeVar("M", bound=Callable[[Subject], Findings])
 

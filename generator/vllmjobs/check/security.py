@@ -11,7 +11,7 @@ from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import image, is_root
 from vllmjobs.environment.model import Balancer, Model
 from vllmjobs.environment.monitoring import PrometheusJob
-from vllmjobs.environment.problems import Mark, Path
+from vllmjobs.environment.problems import KeyPath, Mark
 from vllmjobs.environment.secrets import SECRET_VARIABLES, looks_secret
 from vllmjobs.vllm.releases import NEWEST
 
@@ -52,7 +52,7 @@ def secret_variables_are_references(subject: Subject) -> Findings:
 def images_are_pinned(whole: Whole) -> Findings:
     """Find an image without a tag that stays. Two instances then differ, and a rollback runs what failed."""
     environment = whole.environment
-    images: dict[Path, str] = {}
+    images: dict[KeyPath, str] = {}
     for name, model in environment.models.items():
         if model.driver == "docker":
             at = ("models", name, "image") if model.image else ("images", model.install)
@@ -86,7 +86,7 @@ def secret_files_are_private(whole: Whole) -> Iterator[tuple[Mark, str]]:
 def users_are_not_root(whole: Whole) -> Findings:
     """Find a server that runs as root. vLLM loads code with the model; root breaks out into the node."""
     environment = whole.environment
-    tasks: dict[Path, Model | Balancer | PrometheusJob] = {
+    tasks: dict[KeyPath, Model | Balancer | PrometheusJob] = {
         ("models", name): it for name, it in environment.models.items()
     }
     if balancer_of(environment).job:
@@ -140,7 +140,7 @@ def _texts(value: object) -> set[str]:
     return texts
 
 
-def _secrets(value: object, path: Path = ()) -> Iterator[Path]:
+def _secrets(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
     """Yield the places of the strings in plain data, keys too, that look like secrets."""
     if isinstance(value, str) and looks_secret(value):
         yield path

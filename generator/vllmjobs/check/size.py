@@ -41,7 +41,7 @@ class Beside(NamedTuple):
     notes: list[str]
 
 
-class Size(NamedTuple):
+class ModelSize(NamedTuple):
     """One model's estimate on one kind of GPU, or why there is none; and the smallest GPUs that would do.
 
     `smallest` is of the table, `of_same` of this kind. `refused` is why vLLM would not run it there, whatever
@@ -60,10 +60,10 @@ class Size(NamedTuple):
     beside: Beside | None = None
 
 
-def size_of(subject: Subject, gpu: Gpu | None) -> Size:
+def size_of(subject: Subject, gpu: Gpu | None) -> ModelSize:
     """Return the memory of one model on `gpu`, or on the GPU that it asks for."""
     gpu = gpu or subject.gpu
-    result = Size(subject.name, subject.model.model, subject.serving.gpu_count, gpu)
+    result = ModelSize(subject.name, subject.model.model, subject.serving.gpu_count, gpu)
     if not isinstance(subject.shape, Shape):
         return result._replace(why_not=subject.shape or str(subject.config))
     try:
@@ -81,7 +81,7 @@ def size_of(subject: Subject, gpu: Gpu | None) -> Size:
     return result._replace(why_not=fit) if isinstance(fit, str) else result._replace(estimate=fit)
 
 
-def beside(subject: Subject, result: Size, log: StartupLog) -> Size:
+def beside(subject: Subject, result: ModelSize, log: StartupLog) -> ModelSize:
     """Return a size with what vLLM told in its log beside the estimate.
 
     On the CPU the estimate covers what a token takes: the tokens are those that a cache of the size that was
@@ -120,12 +120,12 @@ def _kv_cache_space(subject: Subject) -> int | None:
     return int(text) * GIB if text.isascii() and text.isdigit() and len(text) < 9 else None
 
 
-def as_text(sizes: list[Size]) -> str:
+def as_text(sizes: list[ModelSize]) -> str:
     """Return, for each model, a bar per part of the GPU, and what fits."""
     return "\n".join(_one(each) for each in sizes)
 
 
-def as_json(sizes: list[Size]) -> str:
+def as_json(sizes: list[ModelSize]) -> str:
     """Return `{version, models: [...]}`; amounts in bytes per GPU, `null` where there is no estimate.
 
     A model: name, model, gpu, count, estimate (see `Estimate`), said, smallest and smallest_of_this_gpu (each
@@ -149,7 +149,7 @@ def as_json(sizes: list[Size]) -> str:
     return json.dumps({"version": 1, "models": models}, indent=2) + "\n"
 
 
-def _one(size: Size) -> str:
+def _one(size: ModelSize) -> str:
     on = f" on {size.gpus} x {size.gpu.name}" if size.gpu else ""
     lines = [f"{size.name}: {size.model}{on}"]
     estimate = size.estimate

@@ -4,7 +4,7 @@ from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import image, is_bridged
 from vllmjobs.environment.model import Environment, Health, Model
-from vllmjobs.environment.problems import Path
+from vllmjobs.environment.problems import KeyPath
 from vllmjobs.environment.supervision import ADMIN_PORT, PROGRAM, READY, is_ours, is_supervised
 
 # Options of vllmjobs-supervise that the job tells it by variables, over which a command line wins.
@@ -99,7 +99,7 @@ def _starts_it(model: Model) -> bool:
     return PROGRAM in (word.rpartition("/")[2] for word in model.entrypoint)
 
 
-def _origin(environment: Environment, name: str, model: Model) -> Path:
+def _origin(environment: Environment, name: str, model: Model) -> KeyPath:
     """Return the key that an image or program comes from."""
     if model.driver != "docker":
         return ("models", name, "entrypoint")

@@ -6,7 +6,7 @@ import click
 
 from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.cluster.deployments import Deployments, where_of
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.gates import approvals, write_approval
 from vllmjobs.rollout.gates import count, digest, listed, version_to_be
 
@@ -27,7 +27,7 @@ def approve(selection: Selection, only_list: bool) -> None:
     if not environment.approvals:
         click.echo(f"{selection.path} asks for no approvals (approvals: 0)")
         return
-    deployments = Deployments(Nomad())
+    deployments = Deployments(NomadApi())
     where = where_of(deployments.cluster.parse(jobs["vllm"], environment.nomad.namespace))
     job = deployments.cluster.job(*where)
     latest = job["Version"] if job else None

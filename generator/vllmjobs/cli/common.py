@@ -17,7 +17,7 @@ from vllmjobs.project.environments import Checked, accepted, checked, environmen
 from vllmjobs.project.templates import rendered, templates
 from vllmjobs.render.job import RenderError, Templates, jobs_on_demand
 
-Command = Callable[..., None]
+Callback = Callable[..., None]
 
 PROJECT = click.option(
     "--project", type=click.Path(path_type=Path, file_okay=False), default=".", envvar="VLLMJOBS_PROJECT",
@@ -98,10 +98,10 @@ class Selection:
         return replace(self, job=None)
 
 
-def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], Command]:
+def with_options(*options: Callable[[Callback], Callback]) -> Callable[[Callback], Callback]:
     """Return what gives a command several options at once."""
 
-    def give(command: Command) -> Command:
+    def give(command: Callback) -> Callback:
         for option in reversed(options):
             command = option(command)
         return command
@@ -109,7 +109,7 @@ def with_options(*options: Callable[[Command], Command]) -> Callable[[Command], 
     return give
 
 
-def with_selection(command: Command) -> Command:
+def with_selection(command: Callback) -> Callback:
     """Hand a command one `Selection` in the place of ENV, --set, --project and --job."""
 
     @wraps(command)
@@ -121,7 +121,7 @@ def with_selection(command: Command) -> Command:
     return run
 
 
-def environment_options(command: Command) -> Command:
+def environment_options(command: Callback) -> Callback:
     """Give a command ENV, --set and --project, and hand it the `Selection` that they make."""
     return with_options(click.argument("env"), SETTINGS, PROJECT)(with_selection(command))
 

@@ -8,9 +8,9 @@ from vllmjobs.cli.cluster import planned
 from vllmjobs.cli.common import JOB, Selection, environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
 from vllmjobs.cli.reporting import NO_ROOM
-from vllmjobs.cluster.consul import Consul
+from vllmjobs.cluster.consul import ConsulApi
 from vllmjobs.cluster.deployments import Deployments
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.deploy import PATIENCE_S, DeployRequest, deploy_jobs
 from vllmjobs.deploy.gates import Gates
 from vllmjobs.rollout.gates import digest
@@ -50,7 +50,7 @@ def deploy(
     Exits 0 when the change is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, and 1
     after any other error.
     """
-    deployments = Deployments(Nomad())
+    deployments = Deployments(NomadApi())
     change = planned(selection, deployments.cluster)
     # A job that is registered already is followed, and given up in time.
     if any(job.action != "none" and job.is_unplaceable for job in change.jobs):
@@ -72,10 +72,10 @@ def deploy(
             command=selection.command,
             environment=selection.environment,
             jobs=selection.selected_jobs,
-            deployments=Deployments(Nomad(patience=PATIENCE_S)),
+            deployments=Deployments(NomadApi(patience=PATIENCE_S)),
             reporter=reporter,
             gate=gates.admit,
-            consul=Consul,
+            consul=ConsulApi,
             timeout=timeout,
             detach=detach,
         )

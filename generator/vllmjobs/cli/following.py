@@ -18,7 +18,7 @@ from vllmjobs.rollout.model import EXIT_CODES, Outcome
 INTERRUPTS = (signal.SIGTERM, signal.SIGHUP)  # of a pipeline that is cancelled, of a terminal that is closed
 
 
-class Duration(click.ParamType[float]):
+class DurationParam(click.ParamType[float]):
     """A duration such as `45m`, as Nomad writes it, in seconds."""
 
     name = "duration"
@@ -30,7 +30,7 @@ class Duration(click.ParamType[float]):
         return seconds(value)
 
 
-DURATION = Duration()
+DURATION = DurationParam()
 follow_options = with_options(
     click.option("--json", "in_json", is_flag=True, help="Print each event as a line of JSON."),
     click.option(

@@ -3,7 +3,7 @@
 import click
 
 from vllmjobs.cluster.cluster import Cluster
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.gpus import cards, nvml
 
 
@@ -17,7 +17,7 @@ def gpus(of_cluster: bool, in_json: bool) -> None:
     The list shows their memory, their health, MIG, and who uses them. Exits 0 even where there are none.
     """
     if of_cluster:
-        cluster = Cluster(Nomad())
+        cluster = Cluster(NomadApi())
         rows, reason = cluster.devices(), f"no node of {cluster.address} has a GPU"
     else:
         rows, reason = nvml.cards()

@@ -14,8 +14,8 @@ from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, warn
 from vllmjobs.cli.common import Selection, environment_options, show
 from vllmjobs.cluster.deployments import Deployments
-from vllmjobs.cluster.logs import Kind, TaskLogs, follow_logs, last_lines, select
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.logs import LogType, TaskLogs, follow_logs, last_lines, select
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.environment.problems import UserError
 from vllmjobs.text.json import Json
 
@@ -53,8 +53,8 @@ def logs(
     models, where = selection.environment.models, models_job(selection)
     if group and group not in models:
         raise click.UsageError(f"{selection.env} has no group {group}; it has {', '.join(models)}")
-    kinds: tuple[Kind, ...] = (kind,) if kind else ("stdout", "stderr")
-    nomad = Nomad(pauses=()) if follow else Nomad()
+    kinds: tuple[LogType, ...] = (kind,) if kind else ("stdout", "stderr")
+    nomad = NomadApi(pauses=()) if follow else NomadApi()
     task_logs, deployments = TaskLogs(nomad), Deployments(nomad)
 
     def selected() -> list[Json]:

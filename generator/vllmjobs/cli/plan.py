@@ -7,7 +7,7 @@ from vllmjobs.cli.cluster import planned
 from vllmjobs.cli.common import JOB, Selection, environment_options
 from vllmjobs.cli.reporting import report_options
 from vllmjobs.cluster.cluster import Cluster
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 
 
 @click.command()
@@ -22,4 +22,4 @@ def plan(selection: Selection) -> Report:
 
     Exits 2 when there are changes, 3 when there is no room for them, 0 when nothing would be done.
     """
-    return Report(command="plan", environments=(planned(selection, Cluster(Nomad())),))
+    return Report(command="plan", environments=(planned(selection, Cluster(NomadApi())),))

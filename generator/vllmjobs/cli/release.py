@@ -10,9 +10,9 @@ from vllmjobs.balancers import balancer_of
 from vllmjobs.cli.cluster import models_job
 from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.cli.following import DURATION, end, follow_options, following, timeout_words
-from vllmjobs.cluster.consul import Consul, ConsulError
+from vllmjobs.cluster.consul import ConsulApi, ConsulError
 from vllmjobs.cluster.deployments import Deployments
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.deploy import PATIENCE_S
 from vllmjobs.deploy.manual import Manual
 from vllmjobs.deploy.release import Clients
@@ -35,7 +35,7 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
         typed = [*_words(**decision), *timeout_words(timeout)]
         resume = selection.command(act.__name__, *typed)
         with following(selection, resume, in_json, hooks) as reporter:
-            deployments = Deployments(Nomad(patience=PATIENCE_S))
+            deployments = Deployments(NomadApi(patience=PATIENCE_S))
             clients = Clients(deployments, _traffic(environment, reporter), reporter)
             outcome = act(Manual(environment, where, clients, selection.command, timeout), **decision)
         end(outcome)
@@ -54,7 +54,7 @@ def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
     if not balancer_of(environment).gives_shares:
         return None
     try:
-        traffic = Traffic(environment, Consul(), 0)
+        traffic = Traffic(environment, ConsulApi(), 0)
         traffic.asked()
     except ConsulError as error:
         reporter.warn(f"the shares of the canaries cannot be removed from Consul: {error}")

@@ -12,9 +12,9 @@ from vllmjobs.box.overview import overview
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, print_json, warn
 from vllmjobs.cli.common import Selection, environment_options, show
-from vllmjobs.cluster.consul import Consul
+from vllmjobs.cluster.consul import ConsulApi
 from vllmjobs.cluster.deployments import Deployments
-from vllmjobs.cluster.nomad import Nomad
+from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.records import iso
 from vllmjobs.deploy.status import no_job, read_overview, read_records
 from vllmjobs.rollout.history import past_releases
@@ -50,11 +50,11 @@ def status(selection: Selection, is_watched: bool, interval: float, in_json: boo
         _show(box.health, lambda health: overview(box.job, health), interval if is_watched else None, in_json)
         return
     # A screen that is drawn again soon does not wait for answers that do not come.
-    deployments = Deployments(Nomad(pauses=()) if is_watched else Nomad())
+    deployments = Deployments(NomadApi(pauses=()) if is_watched else NomadApi())
     where = models_job(selection)
 
     def observed() -> Overview:
-        consul = partial(Consul, timeout=(2.0, 5.0), pauses=())
+        consul = partial(ConsulApi, timeout=(2.0, 5.0), pauses=())
         return read_overview(selection.command, selection.environment, deployments, where, consul, warn)
 
     _show(observed, status_text, interval if is_watched else None, in_json)
@@ -84,7 +84,7 @@ def history(selection: Selection, in_json: bool) -> None:
     versions of a job; vllmjobs keeps its own record of the last twenty releases.
     """
     where = models_job(selection)
-    deployments = Deployments(Nomad())
+    deployments = Deployments(NomadApi())
     versions = deployments.versions(where)
     if not versions:
         raise no_job(selection.command, deployments, where)

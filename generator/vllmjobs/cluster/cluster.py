@@ -3,7 +3,7 @@
 from collections.abc import Mapping
 
 from vllmjobs.cluster.failures import ForbiddenError
-from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, DEFAULT_REGION, Nomad, in_namespace
+from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, DEFAULT_REGION, NomadApi, in_namespace
 from vllmjobs.gpus import cards
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.text.json import Json
@@ -16,7 +16,7 @@ _NOT_ENDED = " and ".join(f'ClientStatus != "{status}"' for status in ENDED)
 class Cluster:
     """The nodes of a cluster, and its jobs. All methods only read, `plan` too, and raise `NomadError`."""
 
-    def __init__(self, nomad: Nomad) -> None:
+    def __init__(self, nomad: NomadApi) -> None:
         self.nomad, self.address = nomad, nomad.address
 
     def devices(self, region: str | None = None) -> list[cards.Card]:

@@ -49,7 +49,7 @@ class Key(NamedTuple):
     modify_index: int  # the index for a check-and-set
 
 
-class Consul:
+class ConsulApi:
     """A client of the Consul behind CONSUL_HTTP_ADDR, for one thread at a time.
 
     Every method raises `ConsulError`. Each call is repeated after growing pauses, half a minute in all, where

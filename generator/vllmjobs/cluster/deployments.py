@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import ConflictError, ForbiddenError, NomadError, UnsureError
-from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, Nomad, Where, in_namespace
+from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, NomadApi, Where, in_namespace
 from vllmjobs.text.json import Json
 
 UPDATE_ATTEMPTS = 10  # each that fails is somebody else's success
@@ -39,7 +39,7 @@ def where(
 class Deployments:
     """The deployments of a cluster, and what belongs to their jobs; every method raises `NomadError`."""
 
-    def __init__(self, nomad: Nomad) -> None:
+    def __init__(self, nomad: NomadApi) -> None:
         self.nomad, self.address = nomad, nomad.address
         self.cluster = Cluster(nomad)
 

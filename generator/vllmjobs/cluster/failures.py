@@ -10,7 +10,7 @@ from vllmjobs.cluster.reasons import NO_LEADER, Failure, is_lost, is_unreachable
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 
-Version = tuple[int, int, int]
+NomadVersion = tuple[int, int, int]
 # command/agent: job_endpoint.go, deployment_endpoint.go, variable_endpoint.go.
 _ABSENT = ("job not found", "job versions not found", "deployment not found", "variable not found")
 # helper/pool/pool.go: an agent has not reached the leader.
@@ -129,7 +129,7 @@ def may_be_done(failure: Failure) -> bool:
     return not is_unreachable(failure) and is_lost(failure)
 
 
-def job_errors(failure: Failure, version: Version | None = None) -> str:
+def job_errors(failure: Failure, version: NomadVersion | None = None) -> str:
     """Return what is wrong with a job, where that is the answer to its parse or plan; else nothing.
 
     The first line ends what began with "the job"; each error follows on an indented line. `version` is the
@@ -163,7 +163,7 @@ def _nested(text: str) -> Iterator[str]:
             left.append(int(counted[1]))
 
 
-def _needed(text: str, version: Version | None) -> list[str]:
+def _needed(text: str, version: NomadVersion | None) -> list[str]:
     this = f", and this is {_dotted(version)}" if version else ""
     return [
         f"{name} needs Nomad {_dotted(_SINCE[name])} or newer{this}"
@@ -195,5 +195,5 @@ def wrong_place(failure: Failure) -> str:
     return ""
 
 
-def _dotted(version: Version) -> str:
+def _dotted(version: NomadVersion) -> str:
     return ".".join(map(str, version))

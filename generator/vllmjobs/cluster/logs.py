@@ -13,11 +13,11 @@ import requests
 from nomad.api.exceptions import BaseNomadException
 
 from vllmjobs.cluster.failures import NomadError
-from vllmjobs.cluster.nomad import Nomad, Where, in_namespace, segment
+from vllmjobs.cluster.nomad import NomadApi, Where, in_namespace, segment
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
-Kind = Literal["stdout", "stderr"]
+LogType = Literal["stdout", "stderr"]
 Side = Literal["canary", "stable"]
 Origin = Literal["start", "end"]
 TASK = "vllm"
@@ -30,14 +30,14 @@ _HEARTBEAT = 30.0  # seconds; Nomad sends one a second (client/fs_endpoint.go)
 class TaskLogs:
     """The logs of a cluster's tasks."""
 
-    def __init__(self, nomad: Nomad) -> None:
+    def __init__(self, nomad: NomadApi) -> None:
         self._nomad = nomad
 
     def read(
         self,
         allocation_id: str,
         task: str,
-        kind: Kind,
+        kind: LogType,
         where: Where,
         *,
         follow: bool = False,
@@ -80,7 +80,7 @@ class Source(NamedTuple):
 
     group: str
     allocation: str
-    kind: Kind
+    kind: LogType
 
     def line(self, text: bytes) -> str:
         """Return a line of the log, as it is shown."""
@@ -102,7 +102,7 @@ def select(allocations: Iterable[Json], group: str | None, side: Side | None) ->
 
 
 def last_lines(
-    logs: TaskLogs, where: Where, allocations: Iterable[Json], kinds: Iterable[Kind], count: int
+    logs: TaskLogs, where: Where, allocations: Iterable[Json], kinds: Iterable[LogType], count: int
 ) -> Iterator[str]:
     """Yield the last lines of each log, one log after the other; for one that cannot be read, the reason."""
     for one in allocations:
@@ -128,7 +128,7 @@ def follow_logs(
     logs: TaskLogs,
     where: Where,
     allocations: Callable[[], list[Json]],
-    kinds: tuple[Kind, ...],
+    kinds: tuple[LogType, ...],
     count: int,
     warn: Callable[[str], None],
     clock: Callable[[], float] = time.monotonic,

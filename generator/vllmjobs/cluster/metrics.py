@@ -53,7 +53,7 @@ def scrape(
         return dict(zip(wanted, pool.map(one, wanted), strict=True))
 
 
-class Prometheus:
+class PrometheusApi:
     """A server that scrapes the instances, at an `address` as in `rollout.analysis.prometheus`."""
 
     def __init__(self, address: str, label: str = "instance", timeout: float = 10) -> None:

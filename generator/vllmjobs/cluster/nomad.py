@@ -14,7 +14,7 @@ import requests
 from nomad.api.exceptions import BaseNomadException
 
 from vllmjobs.cluster import failures
-from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadError, UnsureError, Version
+from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadError, NomadVersion, UnsureError
 from vllmjobs.cluster.reasons import FailedError, Failure, is_unreachable, reason, retry
 from vllmjobs.cluster.session import TRUE, Names, connect
 from vllmjobs.environment.secrets import without_secrets
@@ -50,7 +50,7 @@ class Where(NamedTuple):
     region: str  # `global` and the empty one are the region of the agent that is asked; see `Cluster.plan`
 
 
-class Nomad:
+class NomadApi:
     """A client of the Nomad behind NOMAD_ADDR; every method raises `NomadError`.
 
     A read is repeated after a pause where that may help: no answer in time, a connection that was cut, too
@@ -132,7 +132,7 @@ class Nomad:
             raise self._is_no_nomad()
         return answer
 
-    def version(self) -> Version | None:
+    def version(self) -> NomadVersion | None:
         """Return the version of the region's oldest server; None where it is not told. Needs node:read."""
         try:
             answer = self.read("node:read", (dict,), self.api.agent, "members")
@@ -228,7 +228,7 @@ class Nomad:
             pass
         return f"NOMAD_TOKEN lacks the ACL capability {capability}"
 
-    def _version_for(self, failure: requests.Response) -> Version | None:
+    def _version_for(self, failure: requests.Response) -> NomadVersion | None:
         """Return the version, which is asked for only where it says more about a failure."""
         try:
             return self.version() if failures.names_unexpected(failure) else None

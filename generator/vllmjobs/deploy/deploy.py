@@ -9,7 +9,7 @@ from typing import NamedTuple
 from vllmjobs.balancers import balancer_of
 from vllmjobs.changes.model import JobChange
 from vllmjobs.changes.report.sentences import describe
-from vllmjobs.cluster.consul import Consul, ConsulError
+from vllmjobs.cluster.consul import ConsulApi, ConsulError
 from vllmjobs.cluster.deployments import Deployments, where, where_of
 from vllmjobs.cluster.failures import ConflictError
 from vllmjobs.cluster.nomad import Where
@@ -40,7 +40,7 @@ class DeployRequest(NamedTuple):
     """The gates. Raises `RefusedError`, or returns the record of the release; given the version that it is to
     be, and whether it is registered already: canaries are not left alone because a maintenance window has
     ended."""
-    consul: Callable[[], Consul]  # makes the client of Consul, where one is needed
+    consul: Callable[[], ConsulApi]  # makes the client of Consul, where one is needed
     timeout: float | None = None  # seconds for each job; None for what follows from the environment
     detach: bool = False  # register, and leave the rest to a later run
 

@@ -14,7 +14,7 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.environment.rollout import Analysis
 from vllmjobs.render.arguments import served_names
-from vllmjobs.rollout.analysis import Measurement, Side, compare, judge, side
+from vllmjobs.rollout.analysis import Measurement, SideFigures, compare, judge, side
 from vllmjobs.rollout.model import Verdict
 from vllmjobs.rollout.observe import Comparison
 from vllmjobs.rollout.samples import Sample, Timed
@@ -53,7 +53,7 @@ class Evidence:
             if model.rollout.analysis
         }
         self._steps: dict[str, _Step] = {}
-        self._earlier: dict[str, Side] = {}
+        self._earlier: dict[str, SideFigures] = {}
         """The stable instances of a group while they still had requests."""
 
     def due(self, now: float) -> float:
@@ -127,7 +127,7 @@ class Evidence:
             if prometheus is None:
                 direct |= addresses
                 continue
-            source = metrics.Prometheus(prometheus.address, prometheus.instance_label)
+            source = metrics.PrometheusApi(prometheus.address, prometheus.instance_label)
             try:
                 samples |= source.samples(addresses)
             except metrics.MetricsError as error:

@@ -18,8 +18,8 @@ from vllmjobs.rollout.model import Observation, ReleasePlan
 from vllmjobs.rollout.observe import (
     SOON_POLL_S,
     Memory,
+    ObservedShares,
     Raw,
-    Shares,
     comparisons,
     observe,
     poll_within,
@@ -46,9 +46,9 @@ class Observer:
         now = time.monotonic()
         if self.traffic and waiting_groups(self.plan, raw):
             try:
-                shares = Shares(asked=self.traffic.asked(), given=self.traffic.given())
+                shares = ObservedShares(asked=self.traffic.asked(), given=self.traffic.given())
             except ConsulError:  # a restart; until it is back, nobody knows who gets what
-                shares = Shares(is_known=False)
+                shares = ObservedShares(is_known=False)
             raw = replace(raw, shares=shares)
         if self.evidence:
             raw = replace(raw, verdicts=self.evidence.verdicts(comparisons(self.plan, raw), now))

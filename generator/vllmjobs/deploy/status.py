@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from functools import partial
 
-from vllmjobs.cluster.consul import Consul
+from vllmjobs.cluster.consul import ConsulApi
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import ForbiddenError
 from vllmjobs.cluster.nomad import Where
@@ -22,7 +22,7 @@ def read_overview(
     environment: Environment,
     deployments: Deployments,
     where: Where,
-    consul: Callable[[], Consul],
+    consul: Callable[[], ConsulApi],
     warn: Warn,
 ) -> Overview:
     """Return what runs of an environment; `command` returns what a person is to type for a command on it.
@@ -62,7 +62,7 @@ def no_job(command: Command, deployments: Deployments, where: Where) -> UserErro
 
 
 def _weights(
-    environment: Environment, consul: Callable[[], Consul], version: int
+    environment: Environment, consul: Callable[[], ConsulApi], version: int
 ) -> dict[str, Weight] | None:
     """Return the shares by group; until one was asked for, canaries have `rollout.weight` by themselves."""
     try:

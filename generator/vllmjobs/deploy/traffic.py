@@ -11,7 +11,7 @@ import requests
 from vllmjobs.balancers import balancer_of, own_keys
 from vllmjobs.balancers.instances import ServiceInstance
 from vllmjobs.balancers.shares import group_of, least_given, read_share, share_folder, share_key
-from vllmjobs.cluster.consul import Consul, Key
+from vllmjobs.cluster.consul import ConsulApi, Key
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
@@ -31,7 +31,7 @@ class Traffic:
     version + 1, so that what another version left is not believed.
     """
 
-    def __init__(self, environment: Environment, consul: Consul, version: int) -> None:
+    def __init__(self, environment: Environment, consul: ConsulApi, version: int) -> None:
         self._environment, self._consul = environment, consul
         self._balancer = balancer_of(environment)
         self._job = environment.job or ""

@@ -3,18 +3,18 @@
 import os
 import re
 from collections.abc import Callable, Sequence
-from pathlib import Path as FilePath
+from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.tree import MAX_DEPTH, UNREADABLE, Map, Node, Scalar, Seq, merge, parse, plain
+from vllmjobs.environment.tree import MAX_DEPTH, UNREADABLE, Map, Scalar, Seq, YamlNode, merge, parse, plain
 
-Read = tuple[Node | None, list[Problem]]
+Parsed = tuple[YamlNode | None, list[Problem]]
 Texts = dict[str, str]
-Files = Callable[[FilePath], bytes]
+Files = Callable[[Path], bytes]
 _BOM = "\ufeff"
 MAX_JOB_NAME = 63
 
@@ -27,12 +27,12 @@ class Loaded(NamedTuple):
     """
 
     environment: Environment | None
-    tree: Node | None
+    tree: YamlNode | None
     texts: Texts
     problems: list[Problem]
 
 
-def load_file(path: FilePath, settings: Sequence[str] = (), files: Files = FilePath.read_bytes) -> Loaded:
+def load_file(path: Path, settings: Sequence[str] = (), files: Files = Path.read_bytes) -> Loaded:
     """Read an environment, what it extends, and `--set` options; `files` may read from a commit."""
     texts: Texts = {}
     tree, problems = _read(path, files, texts)
@@ -46,7 +46,7 @@ def load_file(path: FilePath, settings: Sequence[str] = (), files: Files = FileP
     return Loaded(environment, _with_defaults(tree), texts, problems + wrong)
 
 
-def _setting(text: str) -> tuple[Node | None, list[Problem]]:
+def _setting(text: str) -> tuple[YamlNode | None, list[Problem]]:
     """Read `--set key.key=value` as a tree with that one value, which is YAML (`3`, `true`, `[a, b]`).
 
     A dot inside a key is written `\\.`. The tree's marks name the option itself.
@@ -66,7 +66,7 @@ def _setting(text: str) -> tuple[Node | None, list[Problem]]:
     return node, [Problem(mark, (), problem.message) for problem in problems]
 
 
-def _remarked(node: Node, mark: Mark) -> Node:
+def _remarked(node: YamlNode, mark: Mark) -> YamlNode:
     """Return the same values, all with `mark` as their place."""
     if isinstance(node, Map):
         entries = {key: _remarked(value, mark) for key, value in node.entries.items()}
@@ -76,7 +76,7 @@ def _remarked(node: Node, mark: Mark) -> Node:
     return Seq(mark, [_remarked(item, mark) for item in node.items])
 
 
-def _decode(tree: Node, name: str, before: list[Problem]) -> tuple[Environment | None, list[Problem]]:
+def _decode(tree: YamlNode, name: str, before: list[Problem]) -> tuple[Environment | None, list[Problem]]:
     try:
         return _typed(tree, name), []
     except msgspec.ValidationError as error:
@@ -89,7 +89,7 @@ def _decode(tree: Node, name: str, before: list[Problem]) -> tuple[Environment |
             return None, problems
 
 
-def _typed(tree: Node, name: str) -> Environment:
+def _typed(tree: YamlNode, name: str) -> Environment:
     data = plain(_with_defaults(tree))
     if isinstance(data, dict):
         job = re.sub(r"[^a-z0-9]+", "-", f"vllm-{name.lower()}")
@@ -97,7 +97,7 @@ def _typed(tree: Node, name: str) -> Environment:
     return msgspec.convert(data, Environment)
 
 
-def _with_defaults(tree: Node) -> Node:
+def _with_defaults(tree: YamlNode) -> YamlNode:
     """Lay every model over `defaults`."""
     defaults = tree.entries.get("defaults") if isinstance(tree, Map) else None
     if not isinstance(defaults, Map):
@@ -105,14 +105,14 @@ def _with_defaults(tree: Node) -> Node:
     return _with_models(tree, lambda models: {name: merge(defaults, model) for name, model in models.items()})
 
 
-def _without_broken_models(tree: Node, problems: list[Problem]) -> Node:
+def _without_broken_models(tree: YamlNode, problems: list[Problem]) -> YamlNode:
     broken = {problem.path[1] for problem in problems if problem.path[:1] == ("models",) and problem.path[1:]}
     return _with_models(
         tree, lambda models: {name: model for name, model in models.items() if name not in broken}
     )
 
 
-def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]]) -> Node:
+def _with_models(tree: YamlNode, change: Callable[[dict[str, YamlNode]], dict[str, YamlNode]]) -> YamlNode:
     """Return the same tree with other models, where it has any."""
     if not (isinstance(tree, Map) and isinstance(models := tree.entries.get("models"), Map)):
         return tree
@@ -121,8 +121,8 @@ def _with_models(tree: Node, change: Callable[[dict[str, Node]], dict[str, Node]
 
 
 def _read(
-    path: FilePath, files: Files, texts: Texts, asked: Mark | None = None, above: tuple[FilePath, ...] = ()
-) -> Read:
+    path: Path, files: Files, texts: Texts, asked: Mark | None = None, above: tuple[Path, ...] = ()
+) -> Parsed:
     """Return a file's tree over the trees that it extends, and add what is read to `texts`.
 
     `asked` is where the file was named, and `above` are those that extend it.
@@ -139,8 +139,8 @@ def _read(
     if not (isinstance(tree, Map) and isinstance(extends, Scalar) and isinstance(extends.value, str)):
         return tree, problems  # anything but a string is reported by the schema
     place = tree.keys["extends"]
-    base_path = FilePath(os.path.normpath(path.parent / extends.value))
-    chain = (*above, FilePath(os.path.normpath(path)))
+    base_path = Path(os.path.normpath(path.parent / extends.value))
+    chain = (*above, Path(os.path.normpath(path)))
     if base_path in chain or len(chain) > MAX_DEPTH:
         loop = " → ".join(step.name for step in (*chain[:3], base_path))
         return tree, [*problems, Problem(place, ("extends",), f"is a circle, or too long a chain: {loop}")]
@@ -153,7 +153,7 @@ def _read(
     return merge(base, tree), problems
 
 
-def _text(path: FilePath, files: Files, asked: Mark | None) -> tuple[str | None, list[Problem]]:
+def _text(path: Path, files: Files, asked: Mark | None) -> tuple[str | None, list[Problem]]:
     """Return a file's text with line feeds only, and what is wrong with its bytes."""
     try:
         raw = files(path)

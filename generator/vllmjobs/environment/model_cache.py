@@ -6,7 +6,7 @@ from vllmjobs.environment.placement import Block, Constraint, doc
 from vllmjobs.environment.rollout import Cron, Url
 from vllmjobs.environment.values import EnvName, Positive, SecretRef, Size, Text, matching
 
-Store = Annotated[
+StoreAddress = Annotated[
     str, matching(r"/[^\x00-\x1f]*|s3://[a-z0-9][a-z0-9.-]+(/[A-Za-z0-9._~-]+)*", "directory or bucket")
 ]
 
@@ -33,7 +33,7 @@ class CacheBackup(CacheJob, frozen=True, kw_only=True):
     """The jobs that copy the caches, `vllmjobs render ENV --job cache-backup`, and back, `cache-restore`."""
 
     store: Annotated[
-        Store,
+        StoreAddress,
         doc(
             "The place of the copies: a directory of the host, or a bucket.",
             "/mnt/backup/models",

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
-Path = tuple[str | int, ...]
+KeyPath = tuple[str | int, ...]
 Severity = Literal["error", "warning", "note"]
 INVALID = "VJ001"  # the rule that every file breaks which cannot be read as an environment
 
@@ -28,7 +28,7 @@ class Problem(NamedTuple):
     """One thing that is wrong: the place, the key's path (empty for the file as a whole), and a sentence."""
 
     mark: Mark
-    path: Path
+    path: KeyPath
     message: str
     rule: str = INVALID
     severity: Severity = "error"
@@ -64,7 +64,7 @@ def in_order(problems: Iterable[Problem]) -> list[Problem]:
     return [once[place] for place in sorted(once)]
 
 
-def dotted(path: Path) -> str:
+def dotted(path: KeyPath) -> str:
     """Write a path as a person types it: `models.chat.constraints[0].value`."""
     text = ""
     for part in path:

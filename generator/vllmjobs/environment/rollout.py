@@ -8,7 +8,7 @@ from vllmjobs.environment.placement import Block, doc
 from vllmjobs.environment.values import Duration, Positive, Text, matching
 
 Share = Annotated[float, Meta(ge=0.001, le=1)]
-Amount = Annotated[float, Meta(ge=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
 Ratio = Annotated[float, Meta(ge=1)]
 Url = Annotated[str, matching(r"https?://[!-~]+", "URL")]
 # Five fields, as in crontab(5).
@@ -18,7 +18,7 @@ Cron = Annotated[str, matching(r"\S+( \S+){4}", "cron schedule")]
 class Limit(Block, frozen=True):
     """The bounds of one metric of a canary. Both hold where both are given."""
 
-    max: Annotated[Amount | None, doc("At most so much, whatever the others show.")] = None
+    max: Annotated[NonNegative | None, doc("At most so much, whatever the others show.")] = None
     ratio: Annotated[Ratio | None, doc("At most so many times what the stable instances show.")] = None
     floor: Annotated[float, doc("Up to here a canary is well, whatever `ratio` says.", ge=0)] = 0
 

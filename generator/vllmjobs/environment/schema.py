@@ -7,9 +7,9 @@ import msgspec
 from jsonschema import Draft202012Validator, validators
 
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import Path, Problem
+from vllmjobs.environment.problems import KeyPath, Problem
 from vllmjobs.environment.secrets import looks_secret
-from vllmjobs.environment.tree import Node, locate, plain
+from vllmjobs.environment.tree import YamlNode, locate, plain
 from vllmjobs.text.english import nearest
 from vllmjobs.vllm.releases import NEWEST
 
@@ -56,7 +56,7 @@ def json_schema(*, whole: bool = False) -> dict[str, Any]:
     return {"$schema": _DIALECT, "title": "vllmjobs environment", **schema}
 
 
-def explain(tree: Node) -> list[Problem]:
+def explain(tree: YamlNode) -> list[Problem]:
     """Return everything in the tree that the schema does not allow, with place, rule and way out."""
     errors = _Validator(json_schema(whole=True)).iter_errors(plain(tree))
     return [Problem(locate(tree, path), path, text) for error in errors for path, text in _explained(error)]
@@ -69,8 +69,8 @@ _Validator = validators.extend(  # type: ignore[no-untyped-call]
 )
 
 
-def _explained(error: Any) -> Iterator[tuple[Path, str]]:
-    path: Path = tuple(error.absolute_path)
+def _explained(error: Any) -> Iterator[tuple[KeyPath, str]]:
+    path: KeyPath = tuple(error.absolute_path)
     value, rule, limit = error.instance, error.validator, error.validator_value
     got = "" if _UNSHOWN & set(path) else f" (got {_shown(value)})"
     kind = error.schema.get("title", "")
@@ -100,7 +100,7 @@ def _explained(error: Any) -> Iterator[tuple[Path, str]]:
         yield path, "must not be empty"
 
 
-def _narrowed(error: Any, path: Path, got: str) -> Iterator[tuple[Path, str]]:
+def _narrowed(error: Any, path: KeyPath, got: str) -> Iterator[tuple[KeyPath, str]]:
     """Yield the errors of a value that may be one of several types (most often: or null)."""
     nearer = [inner for inner in error.context if inner.validator not in ("type", "enum")]
     words = [word for inner in error.context if inner.validator == "enum" for word in inner.validator_value]

@@ -12,7 +12,7 @@ from typing import Any
 
 import yaml
 
-from vllmjobs.environment.problems import Mark, Path, Problem
+from vllmjobs.environment.problems import KeyPath, Mark, Problem
 
 UNREADABLE: re.Pattern[str] = yaml.reader.Reader.NON_PRINTABLE  # the characters that YAML does not allow
 MAX_DEPTH = 64
@@ -44,7 +44,7 @@ class Seq:
     """A list."""
 
     mark: Mark
-    items: list["Node"] = field(default_factory=list)
+    items: list["YamlNode"] = field(default_factory=list)
 
 
 @dataclass(slots=True)
@@ -52,14 +52,14 @@ class Map:
     """A mapping; `keys` holds the place of each key."""
 
     mark: Mark
-    entries: dict[str, "Node"] = field(default_factory=dict)
+    entries: dict[str, "YamlNode"] = field(default_factory=dict)
     keys: dict[str, Mark] = field(default_factory=dict)
 
 
-Node = Scalar | Seq | Map
+YamlNode = Scalar | Seq | Map
 
 
-def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
+def parse(text: str, source: str) -> tuple[YamlNode | None, list[Problem]]:
     """Read one YAML document; the tree is None when the text cannot be read to its end.
 
     An empty document is an empty scalar. Anchors, aliases and merge keys (`<<`) are resolved.
@@ -80,14 +80,14 @@ def parse(text: str, source: str) -> tuple[Node | None, list[Problem]]:
     return composer.root or Scalar(Mark(source, 1, 1), None), composer.problems
 
 
-def plain(node: Node) -> Any:
+def plain(node: YamlNode) -> Any:
     """Return the tree as dicts, lists and scalars."""
     if isinstance(node, Map):
         return {key: plain(value) for key, value in node.entries.items()}
     return [plain(item) for item in node.items] if isinstance(node, Seq) else node.value
 
 
-def merge(base: Node, over: Node) -> Node:
+def merge(base: YamlNode, over: YamlNode) -> YamlNode:
     """Lay `over` on `base`: maps merge deeply, everything else (lists too) replaces."""
     if not (isinstance(base, Map) and isinstance(over, Map)):
         return over
@@ -98,7 +98,7 @@ def merge(base: Node, over: Node) -> Node:
     return Map(over.mark, entries, base.keys | over.keys)
 
 
-def locate(node: Node, path: Path) -> Mark:
+def locate(node: YamlNode, path: KeyPath) -> Mark:
     """Return the place of the key or list item at `path`, or of the nearest one above it."""
     mark = node.mark
     for part in path:
@@ -127,11 +127,11 @@ class _Composer:
     """Builds the tree with a stack of its own, so that deep nesting is an error and not a crash."""
 
     def __init__(self, source: str) -> None:
-        self.root: Node | None = None
+        self.root: YamlNode | None = None
         self.problems: list[Problem] = []
         self._source = source
         self._open: list[_Open] = []
-        self._anchors: dict[str, Node] = {}
+        self._anchors: dict[str, YamlNode] = {}
         # Of each finished collection, by id: the values in it and its depth, with aliases expanded.
         self._measures: dict[int, tuple[int, int]] = {}
         self._documents = 0
@@ -162,7 +162,7 @@ class _Composer:
                 self._measures[id(done.node)] = (done.size, done.depth)
                 self._add(done.node, done.mark)
 
-    def _add(self, node: Node | None, mark: Mark) -> None:
+    def _add(self, node: YamlNode | None, mark: Mark) -> None:
         """Put a finished node where it belongs; None, an alias to nothing, leaves its key out."""
         if not self._open:
             self.root = node
@@ -189,7 +189,7 @@ class _Composer:
             key, parent.key = parent.key, None
             self._set(parent, key, node, mark)
 
-    def _set(self, parent: "_Open", key: tuple[str, Mark], node: Node, mark: Mark) -> None:
+    def _set(self, parent: "_Open", key: tuple[str, Mark], node: YamlNode, mark: Mark) -> None:
         name, place = key
         assert isinstance(parent.node, Map)
         if name == _MERGE:
@@ -207,12 +207,12 @@ class _Composer:
     def _report(self, mark: Mark, message: str) -> None:
         self.problems.append(Problem(mark, (), message))
 
-    def _anchored(self, event: yaml.NodeEvent, node: Node) -> Node:
+    def _anchored(self, event: yaml.NodeEvent, node: YamlNode) -> YamlNode:
         if event.anchor:
             self._anchors[event.anchor] = node
         return node
 
-    def _aliased(self, name: str, mark: Mark) -> Node | None:
+    def _aliased(self, name: str, mark: Mark) -> YamlNode | None:
         node = self._anchors.get(name)
         if node is None:
             # Its name is not repeated: it may be a secret that was to be quoted.
@@ -244,15 +244,15 @@ class _Composer:
 class _Open:
     """A collection whose end has not come yet."""
 
-    node: Node
+    node: YamlNode
     mark: Mark
     key: tuple[str, Mark] | None = None
-    merges: list[Node] = field(default_factory=list)
+    merges: list[YamlNode] = field(default_factory=list)
     size: int = 1
     depth: int = 1
 
 
-def _inherit(node: Node, source: Node) -> None:
+def _inherit(node: YamlNode, source: YamlNode) -> None:
     """Fill what a `<<` brings below the map's own keys; of several sources the first wins."""
     assert isinstance(node, Map) and isinstance(source, Map)
     for key, value in source.entries.items():

@@ -36,11 +36,11 @@ from vllmjobs.text.english import columns
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
-Health = Literal["ok", "degraded", "failed", "unknown"]
+CardHealth = Literal["ok", "degraded", "failed", "unknown"]
 
 
 @dataclass(frozen=True, slots=True)
-class Holder:
+class CardHolder:
     """The holder of a card: a process, or an allocation."""
 
     name: str
@@ -76,12 +76,12 @@ class Card:
     utilization_percent: int | None = None
     mig: str | None = None
     parent: str | None = None
-    health: Health = "ok"
+    health: CardHealth = "ok"
     health_reason: str = ""
-    holders: tuple[Holder, ...] | None = None
+    holders: tuple[CardHolder, ...] | None = None
 
 
-def health_of(reading: GpuReading) -> tuple[Health, str]:
+def health_of(reading: GpuReading) -> tuple[CardHealth, str]:
     """Return the health of a GPU, and every reason for it.
 
     Where there is a recovery action, NVIDIA's driver asks for it before the GPU is used again
@@ -112,7 +112,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
     allocations may not be read (None), holders are None. Of a node that is not ready, the last known devices
     are shown.
     """
-    holders: dict[tuple[str, str], list[Holder]] = {}
+    holders: dict[tuple[str, str], list[CardHolder]] = {}
     for allocation in allocations or ():
         if allocation["ClientStatus"] not in ENDED:
             for device in _device_ids(allocation):
@@ -175,17 +175,17 @@ def _device_ids(allocation: Json) -> Iterable[str]:
     )
 
 
-def _holder(allocation: Json) -> Holder:
+def _holder(allocation: Json) -> CardHolder:
     # Name is JOB.GROUP[INDEX], and each of the two may hold dots.
     index = allocation["Name"].rpartition("[")[2].removesuffix("]")
-    return Holder(
+    return CardHolder(
         f"{allocation['JobID']}/{allocation['TaskGroup']}[{index}]",
         allocation=allocation["ID"],
         namespace=allocation["Namespace"],
     )
 
 
-def _reported(node: Json, instance: Json) -> tuple[Health, str]:
+def _reported(node: Json, instance: Json) -> tuple[CardHealth, str]:
     if node["Status"] != "ready":
         return "unknown", f"the node is {node['Status']}"
     if instance["Healthy"]:

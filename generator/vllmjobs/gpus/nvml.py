@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from vllmjobs.environment.problems import UserError
-from vllmjobs.gpus.cards import Card, Holder, health_of, mig_profile
+from vllmjobs.gpus.cards import Card, CardHolder, health_of, mig_profile
 from vllmjobs.supervisor.core.gpu_events import Lost
 from vllmjobs.supervisor.gpu import device as nvml
 from vllmjobs.supervisor.gpu.device import NO_DRIVER, NO_GPU, UPDATED, Device, DriverError, Fault
@@ -98,12 +98,12 @@ def _memory_and_holders(device: Device) -> Card:
     )
 
 
-def _holders(device: Device) -> tuple[Holder, ...] | None:
+def _holders(device: Device) -> tuple[CardHolder, ...] | None:
     processes = device.processes("Compute", "Graphics", "MPSCompute")
     if processes is None:
         return None
     return tuple(
-        Holder(_command(pid), pid=pid, memory_mib=None if used is None else used // MIB)
+        CardHolder(_command(pid), pid=pid, memory_mib=None if used is None else used // MIB)
         for pid, used in sorted(processes.items())
     )
 

@@ -10,7 +10,7 @@ from vllmjobs.environment.problems import InvalidEnvironmentError, Mark, Problem
 from vllmjobs.environment.tree import UNREADABLE
 from vllmjobs.importing.dotenv import Note, read
 from vllmjobs.importing.instances import instances_block, is_instances, read_instances
-from vllmjobs.importing.settings import ALL_GPUS, Settings
+from vllmjobs.importing.settings import ALL_GPUS, DotEnvReader
 from vllmjobs.importing.text import Commented, yaml_text
 
 MAX_NAME = 40  # leaves room for a model's name in the name of its service
@@ -45,7 +45,7 @@ def imported(text: str, source: str, name: str, extends: str | None) -> Imported
         instances, problems = read_instances(text, source)
         block, notes = instances_block(instances, job) if instances else ({}, [])
     else:
-        settings = Settings(read(text, source), source)
+        settings = DotEnvReader(read(text, source), source)
         block = settings.environment(job)
         notes, problems = settings.notes, settings.problems
     if problems:

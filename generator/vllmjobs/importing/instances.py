@@ -11,7 +11,7 @@ from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.environment.secrets import looks_secret
 from vllmjobs.importing.dotenv import Note
 from vllmjobs.importing.settings import MAX_GPUS, MAX_TOKENS, TENSOR_PARALLEL, length, model_name, whole
-from vllmjobs.importing.text import Block, Commented, balancer, group_name
+from vllmjobs.importing.text import Commented, YamlBlock, balancer, group_name
 
 FIELDS = ("NAME", "PORT", "MODEL", "DEVICE", "MAX_LEN", "TP")
 NGINX_PORT = 80  # generate_compose.sh
@@ -48,7 +48,7 @@ def read_instances(text: str, source: str) -> tuple[list[Instance], list[Problem
     return instances, problems
 
 
-def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[Note]]:
+def instances_block(instances: list[Instance], job: str) -> tuple[YamlBlock, list[Note]]:
     """Return a model for each line, or for several lines that differ only in name, port and GPUs."""
     models: dict[tuple[object, ...], list[Instance]] = {}
     for instance in instances:
@@ -58,7 +58,7 @@ def instances_block(instances: list[Instance], job: str) -> tuple[Block, list[No
     first = instances[0]
     reason = f"{first.name}: its port is left out, as are all others: Nomad picks the ports"
     notes = [Note(first.mark, reason, is_of_a_fleet=True)]
-    groups: dict[str, Block] = {}
+    groups: dict[str, YamlBlock] = {}
     for replicas in models.values():
         group = group_name(replicas[0].name, job, taken=groups)
         groups[group] = _model(replicas, group, routed=len(models) > 1)
@@ -97,7 +97,7 @@ def _whole(name: str, text: str, highest: int) -> int:
         raise ValueError(f"{name} {error}") from None
 
 
-def _model(replicas: list[Instance], group: str, *, routed: bool) -> Block:
+def _model(replicas: list[Instance], group: str, *, routed: bool) -> YamlBlock:
     instance = replicas[0]
     parallel = instance.tensor_parallel
     return {

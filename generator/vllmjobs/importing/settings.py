@@ -10,7 +10,7 @@ from collections.abc import Callable
 from vllmjobs.check.arguments import OWN_VARIABLES
 from vllmjobs.environment.problems import Mark, Problem
 from vllmjobs.importing.dotenv import DotEnv, Note, shown
-from vllmjobs.importing.text import Block, Commented, balancer, group_name
+from vllmjobs.importing.text import Commented, YamlBlock, balancer, group_name
 from vllmjobs.text.english import nearest
 from vllmjobs.vllm.memory.models import known
 from vllmjobs.vllm.memory.serving import HIGHEST_UTILIZATION, LOWEST_UTILIZATION
@@ -80,7 +80,7 @@ def length(model: str, asked: int) -> tuple[int, str]:
     return longest, f"{asked} is lowered to {longest}, the longest context that {model} has"
 
 
-class Settings:
+class DotEnvReader:
     """A reader of the variables of one file; it collects notes and problems as each is read."""
 
     def __init__(self, dotenv: DotEnv, source: str) -> None:
@@ -89,7 +89,7 @@ class Settings:
         self._variables = dotenv.variables
         self._source = source
 
-    def environment(self, job: str) -> Block:
+    def environment(self, job: str) -> YamlBlock:
         """Return the environment's keys; to be used only when `problems` is empty afterwards."""
         model = self._commented("VLLM_MODEL", model_name)
         served = self._commented("VLLM_MODEL_NAME", str)
@@ -146,7 +146,7 @@ class Settings:
             self.problems.append(Problem(self._variables[name].mark, (), f"{name} {error}"))
             return None
 
-    def _gpus(self, *, is_parallel: bool) -> Block:
+    def _gpus(self, *, is_parallel: bool) -> YamlBlock:
         name, text = "VLLM_GPU_COUNT", self._given("VLLM_GPU_COUNT").lower()
         if not text or text in ALL_GPUS:
             all_gpus = "asks for every GPU of the box" if text else "is not set, which meant every GPU"
@@ -213,7 +213,7 @@ class Settings:
             self._note("DEBUG", "is neither true nor false, and is left out")
         return None
 
-    def _secrets(self, job: str) -> Block:
+    def _secrets(self, job: str) -> YamlBlock:
         """Return the references to the secrets, and a note with the one command that stores them all."""
         names = [
             name

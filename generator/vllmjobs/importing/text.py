@@ -24,10 +24,10 @@ class Commented(NamedTuple):
     comment: str = ""
 
 
-Block = Mapping[str, Union[Commented, "Block", None]]  # what is None, or holds nothing, is left out
+YamlBlock = Mapping[str, Union[Commented, "YamlBlock", None]]  # what is None, or holds nothing, is left out
 
 
-def yaml_text(block: Block) -> str:
+def yaml_text(block: YamlBlock) -> str:
     """Return the block as YAML that `environment.tree.parse` reads back as the same values."""
     return "".join(_lines(block, 0))
 
@@ -52,14 +52,14 @@ def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
     return next(free for free in chain([name], numbered) if free not in taken)
 
 
-def balancer(port: Commented | None) -> Block:
+def balancer(port: Commented | None) -> YamlBlock:
     """Return the balancer that balanced-vllm-docker has, on its port."""
     is_taken = port is not None and port.value == ADMIN_PORT
     moved = Commented(ADMIN_PORT - 1, f"not {ADMIN_PORT}, which is port") if is_taken else None
     return {"kind": Commented("nginx"), "port": port, "admin_port": moved}
 
 
-def _lines(block: Block, depth: int) -> Iterator[str]:
+def _lines(block: YamlBlock, depth: int) -> Iterator[str]:
     indent = "  " * depth
     is_first = True
     for key, item in block.items():

@@ -6,12 +6,12 @@ from pathlib import Path
 from typing import Any
 
 from vllmjobs.environment.model import Environment, Model
-from vllmjobs.environment.tree import Node, locate
+from vllmjobs.environment.tree import YamlNode, locate
 
 Configs = dict[str, dict[str, Any] | str]
 
 
-def configs(environment: Environment, tree: Node) -> Configs:
+def configs(environment: Environment, tree: YamlNode) -> Configs:
     """Return the config.json of each model that has one on this machine, or why it cannot be read.
 
     A model without an entry has none here: it may be in the table of known models.

@@ -13,7 +13,7 @@ from vllmjobs.check.subject import Facts, Subject, Whole
 from vllmjobs.environment.load import Files, load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
-from vllmjobs.environment.tree import Map, Node, Scalar, parse
+from vllmjobs.environment.tree import Map, Scalar, YamlNode, parse
 from vllmjobs.project.configs import configs
 
 if TYPE_CHECKING:  # `render` does without them
@@ -72,7 +72,7 @@ def environments(project: Path, commit: Commit | None = None) -> list[Path]:
     ]
 
 
-def _tree(file: Path, read: Files) -> Node | None:
+def _tree(file: Path, read: Files) -> YamlNode | None:
     try:
         return parse(read(file).decode(errors="replace"), str(file))[0]
     except OSError:  # reported when it is checked

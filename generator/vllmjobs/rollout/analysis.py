@@ -12,8 +12,9 @@ from msgspec.structs import fields
 
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Analysis, Limit, Limits
-from vllmjobs.rollout.model import Number, Result, Value, Verdict
+from vllmjobs.rollout.model import Number, Result, Verdict
 from vllmjobs.rollout.samples import GAUGES, HISTOGRAMS, Timed
+from vllmjobs.text.value import Value
 
 METRICS = tuple(field.name for field in fields(Limits))
 
@@ -30,7 +31,7 @@ Counts = Mapping[str, Buckets]
 """Histograms and counters by name, which only grow."""
 
 
-class Side(Value, frozen=True):
+class SideFigures(Value, frozen=True):
     """The canaries, or the stable instances, taken together over the window."""
 
     requests: int = 0  # see `Sample.counts`
@@ -48,7 +49,7 @@ class Measurement(Value, frozen=True):
     stable_requests: int = 0  # the requests that the stable instances had in the window
 
 
-def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> Side:
+def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> SideFigures:
     """Take the last `window` of several instances together.
 
     Counts are added up, gauges are the mean over an instance's samples and then over the instances. Each
@@ -80,10 +81,10 @@ def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -
         ]
         values[metric] = _mean([_mean(one) for one in gauges if one])
     known = {metric: value for metric, value in values.items() if value is not None and not isnan(value)}
-    return Side(round(count.get("requests", 0)), known)
+    return SideFigures(round(count.get("requests", 0)), known)
 
 
-def compare(analysis: Analysis, canary: Side, stable: Side, now: float) -> Measurement:
+def compare(analysis: Analysis, canary: SideFigures, stable: SideFigures, now: float) -> Measurement:
     """Compare the canaries with their limits, and with a stable side that may be of another time."""
     least = analysis.min_requests
     limits: dict[str, Limit] = {
@@ -173,7 +174,9 @@ def _check(metric: str, limit: Limit, value: float | None, stable: float | None)
     return "pass", ""
 
 
-def _sum_up(failed: list[str], undecided: list[str], canary: Side, stable: Side) -> tuple[Result, str]:
+def _sum_up(
+    failed: list[str], undecided: list[str], canary: SideFigures, stable: SideFigures
+) -> tuple[Result, str]:
     if failed:
         return "fail", "; ".join(failed)
     if undecided:

@@ -3,9 +3,10 @@
 from collections.abc import Iterable
 from typing import Any
 
-from vllmjobs.rollout.model import GroupState, Record, Value
+from vllmjobs.rollout.model import GroupState, Record
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
+from vllmjobs.text.value import Value
 
 # The fields of a job that Nomad counts, or changes by itself: api/jobs.go.
 _COUNTED = (

@@ -4,7 +4,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 
 from vllmjobs.environment.problems import UserError
-from vllmjobs.rollout.model import Value
+from vllmjobs.text.value import Value
 
 
 class RefusedError(UserError):

@@ -2,8 +2,9 @@
 
 from collections.abc import Callable, Iterable, Sequence
 
-from vllmjobs.rollout.model import Outcome, Record, Value, Verdict
+from vllmjobs.rollout.model import Outcome, Record, Verdict
 from vllmjobs.text.json import Json
+from vllmjobs.text.value import Value
 
 
 class PastRelease(Value, frozen=True):

@@ -5,13 +5,9 @@ Times are seconds on one clock that never goes back; nothing here knows the time
 
 from typing import Any, Literal
 
-import msgspec
+from vllmjobs.text.value import Value
 
 Result = Literal["pass", "fail", "undecided"]
-
-
-class Value(msgspec.Struct, frozen=True, kw_only=True):
-    """The base of all values: a struct that never changes."""
 
 
 class Number(Value, frozen=True):

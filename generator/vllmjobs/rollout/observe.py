@@ -19,10 +19,10 @@ from vllmjobs.rollout.model import (
     Observation,
     ReleasePlan,
     Revert,
-    Value,
     Verdict,
 )
 from vllmjobs.text.json import Json
+from vllmjobs.text.value import Value
 
 TOLERANCE = 0.02  # the share that is given may differ by so much from the one that was asked for
 POLL_S = 10.0  # Nomad answers at once when the deployment changes, and not when allocations alone do
@@ -31,7 +31,7 @@ SOON_POLL_S = 0.25  # while a balancer has yet to take a share: moments, mostly
 _ROLLED_BACK = "rolling back to job version"  # nomad/structs/structs.go DeploymentStatusDescriptionRollback
 
 
-class Shares(Value, frozen=True):
+class ObservedShares(Value, frozen=True):
     """The canaries' shares of the requests, 0 to 1, by group."""
 
     is_known: bool = True  # false where Consul did not answer: nobody knows who gets what
@@ -47,7 +47,7 @@ class Raw(Value, frozen=True):
     evaluations: Sequence[Json] = ()  # the job's, as long as there is no deployment
     allocations: Sequence[Json] = ()
     versions: Sequence[Json] = ()  # the job's versions, once the deployment has failed
-    shares: Shares | None = None  # of canaries; None where nobody was to be asked for them
+    shares: ObservedShares | None = None  # of canaries; None where nobody was to be asked for them
     verdicts: Mapping[str, Verdict] = {}  # on the groups of `comparisons`, where there is one
 
 
@@ -179,7 +179,7 @@ def _remember(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> Memory
 
 
 def _unrouted_since(
-    memory: Memory, waiting: Mapping[str, GroupPlan], shares: Shares | None, now: float
+    memory: Memory, waiting: Mapping[str, GroupPlan], shares: ObservedShares | None, now: float
 ) -> dict[tuple[str, int], float]:
     """Return since when shares are asked for and not given; without an answer, as it was remembered."""
     since = {key: at for key, at in memory.unrouted_since.items() if key[0] in waiting}
@@ -239,14 +239,14 @@ def _is_evaluated(evaluations: Sequence[Json]) -> bool:
     return "complete" in states and not {"pending", "blocked"} & states
 
 
-def _step(plan: GroupPlan, shares: Shares | None) -> int:
+def _step(plan: GroupPlan, shares: ObservedShares | None) -> int:
     """Return the index of the plan's share that was asked for; of the first, where none was."""
     share = shares.asked.get(plan.name) if shares else None
     steps = [step for step, wanted in enumerate(plan.shares) if share and abs(wanted - share) < 1e-4]
     return steps[-1] if steps else 0
 
 
-def _is_routed(name: str, plan: GroupPlan, shares: Shares | None) -> bool:
+def _is_routed(name: str, plan: GroupPlan, shares: ObservedShares | None) -> bool:
     """Tell whether the balancers give the share that was asked for; also where none can be asked."""
     if shares is None:
         return True
@@ -258,7 +258,7 @@ def _is_routed(name: str, plan: GroupPlan, shares: Shares | None) -> bool:
     return given is not None and abs(given - wanted) <= min(TOLERANCE, wanted / 2)
 
 
-def _is_assumed(name: str, shares: Shares | None) -> bool:
+def _is_assumed(name: str, shares: ObservedShares | None) -> bool:
     return shares is not None and shares.is_known and shares.given.get(name) is None
 
 

@@ -5,13 +5,14 @@ from typing import Literal
 
 from vllmjobs.rollout import deployments
 from vllmjobs.rollout.history import image, model, task_groups
-from vllmjobs.rollout.model import Record, Value, Verdict
+from vllmjobs.rollout.model import Record, Verdict
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ACTIVE, ENDED
+from vllmjobs.text.value import Value
 
 Command = Callable[..., str]
 """Returns what a person is to type for a command and its arguments, such as `vllmjobs logs prod chat`."""
-Phase = Literal["stopped", "releasing", "failed", "settled"]
+JobPhase = Literal["stopped", "releasing", "failed", "settled"]
 Role = Literal["canary", "new", "current", "old"]
 
 
@@ -135,7 +136,7 @@ def _parts(
     name: str,
     current: int,
     jobs: Mapping[int, Json],
-    phase: Phase,
+    phase: JobPhase,
     state: Json,
     allocations: list[Json],
     judging: Json | None,
@@ -196,7 +197,7 @@ def _gpus(allocation: Json) -> int:
     return sum(len(device["DeviceIDs"]) for device in devices if device["Type"] == "gpu")
 
 
-def _phase(job: Json, deployment: Json | None) -> Phase:
+def _phase(job: Json, deployment: Json | None) -> JobPhase:
     if job.get("Stop"):
         return "stopped"
     if not deployment or deployment["JobVersion"] != job["Version"]:
@@ -206,7 +207,7 @@ def _phase(job: Json, deployment: Json | None) -> Phase:
     return "failed" if deployment["Status"] in ("failed", "cancelled") else "settled"
 
 
-def _summary(job: Json, phase: Phase, deployment: Json | None, views: Sequence[GroupView]) -> str:
+def _summary(job: Json, phase: JobPhase, deployment: Json | None, views: Sequence[GroupView]) -> str:
     version = job["Version"]
     parts = [part for view in views for part in view.parts]
     if phase == "stopped":
@@ -239,7 +240,7 @@ def _healthy(parts: Sequence[Part]) -> str:
 
 
 def _next(
-    command: Command, phase: Phase, views: Sequence[GroupView], is_way_back: bool
+    command: Command, phase: JobPhase, views: Sequence[GroupView], is_way_back: bool
 ) -> Iterator[tuple[str, str]]:
     canaries = [part for view in views for part in view.parts if part.role == "canary"]
     if phase == "stopped":

@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from prometheus_client.samples import Sample as Series
 
 from vllmjobs.environment.problems import UserError
-from vllmjobs.rollout.model import Value
+from vllmjobs.text.value import Value
 
 # A metric of `rollout.analysis` → vLLM's names for it, the newest first: an instance may show two of them at
 # once, as 0.11 does, and only the first one counts.

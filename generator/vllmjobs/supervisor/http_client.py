@@ -13,11 +13,11 @@ if TYPE_CHECKING:
 MOST = 2 << 20  # bytes of an answer: a page of metrics has up to half a megabyte
 LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1", "[::]": "::1"}
 
-Json = Mapping[str, Any]
+JsonBody = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class Address:
+class ServerAddress:
     """The address of a server: a host and a port, or a unix socket."""
 
     host: str = ""  # an IP address, which costs no thread to look up; a wildcard stands for the loopback
@@ -35,7 +35,7 @@ class Response(NamedTuple):
     body: bytes
 
 
-async def request(address: Address, method: str, path: str, body: Json | None = None) -> Response:
+async def request(address: ServerAddress, method: str, path: str, body: JsonBody | None = None) -> Response:
     """Send one request, and read the answer whole; the connection is closed however it ends.
 
     Raises `OSError` where there is no connection, `ValueError` where the answer is not whole, not HTTP or too
@@ -58,7 +58,7 @@ async def request(address: Address, method: str, path: str, body: Json | None = 
         writer.transport.abort()
 
 
-def _request(address: Address, host: str, method: str, path: str, body: Json | None) -> bytes:
+def _request(address: ServerAddress, host: str, method: str, path: str, body: JsonBody | None) -> bytes:
     content = b"" if body is None else json.dumps(body).encode()
     name = f"[{host}]" if ":" in host else host
     lines = [

@@ -11,8 +11,8 @@ from typing import Any, Literal, NamedTuple
 
 from vllmjobs.supervisor.core.engines import Engine
 from vllmjobs.supervisor.core.model import Probed
-from vllmjobs.supervisor.core.progress import Load, Sample, grew, progressed, read_metrics, wants_proof
-from vllmjobs.supervisor.http_client import Address, request
+from vllmjobs.supervisor.core.progress import Load, ProbeResult, grew, progressed, read_metrics, wants_proof
+from vllmjobs.supervisor.http_client import ServerAddress, request
 
 UNSUPPORTED = (400, 404, 405, 501)  # what vLLM's versions answer on a path that the model is not for
 
@@ -47,8 +47,8 @@ class Answer(NamedTuple):
 
 
 async def probe(
-    engine: Engine, before: Sample | None, timeouts: Timeouts = Timeouts()
-) -> tuple[Sample, Probed]:
+    engine: Engine, before: ProbeResult | None, timeouts: Timeouts = Timeouts()
+) -> tuple[ProbeResult, Probed]:
     """Probe an engine once; never raises.
 
     Takes the longer of the timeouts for health and metrics, and then up to five times that for a completion:
@@ -61,7 +61,7 @@ async def probe(
         _ask(engine, "GET", "/health", timeouts.health), _ask(engine, "GET", "/metrics", timeouts.metrics)
     )
     load = read_metrics(page.body) if page.status == 200 else Load(None, None)
-    last = before or Sample(model=engine.served_name, proved_at=now)
+    last = before or ProbeResult(model=engine.served_name, proved_at=now)
     sample = replace(
         last, health=health.status, tokens=load.tokens, unanswered=load.unanswered, completion=None,
         reason=health.reason or ("" if health.status == 200 else f"/health answered {health.status}"),
@@ -88,7 +88,7 @@ async def probe_front(engine: Engine, seconds: float = 3.0) -> Probed:
     return Probed(engine.name, serves=is_well, progress=is_well)
 
 
-async def _complete(engine: Engine, sample: Sample, seconds: float) -> Sample:
+async def _complete(engine: Engine, sample: ProbeResult, seconds: float) -> ProbeResult:
     """Ask for one token, on the path that this model answers."""
     if sample.model is None:
         models = await _ask(engine, "GET", "/v1/models", seconds)
@@ -123,7 +123,7 @@ def _listed(answer: Answer, key: str) -> list[Body]:
 
 async def _ask(engine: Engine, method: str, path: str, seconds: float, body: Body | None = None) -> Answer:
     """Send one request; a failure becomes the reason."""
-    address = Address(engine.host, engine.port, tls=engine.tls, token=engine.api_key)
+    address = ServerAddress(engine.host, engine.port, tls=engine.tls, token=engine.api_key)
     try:
         async with asyncio.timeout(seconds):
             response = await request(address, method, path, body)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from vllmjobs.supervisor.admin import Routes
 from vllmjobs.supervisor.core.engines import Engine
 from vllmjobs.supervisor.core.model import StopAsked
-from vllmjobs.supervisor.core.report import Answer, Runtime, health, live, metrics, ready
+from vllmjobs.supervisor.core.report import HttpAnswer, Runtime, health, live, metrics, ready
 from vllmjobs.supervisor.settings import SettingsError
 from vllmjobs.supervisor.supervise import Supervisor
 
@@ -32,11 +32,11 @@ def routes(supervisor: Supervisor) -> Routes:
     }
 
 
-def _ready(supervisor: Supervisor, name: str = "") -> Answer:
+def _ready(supervisor: Supervisor, name: str = "") -> HttpAnswer:
     return ready(supervisor.configuration.spec, supervisor.state, name)
 
 
-def _health(supervisor: Supervisor) -> Answer:
+def _health(supervisor: Supervisor) -> HttpAnswer:
     return health(supervisor.configuration.spec, supervisor.state, _runtime(supervisor), supervisor.now)
 
 
@@ -61,19 +61,19 @@ def _runtime(supervisor: Supervisor) -> Runtime:
     )
 
 
-def _stop(supervisor: Supervisor) -> Answer:
+def _stop(supervisor: Supervisor) -> HttpAnswer:
     supervisor.handle(StopAsked())
     return 202, {"stopping": True}
 
 
-def _reload(supervisor: Supervisor, secrets: str) -> Answer:
+def _reload(supervisor: Supervisor, secrets: str) -> HttpAnswer:
     try:
         return 200, {"rounds": supervisor.reload.read_again(secrets)}
     except SettingsError as error:
         return 409, {"error": str(error)}
 
 
-def _become(supervisor: Supervisor, name: str, engine: Engine | None) -> Answer:
+def _become(supervisor: Supervisor, name: str, engine: Engine | None) -> HttpAnswer:
     """Let a child end, and become this engine, or nothing."""
     if engine is None and name not in supervisor.children.running:
         return _ready(supervisor, name)  # tells which there are

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from typing import Any
 
 from vllmjobs.supervisor.core.engines import PORT, Engine, PoolText, ServerLine
-from vllmjobs.supervisor.core.model import Child, Limits, SupervisorSpec
+from vllmjobs.supervisor.core.model import Child, SupervisionLimits, SupervisorSpec
 
 ADMIN_PORT = 8090
 OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it
@@ -54,7 +54,7 @@ class Settings:
     admin_host: str = ""  # the address of the admin port; all addresses when empty
     admin_port: int = ADMIN_PORT
     admin_path: str | None = None  # a unix socket instead of the port, on which restarts can be asked for
-    limits: Limits = field(default_factory=Limits)
+    limits: SupervisionLimits = field(default_factory=SupervisionLimits)
     min_alive: int = 1
     log_rate: float = 2000.0  # the lines a second of each stream that are let through; 0 for all
     upstreams_path: str | None = None  # where the balancer in front reads who is ready, anew on SIGHUP
@@ -100,7 +100,7 @@ def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
         identity=f"{place}/{name}:{admin_port}",  # no other that lives has this port
         admin_host=options.get("--admin-host") or environ.get("NOMAD_IP_admin") or "",
         admin_port=_port(admin_port, "--admin-port"),
-        limits=Limits(**limits),
+        limits=SupervisionLimits(**limits),
         log_rate=float(_whole(options.get("--log-rate", "2000"), "--log-rate")),
     )
 
@@ -178,7 +178,7 @@ def read_file(path: str, environ: Mapping[str, str]) -> Settings:
         unknown = content.keys() - {field.name for field in fields(Settings)}
         if unknown:
             raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
-        limits = Limits(**content.pop("limits", {}))
+        limits = SupervisionLimits(**content.pop("limits", {}))
         pools = tuple(PoolText(**pool) for pool in content.pop("upstreams", ()))
         content["secrets"] = tuple(content.get("secrets", ()))
         return Settings(engines=engines, limits=limits, upstreams=pools, **{**content, "path": path})

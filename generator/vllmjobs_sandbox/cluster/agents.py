@@ -37,7 +37,7 @@ class Agents:
         self._killed: dict[str, Process] = {}
         self._machines: set[str] = set()
 
-    def start_consul(self, agent: consul.Agent, join: consul.Agent | None = None) -> str:
+    def start_consul(self, agent: consul.ConsulAgent, join: consul.ConsulAgent | None = None) -> str:
         """Start an agent of Consul; return its name."""
         name = f"consul-{agent.name}"
         config = self._folder / f"{name}.json"
@@ -45,7 +45,7 @@ class Agents:
         words = ["-config-file", config, *self._laid_over("consul", "-config-file")]
         return self._start(name, [self._programs["consul"], "agent", *words])
 
-    def start_nomad(self, agent: nomad.Agent, text: str, machine: bool = False) -> str:
+    def start_nomad(self, agent: nomad.NomadAgent, text: str, machine: bool = False) -> str:
         """Start an agent of Nomad; return its name. As a machine, it takes its tasks with it when killed."""
         name = f"nomad-{agent.name}"
         config = self._folder / f"{name}.hcl"

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Agent:
+class ConsulAgent:
     """The name and the ports of one Consul agent, all of them on loopback."""
 
     name: str
@@ -24,7 +24,7 @@ class Agent:
         return f"127.0.0.1:{self.http}"
 
 
-def config(agent: Agent, data_dir: str, join: Agent | None = None) -> str:
+def config(agent: ConsulAgent, data_dir: str, join: ConsulAgent | None = None) -> str:
     """Write the configuration of an agent: a server, unless it joins one."""
     settings: dict[str, object] = {
         "node_name": agent.name,

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.errors import SandboxError
-from vllmjobs_sandbox.cluster.jobs import Jobs, Json
+from vllmjobs_sandbox.cluster.jobs import Jobs
 from vllmjobs_sandbox.cluster.process import indent, wait_until
 from vllmjobs_sandbox.cluster.release import Release
 

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import nomad
 
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.process import indent, tail
 
 EVENTS = 6  # of each task
 LINES = 12  # of each log
-
-Json = dict[str, Any]
 
 
 def of_job(client: nomad.Nomad, job: str, folder: Path) -> str:

@@ -13,11 +13,11 @@ from consul import Consul
 from vllmjobs.cli.common import Selection
 from vllmjobs.cli.render import render as render_command
 from vllmjobs.render.job import render
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster import evidence
 from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.process import wait_until
 
-Json = dict[str, Any]
 HEALTHY = 180.0  # seconds for a deployment
 GONE = 90.0  # seconds for allocations to end
 ENDED = ("complete", "failed", "lost")

@@ -26,8 +26,8 @@ class Layout:
     """The folder, agents by name, and the ports of the balancers."""
 
     folder: Path
-    consul: dict[str, consul_config.Agent]
-    nomad: dict[str, nomad_config.Agent]
+    consul: dict[str, consul_config.ConsulAgent]
+    nomad: dict[str, nomad_config.NomadAgent]
     fabio: int
     fabio_admin: int
     nginx: int
@@ -40,8 +40,8 @@ class Layout:
         fabio, fabio_admin, nginx, nginx_admin = take(), take(), take(), take()
         return cls(
             folder,
-            {name: consul_config.Agent(name, take(), take(), take()) for name in ("server", *nodes)},
-            {name: nomad_config.Agent(name, take(), take(), take()) for name in (*servers, *nodes)},
+            {name: consul_config.ConsulAgent(name, take(), take(), take()) for name in ("server", *nodes)},
+            {name: nomad_config.NomadAgent(name, take(), take(), take()) for name in (*servers, *nodes)},
             fabio,
             fabio_admin,
             nginx,

@@ -17,7 +17,7 @@ CLOUDS = "env_aws,env_azure,env_digitalocean,env_gce"
 
 
 @dataclass(frozen=True)
-class Agent:
+class NomadAgent:
     """The name and the ports of one Nomad agent, all of them on loopback."""
 
     name: str
@@ -32,11 +32,11 @@ class Agent:
 
 
 def server_config(
-    agent: Agent,
+    agent: NomadAgent,
     data_dir: str,
     consul: str,
     servers: int = 1,
-    join: Sequence[Agent] = (),
+    join: Sequence[NomadAgent] = (),
     patient: bool = True,
 ) -> str:
     """Write the configuration of a server, which elects no leader before there are so many of them.
@@ -64,7 +64,7 @@ server {{
 """
 
 
-def secured_config(agent: Agent, folder: str, verify_clients: bool, is_client: bool = False) -> str:
+def secured_config(agent: NomadAgent, folder: str, verify_clients: bool, is_client: bool = False) -> str:
     """Write the configuration of a server with ACLs and TLS, whose files `nomad tls` put into the folder.
 
     It may be its own only client.
@@ -108,11 +108,11 @@ tls {{
 
 
 def client_config(
-    agent: Agent,
+    agent: NomadAgent,
     data_dir: str,
     consul: str,
     *,
-    servers: Sequence[Agent],
+    servers: Sequence[NomadAgent],
     ports: range,
     plugin_dir: str,
     gpus: Sequence[GpuModel],
@@ -182,7 +182,7 @@ plugin "docker" {{
 """
 
 
-def _common(agent: Agent, data_dir: str, consul: str) -> str:
+def _common(agent: NomadAgent, data_dir: str, consul: str) -> str:
     return f"""\
 name                 = "{agent.name}"
 datacenter           = "dc1"

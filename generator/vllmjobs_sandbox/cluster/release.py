@@ -9,7 +9,7 @@ from typing import Any
 
 import httpx
 
-from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.traffic.requests import http, version

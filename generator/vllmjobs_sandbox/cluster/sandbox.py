@@ -321,7 +321,7 @@ class Sandbox(Jobs):
             self.purge(*(job["ID"] for job in self.nomad.jobs.get_jobs()))
 
 
-def _consul_client(agent: consul_config.Agent, token: str) -> Consul:
+def _consul_client(agent: consul_config.ConsulAgent, token: str) -> Consul:
     client = Consul(host="127.0.0.1", port=agent.http, token=token)
     client.http.session.trust_env = False
     return client

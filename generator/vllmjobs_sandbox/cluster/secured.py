@@ -14,7 +14,7 @@ from typing import Any
 
 from vllmjobs_sandbox.cluster import ports
 from vllmjobs_sandbox.cluster.leftovers import unmount
-from vllmjobs_sandbox.cluster.nomad import Agent, secured_config
+from vllmjobs_sandbox.cluster.nomad import NomadAgent, secured_config
 from vllmjobs_sandbox.cluster.process import start, stop
 from vllmjobs_sandbox.cluster.programs import CHECKOUT, programs
 
@@ -55,7 +55,7 @@ def secured_server(folder: Path, verify_clients: bool = False, is_client: bool =
     nomad(folder, "tls", "cert", "create", "-server", "-region", "global")
     nomad(folder, "tls", "cert", "create", "-client", "-region", "global")
     block = ports.take_block()
-    agent = Agent("secured", block.take(), block.take(), block.take())
+    agent = NomadAgent("secured", block.take(), block.take(), block.take())
     config = folder / "server.hcl"
     config.write_text(secured_config(agent, str(folder), verify_clients, is_client))
     env = {"PATH": os.defpath}  # a client asks df

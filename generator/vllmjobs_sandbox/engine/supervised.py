@@ -15,13 +15,13 @@ from typing import Any
 
 import httpx
 
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.ports import Block, take_block
 from vllmjobs_sandbox.cluster.process import indent, wait_until
 from vllmjobs_sandbox.cluster.programs import SOURCES
 from vllmjobs_sandbox.traffic.requests import Begun, begun, http
 
-Json = dict[str, Any]
 SECONDS = 60.0
 ENGINE = [sys.executable, "-m", "vllmjobs_sandbox.engine", "serve", "a/small", "--served-model-name", "chat"]
 # Quick ones, so that a test takes seconds.

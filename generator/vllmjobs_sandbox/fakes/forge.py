@@ -24,6 +24,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import yaml
 
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.programs import CHECKOUT
 from vllmjobs_sandbox.fakes.listening import listening
 
@@ -31,8 +32,6 @@ CI = CHECKOUT / "docs/ci"
 INSTALL = ("ci/install.sh", 'export PATH="$PWD/.tools/bin:$PATH"')
 PAGE = 2  # comments; few, so that there are several pages
 TOKENS = {"of-the-bot": "bot", "of-ada": "ada"}
-
-Json = dict[str, Any]
 
 
 def template(name: str) -> Json:

@@ -13,7 +13,7 @@ import httpx
 import yaml
 from nomad.api.exceptions import URLNotFoundNomadException
 
-from vllmjobs_sandbox.cluster.jobs import Json
+from vllmjobs.text.json import Json
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
 from vllmjobs_sandbox.traffic.requests import QUESTION, http

@@ -12,7 +12,7 @@ import openai
 
 from vllmjobs_sandbox.cluster.errors import SandboxError
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.traffic.requests import Answer, Load, ask, versions
+from vllmjobs_sandbox.traffic.requests import Answer, Trickle, ask, versions
 
 JOB = "vllm-dev"
 OLD, NEW = 1024, 2048
@@ -83,7 +83,7 @@ class Story:
 
     def deploy(self) -> None:
         """Deploy the change, with requests all the while: a canary, its share, the verdict, the promotion."""
-        with Load(self.sandbox.fabio_address) as load:
+        with Trickle(self.sandbox.fabio_address) as load:
             said = self._type(f"vllmjobs deploy dev --job vllm {CHANGE} {ANALYSIS}")
         self._said(said)
         self._expect("canaries are promoted" in said, "no canary was promoted")

@@ -109,7 +109,7 @@ def version(client: httpx.Client, address: str) -> int:
 
 
 @dataclass
-class Load:
+class Trickle:
     """A few requests a second in the background: a context that counts answers and failures."""
 
     address: str
@@ -117,7 +117,7 @@ class Load:
     answered: int = 0
     failures: list[str] = field(default_factory=list)
 
-    def __enter__(self) -> Load:
+    def __enter__(self) -> Trickle:
         self._stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

@@ -8,7 +8,7 @@ from typing import Any
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.release import Release
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.traffic.requests import Load, versions
+from vllmjobs_sandbox.traffic.requests import Trickle, versions
 
 OLD, NEW, NEWER = 1024, 2048, 1536
 DEPLOYED, FAILED, NO_ROOM, REFUSED = 0, 1, 3, 4
@@ -54,7 +54,7 @@ class Life:
 class Served:
     """A life that is asked ten times a second during a test."""
 
-    def __init__(self, life: Life, load: Load) -> None:
+    def __init__(self, life: Life, load: Trickle) -> None:
         self.life, self.release, self.sandbox, self._load = life, life.release, life.release.sandbox, load
         self.old = {one["ID"] for one in self.release.allocations()}
         self.old_length, self.new = life.length, life.other
@@ -102,7 +102,7 @@ def serving(release: Release, count: int = 1, /, **chat: Any) -> Life:
 @contextmanager
 def asking(life: Life) -> Iterator[Served]:
     """Ask it all the while."""
-    with Load(life.release.address, per_second=10) as load:
+    with Trickle(life.release.address, per_second=10) as load:
         yield Served(life, load)
 
 

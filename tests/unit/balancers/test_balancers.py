@@ -112,7 +112,7 @@ job [[ name | hcl ]] {
 """
 
 
-def mirror_has_its_port(environment: Environment) -> Iterator[tuple[problems.Path, str]]:
+def mirror_has_its_port(environment: Environment) -> Iterator[tuple[problems.KeyPath, str]]:
     """Find a port that the mirror has."""
     if environment.balancer.port == 1:
         yield ("balancer", "port"), "is the mirror's"

@@ -6,8 +6,8 @@ import pytest
 
 from vllmjobs.changes.model import GroupAction, JobChange
 from vllmjobs.changes.planned import planned, warnings
+from vllmjobs.text.json import Json
 
-Json = dict[str, Any]
 RUN = "nomad job run -check-index 7 job.nomad.hcl"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from vllmjobs.balancers.instances import ServiceInstance
-from vllmjobs.cluster.consul import PAUSES, Consul, ConsulError, Key
+from vllmjobs.cluster.consul import PAUSES, ConsulApi, ConsulError, Key
 from vllmjobs_sandbox.fakes.listening import listening
 
 Answer = tuple[int, str, dict[str, str]]
@@ -45,9 +45,9 @@ class Script:
     pauses: list[float] = field(default_factory=list)
     address: str = ""
 
-    def consul(self, *answers: Answer, **environ: str) -> Consul:
+    def consul(self, *answers: Answer, **environ: str) -> ConsulApi:
         self.answers = list(answers)
-        return Consul(
+        return ConsulApi(
             {"CONSUL_HTTP_ADDR": self.address, **environ}, timeout=(2, 20), sleep=self.pauses.append
         )
 
@@ -147,7 +147,7 @@ def test_an_agent_that_has_answered_and_is_gone_is_waited_for() -> None:
             again.enter_context(listening(Handler, int(address.rpartition(":")[2])))
 
     with listening(Handler) as address:
-        consul = Consul({"CONSUL_HTTP_ADDR": address}, timeout=(2, 2), sleep=sleep)
+        consul = ConsulApi({"CONSUL_HTTP_ADDR": address}, timeout=(2, 2), sleep=sleep)
         assert consul.put("a", "1")
     with again:
         assert consul.put("a", "2")
@@ -155,7 +155,7 @@ def test_an_agent_that_has_answered_and_is_gone_is_waited_for() -> None:
     with pytest.raises(
         ConsulError, match=r"Connection refused\); is CONSUL_HTTP_ADDR right, and Consul running"
     ):
-        Consul({"CONSUL_HTTP_ADDR": address}, sleep=pauses.append).read("a")
+        ConsulApi({"CONSUL_HTTP_ADDR": address}, sleep=pauses.append).read("a")
     assert len(pauses) == 3, "nobody has ever answered there: it was not asked again"
 
 
@@ -227,7 +227,7 @@ def test_the_namespace_and_partition_are_sent(server: Script) -> None:
     ],
 )
 def test_the_address_is_read_as_the_consul_command_does(environ: dict[str, str], address: str) -> None:
-    assert Consul(environ).address == address
+    assert ConsulApi(environ).address == address
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_the_address_is_read_as_the_consul_command_does(environ: dict[str, str],
 )  # fmt: skip
 def test_a_way_that_cannot_be_gone_is_said_in_consuls_words(environ: dict[str, str], said: str) -> None:
     with pytest.raises(ConsulError) as error:
-        Consul(environ)
+        ConsulApi(environ)
     assert str(error.value).startswith(said)
 
 

@@ -20,7 +20,7 @@ from vllmjobs.cluster.failures import (
     UnsureError,
 )
 from vllmjobs.cluster.logs import TaskLogs
-from vllmjobs.cluster.nomad import Nomad, Where
+from vllmjobs.cluster.nomad import NomadApi, Where
 from vllmjobs.rollout.deployments import address
 
 __all__ = ["server"]
@@ -48,7 +48,7 @@ def releases(script: Script, *answers: Any, patience: float = 0) -> Deployments:
     script.answers = list(answers)
     clock = count()
     return Deployments(
-        Nomad(
+        NomadApi(
             {"NOMAD_ADDR": script.address},
             timeout=timeout(answers),
             sleep=script.pauses.append,

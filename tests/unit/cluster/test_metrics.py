@@ -12,7 +12,7 @@ from urllib.parse import parse_qs
 
 import pytest
 
-from vllmjobs.cluster.metrics import MetricsError, Prometheus, probe, scrape
+from vllmjobs.cluster.metrics import MetricsError, PrometheusApi, probe, scrape
 from vllmjobs.rollout.samples import SERIES, Sample
 from vllmjobs_sandbox.fakes.listening import listening
 
@@ -104,9 +104,9 @@ def test_nothing_to_scrape_is_nothing_found() -> None:
 # Prometheus
 
 
-def prometheus(serve: Serve, status: int, answer: Any) -> Prometheus:
+def prometheus(serve: Serve, status: int, answer: Any) -> PrometheusApi:
     text = answer if isinstance(answer, str) else json.dumps(answer)
-    return Prometheus(f"http://{serve(always(status, text))}", timeout=20)
+    return PrometheusApi(f"http://{serve(always(status, text))}", timeout=20)
 
 
 def test_one_query_asks_for_all_instances_and_series(serve: Serve) -> None:
@@ -128,7 +128,9 @@ def test_one_query_asks_for_all_instances_and_series(serve: Serve) -> None:
         asked.append((path, parse_qs(body)["query"][0]))
         return 200, json.dumps({"status": "success", "data": {"resultType": "vector", "result": result}})
 
-    found = Prometheus(f"http://{serve(answer)}/prom/", "pod").samples(["a-1.b:80", "[::1]:80", "[::1]:80"])
+    found = PrometheusApi(f"http://{serve(answer)}/prom/", "pod").samples(
+        ["a-1.b:80", "[::1]:80", "[::1]:80"]
+    )
     assert found["a-1.b:80"].gauges == {"queue": 2.0}
     assert found["[::1]:80"].counts["requests"] == {inf: 7.0}
     [(path, query)] = asked
@@ -137,7 +139,7 @@ def test_one_query_asks_for_all_instances_and_series(serve: Serve) -> None:
 
 
 def test_without_instances_prometheus_is_not_asked() -> None:
-    assert Prometheus("http://127.0.0.1:1").samples([]) == {}
+    assert PrometheusApi("http://127.0.0.1:1").samples([]) == {}
 
 
 @pytest.mark.parametrize(
@@ -178,14 +180,14 @@ def test_a_password_in_its_address_is_used_and_not_told(serve: Serve, nobody: st
 
     for address in (serve(answer), nobody):
         with pytest.raises(MetricsError) as refused:
-            Prometheus(f"http://reader:hunter2@{address}").samples(["a:1"])
+            PrometheusApi(f"http://reader:hunter2@{address}").samples(["a:1"])
         assert str(refused.value).startswith(f"http://{address}/api/v1/query ")
     assert seen == ["Basic cmVhZGVyOmh1bnRlcjI="]
 
 
 def test_a_label_that_none_can_be_is_refused() -> None:
     with pytest.raises(MetricsError, match="'my label' cannot be the name of a label"):
-        Prometheus("http://127.0.0.1:1", "my label")
+        PrometheusApi("http://127.0.0.1:1", "my label")
 
 
 # Probing

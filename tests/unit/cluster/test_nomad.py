@@ -14,7 +14,7 @@ import pytest
 
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadError
-from vllmjobs.cluster.nomad import LONGEST_PAUSE, PAUSES, Nomad
+from vllmjobs.cluster.nomad import LONGEST_PAUSE, PAUSES, NomadApi
 from vllmjobs_sandbox.fakes.listening import listening
 
 JOB = {"ID": "chat", "Namespace": "default", "Region": "global"}
@@ -45,7 +45,7 @@ class Script:
     def cluster(self, *answers: Any, **environ: str) -> Cluster:
         self.answers = list(answers)
         environ = {"NOMAD_ADDR": self.address, **environ}
-        return Cluster(Nomad(environ, timeout=timeout(answers), sleep=self.pauses.append))
+        return Cluster(NomadApi(environ, timeout=timeout(answers), sleep=self.pauses.append))
 
 
 @pytest.fixture
@@ -218,14 +218,14 @@ def test_a_password_in_the_address_is_sent_before_that_of_nomad_http_auth_and_no
         f"Basic {b64encode(pair).decode()}" for pair in (b"you:key", b"me:secret")
     ]
     with pytest.raises(NomadError) as error:
-        Cluster(Nomad({"NOMAD_ADDR": "ftp://me:secret@host"}))
+        Cluster(NomadApi({"NOMAD_ADDR": "ftp://me:secret@host"}))
     assert "secret" not in str(error.value)
 
 
 @pytest.mark.parametrize("token", ["secret\n", "sec ret", "sécret"])
 def test_a_token_with_what_no_token_has_is_refused_and_not_shown(token: str) -> None:
     with pytest.raises(NomadError) as error:
-        Cluster(Nomad({"NOMAD_TOKEN": token}))
+        Cluster(NomadApi({"NOMAD_TOKEN": token}))
     assert str(error.value) == "NOMAD_TOKEN has a blank, a line break or another character that no token has"
 
 

@@ -19,7 +19,7 @@ from vllmjobs.environment.supervision import (
 )
 from vllmjobs.environment.values import Driver
 from vllmjobs.supervisor import settings
-from vllmjobs.supervisor.core.model import Limits
+from vllmjobs.supervisor.core.model import SupervisionLimits
 
 OURS = "registry.example.com:5000/ml/vllmjobs-vllm:0.33.0-3f2a9c1@sha256:0123"
 
@@ -97,11 +97,15 @@ def test_the_supervisor_reads_what_it_is_told() -> None:
     nomad = {"NOMAD_IP_admin": "10.0.0.7", "NOMAD_PORT_admin": "20001", "NOMAD_GROUP_NAME": "chat"}
     read = settings.read(["--", "vllm", "serve", "m"], nomad | told(model))
     assert (read.admin_host, read.admin_port) == ("0.0.0.0", ADMIN_PORT)  # not the node's, in a container
-    assert read.limits == Limits(load=38 * 60, drain=90, term=10, leave=0)
+    assert read.limits == SupervisionLimits(load=38 * 60, drain=90, term=10, leave=0)
     host = Model(model="m", container=Container(network="host"))
     read = settings.read(["--", "vllm", "serve", "m"], nomad | told(host))
     assert (read.admin_host, read.admin_port) == ("10.0.0.7", 20001)
 
 
 def test_the_figures_of_the_supervisor_are_its_own() -> None:
-    assert (settings.ADMIN_PORT, Limits().term, Limits().gone) == (ADMIN_PORT, TERM_S, GONE_S)
+    assert (settings.ADMIN_PORT, SupervisionLimits().term, SupervisionLimits().gone) == (
+        ADMIN_PORT,
+        TERM_S,
+        GONE_S,
+    )

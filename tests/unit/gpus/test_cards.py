@@ -14,7 +14,7 @@ import pytest
 
 from vllmjobs.gpus.cards import (
     Card,
-    Holder,
+    CardHolder,
     as_json,
     health_of,
     in_cluster,
@@ -339,7 +339,9 @@ def test_a_gpu_of_the_cluster_has_its_node_and_its_holder() -> None:
         memory_mib=81559,
         driver_version="570.124.06",
         holders=(
-            Holder("vllm.prod/chat[12]", allocation="0b1c2d3e-1111-2222-3333-444444444444", namespace="ml"),
+            CardHolder(
+                "vllm.prod/chat[12]", allocation="0b1c2d3e-1111-2222-3333-444444444444", namespace="ml"
+            ),
         ),
     )
     assert (broken.uuid, broken.health, broken.health_reason) == ("GPU-1", "failed", "fell off the bus")
@@ -429,7 +431,10 @@ def test_the_table_of_a_machine() -> None:
             temperature_c=64,
             power_w=612.3,
             mig="off",
-            holders=(Holder("VLLM::EngineCor", pid=4242, memory_mib=70000), Holder("python3", pid=77)),
+            holders=(
+                CardHolder("VLLM::EngineCor", pid=4242, memory_mib=70000),
+                CardHolder("python3", pid=77),
+            ),
         ),
         Card(index=1, health="failed", health_reason="GPU is lost"),
     ]
@@ -464,6 +469,6 @@ def test_no_cards_are_no_lines() -> None:
 
 
 def test_a_name_cannot_command_the_terminal() -> None:
-    shown = table([Card(index=0, model=H100, holders=(Holder("\x1b]0;owned\x07\n", pid=1),))])
+    shown = table([Card(index=0, model=H100, holders=(CardHolder("\x1b]0;owned\x07\n", pid=1),))])
     assert "?]0;owned?? (pid 1)" in shown
     assert shown.isascii() and shown.replace("\n", "").isprintable()

@@ -29,8 +29,8 @@ from vllmjobs.rollout.observe import (
     TOLERANCE,
     Comparison,
     Memory,
+    ObservedShares,
     Raw,
-    Shares,
     attempted,
     comparisons,
     is_reverted,
@@ -38,8 +38,8 @@ from vllmjobs.rollout.observe import (
     poll_within,
     waiting_groups,
 )
+from vllmjobs.text.json import Json
 
-Json = dict[str, Any]
 PLAN = ReleasePlan(
     job="vllm-prod",
     version=7,
@@ -91,8 +91,8 @@ PLACED = Raw(job=JOB, deployment=deployment("b"), allocations=(OLD, CANARY))
 UNPLACED = Raw(job=JOB, deployment=deployment(), allocations=(OLD,))
 
 
-def shares(asked: float | None, given: float | None) -> Shares:
-    return Shares(asked={} if asked is None else {"chat": asked}, given={"chat": given})
+def shares(asked: float | None, given: float | None) -> ObservedShares:
+    return ObservedShares(asked={} if asked is None else {"chat": asked}, given={"chat": given})
 
 
 def chat(raw: Raw, memory: Memory = NOTHING, now: float = 100.0) -> GroupState:
@@ -212,7 +212,7 @@ def test_a_canary_that_is_no_longer_healthy_is_given_its_time_anew() -> None:
 def test_while_consul_is_away_nobody_gets_a_share_and_the_clock_goes_on() -> None:
     frozen = replace(PLACED, shares=shares(None, 0.0))
     memory, _ = observe(PLAN, NOTHING, frozen, 100)
-    away = replace(PLACED, shares=Shares(is_known=False), verdicts={"chat": PASS})
+    away = replace(PLACED, shares=ObservedShares(is_known=False), verdicts={"chat": PASS})
     memory, observation = observe(PLAN, memory, away, 110)
     group = observation.groups["chat"]
     assert (group.routed, group.verdict, group.unrouted_for) == (False, None, 0)
@@ -381,7 +381,9 @@ RAWS = st.builds(
     allocations=allocations(),
     versions=st.just([JOB | {"Stable": False}, {"Version": 5, "Stable": True, "Image": "old"}]),
     shares=st.none()
-    | st.builds(Shares, is_known=st.booleans(), asked=by_group(SHARES), given=by_group(st.none() | SHARES)),
+    | st.builds(
+        ObservedShares, is_known=st.booleans(), asked=by_group(SHARES), given=by_group(st.none() | SHARES)
+    ),
     verdicts=by_group(st.just(PASS)),
 )
 ACTIONS = st.sampled_from([None, None, FAILED, Revert(version=5), Promote()])

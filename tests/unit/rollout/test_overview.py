@@ -10,8 +10,8 @@ from vllmjobs.rollout.history import image, model, past_releases
 from vllmjobs.rollout.model import Number, Record, Verdict
 from vllmjobs.rollout.overview import Overview, Weight, overview
 from vllmjobs.rollout.overview_text import history_text, status_text
+from vllmjobs.text.json import Json
 
-Json = dict[str, Any]
 AT = "2026-11-23T21:04:05.678Z"
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from vllmjobs.supervisor.core.model import Child, Limits
+from vllmjobs.supervisor.core.model import Child, SupervisionLimits
 from vllmjobs.supervisor.settings import ADMIN_PORT, USAGE, SettingsError, read, seconds
 
 SERVE = ["--", "vllm", "serve", "facebook/opt-125m"]
@@ -26,7 +26,7 @@ def test_the_command_is_what_comes_after_two_dashes() -> None:
     assert (found.admin_host, found.admin_port, found.limits, found.min_alive) == (
         "",
         ADMIN_PORT,
-        Limits(),
+        SupervisionLimits(),
         1,
     )
 

@@ -8,7 +8,7 @@ import re
 
 from vllmjobs.changes.jobs.jobspec import Jobspec
 from vllmjobs.changes.jobs.shortcuts import spelt_out
-from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Path, Tree, below, groups, less, with_each, without
+from vllmjobs.changes.jobs.tree import NAMED_BY, Item, Tree, TreePath, below, groups, less, with_each, without
 from vllmjobs.environment.quantity import duration, is_duration, seconds
 
 _JOB: Tree = {
@@ -99,7 +99,7 @@ def canonicalize(job: Jobspec) -> Tree:
     return _normalized_block((), left, is_foreign=False)
 
 
-def is_nothing(path: Path, item: Item) -> bool:
+def is_nothing(path: TreePath, item: Item) -> bool:
     """Tell whether a word of a canonical tree means to Nomad what its absence means."""
     foreign = _foreign_block(path[:-1])
     if item == {}:
@@ -153,7 +153,7 @@ def _with_block_defaults(tree: Tree, defaults: dict[str, Tree]) -> Tree:
     }
 
 
-def _normalized(path: Path, item: Item) -> Item:
+def _normalized(path: TreePath, item: Item) -> Item:
     """Return values as Nomad reads them: `"4"` and 4, `90s` and `1m30s` are the same count and duration."""
     foreign = _foreign_block(path)
     if isinstance(item, dict):
@@ -170,7 +170,7 @@ def _normalized(path: Path, item: Item) -> Item:
     return duration(value) if value == int(value) else f"{value:g}s"
 
 
-def _normalized_block(path: Path, block: Tree, is_foreign: bool) -> Tree:
+def _normalized_block(path: TreePath, block: Tree, is_foreign: bool) -> Tree:
     kind = path[-2] if len(path) > 1 else ""
     if not is_foreign and kind in _BLOCKS:
         block = _with_defaults(_BLOCKS[kind], block)
@@ -184,7 +184,7 @@ def _normalized_block(path: Path, block: Tree, is_foreign: bool) -> Tree:
     return {word: _normalized((*path, word), item) for word, item in block.items() if item is not None}
 
 
-def _foreign_block(path: Path) -> str | None:
+def _foreign_block(path: TreePath) -> str | None:
     """Return the block on a path whose words are not Nomad's. A task, too, may be called env."""
     words = iter(path)
     for word in words:

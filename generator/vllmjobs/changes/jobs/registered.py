@@ -17,7 +17,7 @@ import msgspec
 from vllmjobs.changes.differences import fields
 from vllmjobs.changes.jobs.canonical import canonicalize
 from vllmjobs.changes.jobs.jobspec import Jobspec
-from vllmjobs.changes.jobs.tree import NAMED_BY, Path, Tree, below, less, put, with_each, without
+from vllmjobs.changes.jobs.tree import NAMED_BY, Tree, TreePath, below, less, put, with_each, without
 from vllmjobs.changes.model import Field
 from vllmjobs.environment.quantity import duration
 from vllmjobs.text.json import Json
@@ -186,7 +186,7 @@ def planned_fields(diff: Json, before: Tree, after: Tree, of_job: bool = False) 
     )
 
 
-def _places(diff: Json, place: Path) -> Iterator[Path]:
+def _places(diff: Json, place: TreePath) -> Iterator[TreePath]:
     """Yield where a job, a group or a task differs; for constraints, in which one."""
     for part in (*(diff.get("Fields") or ()), *(diff.get("Objects") or ())):
         if part["Type"] == "None":
@@ -198,7 +198,7 @@ def _places(diff: Json, place: Path) -> Iterator[Path]:
             yield (*place, "service", "identity")
 
 
-def _is_at(path: Path, places: Set[Path]) -> bool:
+def _is_at(path: TreePath, places: Set[TreePath]) -> bool:
     """Tell whether a path is at one of the places.
 
     A service whose identity is at none has the identity that the servers' configuration gives to all
@@ -212,7 +212,7 @@ def _is_at(path: Path, places: Set[Path]) -> bool:
     return any(unnumbered[:length] in places for length in _PLACE)
 
 
-def _is_not_compared(path: Path, tasks_of_both: Set[str]) -> bool:
+def _is_not_compared(path: TreePath, tasks_of_both: Set[str]) -> bool:
     """Tell whether nomad/structs/diff.go leaves out a path, so that it may differ all the same.
 
     A task that only one side has, and that is not in the Diff, is Nomad's: the proxy of a Connect service.

@@ -7,10 +7,10 @@ name. Functions here return new trees; only `put` changes the one that it is giv
 
 from collections.abc import Callable, Collection
 
-Scalar = str | int | float | bool | None
-Item = Scalar | list["Item"] | dict[str, "Item"]
+Leaf = str | int | float | bool | None
+Item = Leaf | list["Item"] | dict[str, "Item"]
 Tree = dict[str, Item]
-Path = tuple[str, ...]
+TreePath = tuple[str, ...]
 
 # What tells repeated blocks apart, best first.
 NAMED_BY = {

@@ -10,7 +10,7 @@ from vllmjobs.environment.quantity import size_bytes
 from vllmjobs.gpus.cards import Card
 from vllmjobs.text.json import Json
 
-Constraint = tuple[str, str, str]  # attribute, operator, value
+AttributeConstraint = tuple[str, str, str]  # attribute, operator, value
 _MEMORY = "${device.attr.memory}"
 _OPERATORS: dict[str, Callable[[Any, Any], bool]] = {
     ">=": operator.ge, ">": operator.gt, "<=": operator.le, "<": operator.lt, "=": operator.eq,
@@ -25,7 +25,7 @@ class GpuRequest:
 
     name: str  # the device's name: `gpu`, `nvidia/gpu` or `nvidia/gpu/MODEL`
     count: int
-    constraints: tuple[Constraint, ...]
+    constraints: tuple[AttributeConstraint, ...]
 
     @property
     def model(self) -> str | None:
@@ -44,7 +44,7 @@ class GpuRequest:
         """Tell whether a card meets all constraints."""
         return all(meets(card, constraint) for constraint in self.constraints)
 
-    def is_of_memory(self, constraint: Constraint) -> bool:
+    def is_of_memory(self, constraint: AttributeConstraint) -> bool:
         """Tell whether a constraint asks for at least so much memory."""
         return constraint[:2] in ((_MEMORY, ">="), (_MEMORY, ">"))
 
@@ -78,7 +78,7 @@ def requested(group: Json) -> GpuRequest | None:
     return max(requests, key=lambda request: request.count, default=None)
 
 
-def meets(card: Card, constraint: Constraint) -> bool:
+def meets(card: Card, constraint: AttributeConstraint) -> bool:
     """Tell whether a card meets a constraint; a constraint that cannot be judged is taken to be met."""
     attribute, sign, wanted = constraint
     compare = _OPERATORS.get(sign)

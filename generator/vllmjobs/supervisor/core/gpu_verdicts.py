@@ -33,7 +33,7 @@ NO_ACCESS = (
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GpuVerdict:
     """The meaning of an event for its GPU; for `Hung`, for all of them."""
 
     what: Literal["log", "watch", "degrade", "fatal"]
@@ -43,7 +43,7 @@ class Verdict:
     is_new: bool = True  # True if this is to be logged: it is neither nothing, nor what was logged before
 
 
-NOTHING = Verdict("log", is_new=False)
+NOTHING = GpuVerdict("log", is_new=False)
 
 
 @dataclass(frozen=True)
@@ -83,7 +83,9 @@ def _read() -> dict[int, tuple[str, str, str]]:
 XIDS = _read()  # each XID with its name, and what is done about it on one GPU, and under tensor parallelism
 
 
-def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: bool) -> tuple[History, Verdict]:
+def judge(
+    history: History, event: GpuEvent, now: float, is_tensor_parallel: bool
+) -> tuple[History, GpuVerdict]:
     """Return what to remember, and what an event means. Total: no event is out of place."""
     match event:
         case gpu_events.Hung():
@@ -95,7 +97,7 @@ def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: boo
             return _once_for_all(history, text)
     gpu = history.gpus.get(event.gpu, GpuHistory())
     if (condemned := gpu.fatal if history.fatal is None else history.fatal) is not None:
-        return history, Verdict("fatal", condemned, is_new=False)
+        return history, GpuVerdict("fatal", condemned, is_new=False)
     match event:
         case GpuReading():
             gpu, verdict = _reading(gpu, event, now)
@@ -103,7 +105,7 @@ def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: boo
         case gpu_events.Xid():
             gpu, verdict = _xid(gpu, event.code, now, is_tensor_parallel)
         case gpu_events.Lost(_, reason):
-            verdict = Verdict("fatal", reason)
+            verdict = GpuVerdict("fatal", reason)
         case gpu_events.Unanswered(_, code, reason):
             gpu = replace(gpu, unknown_error=now if code == UNKNOWN_ERROR else None)
             others = [one for name, one in history.gpus.items() if name != event.gpu and one.fatal is None]
@@ -148,22 +150,22 @@ def is_free(
     return True
 
 
-def _hung(history: History) -> tuple[History, Verdict]:
+def _hung(history: History) -> tuple[History, GpuVerdict]:
     if history.fatal is not None:
-        return history, Verdict("fatal", history.fatal, is_new=False)
+        return history, GpuVerdict("fatal", history.fatal, is_new=False)
     history = replace(history, hangs=history.hangs + 1)
     reason = f"NVML does not answer ({history.hangs} of {HANGS} times in a row)"
     if history.hangs < HANGS:
-        return history, Verdict("watch", reason)
-    return replace(history, fatal=reason), Verdict("fatal", reason)
+        return history, GpuVerdict("watch", reason)
+    return replace(history, fatal=reason), GpuVerdict("fatal", reason)
 
 
-def _reading(gpu: GpuHistory, reading: GpuReading, now: float) -> tuple[GpuHistory, Verdict]:
+def _reading(gpu: GpuHistory, reading: GpuReading, now: float) -> tuple[GpuHistory, GpuVerdict]:
     last, gpu = gpu.reading, replace(gpu, reading=reading, unknown_error=None)
     if reading.recovery:
-        return gpu, Verdict("fatal", reading.recovery)
+        return gpu, GpuVerdict("fatal", reading.recovery)
     if reading.remap_failed:
-        return gpu, Verdict("fatal", "a row of its memory is faulty and cannot be remapped")
+        return gpu, GpuVerdict("fatal", "a row of its memory is faulty and cannot be remapped")
     if reading.clocks_reasons and reading.clocks_reasons & SLOW:
         return _slowdown(gpu, now, is_new=last is None or not (last.clocks_reasons or 0) & SLOW)
     if reading.remap_pending:
@@ -175,7 +177,7 @@ def _reading(gpu: GpuHistory, reading: GpuReading, now: float) -> tuple[GpuHisto
     return gpu, NOTHING
 
 
-def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, Verdict]:
+def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, GpuVerdict]:
     slowdowns = tuple(at for at in gpu.slowdowns if at > now - SLOWDOWN_WINDOW)
     if is_new or not slowdowns or now - slowdowns[-1] >= LASTING:
         slowdowns = (*slowdowns, now)
@@ -187,14 +189,14 @@ def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, Ve
     return gpu, replace(verdict, what="degrade")
 
 
-def _xid(gpu: GpuHistory, code: int, now: float, is_tensor_parallel: bool) -> tuple[GpuHistory, Verdict]:
+def _xid(gpu: GpuHistory, code: int, now: float, is_tensor_parallel: bool) -> tuple[GpuHistory, GpuVerdict]:
     name, alone, together = XIDS.get(code, ("unknown to us", "log", "log"))
     reason = f"XID {code} ({name})"
     match together if is_tensor_parallel else alone:
         case "fatal":
             return gpu, _condemned(gpu, reason)
         case "degrade":
-            return gpu, Verdict("degrade", reason)
+            return gpu, GpuVerdict("degrade", reason)
         case "restart":
             faults = tuple(at for at in gpu.faults if at > now - HOUR)
             if not faults or now - faults[-1] >= INCIDENT:
@@ -202,26 +204,26 @@ def _xid(gpu: GpuHistory, code: int, now: float, is_tensor_parallel: bool) -> tu
             gpu = replace(gpu, faults=faults)
             if len(faults) >= FAULTS:
                 return gpu, _condemned(gpu, f"{reason}, {FAULTS} such incidents in an hour")
-            return gpu, Verdict("watch", reason)
+            return gpu, GpuVerdict("watch", reason)
         case _:
-            return gpu, Verdict("log", reason)
+            return gpu, GpuVerdict("log", reason)
 
 
-def _condemned(gpu: GpuHistory, reason: str) -> Verdict:
+def _condemned(gpu: GpuHistory, reason: str) -> GpuVerdict:
     """Condemn a GPU by an XID, unless the driver says it needs no recovery; a change of that is fatal."""
     if gpu.reading and gpu.reading.recovery_action == 0:
-        return Verdict("degrade", f"{reason}, but the driver asks for no recovery")
-    return Verdict("fatal", reason)
+        return GpuVerdict("degrade", f"{reason}, but the driver asks for no recovery")
+    return GpuVerdict("fatal", reason)
 
 
-def _once(gpu: GpuHistory, reason: str, now: float) -> tuple[GpuHistory, Verdict]:
+def _once(gpu: GpuHistory, reason: str, now: float) -> tuple[GpuHistory, GpuVerdict]:
     """Log what lasts once an hour."""
     logged = {text: at for text, at in gpu.logged.items() if now - at < HOUR}
     if reason in logged:
-        return gpu, Verdict("log", reason, is_new=False)
-    return replace(gpu, logged={**logged, reason: now}), Verdict("log", reason)
+        return gpu, GpuVerdict("log", reason, is_new=False)
+    return replace(gpu, logged={**logged, reason: now}), GpuVerdict("log", reason)
 
 
-def _once_for_all(history: History, reason: str) -> tuple[History, Verdict]:
+def _once_for_all(history: History, reason: str) -> tuple[History, GpuVerdict]:
     is_new = reason not in history.logged
-    return replace(history, logged=history.logged | {reason}), Verdict("log", reason, is_new)
+    return replace(history, logged=history.logged | {reason}), GpuVerdict("log", reason, is_new)

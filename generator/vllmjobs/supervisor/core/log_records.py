@@ -34,7 +34,7 @@ _THEIRS = {
 }  # fmt: skip
 _encode = json.JSONEncoder(ensure_ascii=False, allow_nan=False).encode
 
-State = Literal["marked", "before", "inside", "after", "bar"]
+LineState = Literal["marked", "before", "inside", "after", "bar"]
 """The next line: an announced one; a traceback, or not; frames; what may follow a traceback; a bar's step."""
 
 
@@ -46,7 +46,7 @@ class Held:
     level: str
     fields: str  # the fields as JSON, with a comma before each
     texts: list[str]
-    state: State
+    state: LineState
     head: str  # the prefix of vLLM, which is before each line of a message; "" where there was none
     until: float
     truncated: int
@@ -157,7 +157,7 @@ def text_of(raw: bytes) -> str:
     return _ANSI.sub("", text) if "\x1b" in text else text
 
 
-def first_state(level: str | None, message: str) -> State | None:
+def first_state(level: str | None, message: str) -> LineState | None:
     """Return how a record may go on after its first line; None where it is complete."""
     if level and level not in ("ERROR", "CRITICAL"):
         return None
@@ -166,7 +166,7 @@ def first_state(level: str | None, message: str) -> State | None:
     return "before" if level else None
 
 
-def _next(state: State, message: str) -> State | None:
+def _next(state: LineState, message: str) -> LineState | None:
     """Return the state of a record after one more line; None where that line is none of it."""
     if (match := _BEGINS.match(message)) and not match["before"]:
         return "after" if match["margin"] or match["fault"] else "inside"

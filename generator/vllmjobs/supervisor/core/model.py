@@ -18,7 +18,7 @@ class Child:
 
 
 @dataclass(frozen=True)
-class Limits:
+class SupervisionLimits:
     """The limits in seconds, but for counts. The figures are those of docs/supervisor.md."""
 
     load: float = 1800.0  # the time from a start to the first answer
@@ -42,7 +42,7 @@ class SupervisorSpec:
     """The children to supervise, and the limits."""
 
     children: tuple[Child, ...]
-    limits: Limits = Limits()
+    limits: SupervisionLimits = SupervisionLimits()
     min_alive: int = 1  # the fewest engines not given up; with fewer all ends. All under tensor_parallel
     seed: int = 0  # the seed of the random part of the backoff
 

@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 
 
 @dataclass(frozen=True, slots=True)
-class Sample:
+class ProbeResult:
     """The result of one probe of an engine, and what the next one has to know."""
 
     health: int | None = None  # the status of /health; None without an answer
@@ -29,21 +29,21 @@ class Load(NamedTuple):
     unanswered: int | None
 
 
-def progressed(before: Sample | None, after: Sample) -> bool:
+def progressed(before: ProbeResult | None, after: ProbeResult) -> bool:
     """Tell whether the engine did anything from one probe to the next, or has nothing to do."""
     if after.completion == "answered" or grew(before, after):
         return True
     return after.unanswered == 0 and after.completion != "silent" and after.health in (200, None)
 
 
-def grew(before: Sample | None, after: Sample) -> bool:
+def grew(before: ProbeResult | None, after: ProbeResult) -> bool:
     """Tell whether the engine counted more tokens."""
     if before is None or before.tokens is None or after.tokens is None:
         return False
     return after.tokens > before.tokens
 
 
-def wants_proof(before: Sample | None, sample: Sample, is_due: bool) -> bool:
+def wants_proof(before: ProbeResult | None, sample: ProbeResult, is_due: bool) -> bool:
     """Tell whether a completion has to show what nothing else shows."""
     if not sample.has_served:
         return sample.health == 200

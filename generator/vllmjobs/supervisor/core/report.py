@@ -8,7 +8,7 @@ from vllmjobs import __version__
 from vllmjobs.supervisor.core.model import Child, ChildState, LogEvent, Operation, State, SupervisorSpec
 from vllmjobs.supervisor.core.step import is_ready
 
-Answer = tuple[int, dict[str, Any]]  # an HTTP status and what is sent as JSON
+HttpAnswer = tuple[int, dict[str, Any]]  # an HTTP status and what is sent as JSON
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +57,12 @@ def counted(counters: Counters, operations: Iterable[Operation]) -> Counters:
     return counters
 
 
-def live() -> Answer:
+def live() -> HttpAnswer:
     """Answer that the supervisor runs."""
     return 200, {"live": True}
 
 
-def ready(spec: SupervisorSpec, state: State, name: str = "") -> Answer:
+def ready(spec: SupervisorSpec, state: State, name: str = "") -> HttpAnswer:
     """Tell whether a balancer may send requests here, or to one child; 503 the moment a stop begins."""
     if not name:
         is_so = is_ready(spec, state)
@@ -74,7 +74,7 @@ def ready(spec: SupervisorSpec, state: State, name: str = "") -> Answer:
     return 200 if is_so else 503, {"ready": is_so, "instance": name}
 
 
-def health(spec: SupervisorSpec, state: State, runtime: Runtime, now: float) -> Answer:
+def health(spec: SupervisorSpec, state: State, runtime: Runtime, now: float) -> HttpAnswer:
     """Answer with everything, for people and dashboards; 200 while it serves, or starts as it should."""
     status = _status(spec, state, now)
     is_well = status in ("ok", "starting") or (status == "degraded" and is_ready(spec, state))

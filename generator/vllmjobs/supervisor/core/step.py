@@ -42,7 +42,7 @@ def due(spec: SupervisorSpec, state: State) -> float | None:
     return min(times, default=None)
 
 
-def _deadline(limits: model.Limits, state: State, one: ChildState) -> float | None:
+def _deadline(limits: model.SupervisionLimits, state: State, one: ChildState) -> float | None:
     """Return when the phase of a child has lasted long enough; None for never."""
     match one.phase:
         case "waiting" | "leaving":

@@ -26,7 +26,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
-from vllmjobs.supervisor.http_client import Address, Json, request
+from vllmjobs.supervisor.http_client import ServerAddress, request
 
 SECONDS = 5.0
 METADATA = "/v1/client/metadata"  # without a node's ID, that of the agent that listens on the socket
@@ -42,7 +42,7 @@ async def fence(gpu: str, reason: str, environ: Mapping[str, str]) -> str | None
         return "this is not a Nomad task (NOMAD_SECRETS_DIR is not set)"
     if not token:
         return "the task has no identity { env = true } (NOMAD_TOKEN is not set)"
-    address = Address(socket=f"{folder}/api.sock", token=token)
+    address = ServerAddress(socket=f"{folder}/api.sock", token=token)
     try:
         async with asyncio.timeout(SECONDS):
             metadata = (await _ask(address, "GET"))["Meta"]
@@ -66,7 +66,7 @@ def add(value: str, gpu: str, reason: str, at: float) -> str:
     return "; ".join([*entries, f"{gpu} {' '.join(reason.replace(';', ',').split())} {when}"])
 
 
-async def _ask(address: Address, method: str, body: Json | None = None) -> dict[str, Any]:
+async def _ask(address: ServerAddress, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
     response = await request(address, method, METADATA, body)
     if response.status != 200:
         text = response.body.decode(errors="replace").strip()

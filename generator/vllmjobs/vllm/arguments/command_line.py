@@ -9,7 +9,7 @@ from vllmjobs.text.english import did_you_mean
 from vllmjobs.vllm.arguments.conflicts import conflicts
 from vllmjobs.vllm.arguments.parser import Mistake, Option, expanded_sizes, size, split
 from vllmjobs.vllm.arguments.tables import Flag, Table, history
-from vllmjobs.vllm.arguments.values import RefusedError, check, folded, not_among, shown
+from vllmjobs.vllm.arguments.values import InvalidValueError, check, folded, not_among, shown
 from vllmjobs.vllm.releases import VERSIONS
 
 # Where there is a plugin, it can bring a name of its own.
@@ -60,7 +60,7 @@ def _value(table: Table, option: Option, *, checked: bool) -> tuple[Any, list[Mi
     flag = option.flag
     try:
         value = _converted(table, option)
-    except RefusedError as refused:
+    except InvalidValueError as refused:
         return None, [Mistake(flag.name, refused.kind, refused.message)]
     if flag.value is None or value is None or value == flag.default or not checked:
         return value, []
@@ -89,7 +89,7 @@ def _word(table: Table, flag: Flag, word: str) -> Any:
         return None
     value = _read(table, flag, word)
     if flag.choices and value not in flag.choices:
-        raise RefusedError("choice", not_among(value, [str(choice) for choice in flag.choices]))
+        raise InvalidValueError("choice", not_among(value, [str(choice) for choice in flag.choices]))
     return value
 
 
@@ -124,7 +124,7 @@ def _number(flag: Flag, word: str) -> int | float:
         wanted = "a number" if flag.read == "float" else "a whole number"
         if flag.read.startswith("size"):
             wanted += ", such as 8192, 8k (8000) or 8K (8192)"
-        raise RefusedError("type", f"must be {wanted}, not {shown(word)}") from None
+        raise InvalidValueError("type", f"must be {wanted}, not {shown(word)}") from None
 
 
 def _json(word: str, *, sizes: bool = False) -> Any:
@@ -132,7 +132,7 @@ def _json(word: str, *, sizes: bool = False) -> Any:
         return json.loads(expanded_sizes(word) if sizes else word)
     except (ValueError, OverflowError, RecursionError) as error:
         message = f"is not valid JSON: {error} (got {shown(word)})"
-        raise RefusedError("json", message) from None
+        raise InvalidValueError("json", message) from None
 
 
 def _lora(word: str) -> dict[str, Any]:
@@ -144,7 +144,7 @@ def _lora(word: str) -> dict[str, Any]:
     keys = {"name", "path", "base_model_name"}
     if not isinstance(value, dict) or not {"name", "path"} <= set(value) <= keys:
         message = f"must be name=path, or an object with name, path and base_model_name, not {shown(word)}"
-        raise RefusedError("type", message)
+        raise InvalidValueError("type", message)
     return value
 
 

@@ -9,7 +9,7 @@ from math import prod
 from typing import Any
 
 from vllmjobs.vllm.arguments.option_conflicts import OPTION_RULES
-from vllmjobs.vllm.arguments.parser import Arguments, Mistake, Rule, conflict
+from vllmjobs.vllm.arguments.parser import Arguments, ConflictRule, Mistake, conflict
 from vllmjobs.vllm.arguments.tables import Table
 from vllmjobs.vllm.arguments.values import shown
 from vllmjobs.vllm.releases import is_version, precedes
@@ -266,7 +266,7 @@ def mamba(given: Arguments) -> Iterator[Mistake]:
         yield conflict("mamba-ssu-algorithm", "needs mamba-backend flashinfer")
 
 
-RULES: list[Rule] = [
+RULES: list[ConflictRule] = [
     serve_args, max_model_len, batch, adapters, quantization, headless, balancing, data_parallel, multi_port,
     experts, context_parallel, nodes, speculation, given_twice, tracing, multimodal, mamba, *OPTION_RULES,
 ]  # fmt: skip

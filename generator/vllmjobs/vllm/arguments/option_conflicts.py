@@ -5,7 +5,7 @@ Each rule names its place in vLLM's source, as of 0.33.0.
 
 from collections.abc import Iterator
 
-from vllmjobs.vllm.arguments.parser import Arguments, Mistake, Rule, conflict
+from vllmjobs.vllm.arguments.parser import Arguments, ConflictRule, Mistake, conflict
 
 TORCH_ONLY = ("torch_profiler_activities", "torch_profiler_dir", "capture_torch_profiler")
 PROTON_DEFAULTS = {"proton_context": "shadow", "proton_data": "tree"}
@@ -129,7 +129,7 @@ def quantization_targets(given: Arguments) -> Iterator[Mistake]:
         yield conflict("quantization-config.targets", "cannot be used with linear or moe")
 
 
-OPTION_RULES: list[Rule] = [
+OPTION_RULES: list[ConflictRule] = [
     structured_outputs, transfer, expert_balancing, profiler, engram, compilation, pooler,
     quantization_targets,
 ]  # fmt: skip

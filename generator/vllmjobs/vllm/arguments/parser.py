@@ -22,7 +22,7 @@ class Mistake(NamedTuple):
     message: str  # a part of a sentence that follows `models.chat.args.FLAG: `
 
 
-Rule = Callable[["Arguments"], Iterator[Mistake]]
+ConflictRule = Callable[["Arguments"], Iterator[Mistake]]
 
 
 class Arguments:

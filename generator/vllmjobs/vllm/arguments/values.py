@@ -21,7 +21,7 @@ LARGEST = 2**63  # as a float that stands for a whole number
 LONG = 12  # as many choices are written out; of more, the nearest
 
 
-class RefusedError(Exception):
+class InvalidValueError(Exception):
     """A value that cannot be read, or that a type does not take."""
 
     def __init__(self, kind: MistakeKind, message: str, path: tuple[str, ...] = ()) -> None:
@@ -73,7 +73,7 @@ class _Check:
         """Return the value as pydantic makes it; note a mistake, and leave the value as it is."""
         try:
             return self._taken(kind, value, path)
-        except RefusedError as refused:
+        except InvalidValueError as refused:
             self._note((*path, *refused.path), refused.kind, refused.message)
             return value
 
@@ -89,7 +89,7 @@ class _Check:
                 raise _wrong(kind, value)
             _in_length(kind, value)
             if kind.kind == "tuple" and len(value) != len(kind.of):
-                raise RefusedError("type", f"must have {len(kind.of)} items, not {len(value)}")
+                raise InvalidValueError("type", f"must have {len(kind.of)} items, not {len(value)}")
             of = kind.of if kind.kind == "tuple" else kind.of[:1] * len(value)
             return [
                 self.take(item_kind, item, (*path, str(number)))
@@ -100,7 +100,7 @@ class _Check:
                 raise _wrong(kind, value)
             _in_length(kind, value)
             if kind.keys and (unknown := [key for key in value if key not in kind.keys]):
-                raise RefusedError("key", not_among(unknown[0], list(kind.keys)), (unknown[0],))
+                raise InvalidValueError("key", not_among(unknown[0], list(kind.keys)), (unknown[0],))
             return {key: self.take(kind.of[0], item, (*path, key)) for key, item in value.items()}
         if kind.kind == "object":
             return self._object(kind, value, path)
@@ -138,11 +138,11 @@ class _Check:
             if not inner.mistakes:
                 return taken
         wanted = " or ".join(dict.fromkeys(NAMES.get(of.kind, "one of its names") for of in kind.of))
-        raise RefusedError("type", f"must be {wanted}, not {shown(value)}")
+        raise InvalidValueError("type", f"must be {wanted}, not {shown(value)}")
 
 
-def _wrong(kind: Type, value: Any) -> RefusedError:
-    return RefusedError("type", f"must be {NAMES[kind.kind]}, not {shown(value)}")
+def _wrong(kind: Type, value: Any) -> InvalidValueError:
+    return InvalidValueError("type", f"must be {NAMES[kind.kind]}, not {shown(value)}")
 
 
 def _choice(kind: Type, value: Any) -> Any:
@@ -155,7 +155,7 @@ def _choice(kind: Type, value: Any) -> Any:
     if kind.by_path and isinstance(value, str) and "." in value:
         return value  # a class by its path
     choices = [str(choice) for choice in kind.choices if choice is not None]
-    raise RefusedError("choice", not_among(value, choices, str(taken)))
+    raise InvalidValueError("choice", not_among(value, choices, str(taken)))
 
 
 def _scalar(kind: Type, value: Any) -> Any:
@@ -199,12 +199,12 @@ def _in_range(kind: Type, number: float) -> None:
     if all(kept for _, _, kept in bounds):
         return
     rule = " and ".join(f"{words} {bound:.15g}" for bound, words, _ in bounds if bound is not None)
-    raise RefusedError("range", f"must be {rule}, not {number}")
+    raise InvalidValueError("range", f"must be {rule}, not {number}")
 
 
 def _in_length(kind: Type, value: Any) -> None:
     what = "characters" if isinstance(value, str) else "items"
     if kind.min_length is not None and len(value) < kind.min_length:
-        raise RefusedError("range", f"must have at least {kind.min_length} {what}, not {len(value)}")
+        raise InvalidValueError("range", f"must have at least {kind.min_length} {what}, not {len(value)}")
     if kind.max_length is not None and len(value) > kind.max_length:
-        raise RefusedError("range", f"must have at most {kind.max_length} {what}, not {len(value)}")
+        raise InvalidValueError("range", f"must have at most {kind.max_length} {what}, not {len(value)}")

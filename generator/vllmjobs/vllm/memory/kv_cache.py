@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from vllmjobs.vllm.memory.parts import Attention, Latent, Mixer, Recurrent
 from vllmjobs.vllm.memory.shape import Shape
-from vllmjobs.vllm.memory.weights import DTYPE_BYTES, Split, stages
+from vllmjobs.vllm.memory.weights import DTYPE_BYTES, GpuSplit, stages
 
 BLOCK_SIZE = 16  # CacheConfig.DEFAULT_BLOCK_SIZE
 DENSE_MLA_FP8, SPARSE_MLA_FP8 = 576, 656  # bytes per token; sparse: fp8_ds_mla keeps scales and a bf16 tail
@@ -26,7 +26,7 @@ class Spec(NamedTuple):
     bound: int | None = None
 
 
-class Group(NamedTuple):
+class KvCacheGroup(NamedTuple):
     """So many block tables of one kind, each shared by as many layers."""
 
     spec: Spec
@@ -36,7 +36,7 @@ class Group(NamedTuple):
 class Pool(NamedTuple):
     """The KV cache of one GPU: one pool of blocks of `block_bytes`, from which every group takes."""
 
-    groups: tuple[Group, ...]
+    groups: tuple[KvCacheGroup, ...]
     block_bytes: int
 
     def blocks(self, tokens: int, in_flight: int, states: int) -> int:
@@ -72,7 +72,7 @@ def kv_cache_bytes(kv_cache_dtype: str, dtype: str) -> float | None:
     return {"nvfp4": 0.5 + 1 / 16}.get(kv_cache_dtype)
 
 
-def pools(shape: Shape, split: Split, width: float, block_size: int) -> list[Pool | None]:
+def pools(shape: Shape, split: GpuSplit, width: float, block_size: int) -> list[Pool | None]:
     """Return the pool of one GPU of each pipeline stage; None for a stage without a KV cache.
 
     `width` is bytes per cached number. The pipeline is no longer than the model (`stages`).
@@ -88,13 +88,13 @@ def pools(shape: Shape, split: Split, width: float, block_size: int) -> list[Poo
     if len({(spec.kind, spec.bound) for _, spec in specs}) == 1:  # one block table for all layers
         return [_one_group([spec for index, spec in specs if index in part]) for part in parts]
     tables = _tables(specs)
-    groups = tuple(Group(spec, len(shared)) for spec, shared in tables.items())
+    groups = tuple(KvCacheGroup(spec, len(shared)) for spec, shared in tables.items())
     every = [each for shared in tables.values() for each in shared]
     pages = [max(sum(i in part for i in each) for each in every) for part in parts]
     return [Pool(groups, count * groups[0].spec.page) if count else None for count in pages]
 
 
-def _specs(mixer: Mixer, split: Split, width: float, block: int, dtype: str) -> list[Spec]:
+def _specs(mixer: Mixer, split: GpuSplit, width: float, block: int, dtype: str) -> list[Spec]:
     if isinstance(mixer, Latent):
         per_token: float = (mixer.kv_rank + mixer.rope) * width
         if width == 1:
@@ -113,7 +113,7 @@ def _specs(mixer: Mixer, split: Split, width: float, block: int, dtype: str) -> 
     return [Spec("full", page, block)]
 
 
-def _token_bytes(mixer: Attention, split: Split, width: float) -> float:
+def _token_bytes(mixer: Attention, split: GpuSplit, width: float) -> float:
     heads = max(1, mixer.kv_heads // split.tensor)  # fewer heads than GPUs: each GPU holds one
     return heads * (mixer.head_dim + mixer.value_dim) * width
 
@@ -127,7 +127,7 @@ def state_bytes(mixer: Recurrent, tensor: int, dtype: str) -> int:
     return convolved + max(1, mixer.heads // tensor) * mixer.state * width
 
 
-def _aligned_block(shape: Shape, split: Split, width: float, block_size: int) -> int:
+def _aligned_block(shape: Shape, split: GpuSplit, width: float, block_size: int) -> int:
     """Return the tokens per block; a page of a hybrid holds a state (`_align_hybrid_block_size`)."""
     mixers = [mixer for layer in shape.layers for mixer in layer.mixers]
     states = [state_bytes(each, split.tensor, shape.dtype) for each in mixers if isinstance(each, Recurrent)]
@@ -140,7 +140,7 @@ def _aligned_block(shape: Shape, split: Split, width: float, block_size: int) ->
 
 def _one_group(specs: Sequence[Spec]) -> Pool | None:
     page = sum(spec.page for spec in specs)
-    return Pool((Group(specs[0]._replace(page=page)),), page) if specs else None
+    return Pool((KvCacheGroup(specs[0]._replace(page=page)),), page) if specs else None
 
 
 def _tables(specs: Sequence[tuple[int, Spec]]) -> dict[Spec, list[list[int]]]:

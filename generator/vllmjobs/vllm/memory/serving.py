@@ -6,10 +6,10 @@ from typing import Literal
 import msgspec
 
 from vllmjobs.vllm.memory.parts import MOST, UnknownShapeError, shown
-from vllmjobs.vllm.memory.weights import Split
+from vllmjobs.vllm.memory.weights import GpuSplit
 from vllmjobs.vllm.releases import NEWEST
 
-Version = tuple[int, int]
+MinorVersion = tuple[int, int]
 _MINOR = re.compile(r"v?([0-9]{1,6})\.([0-9]{1,6})(?![0-9])")
 # Of gpu_memory_utilization: vLLM takes more and less, and most often ends out of memory (VJ221).
 LOWEST_UTILIZATION, HIGHEST_UTILIZATION = 0.1, 0.95
@@ -48,7 +48,7 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     vllm_version: str = NEWEST
 
     @property
-    def version(self) -> Version:
+    def version(self) -> MinorVersion:
         """Major and minor number of vLLM; what is no version counts as the newest."""
         match = _MINOR.match(self.vllm_version) or _MINOR.match(NEWEST)
         assert match
@@ -78,9 +78,11 @@ class Serving(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         return 2 if cached else 1
 
     @property
-    def split(self) -> Split:
+    def split(self) -> GpuSplit:
         """The spread of the weights over the GPUs."""
-        return Split(self.tensor_parallel, self.pipeline_parallel, self.data_parallel, self.expert_parallel)
+        return GpuSplit(
+            self.tensor_parallel, self.pipeline_parallel, self.data_parallel, self.expert_parallel
+        )
 
     @property
     def gpu_count(self) -> int:

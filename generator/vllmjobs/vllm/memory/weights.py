@@ -38,7 +38,7 @@ class Matrix(NamedTuple):
         return self.inputs * self.outputs * self.copies
 
 
-class Split(msgspec.Struct, frozen=True):
+class GpuSplit(msgspec.Struct, frozen=True):
     """The spread of a model over GPUs. Data parallel replicas share the experts between them."""
 
     tensor: int = 1
@@ -73,7 +73,7 @@ def stages(layers: int, pipeline: int) -> list[range]:
 
 @lru_cache(maxsize=256)
 def weight_bytes(
-    shape: Shape, split: Split, dtype: str | None = None, quantization: Quantization | None = None
+    shape: Shape, split: GpuSplit, dtype: str | None = None, quantization: Quantization | None = None
 ) -> tuple[int, ...]:
     """Return the bytes of weights on one GPU of each pipeline stage."""
     width = DTYPE_BYTES.get(dtype or shape.dtype, 2)
@@ -91,7 +91,7 @@ def weight_bytes(
     return tuple(totals)
 
 
-def _held(matrix: Matrix, split: Split, width: int, how: Quantization | None) -> float:
+def _held(matrix: Matrix, split: GpuSplit, width: int, how: Quantization | None) -> float:
     share = split.share(matrix)
     if how is None or matrix.plain or not how.covers(matrix.name):
         return matrix.size * share * width
@@ -100,7 +100,7 @@ def _held(matrix: Matrix, split: Split, width: int, how: Quantization | None) ->
     return matrix.size * share * how.bytes_per_weight
 
 
-def _padded(matrix: Matrix, split: Split) -> int:
+def _padded(matrix: Matrix, split: GpuSplit) -> int:
     """Return the numbers of MXFP4 experts on one GPU: kernels want a width in 128s, a hidden size in 256s.
 
     `mxfp4_round_up_hidden_size_and_intermediate_size`, `fused_moe/oracle/mxfp4.py`: Marlin and TRT-LLM.

@@ -10,8 +10,8 @@ from vllmjobs.changes.room.placement import FailedPlacement
 from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs.changes.room.unplaced import unplaced
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
+from vllmjobs.text.json import Json
 
-Json = dict[str, Any]
 H100 = "NVIDIA H100 80GB HBM3"
 CONSUL = "${attr.consul.version} semver >= 1.8.0"
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from vllmjobs.supervisor.core.progress import Load, Sample, progressed, read_metrics
+from vllmjobs.supervisor.core.progress import Load, ProbeResult, progressed, read_metrics
 
 
 def test_the_counters_of_all_engines_and_labels_are_summed() -> None:
@@ -36,20 +36,20 @@ def test_a_page_of_something_else_says_nothing() -> None:
 @pytest.mark.parametrize(
     ("before", "after", "progress"),
     [
-        (Sample(tokens=5), Sample(health=200, tokens=6, unanswered=9), True),
-        (Sample(tokens=5), Sample(health=None, tokens=6, unanswered=9), True),
-        (Sample(tokens=5), Sample(health=200, tokens=5, unanswered=9), False),
-        (Sample(tokens=5), Sample(health=200, tokens=5, unanswered=9, completion="answered"), True),
-        (Sample(tokens=5), Sample(health=200, tokens=5, unanswered=0), True),
-        (Sample(tokens=5), Sample(health=200, tokens=5, unanswered=0, completion="silent"), False),
-        (Sample(tokens=5), Sample(health=200, tokens=5, unanswered=0, completion="refused"), True),
-        (Sample(tokens=5), Sample(health=503, tokens=5, unanswered=0), False),
-        (Sample(tokens=5), Sample(health=200), False),
-        (None, Sample(health=200, tokens=5, unanswered=9), False),
-        (None, Sample(health=200, tokens=5, unanswered=0), True),
+        (ProbeResult(tokens=5), ProbeResult(health=200, tokens=6, unanswered=9), True),
+        (ProbeResult(tokens=5), ProbeResult(health=None, tokens=6, unanswered=9), True),
+        (ProbeResult(tokens=5), ProbeResult(health=200, tokens=5, unanswered=9), False),
+        (ProbeResult(tokens=5), ProbeResult(health=200, tokens=5, unanswered=9, completion="answered"), True),
+        (ProbeResult(tokens=5), ProbeResult(health=200, tokens=5, unanswered=0), True),
+        (ProbeResult(tokens=5), ProbeResult(health=200, tokens=5, unanswered=0, completion="silent"), False),
+        (ProbeResult(tokens=5), ProbeResult(health=200, tokens=5, unanswered=0, completion="refused"), True),
+        (ProbeResult(tokens=5), ProbeResult(health=503, tokens=5, unanswered=0), False),
+        (ProbeResult(tokens=5), ProbeResult(health=200), False),
+        (None, ProbeResult(health=200, tokens=5, unanswered=9), False),
+        (None, ProbeResult(health=200, tokens=5, unanswered=0), True),
     ],
 )
 def test_progress_is_a_token_an_answer_or_nothing_to_do(
-    before: Sample | None, after: Sample, progress: bool
+    before: ProbeResult | None, after: ProbeResult, progress: bool
 ) -> None:
     assert progressed(before, after) is progress

@@ -24,13 +24,13 @@ from vllmjobs.supervisor.core.model import (
     Exited,
     Fence,
     Kill,
-    Limits,
     LogEvent,
     Operation,
     Probed,
     RemoveAsked,
     Start,
     StopAsked,
+    SupervisionLimits,
     SupervisorSpec,
     Terminate,
     Tick,
@@ -144,7 +144,7 @@ class TestRestart:
         assert story.wait() == [Start("chat-0")]
 
     def test_it_waits_twice_as_long_each_time_and_up_to_a_quarter_more(self) -> None:
-        story = Story(replace(ONE, limits=Limits(restarts=9, restarts_never_ready=9)))
+        story = Story(replace(ONE, limits=SupervisionLimits(restarts=9, restarts_never_ready=9)))
         story.take(Cleared("chat-0"))
         for expected in (1, 2, 4, 8, 16, 32, 60, 60):
             story.fail()
@@ -334,7 +334,7 @@ class TestStop:
         assert story.fail(status=0) == [Exit(0)]
 
     def test_a_balancer_has_time_to_notice(self) -> None:
-        story = Story(replace(ONE, limits=Limits(leave=3.0)))
+        story = Story(replace(ONE, limits=SupervisionLimits(leave=3.0)))
         story.run()
         story.take(StopAsked())
         assert story.take(probed(unanswered=0), after=2.9) == []
@@ -396,7 +396,7 @@ class TestACondemnedGpu:
         assert not is_ready(ONE, story.state)
         assert story.take(probed(unanswered=3), after=1.0) == []
         assert story.wait() == [Terminate("chat-0")]
-        assert story.now == pytest.approx(1020.0 + Limits().drain_condemned)
+        assert story.now == pytest.approx(1020.0 + SupervisionLimits().drain_condemned)
         assert story.fail(status=0) == [Exit(GPU_FATAL)]
 
     def test_leaves_the_instances_on_others(self) -> None:

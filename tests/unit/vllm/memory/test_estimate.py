@@ -20,7 +20,7 @@ from vllmjobs.vllm.memory.parts import Attention, Config
 from vllmjobs.vllm.memory.quantization import quantization
 from vllmjobs.vllm.memory.serving import Serving
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
-from vllmjobs.vllm.memory.weights import Split
+from vllmjobs.vllm.memory.weights import GpuSplit
 from vllmjobs.vllm.releases import NEWEST
 
 GIB = 2**30
@@ -41,7 +41,7 @@ def card(name: str) -> Gpu:
 
 
 def pool(name: str, tensor: int = 1, width: float = 2) -> Pool:
-    (found,) = pools(model(name), Split(tensor), width, 16)
+    (found,) = pools(model(name), GpuSplit(tensor), width, 16)
     assert found is not None
     return found
 

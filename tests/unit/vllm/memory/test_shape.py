@@ -9,7 +9,7 @@ from vllmjobs.vllm.memory.models import config, entry, known
 from vllmjobs.vllm.memory.parts import Attention, Dense, Experts, Latent, Recurrent
 from vllmjobs.vllm.memory.quantization import Quantization
 from vllmjobs.vllm.memory.shape import Shape, UnknownShapeError, shape
-from vllmjobs.vllm.memory.weights import Split, after, before, layer_matrices, stages, weight_bytes
+from vllmjobs.vllm.memory.weights import GpuSplit, after, before, layer_matrices, stages, weight_bytes
 
 LLAMA = {
     "architectures": ["LlamaForCausalLM"], "model_type": "llama", "torch_dtype": "bfloat16",
@@ -241,22 +241,22 @@ def test_the_first_pipeline_stages_take_the_layers_that_are_left_over() -> None:
 def test_fewer_key_heads_than_gpus_are_held_several_times() -> None:
     qwen = model("Qwen/Qwen3-30B-A3B")
     keys = next(each for each in layer_matrices(qwen, 0) if each.name.endswith("k_proj"))
-    assert Split(4).share(keys) == Split(8).share(keys) == 1 / 4
+    assert GpuSplit(4).share(keys) == GpuSplit(8).share(keys) == 1 / 4
 
 
 @settings(deadline=None)
 @given(st.sampled_from(NAMES), st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]))
 def test_more_gpus_never_hold_more_weights_each(name: str, tensor: int, pipeline: int) -> None:
     found = model(name)
-    before = max(weight_bytes(found, Split(tensor, pipeline), None, found.quantization))
-    assert max(weight_bytes(found, Split(2 * tensor, pipeline), None, found.quantization)) <= before
-    assert max(weight_bytes(found, Split(tensor, 2 * pipeline), None, found.quantization)) <= before
+    before = max(weight_bytes(found, GpuSplit(tensor, pipeline), None, found.quantization))
+    assert max(weight_bytes(found, GpuSplit(2 * tensor, pipeline), None, found.quantization)) <= before
+    assert max(weight_bytes(found, GpuSplit(tensor, 2 * pipeline), None, found.quantization)) <= before
 
 
 @settings(deadline=None)
 @given(st.sampled_from(NAMES), st.sampled_from([1, 2, 4]))
 def test_expert_parallel_holds_whole_experts_and_tensor_parallel_pieces(name: str, data: int) -> None:
     found = model(name)
-    pieces = weight_bytes(found, Split(2, 1, data), None, found.quantization)[0]
-    whole = weight_bytes(found, Split(2, 1, data, experts=True), None, found.quantization)[0]
+    pieces = weight_bytes(found, GpuSplit(2, 1, data), None, found.quantization)[0]
+    whole = weight_bytes(found, GpuSplit(2, 1, data, experts=True), None, found.quantization)[0]
     assert whole == pytest.approx(pieces, rel=0.2)
