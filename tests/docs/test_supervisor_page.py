@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import get_args, get_type_hints
 
 import vllmjobs.supervisor
-from vllmjobs.supervisor.core.gpu_verdicts import GpuVerdict
+from vllmjobs.supervisor.core.gpu_verdicts import Meaning
 
 PAGE = Path(__file__).parents[2] / "docs/supervisor.md"
 MODULES = sorted(Path(vllmjobs.supervisor.__file__).parent.rglob("*.py"))
@@ -34,7 +34,7 @@ def events() -> Iterator[str]:
 
 
 def verdicts() -> tuple[str, ...]:
-    return get_args(get_type_hints(GpuVerdict)["what"])
+    return get_args(get_type_hints(Meaning)["what"])
 
 
 def families() -> Iterator[str]:

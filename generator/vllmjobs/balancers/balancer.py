@@ -79,7 +79,7 @@ class LoadBalancer(ABC):
     @property
     def service(self) -> str | None:
         """The name of its job in Nomad and of its service in Consul; None where nothing is run."""
-        return derive.job_name(self.environment, self.kind)
+        return derive.service_name(self.environment, self.kind)
 
     @property
     def port(self) -> int:

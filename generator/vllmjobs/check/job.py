@@ -23,7 +23,7 @@ def service_names_fit(whole: Whole) -> Findings:
     if service := balancer_of(environment).service:
         named[("balancer",)] = service
     if environment.monitoring.prometheus:
-        named[("monitoring", "prometheus")] = derive.job_name(environment, "prometheus")
+        named[("monitoring", "prometheus")] = derive.service_name(environment, "prometheus")
     for path, service in named.items():
         if len(service) > derive.MAX_SERVICE_NAME:
             yield (

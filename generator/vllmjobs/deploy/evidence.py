@@ -14,7 +14,7 @@ from vllmjobs.environment.model import Environment
 from vllmjobs.environment.quantity import seconds
 from vllmjobs.environment.rollout import Analysis
 from vllmjobs.render.arguments import served_names
-from vllmjobs.rollout.analysis import Measurement, SideFigures, compare, judge, side
+from vllmjobs.rollout.analysis import Figures, Measurement, compare, judge, side
 from vllmjobs.rollout.model import Verdict
 from vllmjobs.rollout.observe import Comparison
 from vllmjobs.rollout.samples import Sample, Timed
@@ -53,7 +53,7 @@ class Evidence:
             if model.rollout.analysis
         }
         self._steps: dict[str, _Step] = {}
-        self._earlier: dict[str, SideFigures] = {}
+        self._earlier: dict[str, Figures] = {}
         """The stable instances of a group while they still had requests."""
 
     def due(self, now: float) -> float:

@@ -103,14 +103,9 @@ def is_bridged(model: Model) -> bool:
     return model.driver == "docker" and model.container.network == "bridge"
 
 
-def service_name(environment: Environment, model_name: str) -> str:
-    """Return the name under which Consul knows a model's instances."""
-    return f"{environment.job}-{model_name}"
-
-
-def job_name(environment: Environment, job: str) -> str:
-    """Return the name of a job beside the models', such as `prefetch`, and of its service in Consul."""
-    return f"{environment.job}-{job}"
+def service_name(environment: Environment, name: str) -> str:
+    """Return the name in Consul of a model's instances, or of a job beside the models', such as `nginx`."""
+    return f"{environment.job}-{name}"
 
 
 def other_parallelism(model: Model) -> int:

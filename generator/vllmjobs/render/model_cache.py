@@ -9,7 +9,7 @@ from typing import Any
 from msgspec import structs
 
 from vllmjobs.balancers import balancer_of
-from vllmjobs.environment.derive import argument_name, job_name
+from vllmjobs.environment.derive import argument_name, service_name
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.model_cache import CacheBackup
 from vllmjobs.environment.placement import Constraint
@@ -62,7 +62,7 @@ def cache_context(environment: Environment, job: str) -> dict[str, Any]:
         "environment": environment,
         # Its affinities and spreads are refused of a sysbatch job, which is on every node anyway.
         "nomad": structs.replace(nomad, constraints=constraints, affinities=[], spread=[]),
-        "name": job_name(environment, job),
+        "name": service_name(environment, job),
         "job": job,
         "settings": backup or environment.prefetch,
         # One copy of it is enough; the others are on every node, each of which has a cache of its own.

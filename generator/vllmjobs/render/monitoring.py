@@ -9,7 +9,7 @@ import yaml
 from msgspec import structs
 
 from vllmjobs.balancers import balancer_of
-from vllmjobs.environment.derive import TASK_USERS, job_name, service_name
+from vllmjobs.environment.derive import TASK_USERS, service_name
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.quantity import duration, seconds
@@ -61,7 +61,7 @@ def prometheus_context(environment: Environment) -> dict[str, Any]:
         "nomad": structs.replace(environment.nomad, node_pool=prometheus.node_pool),
         "prometheus": prometheus,
         "retention": duration(seconds(prometheus.retention)),  # Prometheus knows no fractions of a unit
-        "name": job_name(environment, "prometheus"),
+        "name": service_name(environment, "prometheus"),
         "user": prometheus.user or TASK_USERS[prometheus.driver],
         "bridged": prometheus.driver == "docker",
         "targets": _targets(environment, prometheus),

@@ -31,7 +31,7 @@ Counts = Mapping[str, Buckets]
 """Histograms and counters by name, which only grow."""
 
 
-class SideFigures(Value, frozen=True):
+class Figures(Value, frozen=True):
     """The canaries, or the stable instances, taken together over the window."""
 
     requests: int = 0  # see `Sample.counts`
@@ -49,7 +49,7 @@ class Measurement(Value, frozen=True):
     stable_requests: int = 0  # the requests that the stable instances had in the window
 
 
-def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> SideFigures:
+def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -> Figures:
     """Take the last `window` of several instances together.
 
     Counts are added up, gauges are the mean over an instance's samples and then over the instances. Each
@@ -81,10 +81,10 @@ def side(analysis: Analysis, instances: Sequence[Sequence[Timed]], now: float) -
         ]
         values[metric] = _mean([_mean(one) for one in gauges if one])
     known = {metric: value for metric, value in values.items() if value is not None and not isnan(value)}
-    return SideFigures(round(count.get("requests", 0)), known)
+    return Figures(round(count.get("requests", 0)), known)
 
 
-def compare(analysis: Analysis, canary: SideFigures, stable: SideFigures, now: float) -> Measurement:
+def compare(analysis: Analysis, canary: Figures, stable: Figures, now: float) -> Measurement:
     """Compare the canaries with their limits, and with a stable side that may be of another time."""
     least = analysis.min_requests
     limits: dict[str, Limit] = {
@@ -174,9 +174,7 @@ def _check(metric: str, limit: Limit, value: float | None, stable: float | None)
     return "pass", ""
 
 
-def _sum_up(
-    failed: list[str], undecided: list[str], canary: SideFigures, stable: SideFigures
-) -> tuple[Result, str]:
+def _sum_up(failed: list[str], undecided: list[str], canary: Figures, stable: Figures) -> tuple[Result, str]:
     if failed:
         return "fail", "; ".join(failed)
     if undecided:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vllmjobs.environment.rollout import Analysis, Limit, Limits
-from vllmjobs.rollout.analysis import METRICS, Measurement, SideFigures, compare, judge, side
+from vllmjobs.rollout.analysis import METRICS, Figures, Measurement, compare, judge, side
 from vllmjobs.rollout.model import Number
 from vllmjobs.rollout.samples import Sample, Timed
 
@@ -60,8 +60,8 @@ def compared(canary: dict[str, float], stable: dict[str, float] = WELL, **keys: 
     requests = keys.pop("requests", (100, 1000))
     return compare(
         analysis(limits, **keys),
-        SideFigures(requests[0], WELL | canary),
-        SideFigures(requests[1], WELL | stable),
+        Figures(requests[0], WELL | canary),
+        Figures(requests[1], WELL | stable),
         60.0,
     )
 
@@ -149,7 +149,7 @@ def test_each_number_says_what_it_is_held_against() -> None:
         "at most 0.05; above 0.01, at most 2 times the stable instances' 0.004",
         "pass",
     )
-    alone = compare(analysis(), SideFigures(100, WELL), SideFigures(), 0)
+    alone = compare(analysis(), Figures(100, WELL), Figures(), 0)
     assert number(alone, "queue").limit == "above 10, at most 3 times what the stable instances show"
 
 
@@ -180,13 +180,13 @@ def test_where_nothing_is_compared_no_stable_instance_is_needed() -> None:
 @pytest.mark.parametrize("metric", [metric for metric in METRICS if metric != "inter_token_latency"])
 def test_a_metric_that_the_canaries_do_not_show_never_passes(metric: str) -> None:
     shown = {name: value for name, value in WELL.items() if name != metric}
-    measurement = compare(analysis(), SideFigures(100, shown), SideFigures(100, WELL), 0)
+    measurement = compare(analysis(), Figures(100, shown), Figures(100, WELL), 0)
     assert (measurement.result, measurement.reason) == ("undecided", f"the canaries show no {metric}")
 
 
 def test_a_metric_that_the_stable_instances_do_not_show_cannot_be_compared() -> None:
     shown = {name: value for name, value in WELL.items() if name != "e2e_latency"}
-    measurement = compare(analysis(), SideFigures(100, WELL), SideFigures(100, shown), 0)
+    measurement = compare(analysis(), Figures(100, WELL), Figures(100, shown), 0)
     assert (measurement.result, measurement.reason) == (
         "undecided",
         "the stable instances show no e2e_latency",
@@ -196,11 +196,11 @@ def test_a_metric_that_the_stable_instances_do_not_show_cannot_be_compared() -> 
 def test_answers_of_one_token_have_no_latency_between_tokens_to_wait_for() -> None:
     one_token = {name: value for name, value in WELL.items() if name != "inter_token_latency"}
     for canary, stable in ((one_token, WELL), (WELL | {"inter_token_latency": 9.0}, one_token)):
-        measurement = compare(analysis(), SideFigures(100, canary), SideFigures(100, stable), 0)
+        measurement = compare(analysis(), Figures(100, canary), Figures(100, stable), 0)
         assert measurement.result == "pass"
         assert number(measurement, "inter_token_latency").result == "undecided"
     slow = analysis({"inter_token_latency": Limit(max=1)})
-    assert compare(slow, SideFigures(100, {"inter_token_latency": 9.0}), SideFigures(), 0).result == "fail"
+    assert compare(slow, Figures(100, {"inter_token_latency": 9.0}), Figures(), 0).result == "fail"
 
 
 # What the samples say
@@ -222,7 +222,7 @@ def test_what_is_older_than_the_window_no_longer_counts() -> None:
 
 
 def test_what_was_counted_before_the_first_look_does_not_count() -> None:
-    assert side(analysis(), [timed(sample(1000, errors=900))], now=0.0) == SideFigures()
+    assert side(analysis(), [timed(sample(1000, errors=900))], now=0.0) == Figures()
 
 
 def test_an_instance_that_went_silent_counts_no_longer() -> None:
@@ -319,13 +319,11 @@ def test_a_verdict_shows_what_it_rests_on() -> None:
 
 
 values = st.dictionaries(st.sampled_from(METRICS), st.floats(0, 1e6), max_size=len(METRICS))
-sides = st.builds(SideFigures, st.integers(0, 100), values)
+sides = st.builds(Figures, st.integers(0, 100), values)
 
 
 @given(sides, sides, st.floats(1, 5))
-def test_a_canary_passes_only_where_every_number_does(
-    canary: SideFigures, stable: SideFigures, worse: float
-) -> None:
+def test_a_canary_passes_only_where_every_number_does(canary: Figures, stable: Figures, worse: float) -> None:
     measurement = compare(analysis(), canary, stable, 0)
     if measurement.result == "pass":
         assert canary.requests >= 20 <= stable.requests
@@ -333,7 +331,7 @@ def test_a_canary_passes_only_where_every_number_does(
         assert all(one.result != "fail" for one in measurement.numbers)
     if measurement.result == "fail":  # and one that is worse still does not pass
         more = {metric: value * worse for metric, value in canary.values.items()}
-        assert compare(analysis(), SideFigures(canary.requests, more), stable, 0).result == "fail"
+        assert compare(analysis(), Figures(canary.requests, more), stable, 0).result == "fail"
 
 
 @given(st.lists(st.sampled_from([PASS, FAIL, OPEN]), max_size=8), st.floats(0, 300), st.integers(0, 3))

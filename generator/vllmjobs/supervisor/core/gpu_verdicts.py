@@ -33,7 +33,7 @@ NO_ACCESS = (
 
 
 @dataclass(frozen=True)
-class GpuVerdict:
+class Meaning:
     """The meaning of an event for its GPU; for `Hung`, for all of them."""
 
     what: Literal["log", "watch", "degrade", "fatal"]
@@ -43,7 +43,7 @@ class GpuVerdict:
     is_new: bool = True  # True if this is to be logged: it is neither nothing, nor what was logged before
 
 
-NOTHING = GpuVerdict("log", is_new=False)
+NOTHING = Meaning("log", is_new=False)
 
 
 @dataclass(frozen=True)
@@ -83,9 +83,7 @@ def _read() -> dict[int, tuple[str, str, str]]:
 XIDS = _read()  # each XID with its name, and what is done about it on one GPU, and under tensor parallelism
 
 
-def judge(
-    history: History, event: GpuEvent, now: float, is_tensor_parallel: bool
-) -> tuple[History, GpuVerdict]:
+def judge(history: History, event: GpuEvent, now: float, is_tensor_parallel: bool) -> tuple[History, Meaning]:
     """Return what to remember, and what an event means. Total: no event is out of place."""
     match event:
         case gpu_events.Hung():
@@ -97,7 +95,7 @@ def judge(
             return _once_for_all(history, text)
     gpu = history.gpus.get(event.gpu, GpuHistory())
     if (condemned := gpu.fatal if history.fatal is None else history.fatal) is not None:
-        return history, GpuVerdict("fatal", condemned, is_new=False)
+        return history, Meaning("fatal", condemned, is_new=False)
     match event:
         case GpuReading():
             gpu, verdict = _reading(gpu, event, now)
@@ -105,7 +103,7 @@ def judge(
         case gpu_events.Xid():
             gpu, verdict = _xid(gpu, event.code, now, is_tensor_parallel)
         case gpu_events.Lost(_, reason):
-            verdict = GpuVerdict("fatal", reason)
+            verdict = Meaning("fatal", reason)
         case gpu_events.Unanswered(_, code, reason):
             gpu = replace(gpu, unknown_error=now if code == UNKNOWN_ERROR else None)
             others = [one for name, one in history.gpus.items() if name != event.gpu and one.fatal is None]
@@ -150,22 +148,22 @@ def is_free(
     return True
 
 
-def _hung(history: History) -> tuple[History, GpuVerdict]:
+def _hung(history: History) -> tuple[History, Meaning]:
     if history.fatal is not None:
-        return history, GpuVerdict("fatal", history.fatal, is_new=False)
+        return history, Meaning("fatal", history.fatal, is_new=False)
     history = replace(history, hangs=history.hangs + 1)
     reason = f"NVML does not answer ({history.hangs} of {HANGS} times in a row)"
     if history.hangs < HANGS:
-        return history, GpuVerdict("watch", reason)
-    return replace(history, fatal=reason), GpuVerdict("fatal", reason)
+        return history, Meaning("watch", reason)
+    return replace(history, fatal=reason), Meaning("fatal", reason)
 
 
-def _reading(gpu: GpuHistory, reading: GpuReading, now: float) -> tuple[GpuHistory, GpuVerdict]:
+def _reading(gpu: GpuHistory, reading: GpuReading, now: float) -> tuple[GpuHistory, Meaning]:
     last, gpu = gpu.reading, replace(gpu, reading=reading, unknown_error=None)
     if reading.recovery:
-        return gpu, GpuVerdict("fatal", reading.recovery)
+        return gpu, Meaning("fatal", reading.recovery)
     if reading.remap_failed:
-        return gpu, GpuVerdict("fatal", "a row of its memory is faulty and cannot be remapped")
+        return gpu, Meaning("fatal", "a row of its memory is faulty and cannot be remapped")
     if reading.clocks_reasons and reading.clocks_reasons & SLOW:
         return _slowdown(gpu, now, is_new=last is None or not (last.clocks_reasons or 0) & SLOW)
     if reading.remap_pending:
@@ -177,7 +175,7 @@ def _reading(gpu: GpuHistory, reading: GpuReading, now: float) -> tuple[GpuHisto
     return gpu, NOTHING
 
 
-def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, GpuVerdict]:
+def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, Meaning]:
     slowdowns = tuple(at for at in gpu.slowdowns if at > now - SLOWDOWN_WINDOW)
     if is_new or not slowdowns or now - slowdowns[-1] >= LASTING:
         slowdowns = (*slowdowns, now)
@@ -189,14 +187,14 @@ def _slowdown(gpu: GpuHistory, now: float, is_new: bool) -> tuple[GpuHistory, Gp
     return gpu, replace(verdict, what="degrade")
 
 
-def _xid(gpu: GpuHistory, code: int, now: float, is_tensor_parallel: bool) -> tuple[GpuHistory, GpuVerdict]:
+def _xid(gpu: GpuHistory, code: int, now: float, is_tensor_parallel: bool) -> tuple[GpuHistory, Meaning]:
     name, alone, together = XIDS.get(code, ("unknown to us", "log", "log"))
     reason = f"XID {code} ({name})"
     match together if is_tensor_parallel else alone:
         case "fatal":
             return gpu, _condemned(gpu, reason)
         case "degrade":
-            return gpu, GpuVerdict("degrade", reason)
+            return gpu, Meaning("degrade", reason)
         case "restart":
             faults = tuple(at for at in gpu.faults if at > now - HOUR)
             if not faults or now - faults[-1] >= INCIDENT:
@@ -204,26 +202,26 @@ def _xid(gpu: GpuHistory, code: int, now: float, is_tensor_parallel: bool) -> tu
             gpu = replace(gpu, faults=faults)
             if len(faults) >= FAULTS:
                 return gpu, _condemned(gpu, f"{reason}, {FAULTS} such incidents in an hour")
-            return gpu, GpuVerdict("watch", reason)
+            return gpu, Meaning("watch", reason)
         case _:
-            return gpu, GpuVerdict("log", reason)
+            return gpu, Meaning("log", reason)
 
 
-def _condemned(gpu: GpuHistory, reason: str) -> GpuVerdict:
+def _condemned(gpu: GpuHistory, reason: str) -> Meaning:
     """Condemn a GPU by an XID, unless the driver says it needs no recovery; a change of that is fatal."""
     if gpu.reading and gpu.reading.recovery_action == 0:
-        return GpuVerdict("degrade", f"{reason}, but the driver asks for no recovery")
-    return GpuVerdict("fatal", reason)
+        return Meaning("degrade", f"{reason}, but the driver asks for no recovery")
+    return Meaning("fatal", reason)
 
 
-def _once(gpu: GpuHistory, reason: str, now: float) -> tuple[GpuHistory, GpuVerdict]:
+def _once(gpu: GpuHistory, reason: str, now: float) -> tuple[GpuHistory, Meaning]:
     """Log what lasts once an hour."""
     logged = {text: at for text, at in gpu.logged.items() if now - at < HOUR}
     if reason in logged:
-        return gpu, GpuVerdict("log", reason, is_new=False)
-    return replace(gpu, logged={**logged, reason: now}), GpuVerdict("log", reason)
+        return gpu, Meaning("log", reason, is_new=False)
+    return replace(gpu, logged={**logged, reason: now}), Meaning("log", reason)
 
 
-def _once_for_all(history: History, reason: str) -> tuple[History, GpuVerdict]:
+def _once_for_all(history: History, reason: str) -> tuple[History, Meaning]:
     is_new = reason not in history.logged
-    return replace(history, logged=history.logged | {reason}), GpuVerdict("log", reason, is_new)
+    return replace(history, logged=history.logged | {reason}), Meaning("log", reason, is_new)

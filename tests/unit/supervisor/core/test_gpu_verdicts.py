@@ -27,8 +27,8 @@ from vllmjobs.supervisor.core.gpu_verdicts import (
     SLOWDOWN_WINDOW,
     SLOWDOWNS,
     XIDS,
-    GpuVerdict,
     History,
+    Meaning,
     health,
     is_free,
     judge,
@@ -46,7 +46,7 @@ FATAL = (46, 48, 62, 64, 79, 95, 109, 110, 119, 120, 136, 140, 143, 155, 156, 15
 
 def after(
     *events: tuple[float, GpuEvent], history: History | None = None, is_tensor_parallel: bool = False
-) -> tuple[History, list[GpuVerdict]]:
+) -> tuple[History, list[Meaning]]:
     """Judge what happened when; return all verdicts."""
     history = history or History()
     verdicts = []
@@ -56,7 +56,7 @@ def after(
     return history, verdicts
 
 
-def only(event: GpuEvent, is_tensor_parallel: bool = False) -> GpuVerdict:
+def only(event: GpuEvent, is_tensor_parallel: bool = False) -> Meaning:
     return judge(History(), event, 0.0, is_tensor_parallel)[1]
 
 
@@ -77,7 +77,7 @@ def test_any_recovery_action_is_fatal(action: int) -> None:
 
 
 def test_the_recovery_action_is_named() -> None:
-    assert only(replace(WELL, recovery_action=2)) == GpuVerdict("fatal", "the driver asks to reboot the node")
+    assert only(replace(WELL, recovery_action=2)) == Meaning("fatal", "the driver asks to reboot the node")
 
 
 @pytest.mark.parametrize("code", LOG)
@@ -110,7 +110,7 @@ def test_where_the_driver_says_what_it_needs_an_xid_alone_condemns_nothing(code:
     assert verdicts[1].what == "degrade"
     assert health(history, GPU, 1.0) == "degraded"
     history, (then,) = after((1.5, replace(WELL, recovery_action=1)), history=history)
-    assert then == GpuVerdict("fatal", "the driver asks to reset the GPU")
+    assert then == Meaning("fatal", "the driver asks to reset the GPU")
 
 
 def test_nor_do_many_incidents() -> None:
@@ -124,7 +124,7 @@ def test_an_xid_is_called_by_its_name() -> None:
 
 
 def test_an_unknown_xid_is_logged_as_such() -> None:
-    assert only(Xid(GPU, 9999)) == GpuVerdict("log", "XID 9999 (unknown to us)")
+    assert only(Xid(GPU, 9999)) == Meaning("log", "XID 9999 (unknown to us)")
 
 
 def test_the_table_holds_the_known_xids_and_two_that_come_with_others() -> None:
@@ -135,7 +135,7 @@ def test_the_table_holds_the_known_xids_and_two_that_come_with_others() -> None:
 def test_the_third_incident_in_an_hour_is_the_fault_of_the_gpu() -> None:
     *earlier, third = after((0.0, Xid(GPU, 31)), (1800.0, Xid(GPU, 94)), (3599.0, Xid(GPU, 13)))[1]
     assert [verdict.what for verdict in earlier] == ["watch", "watch"]
-    assert third == GpuVerdict("fatal", "XID 13 (Graphics Engine Exception), 3 such incidents in an hour")
+    assert third == Meaning("fatal", "XID 13 (Graphics Engine Exception), 3 such incidents in an hour")
 
 
 def test_incidents_are_forgotten_after_an_hour() -> None:
@@ -197,15 +197,15 @@ def test_a_remapping_that_failed_is_fatal_and_one_to_come_is_logged_once() -> No
 def test_ecc_errors_are_logged_when_there_are_more(kind: str) -> None:
     more = GpuReading(GPU, **{f"{kind}_ecc": 3})  # type: ignore[arg-type]
     _, verdicts = after((0.0, more), (5.0, GpuReading(GPU, **{f"{kind}_ecc": 4})), (10.0, more))  # type: ignore[arg-type]
-    assert verdicts == [NOTHING, GpuVerdict("log", f"it counts {kind} ECC errors"), NOTHING]
+    assert verdicts == [NOTHING, Meaning("log", f"it counts {kind} ECC errors"), NOTHING]
 
 
 def test_a_lost_gpu_is_condemned_for_good() -> None:
     history, verdicts = after((0.0, Lost(GPU, "GPU is lost")), (5.0, WELL), (6.0, Xid(GPU, 43)))
     assert verdicts == [
-        GpuVerdict("fatal", "GPU is lost"),
-        GpuVerdict("fatal", "GPU is lost", is_new=False),
-        GpuVerdict("fatal", "GPU is lost", is_new=False),
+        Meaning("fatal", "GPU is lost"),
+        Meaning("fatal", "GPU is lost", is_new=False),
+        Meaning("fatal", "GPU is lost", is_new=False),
     ]
     assert health(history, GPU, 6.0) == "failed"
 
@@ -222,7 +222,7 @@ def test_nvml_that_hangs_three_times_in_a_row_condemns_all() -> None:
     assert [verdict.what for verdict in verdicts] == ["log", "watch", "watch"]
     assert health(history, GPU, 20.0) == "unknown"
     history, (third, last) = after((30.0, Hung()), (31.0, WELL), history=history)
-    assert third == GpuVerdict("fatal", "NVML does not answer (3 of 3 times in a row)")
+    assert third == Meaning("fatal", "NVML does not answer (3 of 3 times in a row)")
     assert last == replace(third, is_new=False)
     assert health(history, GPU, 31.0) == "failed"
 
@@ -235,31 +235,31 @@ def test_an_answer_between_hangs_begins_anew() -> None:
 def test_an_unknown_error_of_one_gpu_is_its_own() -> None:
     other = replace(WELL, gpu="GPU-2")
     _, verdicts = after((0.0, WELL), (0.1, other), (5.0, Unanswered(GPU, 999, "Unknown Error")))
-    assert verdicts[-1] == GpuVerdict("log", "it cannot be asked: Unknown Error")
+    assert verdicts[-1] == Meaning("log", "it cannot be asked: Unknown Error")
 
 
 def test_an_unknown_error_of_all_gpus_is_lost_access_and_no_fault_of_theirs() -> None:
     other = replace(WELL, gpu="GPU-2")
     gone = [(5.0, Unanswered(GPU, 999, "Unknown Error")), (5.1, Unanswered("GPU-2", 999, "Unknown Error"))]
     history, verdicts = after((0.0, WELL), (0.1, other), *gone)
-    assert verdicts[-1] == GpuVerdict("log", NO_ACCESS)
+    assert verdicts[-1] == Meaning("log", NO_ACCESS)
     assert health(history, GPU, 6.0) == "unknown"
     again = [(now + 5, event) for now, event in gone]
     history, verdicts = after(*again, history=history)
     assert not any(verdict.is_new for verdict in verdicts)
     history, verdicts = after((20.0, WELL), (20.1, other), *[(now + 100, event) for now, event in gone],
                               history=history)  # fmt: skip
-    assert verdicts[-1] == GpuVerdict("log", NO_ACCESS)  # it came back, and was lost once more
+    assert verdicts[-1] == Meaning("log", NO_ACCESS)  # it came back, and was lost once more
 
 
 def test_a_container_that_nvml_refuses_has_lost_its_access() -> None:
-    assert only(NoAccess(999, "Unknown Error")) == GpuVerdict("log", NO_ACCESS)
+    assert only(NoAccess(999, "Unknown Error")) == Meaning("log", NO_ACCESS)
     assert only(NoAccess(4, "Insufficient Permissions")).reason.endswith("Insufficient Permissions")
 
 
 def test_no_driver_is_said_once() -> None:
     _, (first, second) = after((0.0, NoDriver("no driver")), (5.0, NoDriver("no driver")))
-    assert (first, second.is_new) == (GpuVerdict("log", "no driver"), False)
+    assert (first, second.is_new) == (Meaning("log", "no driver"), False)
 
 
 numbers = st.none() | st.integers(0, 300)
