@@ -16,6 +16,7 @@ from vllmjobs.deploy.records import now
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.events import Event, Snapshot
 from vllmjobs.rollout.model import GroupState, Notification
+from vllmjobs.text.english import counted
 
 _WARNING = (
     "unhealthy", "restarted", "failed", "lost", "unknown", "failing", "reverted", "refused", "warning",
@@ -121,5 +122,7 @@ def _cells(group: GroupState) -> tuple[str, ...]:
         f"{group.healthy}/{group.desired_total} healthy",
         f"{group.healthy_canaries}/{group.desired_canaries}{' promoted' if group.promoted else ''}",
         f"{group.step + 1}{'' if group.routed else ' (being routed)'}",
-        f"{verdict.result}, {verdict.canary_requests} requests: {verdict.reason}" if verdict else "",
+        f"{verdict.result}, {counted(verdict.canary_requests, 'request')}: {verdict.reason}"
+        if verdict
+        else "",
     )

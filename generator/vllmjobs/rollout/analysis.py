@@ -14,6 +14,7 @@ from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Analysis, Limit, Limits
 from vllmjobs.rollout.model import Number, Result, Verdict
 from vllmjobs.rollout.samples import GAUGES, HISTOGRAMS, Timed
+from vllmjobs.text.english import counted
 from vllmjobs.text.value import Value
 
 METRICS = tuple(field.name for field in fields(Limits))
@@ -105,9 +106,9 @@ def compare(analysis: Analysis, canary: Figures, stable: Figures, now: float) ->
     needs_stable = any(limit.ratio is not None for limit in limits.values())
     result, reason = _sum_up(failed, [clause for _, clause in clauses], canary, stable)
     if not failed and not (has_enough and (is_comparable or not needs_stable)):
-        others = f" and the stable instances {stable.requests}" if needs_stable else ""
+        others = f" and the stable instances {stable.requests:,}" if needs_stable else ""
         result = "undecided"
-        reason = f"the canaries had {_requests(canary.requests)}{others}, but {least} are needed"
+        reason = f"the canaries had {counted(canary.requests, 'request')}{others}, but {least} are needed"
     return Measurement(now, result, reason, tuple(numbers), canary.requests, stable.requests)
 
 
@@ -180,8 +181,8 @@ def _sum_up(failed: list[str], undecided: list[str], canary: Figures, stable: Fi
     if undecided:
         return "undecided", "; ".join(undecided)
     return "pass", (
-        f"within all limits over {_requests(canary.requests)} to the canaries and {stable.requests} to the "
-        "stable instances"
+        f"within all limits over {counted(canary.requests, 'request')} to the canaries "
+        f"and {stable.requests:,} to the stable instances"
     )
 
 
@@ -204,10 +205,6 @@ def _amount(metric: str, value: float) -> str:
 
 def _short(value: float) -> str:
     return f"{value:.3g}" if value < 1000 else f"{value:.0f}"
-
-
-def _requests(count: int) -> str:
-    return f"{count} request" if count == 1 else f"{count} requests"
 
 
 def quantile(q: float, buckets: Buckets) -> float:

@@ -19,6 +19,7 @@ from vllmjobs.rollout.model import (
     Shift,
     Wait,
 )
+from vllmjobs.text.english import counted
 
 # A balancer follows Consul within seconds; nginx waits up to 5 s and reloads. After a minute it will not.
 ROUTE_WITHIN_S = 60.0
@@ -47,7 +48,7 @@ def _decide(plan: ReleasePlan, observed: Observation) -> Action:
     if observed.status == "successful":
         old = sum(group.old_running for group in observed.groups.values())
         if old and observed.now < plan.until:
-            return Wait(reason=f"{old} old instances finish their requests")
+            return Wait(reason=f"requests of {counted(old, 'old instance')} are finished first")
         return End(outcome="successful", reason="")
     if observed.status == "none":
         # Nomad makes no deployment where no instance is started or changed, as for a smaller count.

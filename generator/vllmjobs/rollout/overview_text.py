@@ -99,8 +99,10 @@ def _weight(weight: Weight) -> str:
 
 def _verdict(verdict: Verdict, step: int | None) -> Iterator[str]:
     at = f"step {step + 1}, " if step is not None else ""
-    counts = f"{verdict.canary_requests} requests to canaries, {verdict.stable_requests} to stable instances"
-    yield f"  verdict   {verdict.result}: {verdict.reason} ({at}{counts})"
+    counts = (
+        f"{counted(verdict.canary_requests, 'request')} to canaries, {verdict.stable_requests:,} to stable"
+    )
+    yield f"  verdict   {verdict.result}: {verdict.reason} ({at}{counts} instances)"
     rows = [("    METRIC", "CANARY", "STABLE", "LIMIT", "RESULT"), *map(_number, verdict.numbers)]
     if verdict.numbers:
         yield from columns(rows).splitlines()

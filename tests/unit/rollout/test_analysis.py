@@ -77,7 +77,7 @@ def test_a_canary_that_is_like_the_others_passes() -> None:
     measurement = compared({})
     assert (measurement.result, measurement.reason) == (
         "pass",
-        "within all limits over 100 requests to the canaries and 1000 to the stable instances",
+        "within all limits over 100 requests to the canaries and 1,000 to the stable instances",
     )
     assert [one.metric for one in measurement.numbers] == list(METRICS)
 
@@ -157,7 +157,7 @@ def test_too_few_requests_decide_nothing() -> None:
     measurement = compared({"error_rate": 1.0}, requests=(19, 1000))
     assert (measurement.result, measurement.reason) == (
         "undecided",
-        "the canaries had 19 requests and the stable instances 1000, but 20 are needed",
+        "the canaries had 19 requests and the stable instances 1,000, but 20 are needed",
     )
     assert {one.result for one in measurement.numbers} == {"undecided"}
     assert compared({}, requests=(1, 0)).reason.startswith("the canaries had 1 request and")
