@@ -15,6 +15,7 @@ from vllmjobs_sandbox.cluster.sandbox import Sandbox
 PATIENT = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("short", PATIENT, max_examples=40)
 settings.register_profile("long", PATIENT, max_examples=1000)
+LONG_LIMIT_S = 3600  # for a test that runs in full; pyproject.toml has the limit of the others
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -27,6 +28,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_configure(config: pytest.Config) -> None:
     """Choose how many examples a property test takes; give children bytecode, and signals as usual."""
     settings.load_profile("long" if config.getoption("--long") else "short")
+    if config.getoption("--long") and not config.getoption("--timeout"):
+        config.option.timeout = LONG_LIMIT_S
     _keep_bytecode()
     _hear_signals()
 
