@@ -57,7 +57,7 @@ def _hear_signals() -> None:
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Let nothing run beside a load that is measured in full, and the longest file begin first."""
+    """Let nothing run beside a load that is measured in full, and long files begin first."""
     items.sort(key=lambda item: item.get_closest_marker("first") is None)
     for item in items:
         if config.getoption("--long") and item.get_closest_marker("long"):

@@ -21,6 +21,7 @@ from vllmjobs_sandbox.story.faults import FAULTS
 from vllmjobs_sandbox.story.night import SOON, Night
 from vllmjobs_sandbox.story.pages import BLOCK, commands, is_shown, run
 
+pytestmark = pytest.mark.first
 FAULT = re.compile(r"^<!-- fault: (\S+) -->$", re.MULTILINE)
 ORDER = [*FAULTS, None]  # neighbours share a job
 LOOKS = re.compile(
