@@ -35,6 +35,8 @@ from vllmjobs_sandbox.gpus.plugin.devices import Health
 SECRET = "nomad/jobs"  # where sandbox.yaml says that it is
 # raw_exec tasks get the agent's environment, and Fabio takes any variable for a setting.
 INHERITED = ("HOME", "LANG", "LC_ALL", "TZ", "USER")
+# Go's own 100 lets agents with so little in memory look for garbage all the time: a third of their time.
+GARBAGE_PERCENT = "400"
 # Linux allows 107 bytes for the path of a socket. Without its plugins' Nomad does not start; without that
 # of the Task API a task starts all the same.
 LONGEST_PARENT = 107 - len(f"/{leftovers.PREFIX}12345/tmp/plugin1234567890")
@@ -143,6 +145,7 @@ class Sandbox(Jobs):
             **{key: os.environ[key] for key in INHERITED if key in os.environ},
             "PATH": self._layout.path,
             "TMPDIR": str(self.folder / "tmp"),
+            "GOGC": GARBAGE_PERCENT,
             leftovers.MARK: str(self.folder),
         }
         more = secured.acls(self.token) if self.token else {}
