@@ -8,6 +8,7 @@ from vllmjobs.check import (
     balancing,
     deadlines,
     job,
+    limits,
     memory,
     placement,
     release,
@@ -25,7 +26,7 @@ from vllmjobs.environment.tree import YamlNode, locate
 
 SHARED = "VJ003"
 # Each of these modules registers its rules when it is imported.
-MODULES = (arguments, memory, deadlines, job, placement, release, supervision, balancing, security)
+MODULES = (arguments, memory, deadlines, job, placement, limits, release, supervision, balancing, security)
 RULES: list[Rule] = [REGISTERED[rule] for rule in sorted(REGISTERED)]
 """Every rule that is a function over an environment, in the order of their ids."""
 # What is wrong shows here while a file or its comments are read, or when several files are compared.

@@ -10,6 +10,7 @@ from vllmjobs.environment.server import Container
 
 MIN_MEMORY_MIB = 10  # nomad/structs/structs.go, MinResources
 MIN_DISK_MIB = 10  # nomad/structs/structs.go, EphemeralDisk.Validate
+PROMETHEUS_DISK_MIB = 31  # more than its logs, 3 files of 10 MiB (TaskGroup.Validate)
 DENIED = "the exec driver refuses root (user.denylist of the clients); name another user"
 
 
@@ -63,7 +64,7 @@ def resources_are_consistent(whole: Whole) -> Findings:
         amounts[("monitoring", "prometheus", "memory")] = prometheus.memory
         amounts[("monitoring", "prometheus", "disk")] = prometheus.disk
     for path, amount in amounts.items():
-        least = MIN_DISK_MIB if path[-1] == "disk" else MIN_MEMORY_MIB
+        least = PROMETHEUS_DISK_MIB if path[-1] == "disk" else MIN_MEMORY_MIB
         if mebibytes(amount) < least:
             yield path, f"must be at least {least} MiB (got {amount})"
 

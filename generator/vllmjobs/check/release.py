@@ -1,12 +1,12 @@
 """VJ331 to VJ337: what a change does, and keys of a release that contradict each other or cannot be read."""
 
-import re
 from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
 import msgspec
 
+from vllmjobs.check.limits import no_time_zone
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
 from vllmjobs.environment.derive import canaries
@@ -14,9 +14,6 @@ from vllmjobs.environment.problems import KeyPath, dotted
 from vllmjobs.environment.quantity import seconds
 
 CRON = ("minute", "hour", "day", "month", "weekday")
-# https://data.iana.org/time-zones/theory.html, Timezone identifiers. Which of them there are is for the
-# machine to say that deploys.
-TIME_ZONE = r"[A-Za-z][A-Za-z0-9_+-]*(/[A-Za-z0-9_+-]+){0,2}"
 UNRENDERED: list[KeyPath] = [("vllm",), ("config",), ("install",)]  # of them only consequences are in a job
 LEAST_INTERVAL_S = 1.0  # each measurement asks every instance for its metrics
 
@@ -63,7 +60,7 @@ def promotion_is_of_all(whole: Whole) -> Findings:
 def windows_can_be_read(whole: Whole) -> Findings:
     """Find maintenance windows that `deploy` cannot read, or that never open.
 
-    Schedules are read as cronsim reads them; of the time zone only the spelling is judged.
+    Schedules are read as cronsim reads them, and time zones from those of this machine.
     """
     maintenance = whole.environment.maintenance
     if maintenance is None:
@@ -74,9 +71,8 @@ def windows_can_be_read(whole: Whole) -> Findings:
             yield (*place, "schedule"), reason
         if not seconds(window.duration):
             yield (*place, "duration"), "must be above 0s: the window would never be open"
-    if not re.fullmatch(TIME_ZONE, maintenance.time_zone):
-        message = f"{maintenance.time_zone!r} is no IANA name of a time zone, such as Europe/Berlin or UTC"
-        yield ("maintenance", "time_zone"), message
+    if reason := no_time_zone(maintenance.time_zone):
+        yield ("maintenance", "time_zone"), reason
 
 
 @model_rule("VJ334", "error")

@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vllmjobs.cli.common import PROJECT, Selection
+from vllmjobs.environment.load import MAX_BYTES
 from vllmjobs.importing.imported import imported
 from vllmjobs.project.shipped import shipped
 
@@ -48,9 +49,13 @@ def import_(file: Path, name: str, force: bool, project: Path) -> None:
     base = "base.yaml" if (envs / "base.yaml").is_file() else None
     try:
         with click.open_file(str(file), "rb") as stream:
-            text = stream.read().decode(errors="surrogateescape")
+            raw = stream.read(MAX_BYTES + 1)
     except RuntimeError as error:  # a closed stdin
         raise click.ClickException(f"{file} cannot be read: {error}") from error
+    if len(raw) > MAX_BYTES:
+        most = f"{MAX_BYTES // 2**20} MiB"
+        raise click.ClickException(f"{file} is larger than {most}; name the .env file itself")
+    text = raw.decode(errors="surrogateescape")
     found = imported(text, str(file), "imported" if printed else name, base)
     path = envs / f"{name}.yaml"
     if path.exists() and not (printed or force):

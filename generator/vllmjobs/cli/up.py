@@ -14,7 +14,7 @@ from vllmjobs.box.machine import Box, counts_connections
 from vllmjobs.box.servers import BoxError, Machine, Place, missing, secrets_of, servers, visible
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.common import PROJECT, SETTINGS, Selection, with_selection
-from vllmjobs.environment.load import load_file
+from vllmjobs.environment.load import contents, load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.gpus.nvml import cards
@@ -200,7 +200,7 @@ def _read(selection: Selection, env_file: Path | None) -> _Asked:
         environment = selection.environment
         secrets = {name: os.environ[name] for name in secrets_of(environment) & os.environ.keys()}
         return _Asked(environment, False, secrets, cache, gpus)
-    text = env_file.read_bytes().decode(errors="surrogateescape")
+    text = contents(env_file).decode(errors="surrogateescape")
     written = imported(text, str(env_file), selection.env, None)
     loaded = load_file(Path(f"{selection.env}.yaml"), selection.settings, lambda _: written.text.encode())
     if loaded.environment is None or loaded.problems:

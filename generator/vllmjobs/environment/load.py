@@ -1,5 +1,6 @@
 """The one file of this room that reads files: a path, to the environment that it describes."""
 
+import errno
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -17,6 +18,7 @@ Texts = dict[str, str]
 Files = Callable[[Path], bytes]
 _BOM = "\ufeff"
 MAX_JOB_NAME = 63
+MAX_BYTES = 32 * 2**20  # of a file; a thousand models are some 200 KiB
 
 
 class Loaded(NamedTuple):
@@ -32,7 +34,19 @@ class Loaded(NamedTuple):
     problems: list[Problem]
 
 
-def load_file(path: Path, settings: Sequence[str] = (), files: Files = Path.read_bytes) -> Loaded:
+def contents(path: Path) -> bytes:
+    """Return the bytes of a file that a person wrote; raises `OSError`, also for one above MAX_BYTES.
+
+    Else `config: /dev/zero` would fill the memory.
+    """
+    with path.open("rb") as file:
+        read = file.read(MAX_BYTES + 1)
+    if len(read) > MAX_BYTES:
+        raise OSError(errno.EFBIG, f"it is larger than {MAX_BYTES // 2**20} MiB", str(path))
+    return read
+
+
+def load_file(path: Path, settings: Sequence[str] = (), files: Files = contents) -> Loaded:
     """Read an environment, what it extends, and `--set` options; `files` may read from a commit."""
     texts: Texts = {}
     tree, problems = _read(path, files, texts)
@@ -93,7 +107,8 @@ def _typed(tree: YamlNode, name: str) -> Environment:
     data = plain(_with_defaults(tree))
     if isinstance(data, dict):
         job = re.sub(r"[^a-z0-9]+", "-", f"vllm-{name.lower()}")
-        data.setdefault("job", job[:MAX_JOB_NAME].strip("-"))
+        if data.get("job") is None:  # not given, or `null`, which is the same of every key
+            data["job"] = job[:MAX_JOB_NAME].strip("-")
     return msgspec.convert(data, Environment)
 
 

@@ -14,6 +14,8 @@ from vllmjobs.environment.placement import OWN_NODE_POOL, OWN_NODES, USER, Block
 from vllmjobs.environment.rollout import Maintenance, Rollout
 from vllmjobs.environment.server import Cache, Container, Gpus, Logs, Resources
 from vllmjobs.environment.values import (
+    MAX_COUNT,
+    MOST,
     Argument,
     ArgValue,
     Count,
@@ -88,6 +90,7 @@ class Health(Block, frozen=True):
         doc(
             "Failed checks in a row after which Nomad restarts the server; 0 for never. Not when supervised.",
             ge=0,
+            le=MOST,
         ),
     ] = 12
     grace: Annotated[
@@ -228,7 +231,9 @@ class Balancer(Block, frozen=True):
             "whose image is not given either."
         ),
     ] = None
-    count: Annotated[Positive, doc("Instances of nginx; fabio runs on every node that fits.")] = 1
+    count: Annotated[
+        int, doc("Instances of nginx; fabio runs on every node that fits.", ge=1, le=MAX_COUNT)
+    ] = 1
     driver: Annotated[Driver, doc("Nomad's task driver.")] = "docker"
     image: Annotated[
         Text | None, doc("Container image: fabiolb/fabio:1.7.3 or nginx:1.30-alpine when not given.")

@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 from msgspec import Meta
 
 from vllmjobs.environment.placement import Block, doc
-from vllmjobs.environment.values import Duration, Positive, Text, matching
+from vllmjobs.environment.values import MOST, Duration, Positive, Text, matching
 
 Share = Annotated[float, Meta(ge=0.001, le=1)]
 NonNegative = Annotated[float, Meta(ge=0)]
@@ -59,9 +59,11 @@ class Analysis(Block, frozen=True):
         Duration, doc("Least time that a step is watched; a measurement looks back no further.")
     ] = "2m"
     min_requests: Annotated[
-        int, doc("Requests that canaries and stable instances each need for a measurement.", ge=1)
+        Positive, doc("Requests that canaries and stable instances each need for a measurement.")
     ] = 50
-    max_failures: Annotated[int, doc("Failed measurements of a step; one more fails the release.", ge=0)] = 1
+    max_failures: Annotated[
+        int, doc("Failed measurements of a step; one more fails the release.", ge=0, le=MOST)
+    ] = 1
     on_no_data: Annotated[
         Literal["hold", "fail", "promote"],
         doc("The end of a step whose window ends with too few requests; `hold` waits for more."),

@@ -3,7 +3,7 @@
 from typing import Annotated, Literal
 
 from vllmjobs.environment.placement import Block, DeviceAffinity, DeviceConstraint, doc
-from vllmjobs.environment.values import AbsolutePath, Positive, Size, Text
+from vllmjobs.environment.values import MOST, AbsolutePath, Positive, Size, Text
 
 
 class Gpus(Block, frozen=True):
@@ -47,7 +47,7 @@ class Container(Block, frozen=True):
     privileged: Annotated[
         bool, doc("All devices and capabilities of the host; the clients' `allow_privileged` must be on.")
     ] = False
-    pids: Annotated[int, doc("Limit of processes and threads.", ge=64)] = 4096
+    pids: Annotated[int, doc("Limit of processes and threads.", ge=64, le=MOST)] = 4096
     tmp: Annotated[Size, doc("Size of the tmpfs at /tmp.")] = "1 GiB"
     cap_add: Annotated[
         list[Text],

@@ -13,11 +13,12 @@ def matching(pattern: str, title: str, description: str | None = None) -> Meta:
     return Meta(pattern=f"^({pattern})$(?!\\n)", description=description, extra_json_schema={"title": title})
 
 
-# https://pkg.go.dev/time#ParseDuration, less the units below a millisecond and the sign.
+# https://pkg.go.dev/time#ParseDuration, less the units below a millisecond and the sign. Go counts
+# nanoseconds in 64 bits, 292 years: what is derived from several durations has to stay below that, too.
 Duration = Annotated[
     str,
     matching(
-        r"([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m|h)){1,4}",
+        r"([0-9]{1,6}(\.[0-9]{1,3})?(ms|s|m)|[0-9]{1,5}(\.[0-9]{1,3})?h){1,4}",
         "duration",
         "A duration as Nomad writes it, such as `90s`, `10m` or `1h30m`.",
     ),
@@ -56,8 +57,10 @@ Version = Annotated[
     ),
 ]
 Port = Annotated[int, Meta(ge=1, le=65535)]
-Positive = Annotated[int, Meta(ge=1)]
-Count = Annotated[int, Meta(ge=0, le=50_000)]  # Nomad's job_max_count
+MOST = 1_000_000_000  # of any whole number: Nomad counts in 64 bits, adds up, and multiplies
+MAX_COUNT = 50_000  # Nomad's job_max_count, of all groups of a job together
+Positive = Annotated[int, Meta(ge=1, le=MOST)]
+Count = Annotated[int, Meta(ge=0, le=MAX_COUNT)]
 # Paths of Nomad Variables: nomad/structs/variables.go. Below nomad/ there are only jobs.
 SecretRef = Annotated[
     str,

@@ -59,9 +59,11 @@ _ESCAPES = {"a": "\a", "b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v
 def read(text: str, source: str) -> DotEnv:
     """Read a file; `text` has line feeds only. A fault inside quotes ends the reading."""
     result = DotEnv({}, [], [])
-    at = 0
+    at = counted = 0
+    line = 1  # counted from where the last one was: from the start each time, a long file takes minutes
     while (at := _BLANK.match(text, at).end()) < len(text):  # type: ignore[union-attr]  # matches nothing too
-        mark = Mark.at(source, text, at)
+        line, counted = line + text.count("\n", counted, at), at
+        mark = Mark(source, line, at - text.rfind("\n", 0, at))
         end = len(text) if (line_feed := text.find("\n", at)) < 0 else line_feed
         name = _NAME.match(text, at)
         if not name:

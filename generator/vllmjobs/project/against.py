@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from vllmjobs.changes.jobs.jobspec import read
 from vllmjobs.changes.model import EnvironmentChange
-from vllmjobs.environment.load import Files, load_file
+from vllmjobs.environment.load import Files, contents, load_file
 from vllmjobs.environment.problems import InvalidEnvironmentError, UserError
 from vllmjobs.project.differences import differences, findings
 from vllmjobs.project.environments import Checked, accepted, checked, environment_file, environments
@@ -102,7 +102,7 @@ def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]
     old = [path for path in environments(project, other.commit) if not path.exists()]
     new = [path for path in environments(project) if not other.commit.has(path)] if old else []
     before = {_job(path, other.commit.read, other.templates): path for path in old} if new else {}
-    after = {path: _job(path, Path.read_bytes, ours) for path in new}
+    after = {path: _job(path, contents, ours) for path in new}
     return {path: before[job] for path, job in after.items() if job and job in before}
 
 
@@ -125,10 +125,10 @@ def _before(path: Path, other: Against) -> dict[str, str]:
     assert other.file
     if other.file.suffix in JOBS:
         try:
-            return {"": other.file.read_text(encoding="utf-8")}
+            return {"": contents(other.file).decode()}
         except UnicodeDecodeError as error:
             raise UserError(f"{other.file}: byte {error.start} is not valid UTF-8") from error
-    return _rendered(other.file, other, Path.read_bytes, "")
+    return _rendered(other.file, other, contents, "")
 
 
 def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, str]:

@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from vllmjobs.environment.load import contents
 from vllmjobs.environment.model import Environment, Model
 from vllmjobs.environment.tree import YamlNode, locate
 
@@ -56,7 +57,7 @@ def _snapshot(hub: Path | None, model: Model) -> Path | None:
 
 def _read(path: Path) -> dict[str, Any] | str:
     try:
-        config = json.loads(path.read_bytes())
+        config = json.loads(contents(path))
     except OSError as error:
         return f"{path} cannot be read: {error.strerror}"
     except (ValueError, RecursionError):  # not UTF-8, not JSON, or nested a thousand times

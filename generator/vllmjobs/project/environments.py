@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from vllmjobs.check.check import RULES, check
 from vllmjobs.check.ignoring import without_ignored
 from vllmjobs.check.subject import Facts, Subject, Whole
-from vllmjobs.environment.load import Files, load_file
+from vllmjobs.environment.load import Files, contents, load_file
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError, Problem, in_order
 from vllmjobs.environment.tree import Map, Scalar, YamlNode, parse
@@ -55,7 +55,7 @@ def environments(project: Path, commit: Commit | None = None) -> list[Path]:
     listed = commit.files(folder) if commit else [file for file in folder.glob("*.y*ml") if file.is_file()]
     # Not an editor's lock, or a copy's resource fork: `.#prod.yaml`, `._prod.yaml`.
     files = sorted(file for file in listed if file.suffix in (".yaml", ".yml") and file.name[0] != ".")
-    read = commit.read if commit else Path.read_bytes
+    read = commit.read if commit else contents
     trees = {file: _tree(file, read) for file in files}
     extended = {
         Path(os.path.normpath(file.parent / extends.value))

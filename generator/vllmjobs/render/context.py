@@ -37,7 +37,7 @@ class Group:
     supervised: bool
     health_path: str
     image: str
-    command: str | None
+    command: str
     served_name: str
     args: list[str]
     env: dict[str, str]
@@ -60,10 +60,11 @@ def group(environment: Environment, name: str) -> Group:
     model = environment.models[name]
     balancer = balancer_of(environment)
     times = balancer.deadlines(model)
-    words = arguments(name, model, times)
+    given = arguments(name, model, times)
     # The exec driver sets HOME to that of the task's user, after `env`: /nonexistent for nobody.
     isolated = ["/usr/bin/env", "HOME=${NOMAD_TASK_DIR}"] if model.driver == "exec" else []
-    command, *before = [*isolated, *model.entrypoint] if model.driver != "docker" else [None]
+    words = [*isolated, *model.entrypoint] if model.driver != "docker" else []
+    command, *before = words or [""]  # also of raw_exec without a program, which only `diff` renders
     return Group(
         name=name,
         model=model,
@@ -80,7 +81,7 @@ def group(environment: Environment, name: str) -> Group:
         image=image(environment, model),
         command=command,
         served_name=served_names(name, model)[0],
-        args=[*before, *words],
+        args=[*before, *given],
         env=variables(environment, model, times),
         user=model.user or ("65534" if model.driver == "docker" else None),
         secrets=secrets(model.secrets),

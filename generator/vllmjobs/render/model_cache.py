@@ -137,7 +137,8 @@ def _variables(model: Model) -> dict[str, str]:
     """Return the server's variables, for the same hub, proxy and folders, without those for offline."""
     own = {
         "HOME": "${NOMAD_TASK_DIR}",
-        "HF_HOME": cache_variables(model)["HF_HOME"],
+        # None only where `check` refuses the cache, and `diff` renders it all the same.
+        "HF_HOME": cache_variables(model).get("HF_HOME", ""),
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "PYTHONPATH": "${NOMAD_TASK_DIR}",
     }

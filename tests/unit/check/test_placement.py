@@ -9,6 +9,7 @@ from vllmjobs.check.placement import compare
     "value",
     [
         r"\Alinux\z", r"\pL+", r"\Qx\E", "lin(?i)UX", "(?<n>l)", "(?P<n>l)", "(?U)l+", r"\x{6c}", "[*+]",
+        "a(?i)*", "{,5}", "a{1000}", "${", r"\_", r"[\d-x]", "-", r"[a-\x{7a}]",
         r"\\1", "[[:alpha:]]", "[]a]", "^H100", "(a|b)+", r"a\(b", "a{2,3}", "(?:x)?", "x*?", "[(]",
     ],
 )  # fmt: skip
@@ -20,7 +21,8 @@ def test_regular_expressions_that_go_knows_are_left_alone(value: str) -> None:
     "value",
     [
         r"a\Z", "(?P<n>a)(?P=n)", "(?#x)", "(?x)a", r"\u006c", "(?=a)", "(?<!a)", r"(a)\1", "a++", "(", "a)",
-        "*a", "[a", "(?>a)", "(+a)",
+        "*a", "[a", "(?>a)", "(+a)", "linux\\", "a{1001}", "a{2}{3}", "a{3,2}", "[z-a]", r"\y",
+        "[[:foo:]]", "(?", "(?-)", "|*", r"\C", r"\p", r"\x{110000}", "[]", "a**", r"\Q\E*",
     ],
 )  # fmt: skip
 def test_regular_expressions_that_go_does_not_know_are_refused(value: str) -> None:

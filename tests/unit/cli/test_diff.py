@@ -99,6 +99,25 @@ def project(tmp_path: Path) -> Project:
 # What is a change
 
 
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "{driver: raw_exec, entrypoint: [], image: null, user: vllm}",
+        "{driver: raw_exec, entrypoint: [/v, serve], image: null, user: vllm, cache: {volume: v}}",
+        "{logs: {driver: fluentd}}",
+        "{replicas: 50000, health: {interval: 0s}}",
+    ],
+)
+def test_another_side_that_check_refuses_is_compared_or_said_to_be_at_fault(
+    project: Project, fault: str
+) -> None:
+    project.write("envs/old.yaml", "extends: prod.yaml\njob: vllm-prod\nmodels: {chat: " + fault + "}\n")
+    done = project.diff("prod", "--against", "envs/old.yaml")
+    assert done.exit_code in (1, 2), done.exception
+    assert isinstance(done.exception, SystemExit), done.exception
+    assert done.output
+
+
 def test_nothing_changed_since_the_last_commit(project: Project) -> None:
     done = project.diff()
     assert (done.exit_code, done.stderr) == (0, "")

@@ -1,5 +1,6 @@
 """What is said of a file that cannot be an environment. Wrong values: tests/cases/errors."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -12,6 +13,7 @@ from vllmjobs.cli import main
 from vllmjobs.cli.common import Selection
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
+from vllmjobs.environment.schema import json_schema
 
 SOUND = b"models:\n  chat:\n    model: facebook/opt-125m\n"
 
@@ -124,6 +126,59 @@ def test_a_file_that_cannot_be_extended_is_named(file: Path, name: str) -> None:
     (file.parent / "loop.yaml").symlink_to("loop.yaml")
     file.write_bytes(f"extends: {name}\n".encode() + SOUND)
     assert any(problem.startswith("case.yaml:1:1: extends: ") for problem in refused(file))
+
+
+def test_a_file_without_an_end_is_refused(file: Path) -> None:
+    (file.parent / "zero.yaml").symlink_to("/dev/zero")
+    assert refused(file.parent / "zero.yaml") == ["zero.yaml: cannot be read: it is larger than 32 MiB"]
+    file.write_bytes(b"extends: zero.yaml\n" + SOUND)
+    assert refused(file) == ["case.yaml:1:1: extends: zero.yaml cannot be read: it is larger than 32 MiB"]
+
+
+def test_the_configuration_of_a_model_has_an_end(file: Path) -> None:
+    file.write_bytes(SOUND + b"    config: /dev/zero\n")
+    assert refused(file) == [
+        "case.yaml:4:5: models.chat.config: /dev/zero cannot be read: it is larger than 32 MiB [VJ201]"
+    ]
+
+
+def test_a_job_that_is_null_is_named_after_the_file(file: Path) -> None:
+    file.write_bytes(b"job: null\n" + SOUND)
+    assert read(file).job == "vllm-case"
+    assert read(file, "job=null").job == "vllm-case"
+
+
+@pytest.mark.parametrize(
+    ("setting", "rule"),
+    [
+        ("models.chat.drain.kill_timeout=3427790h36m", "must be a duration"),  # 391 years: Go has 292
+        ("models.chat.replicas=50001", "must be at most 50000"),
+        ("balancer.count=50001", "must be at most 50000"),
+        ("models.chat.resources.cpu=1000000001", "must be at most 1000000000"),
+    ],
+)
+def test_a_number_that_nomad_cannot_hold_is_refused(file: Path, setting: str, rule: str) -> None:
+    file.write_bytes(SOUND)
+    with pytest.raises(InvalidEnvironmentError, match=rule):
+        read(file, setting)
+
+
+def test_every_whole_number_has_a_highest() -> None:
+    """But in `args` and `env`, which are written as words."""
+    found = [path for path in unbounded(json_schema()) if ".args." not in path and ".env." not in path]
+    assert found == []
+
+
+def unbounded(schema: object, path: str = "") -> Iterator[str]:
+    """The path of each whole number of a schema that may be of any size."""
+    if isinstance(schema, dict):
+        if schema.get("type") == "integer" and not {"maximum", "exclusiveMaximum"} & schema.keys():
+            yield path
+        for key, value in schema.items():
+            yield from unbounded(value, f"{path}.{key}")
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from unbounded(value, path)
 
 
 def test_a_chain_of_extends_has_an_end(tmp_path: Path) -> None:

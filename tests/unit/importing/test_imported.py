@@ -698,6 +698,31 @@ def test_import_prints_with_a_dash_and_reads_stdin(tmp_path: Path) -> None:
     assert not (tmp_path / "envs").exists()
 
 
+def test_import_of_a_file_without_an_end_is_refused(tmp_path: Path) -> None:
+    done = CliRunner().invoke(main, ["import", "/dev/zero", "--as", "x", "--project", str(tmp_path)])
+    assert (done.exit_code, done.output) == (
+        1, "Error: /dev/zero is larger than 32 MiB; name the .env file itself\n",
+    )  # fmt: skip
+
+
+def test_each_line_is_read_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lines were counted from the start for each variable: 200,000 of them took half a minute."""
+    lines = 2000
+    text = CountingText("".join(f"A{number}=1\n" for number in range(lines)))
+    assert read(text, ".env").variables[f"A{lines - 1}"].mark.line == lines
+    assert text.counted <= len(text)
+
+
+class CountingText(str):
+    """A text that adds up how much of it was counted."""
+
+    counted = 0
+
+    def count(self, sub: str, start: int = 0, end: int | None = None) -> int:  # type: ignore[override]
+        self.counted += (len(self) if end is None else end) - start
+        return super().count(sub, start, end)
+
+
 def test_import_of_nothing_usable_is_exit_1_and_writes_nothing(tmp_path: Path) -> None:
     file = project(tmp_path, b"VLLM_MODEL=\xff\n")
     done = CliRunner().invoke(main, ["import", str(file), "--as", "prod", "--project", str(tmp_path)])
