@@ -11,7 +11,7 @@ import click
 
 from vllmjobs.box import supervised
 from vllmjobs.box.machine import Box, counts_connections
-from vllmjobs.box.servers import BoxError, Machine, Place, missing, secrets_of, servers, visible
+from vllmjobs.box.servers import BoxError, Machine, Place, missing, passed_over, secrets_of, servers, visible
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.common import PROJECT, SETTINGS, Selection, with_selection
 from vllmjobs.environment.load import contents, load_file
@@ -185,6 +185,8 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
     box.write(configuration, conf, [one.name for one in own])
     if why:
         click.echo(f"{why}; the servers get no GPU", err=True)
+    for sentence in passed_over(environment, machine.cards, own):
+        click.echo(sentence, err=True)
     indexes = {card.uuid: card.index for card in found}
     for one in own:
         gpus = ", ".join(f"GPU {indexes[uuid]}" for uuid in one.place.gpus) or "no GPU"

@@ -48,3 +48,5 @@ VERSIONS = tuple(
     sorted((file[1] for file in map(_TABLE.fullmatch, _FILES) if file), key=order)
 )  # Every release that has a table, oldest first
 NEWEST = VERSIONS[-1]  # the newest release that has a table
+GPUS_BY_UUID_SINCE = "0.24.0"
+"""The first release that reads UUIDs in CUDA_VISIBLE_DEVICES; those before make a number of each."""

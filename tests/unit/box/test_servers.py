@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,11 @@ import pytest
 import yaml
 
 from vllmjobs.box.overview import overview
-from vllmjobs.box.servers import BoxError, Machine, Server, missing, servers, visible
+from vllmjobs.box.servers import BoxError, Machine, Server, missing, passed_over, servers, visible
 from vllmjobs.box.supervised import configuration, instances, nginx_conf, places
 from vllmjobs.environment.load import load_file
 from vllmjobs.environment.model import Environment
-from vllmjobs.gpus.cards import Card
+from vllmjobs.gpus.cards import Card, CardHolder
 from vllmjobs.importing.imported import of_the_box
 from vllmjobs.project.templates import templates
 from vllmjobs.render import job
@@ -50,7 +51,7 @@ def test_each_server_has_a_gpu_and_a_port_of_its_own() -> None:
     assert first.command[:3] == ("vllm", "serve", "a/small")
     assert "--port=8000" in first.command
     assert "--host=127.0.0.1" in first.command
-    assert first.env["CUDA_VISIBLE_DEVICES"] == "GPU-0"
+    assert first.env["CUDA_VISIBLE_DEVICES"] == "0"
     assert first.env["HOME"] == "/state/chat-0"
     assert first.env["VLLM_PORT"] != second.env["VLLM_PORT"]
 
@@ -76,8 +77,8 @@ def test_more_gpus_than_there_are_is_an_error() -> None:
     with pytest.raises(BoxError) as error:
         placed(environment(), h100s(1))
     assert str(error.value) == (
-        "models.chat asks for 2 GPUs; this machine has 1, and other models may have some of them "
-        f"(0: {H100}, 81559 MiB, ok); lower replicas or gpus.count"
+        "models.chat asks for 2 GPUs; this machine has 1 free, and other models may have some of them "
+        f"(0: {H100}, 81559 MiB, ok); free some, or lower replicas or gpus.count"
     )
 
 
@@ -91,6 +92,84 @@ def test_a_gpu_that_is_too_small_split_or_broken_is_left_alone() -> None:
     model = {"model": "a/small", "gpus": {"memory": "70 GiB"}}
     (one,) = placed(environment({"chat": model}), cards)
     assert one.place.gpus == ("GPU-0",)
+
+
+@pytest.mark.parametrize(
+    ("version", "words"), [(None, "1,3"), ("0.17.1", "1,3"), ("0.23.0", "1,3"), ("0.24.0", "GPU-1,GPU-3")]
+)
+def test_gpus_are_named_as_the_release_reads_them(version: str | None, words: str) -> None:
+    """Before 0.24 vLLM made a number of each: vllm-project/vllm#20939."""
+    model = {"model": "a/b", "strategy": "tensor_parallel", "gpus": {"count": 2}, "vllm": version}
+    cards = h100s(4)
+    taken = [replace(card, memory_used_mib=80_000) for card in cards]
+    (one,) = placed(environment({"chat": model}), [taken[0], cards[1], taken[2], cards[3]])
+    assert one.env["CUDA_VISIBLE_DEVICES"] == words
+
+
+def test_parts_of_a_gpu_are_named_by_uuid() -> None:
+    whole = replace(h100s(1)[0], mig="on")
+    part = Card(
+        index=0, uuid="MIG-a", model=f"{H100} MIG 1g.10gb", memory_mib=9_728, mig="1g.10gb", parent="GPU-0"
+    )
+    (one,) = placed(environment({"chat": {"model": "a/b"}}), [whole, part])
+    assert one.env["CUDA_VISIBLE_DEVICES"] == "MIG-a"
+
+
+BASH = CardHolder("bash", pid=15131, memory_mib=70_000)
+
+
+def held(card: Card, used: int = 70_000, holders: tuple[CardHolder, ...] | None = (BASH,)) -> Card:
+    return replace(card, memory_used_mib=used, holders=holders)
+
+
+def test_a_gpu_whose_memory_somebody_else_holds_is_passed_over_and_they_are_named() -> None:
+    first, second = h100s(2)
+    wanted = environment({"chat": {"model": "a/b"}})
+    (one,) = found = placed(wanted, [held(first), second])
+    assert one.place.gpus == ("GPU-1",)
+    assert passed_over(wanted, [held(first), second], found) == [
+        "GPU 0 is passed over: bash (pid 15131, 70000 MiB) holds 70000 of its 81559 MiB"
+    ]
+    assert passed_over(wanted, [first, second], found) == []  # free, and not needed
+
+
+@pytest.mark.parametrize(
+    ("used", "share", "is_taken"), [(8_000, 0.9, True), (8_200, 0.9, False), (40_000, 0.5, True)]
+)
+def test_a_gpu_is_taken_if_it_has_the_share_that_vllm_takes(used: int, share: float, is_taken: bool) -> None:
+    (card,) = h100s(1)
+    wanted = environment({"chat": {"model": "a/b", "gpu_memory_utilization": share}})
+    if is_taken:
+        assert placed(wanted, [held(card, used)])[0].place.gpus == ("GPU-0",)
+    else:
+        with pytest.raises(BoxError, match=r"has 0 free.*0: NVIDIA H100 80GB HBM3, bash \(pid 15131"):
+            placed(wanted, [held(card, used)])
+
+
+def test_a_holder_that_cannot_be_seen_is_said_to_be_there() -> None:
+    (card,) = h100s(1)
+    with pytest.raises(BoxError, match="somebody who cannot be seen from here holds 70000 of its 81559 MiB"):
+        placed(environment({"chat": {"model": "a/b"}}), [held(card, holders=None)])
+
+
+def test_auto_takes_every_gpu_that_is_free() -> None:
+    first, second, third = h100s(3)
+    assert [
+        one.place.gpus for one in placed(environment(), [first, held(second), third], takes_all=True)
+    ] == [
+        ("GPU-0",),
+        ("GPU-2",),
+    ]
+
+
+def test_the_memory_of_our_own_servers_holds_nobody_up() -> None:
+    """At a reload each GPU is full of the server that leaves it."""
+    wanted = environment({"chat": {"model": "a/b", "replicas": 2}})
+    cards = h100s(2)
+    before = {one.name: one.place for one in placed(wanted, cards)}
+    full = [held(card, 75_000) for card in cards]
+    after = servers(wanted, Machine(full, "/state", "/cache"), before)
+    assert {one.name: one.place for one in after} == before
 
 
 def test_without_a_driver_they_run_without_gpus() -> None:
