@@ -95,7 +95,7 @@ def proposed(
     nobody can tell what is weakened. Raises `NomadError`.
     """
     job, known = deployments.cluster.job(*where), records.read(deployments, where)
-    created = job["CreateIndex"] if job else None
+    created = job.get("CreateIndex", 0) if job else None
     if version is None:
         version = version_to_be(job["Version"] if job else None)
     registered = [record.life for record in known]

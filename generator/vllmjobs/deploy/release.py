@@ -62,7 +62,7 @@ class Release:
         version: int = registered["Version"]
         self._reporter.begin(self.where.id, version)
         self._reporter.tell(Event("registered", f"version {version} is registered"))
-        self.keep(replace(record, version=version, life=registered["CreateIndex"]))
+        self.keep(replace(record, version=version, life=registered.get("CreateIndex", 0)))
         return version
 
     def keep(self, record: Record) -> None:
