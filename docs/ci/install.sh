@@ -11,6 +11,11 @@ case $(uname -m) in
   aarch64) zip=nomad_${NOMAD_VERSION}_linux_arm64.zip ;;
   *) echo "ci/install.sh: no Nomad for $(uname -m)" >&2 && exit 1 ;;
 esac
+if [[ ! -f $here/requirements.txt ]]; then
+  echo "ci/install.sh: there is no ci/requirements.txt; make it, with the hash of every package:" \
+    "pip-compile --generate-hashes --output-file ci/requirements.txt ci/requirements.in" >&2
+  exit 1
+fi
 mkdir -p "$tools" && cd "$tools"
 curl --fail --silent --show-error --location --retry 3 --remote-name "$releases/$zip"
 if [[ -n ${NOMAD_SHA256-} ]]; then
@@ -25,7 +30,7 @@ chmod 755 bin/nomad
 rm "$zip"
 
 python3 -m venv "$tools"
-"$tools/bin/pip" install --quiet --disable-pip-version-check -r "$here/requirements.txt"
+"$tools/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$here/requirements.txt"
 
 for service in NOMAD CONSUL; do # GitHub has no variables that are files
   pem=${service}_CACERT_PEM

@@ -8,12 +8,18 @@ environment=$1 job=$2
 # Without a balancer it gets none of the environment's requests.
 vllmjobs deploy "$environment" --set "job=$job" --set balancer.kind=none --timeout 40m
 
+key() { # a header for curl to read: everybody on the machine can see its arguments
+  printf 'Authorization: Bearer %s\n' "${VLLM_API_KEY-}"
+}
+
 ask() { # ADDRESS
-  local model
-  model=$(curl -fsS -H "Authorization: Bearer ${VLLM_API_KEY-}" "http://$1/v1/models" |
-    python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["id"])')
-  curl -fsS --max-time 120 -H "Authorization: Bearer ${VLLM_API_KEY-}" -H 'Content-Type: application/json' \
-    -d "{\"model\": \"$model\", \"prompt\": \"Nomad is\", \"max_tokens\": 8}" "http://$1/v1/completions"
+  local models question
+  models=$(curl -fsS --max-time 30 -H @<(key) "http://$1/v1/models")
+  question=$(python3 -c 'import json, sys
+model = json.load(sys.stdin)["data"][0]["id"]
+json.dump({"model": model, "prompt": "Nomad is", "max_tokens": 8}, sys.stdout)' <<<"$models")
+  curl -fsS --max-time 120 -H @<(key) -H 'Content-Type: application/json' --data-binary @- \
+    "http://$1/v1/completions" <<<"$question"
   echo
 }
 

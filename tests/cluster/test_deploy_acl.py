@@ -108,6 +108,11 @@ def test_only_what_two_others_have_approved_is_deployed(secured: Sandbox) -> Non
     assert {*deployed.kinds()} >= {"verdict", "shifted", "promoted", "stopped"}
     assert versions(release.address, 20) == {NEW: 20}
 
+    release.settings["approvals"] = "0"
+    said = dan.is_refused(release)
+    assert "0 of 2 approvals; it weakens approvals: 2 → 0; 2 other people must run vllmjobs approve" in said
+    assert "--set approvals=0" in said
+
     # With the policy of docs/deploy.md, and back, for which nobody is asked.
     eve = Person(secured, "eve", "deploys", "deploys")
     succeeded(Command(secured, ["rollback", *release.words()], env=eve.env))

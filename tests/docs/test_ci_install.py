@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import shutil
 import subprocess
 import zipfile
 from collections.abc import Iterator
@@ -16,18 +17,21 @@ from vllmjobs_sandbox.fakes.forge import CI
 from vllmjobs_sandbox.fakes.listening import listening
 
 VERSION = "9.9.9"
-REQUIREMENTS = dict(line.split("==") for line in (CI / "requirements.txt").read_text().split())
+LINES = [line for line in (CI / "requirements.in").read_text().splitlines() if not line.startswith("#")]
+REQUIREMENTS = dict(line.split("==") for line in LINES)
 
 
-def wheel(folder: Path, name: str, version: str) -> None:
-    """Write a package with nothing in it."""
+def wheel(folder: Path, name: str, version: str) -> str:
+    """Write a package with nothing in it; return its hash."""
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{module}-{version}-py3-none-any.whl", "w") as packed:
+    file = folder / f"{module}-{version}-py3-none-any.whl"
+    with zipfile.ZipFile(file, "w") as packed:
         packed.writestr(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
         packed.writestr(f"{info}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n")
         packed.writestr(f"{info}/entry_points.txt", f"[console_scripts]\n{name} = {module}:main\n")
         packed.writestr(f"{info}/RECORD", "")
+    return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
 @pytest.fixture
@@ -49,14 +53,24 @@ def releases(tmp_path: Path) -> Iterator[Path]:
         yield folder
 
 
+@pytest.fixture
+def requirements(tmp_path: Path) -> Path:
+    """Write packages, and a repository whose ci/requirements.txt has their hashes; return that file."""
+    wheels, work = tmp_path / "wheels", tmp_path / "work"
+    wheels.mkdir()
+    shutil.copytree(CI, work / "ci")
+    lines = [
+        f"{name}=={version} --hash=sha256:{wheel(wheels, name, version)}\n"
+        for name, version in REQUIREMENTS.items()
+    ]
+    (work / "ci/requirements.txt").write_text("".join(lines))
+    return work / "ci/requirements.txt"
+
+
 def install(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     wheels, work = tmp_path / "wheels", tmp_path / "work"
-    for folder in (wheels, work):
-        folder.mkdir()
-    for name, version in REQUIREMENTS.items():
-        wheel(wheels, name, version)
     return subprocess.run(
-        [CI / "install.sh"],
+        [work / "ci/install.sh"],
         cwd=work,
         env={
             "PATH": os.environ["PATH"],
@@ -73,7 +87,9 @@ def install(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_the_steps_that_follow_find_vllmjobs_and_nomad(tmp_path: Path, releases: Path) -> None:
+def test_the_steps_that_follow_find_vllmjobs_and_nomad(
+    tmp_path: Path, releases: Path, requirements: Path
+) -> None:
     path, env = tmp_path / "path", tmp_path / "env"
     certificates = {"NOMAD_CACERT_PEM": "Nomad's", "CONSUL_CACERT_PEM": "Consul's"}
     done = install(tmp_path, GITHUB_PATH=str(path), GITHUB_ENV=str(env), **certificates)
@@ -86,7 +102,9 @@ def test_the_steps_that_follow_find_vllmjobs_and_nomad(tmp_path: Path, releases:
     assert said == {"NOMAD_CACERT": "Nomad's\n", "CONSUL_CACERT": "Consul's\n"}
 
 
-def test_a_zip_that_is_not_the_one_of_the_sums_is_not_installed(tmp_path: Path, releases: Path) -> None:
+def test_a_zip_that_is_not_the_one_of_the_sums_is_not_installed(
+    tmp_path: Path, releases: Path, requirements: Path
+) -> None:
     for file in releases.glob("*.zip"):
         with file.open("ab") as changed:
             changed.write(b"\0")
@@ -96,8 +114,33 @@ def test_a_zip_that_is_not_the_one_of_the_sums_is_not_installed(tmp_path: Path, 
     assert not (tmp_path / "work/.tools/bin/nomad").exists()
 
 
-def test_a_pinned_sum_is_held_to(tmp_path: Path, releases: Path) -> None:
+def test_a_pinned_sum_is_held_to(tmp_path: Path, releases: Path, requirements: Path) -> None:
     assert install(tmp_path, NOMAD_SHA256="0" * 64).returncode == 1
+
+
+def test_a_package_that_is_not_the_one_of_the_hash_is_not_installed(
+    tmp_path: Path, releases: Path, requirements: Path
+) -> None:
+    file = next((tmp_path / "wheels").glob("vllmjobs-*.whl"))
+    with zipfile.ZipFile(file, "a") as changed:
+        changed.writestr("evil.py", "")
+    done = install(tmp_path)
+    assert done.returncode == 1
+    assert "DO NOT MATCH THE HASHES" in done.stderr
+    assert not (tmp_path / "work/.tools/bin/vllmjobs").exists()
+
+
+def test_a_package_without_a_hash_is_not_installed(
+    tmp_path: Path, releases: Path, requirements: Path
+) -> None:
+    requirements.write_text("".join(f"{line}\n" for line in LINES))
+    done = install(tmp_path)
+    assert done.returncode == 1
+    assert "Hashes are required in --require-hashes mode" in done.stderr
+    requirements.unlink()
+    done = install(tmp_path)
+    assert done.returncode == 1
+    assert "pip-compile --generate-hashes --output-file ci/requirements.txt" in done.stderr
 
 
 def test_the_version_that_ci_installs_is_this_one() -> None:

@@ -4,11 +4,12 @@ from datetime import UTC, datetime
 
 import click
 
+from vllmjobs.cli.cluster import models_job
 from vllmjobs.cli.common import Selection, environment_options, show
-from vllmjobs.cluster.deployments import Deployments, where_of
+from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import NomadApi
-from vllmjobs.deploy.gates import approvals, write_approval
-from vllmjobs.rollout.gates import count, digest, listed, version_to_be
+from vllmjobs.deploy.gates import approvals, proposed, write_approval
+from vllmjobs.rollout.gates import count, digest, listed
 
 
 @click.command()
@@ -18,22 +19,21 @@ def approve(selection: Selection, only_list: bool) -> None:
     """Approve a change of ENV that someone else deploys.
 
     ENV is the name of a file in envs/, or a path. You approve the job that ENV renders to here, with these
-    templates and --set, as the next version of the job. `vllmjobs plan` shows what that version changes. Each
-    person counts once, by NOMAD_TOKEN. Nobody can approve what they deploy themselves.
+    templates and --set, as the next version of the job, with all that decides its release. `vllmjobs plan`
+    shows what that version changes, and this command the gates that it weakens. Each person counts once, by
+    NOMAD_TOKEN. Nobody can approve what they deploy themselves.
 
     Exits 4 where ACLs are off: without them Nomad cannot tell who approves.
     """
-    environment, jobs = selection.environment, selection.jobs
-    if not environment.approvals:
+    environment = selection.environment
+    deployments = Deployments(NomadApi())
+    where = models_job(selection)
+    proposal = proposed(deployments, where, environment, digest(environment, selection.jobs))
+    if not proposal.required:
         click.echo(f"{selection.path} asks for no approvals (approvals: 0)")
         return
-    deployments = Deployments(NomadApi())
-    where = where_of(deployments.cluster.parse(jobs["vllm"], environment.nomad.namespace))
-    job = deployments.cluster.job(*where)
-    latest = job["Version"] if job else None
-    version, content = version_to_be(latest), digest(jobs)
     if only_list:
         kept = approvals(deployments, where)
     else:
-        kept = write_approval(deployments, where, latest, version, content, datetime.now(UTC))
-    show(listed(count(kept, environment.approvals, where.id, version, content), kept))
+        kept = write_approval(deployments, where, proposal, datetime.now(UTC))
+    show(listed(count(kept, proposal), kept))

@@ -13,7 +13,7 @@ from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.deploy import PATIENCE_S, DeployRequest, deploy_jobs
 from vllmjobs.deploy.gates import Gates
-from vllmjobs.rollout.gates import digest
+from vllmjobs.rollout.gates import digest, words
 
 
 @click.command()
@@ -25,7 +25,10 @@ from vllmjobs.rollout.gates import digest
     help="Register the job, print the deployment's id, and end; a later run goes on. All else is on stderr.",
 )
 @click.option(
-    "--now", "reason", metavar="REASON", help="Deploy outside of the maintenance windows, for this reason."
+    "--now",
+    "reason",
+    metavar="REASON",
+    help="Deploy outside of the maintenance windows, for this reason, which the history keeps.",
 )
 @click.option(
     "--timeout", type=DURATION, metavar="DURATION",
@@ -60,8 +63,8 @@ def deploy(
     gates = Gates(
         environment=selection.environment,
         file=str(selection.path),
-        digest=digest(selection.jobs),
-        reason=reason or "",
+        digest=digest(selection.environment, selection.jobs),
+        reason=words(reason or ""),
         approve=selection.command("approve"),
         deployments=deployments,
     )

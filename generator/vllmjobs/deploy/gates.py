@@ -11,12 +11,27 @@ from cronsim import CronSim, CronSimError
 
 from vllmjobs.cluster.deployments import Deployments, Token
 from vllmjobs.cluster.nomad import Where
+from vllmjobs.deploy import records
 from vllmjobs.deploy.records import iso, who
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.quantity import duration, seconds
 from vllmjobs.environment.rollout import Maintenance, Window
-from vllmjobs.rollout.gates import Approval, Approved, RefusedError, count, current, refusal
+from vllmjobs.rollout.gates import (
+    Approval,
+    Approved,
+    Proposal,
+    RefusedError,
+    count,
+    current,
+    in_force,
+    life,
+    nobody,
+    propose,
+    refusal,
+    rules_of,
+    version_to_be,
+)
 from vllmjobs.rollout.model import Record
 from vllmjobs.text.english import did_you_mean
 
@@ -29,25 +44,73 @@ class Gates(NamedTuple):
 
     environment: Environment
     file: str  # the environment's file, as a person knows it
-    digest: str  # of all jobs of the environment, which is what others have approved
-    reason: str  # to deploy outside of the maintenance windows (`--now`); empty without one
+    digest: str  # the digest of what others have approved: see `rollout.gates.digest`
+    reason: str  # the words of `--now`; empty without
     approve: str  # the command with which others approve the change
     deployments: Deployments
 
     def admit(self, where: Where, version: int, is_resumed: bool) -> Record:
         """Return the record of the release of this version; raise `RefusedError` where a gate is closed.
 
-        A release that is resumed needs no window: its canaries are not left alone because one has ended. It
-        needs approvals: it may have been registered by somebody else.
+        A change that weakens a gate meets the rules of the last version that was deployed, too. A release
+        that is resumed needs no window: its canaries are not left alone because one has ended. It needs
+        approvals: it may have been registered by somebody else. Raises `NomadError`.
         """
         now = datetime.now(UTC)
-        closed = None if is_resumed else maintenance(self.environment.maintenance, now)
-        if closed and not self.reason:
-            raise RefusedError(closed.refusal(self.file))
-        required = self.environment.approvals
-        approved(self.deployments, where, required, version, self.digest, self.approve)
-        by = who(self.deployments)
-        return Record(version=0, at=iso(now), by=by, now=self.reason, digest=self.digest)
+        proposal = proposed(
+            self.deployments, where, self.environment, self.digest, version, is_resumed, self.reason
+        )
+        counted = approved(self.deployments, where, proposal, self.approve)
+        if not (is_resumed or self.reason):
+            for rules in proposal.rules:
+                if closed := maintenance(rules.maintenance, now):
+                    is_old = rules.maintenance != self.environment.maintenance
+                    raise RefusedError(
+                        closed.refusal(f"{self.file} as last deployed" if is_old else self.file)
+                    )
+        return Record(
+            version=0,
+            at=iso(now),
+            by=who(self.deployments),
+            now=self.reason,
+            digest=self.digest,
+            rules=rules_of(self.environment),
+            weakened=proposal.weakened,
+            approved=tuple(each.who for each in counted.by) if counted else (),
+        )
+
+
+def proposed(
+    deployments: Deployments,
+    where: Where,
+    environment: Environment,
+    digest: str,
+    version: int | None = None,
+    is_resumed: bool = False,
+    reason: str = "",
+) -> Proposal:
+    """Return an environment as a change of the job; `version` is the next one where it is not given.
+
+    Needs read-job, and `read` on the Variable `vllmjobs/releases/JOB`: without the rules of the last version,
+    nobody can tell what is weakened. Raises `NomadError`.
+    """
+    job, known = deployments.cluster.job(*where), records.read(deployments, where)
+    created = job.get("CreateIndex", 0) if job else None
+    if version is None:
+        version = version_to_be(job["Version"] if job else None)
+    registered = [record.life for record in known]
+    if version == 0:  # of earlier lives that were not recorded, too, as long as Nomad remembers them
+        evaluations = deployments.evaluations(where)
+        registered += [one["CreateIndex"] for one in evaluations if one["TriggeredBy"] == "job-register"]
+    return propose(
+        where.id,
+        version,
+        life(version, created, registered),
+        digest,
+        rules_of(environment),
+        in_force(known, version if is_resumed else None),
+        reason,
+    )
 
 
 def approvals(deployments: Deployments, where: Where) -> list[Approval]:
@@ -56,21 +119,21 @@ def approvals(deployments: Deployments, where: Where) -> list[Approval]:
 
 
 def write_approval(
-    deployments: Deployments, where: Where, latest: int | None, version: int, digest: str, now: datetime
+    deployments: Deployments, where: Where, proposal: Proposal, now: datetime
 ) -> list[Approval]:
     """Write the approval of the person whose NOMAD_TOKEN it is; return all that are kept then.
 
-    `latest` is the job's version now, None where it is not there; see `current` for what is dropped. Needs
-    `read` and `write` on the Variable. Raises `RefusedError` where ACLs are off, `NomadError`.
+    See `current` for what is dropped. Needs `read` and `write` on the Variable. Raises `RefusedError` where
+    ACLs are off, `NomadError`.
     """
-    token = _person(deployments, "approves")
-    mine = Approval(token.accessor, token.name, version, digest, iso(now))
+    token = _person(deployments, proposal, "approves")
+    mine = Approval(token.accessor, token.name, proposal.version, proposal.life, proposal.digest, iso(now))
     kept: dict[str, Approval] = {}
 
     def with_mine(items: dict[str, str]) -> dict[str, str] | None:
         nonlocal kept
-        kept = {_key(each): each for each in current(_read(items), latest)}
-        if (old := kept.get(_key(mine))) and old.digest == digest:
+        kept = {_key(each): each for each in current(_read(items), proposal)}
+        if (old := kept.get(_key(mine))) and old.digest == proposal.digest:
             return None
         kept[_key(mine)] = mine
         return {key: msgspec.json.encode(each).decode() for key, each in kept.items()}
@@ -79,30 +142,25 @@ def write_approval(
     return list(kept.values())
 
 
-def approved(
-    deployments: Deployments, where: Where, required: int, version: int, digest: str, command: str
-) -> Approved | None:
+def approved(deployments: Deployments, where: Where, proposal: Proposal, command: str) -> Approved | None:
     """Return the approvals, where enough people other than the one who deploys approve.
 
     None where no approvals are required. `command` is what others are to run. Raises `RefusedError` where
     approvals are missing, or cannot be told apart because ACLs are off; `NomadError`.
     """
-    if not required:
+    if not proposal.required:
         return None
-    token = _person(deployments, "deploys")
-    counted = count(approvals(deployments, where), required, where.id, version, digest, token)
+    token = _person(deployments, proposal, "deploys")
+    counted = count(approvals(deployments, where), proposal, token)
     if counted.missing:
         raise RefusedError(refusal(counted, command))
     return counted
 
 
-def _person(deployments: Deployments, does: str) -> Token:
+def _person(deployments: Deployments, proposal: Proposal, does: str) -> Token:
     if token := deployments.token():
         return token
-    raise RefusedError(
-        f"{deployments.address}: approvals are required, and with ACLs off nobody can tell who {does}; turn "
-        "ACLs on (docs/approvals.md), or set approvals: 0"
-    )
+    raise RefusedError(f"{deployments.address}: {nobody(proposal, does)}")
 
 
 def _path(where: Where) -> str:

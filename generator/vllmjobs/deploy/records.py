@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import NomadError
 from vllmjobs.cluster.nomad import Where
+from vllmjobs.rollout.gates import in_force
 from vllmjobs.rollout.model import End, Fail, Observation, Record
 
 PATH = "vllmjobs/releases"
@@ -62,7 +63,7 @@ class RecordKeeper:
 
 
 def read(deployments: Deployments, where: Where) -> list[Record]:
-    """Return the records of a job, the newest version first, without items that cannot be read as one.
+    """Return the records of a job, the newest first, without items that cannot be read as one.
 
     Raises `NomadError`; needs read on the variable `vllmjobs/releases/JOB`.
     """
@@ -73,14 +74,18 @@ def read(deployments: Deployments, where: Where) -> list[Record]:
 def write(deployments: Deployments, where: Where, record: Record) -> None:
     """Write a record in place of the one of its version; the oldest make room.
 
-    A write whose answer was lost is repeated: it has the same content. Raises `NomadError`; a
-    `ForbiddenError` without read and write on the variable `vllmjobs/releases/JOB`.
+    A record that brings no rules of the gates, such as that of a way back, keeps those in force, and one
+    that does not tell its job's life belongs to the newest. A write whose answer was lost is repeated: it
+    has the same content. Raises `NomadError`; a `ForbiddenError` without read and write on the variable
+    `vllmjobs/releases/JOB`.
     """
 
     def with_record(items: dict[str, str]) -> dict[str, str]:
-        others = (one for one in _records(items) if one.version != record.version)
+        others = [one for one in _records(items) if one.version != record.version]
+        rules = record.rules or next(iter(in_force(others)), None)
+        kept = replace(record, rules=rules, life=record.life or (others[0].life if others else 0))
         foreign = {key: text for key, text in items.items() if not _KEY.fullmatch(key)}
-        return {**foreign, **_items((record, *others))}
+        return {**foreign, **_items((kept, *others))}
 
     deployments.update_variable(f"{PATH}/{where.id}", where, with_record)
 
@@ -117,12 +122,16 @@ def _records(items: dict[str, str]) -> list[Record]:
         if _KEY.fullmatch(key):
             with suppress(msgspec.MsgspecError):  # another release of vllmjobs wrote it
                 records.append(msgspec.json.decode(text, type=Record))
-    return sorted(records, key=lambda one: one.version, reverse=True)
+    return sorted(records, key=_age, reverse=True)
+
+
+def _age(record: Record) -> tuple[int, int]:
+    return record.life, record.version
 
 
 def _items(records: Iterable[Record]) -> dict[str, str]:
     """Return the newest records as items. To be small enough, the oldest lose their numbers, and then go."""
-    newest = sorted(records, key=lambda one: one.version, reverse=True)[:KEPT]
+    newest = sorted(records, key=_age, reverse=True)[:KEPT]
     items = {f"v{one.version}": _encode(one) for one in newest}
     for one in reversed(newest):
         if _size(items) <= LARGEST:

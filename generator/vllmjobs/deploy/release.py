@@ -20,12 +20,10 @@ from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
 from vllmjobs.rollout.deployments import spec
 from vllmjobs.rollout.events import Event
-from vllmjobs.rollout.model import End, Fail, Observation, Record, ReleasePlan
+from vllmjobs.rollout.model import FAILED, End, Fail, Observation, Record, ReleasePlan
 from vllmjobs.rollout.observe import Memory, is_reverted
 from vllmjobs.rollout.plans import balancer_plan, plan
 from vllmjobs.text.json import Json
-
-_FAILED = ("failed", "refused", "no-room")
 
 
 class Clients(NamedTuple):
@@ -64,7 +62,7 @@ class Release:
         version: int = registered["Version"]
         self._reporter.begin(self.where.id, version)
         self._reporter.tell(Event("registered", f"version {version} is registered"))
-        self.keep(replace(record, version=version))
+        self.keep(replace(record, version=version, life=registered.get("CreateIndex", 0)))
         return version
 
     def keep(self, record: Record) -> None:
@@ -81,7 +79,7 @@ class Release:
         record = keeper.record
         self._reporter.begin(self.where.id, version, record.is_way_back or failed is not None)
         recorded = None
-        if record.outcome in _FAILED:
+        if record.outcome in FAILED:
             recorded = Fail(reason=record.reason, outcome=record.outcome)
         release_plan = self._plan(version, is_judged and not record.is_way_back)
         end, observation = self._follow(release_plan, keeper, Memory(failed=failed, recorded=recorded))
@@ -91,7 +89,7 @@ class Release:
                 tidy(self._traffic.withdraw, self._reporter)
             return end
         keeper.ends(end)
-        if end.outcome in _FAILED:
+        if end.outcome in FAILED:
             self._follow_back(version, observation)
         if self._traffic and end.outcome != "left":  # with canaries that live on
             tidy(self._traffic.clean, self._reporter)

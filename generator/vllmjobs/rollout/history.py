@@ -15,7 +15,9 @@ class PastRelease(Value, frozen=True):
     by: str | None  # person or token; None where vllmjobs did not register it, or could not record it
     outcome: Outcome | str | None  # the recorded outcome, else the status of its deployment
     reason: str
-    now: str  # the reason for a release outside of a maintenance window
+    now: str  # the words of `--now`
+    weakened: tuple[str, ...]  # the gates that it has weakened
+    approved: tuple[str, ...]  # the people whose approval counted
     is_current: bool  # the job's version now
     is_stable: bool  # once deployed with success, so that it can be rolled back to
     images: dict[str, str | None]  # the image of the server, by group
@@ -31,14 +33,15 @@ def past_releases(
 ) -> tuple[PastRelease, ...]:
     """Return the versions that Nomad keeps, and older ones that were recorded; the newest first.
 
-    `moment` writes nanoseconds since 1970 as ISO 8601. Records above the job's version belong to a job of
-    that name that was purged, and are left out.
+    `moment` writes nanoseconds since 1970 as ISO 8601. Records of another life, or above the job's version,
+    belong to a job of that name that was purged, and are left out.
     """
     if not versions:
         return ()
     current = max(one["Version"] for one in versions)
     kept = {one["Version"]: one for one in versions}
-    recorded = {one.version: one for one in records if one.version <= current}
+    lives = {0, *(one.get("CreateIndex", 0) for one in versions)}  # 0: of a vllmjobs that did not record it
+    recorded = {one.version: one for one in records if one.version <= current and one.life in lives}
     status = {one["JobVersion"]: one["Status"] for one in reversed(deployments)}  # the newest of each wins
     releases = []
     for number in sorted(kept | recorded, reverse=True):
@@ -51,6 +54,8 @@ def past_releases(
                 outcome=record.outcome or status.get(number),
                 reason=record.reason,
                 now=record.now,
+                weakened=record.weakened,
+                approved=record.approved,
                 is_current=number == current,
                 is_stable=bool(job and job.get("Stable")),
                 images={group["Name"]: image(group) for group in task_groups(job)},

@@ -5,6 +5,7 @@ Times are seconds on one clock that never goes back; nothing here knows the time
 
 from typing import Any, Literal
 
+from vllmjobs.environment.rollout import Maintenance
 from vllmjobs.text.value import Value
 
 Result = Literal["pass", "fail", "undecided"]
@@ -139,6 +140,9 @@ Outcome = Literal["successful", "failed", "refused", "no-room", "superseded", "s
 """The end of a release: `refused` by a verdict, `no-room` for its canaries, `superseded` by a newer version,
 `stopped` with the job; `left` as it is, after its time was up."""
 
+FAILED: tuple[Outcome, ...] = ("failed", "refused", "no-room")
+"""The ends after which the version before is deployed again."""
+
 Action = Wait | Shift | Promote | Fail | Revert | End
 
 EXIT_CODES: dict[Outcome, int] = {
@@ -159,6 +163,13 @@ class Notification(Value, frozen=True):
     data: dict[str, Any] = {}
 
 
+class GateRules(Value, frozen=True):
+    """The rules of an environment's gates."""
+
+    approvals: int  # other people who have to approve a change
+    maintenance: Maintenance | None  # the times at which changes are deployed; None for any time
+
+
 class Record(Value, frozen=True):
     """The record of one version's release: item `vN` of the Nomad Variable `vllmjobs/releases/JOB`."""
 
@@ -167,8 +178,12 @@ class Record(Value, frozen=True):
     by: str  # the name of the ACL token, else user@host
     outcome: Outcome | None = None  # None until the release has ended
     reason: str = ""  # empty until the release has ended
-    now: str = ""  # given with `--now`, where it was deployed outside of a maintenance window
+    now: str = ""  # given with `--now`; without secrets
     steps: dict[str, int] = {}  # the step that the verdict is about, by group
     verdicts: dict[str, Verdict] = {}  # the last verdict, by group
     digest: str = ""  # of all jobs of the environment: see `rollout.gates.digest`
     is_way_back: bool = False  # an older version, registered again by a person or after a failure
+    life: int = 0  # the job's CreateIndex: another after a purge
+    rules: GateRules | None = None  # the rules of the gates that it was deployed under
+    weakened: tuple[str, ...] = ()  # the gates that it has weakened: `approvals: 2 → 0`
+    approved: tuple[str, ...] = ()  # the people whose approval counted

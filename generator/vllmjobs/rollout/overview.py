@@ -74,6 +74,7 @@ class Overview(Value, frozen=True):
     next: tuple[tuple[str, str], ...]  # commands to type next, each with what it does
     deployment: DeploymentView | None  # the newest deployment; None without one
     groups: tuple[GroupView, ...]  # the groups, in the job's order
+    weakened: tuple[str, ...]  # the gates that this version has weakened: `approvals: 2 → 0`
 
 
 def overview(
@@ -129,6 +130,7 @@ def overview(
         if deployment
         else None,
         groups=tuple(views),
+        weakened=record.weakened if record else (),
     )
 
 

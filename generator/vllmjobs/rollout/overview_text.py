@@ -32,9 +32,17 @@ def history_text(releases: Sequence[PastRelease]) -> str:
         for one in releases
     ]
     notes = [f"version {one.version}: {one.reason}\n" for one in releases if one.reason]
-    outside = "was deployed outside of the maintenance windows"
-    notes += [f"version {one.version} {outside}: {one.now}\n" for one in releases if one.now]
+    notes += [f"version {one.version} {note}\n" for one in releases for note in _gates(one)]
     return "\n".join([columns(rows), *(["".join(notes)] if notes else [])])
+
+
+def _gates(release: PastRelease) -> Iterator[str]:
+    if release.weakened:
+        approved = [f"approved by {', '.join(release.approved)}"] if release.approved else []
+        by = "; ".join([*approved, *([f"--now: {release.now}"] if release.now else [])])
+        yield f"weakened the gates: {', '.join(release.weakened)}{f' ({by})' if by else ''}"
+    elif release.now:
+        yield f"was deployed outside of the maintenance windows: {release.now}"
 
 
 def _status(overview: Overview) -> Iterator[str]:
@@ -43,6 +51,9 @@ def _status(overview: Overview) -> Iterator[str]:
         description = f": {newest.description}" if newest.description else ""
         yield ""
         yield f"deployment {newest.id[:8]} of version {newest.version}, {newest.status}{description}"
+    if overview.weakened:
+        yield ""
+        yield f"version {overview.version} weakened the gates: {', '.join(overview.weakened)}"
     for group in overview.groups:
         yield ""
         yield from _group(group)

@@ -193,6 +193,27 @@ def test_history_joins_versions_deployments_and_records() -> None:
     )
 
 
+def test_status_and_history_name_the_gates_that_were_weakened() -> None:
+    fewer, wider = "approvals: 2 → 0", "maintenance: any"
+    recorded = [
+        Record(version=1, at=AT, by="dan", weakened=(fewer, wider), approved=("ann", "ben"), now="fire"),
+        Record(version=0, at=AT, by="dan", weakened=(wider,)),
+    ]
+    shown = overview_of(job(1), deployment(1, "successful"), *STABLE, records=recorded)
+    assert f"\n\nversion 1 weakened the gates: {fewer}, {wider}\n" in status_text(shown)
+    assert history_text(past_releases([job(1), job(0)], [], recorded, moment)).endswith(
+        f"version 1 weakened the gates: {fewer}, {wider} (approved by ann, ben; --now: fire)\n"
+        f"version 0 weakened the gates: {wider}\n"
+    )
+
+
+def test_history_leaves_out_the_records_of_a_job_that_was_purged() -> None:
+    recorded = [Record(version=0, at=AT, by="dan", life=life) for life in (7, 40)]
+    for record, by in zip(recorded, [None, "dan"], strict=True):
+        (row,) = past_releases([job(0, CreateIndex=40)], [], [record], moment)
+        assert row.by == by
+
+
 def test_a_version_that_nomad_has_forgotten_is_known_from_its_record() -> None:
     rows = past_releases([job(2)], [], [Record(version=1, at=AT, by="alice", outcome="successful")], moment)
     assert [(row.version, row.at, row.images) for row in rows][1] == (1, AT, {})
