@@ -20,7 +20,7 @@ from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.cluster.programs import ROOM
 from vllmjobs_sandbox.cluster.release import NewRelease, releases
 from vllmjobs_sandbox.cluster.sandbox import Sandbox
-from vllmjobs_sandbox.fakes.holding import PROMOTION, REGISTRATION, holding
+from vllmjobs_sandbox.fakes.holding import FAILURE, PROMOTION, REGISTRATION, holding
 from vllmjobs_sandbox.traffic.requests import versions
 from vllmjobs_sandbox.traffic.served import (
     DEPLOYED,
@@ -240,6 +240,29 @@ def test_a_canary_without_traffic_is_held_until_the_time_is_up(life: Life) -> No
     with deploying(life.release, "--timeout", "4s", max_model_len=life.other, **silent) as deploy:
         assert deploy.end() == REFUSED, deploy.evidence()
         assert "and the time is up" in deploy.wait_for("done")["text"]
+    life.settles_at(life.length)
+
+
+def test_a_deployment_that_nomad_collects_as_it_fails_was_refused_all_the_same(life: Life) -> None:
+    """Nomad 1.11 collects a failed deployment at its next round, every 5 minutes: here, at once."""
+    silent = SILENT | {"rollout.analysis.on_no_data": "fail"}
+    nomad = life.release.sandbox.nomad
+    with (
+        holding(life.release.sandbox.nomad_address, FAILURE) as failure,
+        deploying(life.release, env=failure.env, max_model_len=life.other, **silent) as deploy,
+    ):
+        deploy.wait_for("verdict")
+        id = life.release.sandbox.wait_until_healthy(life.release.job)["ID"]
+        nomad.deployment.fail_deployment(id)
+
+        def is_collected() -> bool:
+            nomad.system.initiate_garbage_collection()
+            return id not in {one["ID"] for one in nomad.deployments.get_deployments()}
+
+        wait_until(is_collected, SETTLED, "Nomad has collected the deployment")
+        failure.let_go()
+        assert deploy.end() == REFUSED, deploy.evidence()
+        assert "on_no_data is fail" in deploy.wait_for("done")["text"]
     life.settles_at(life.length)
 
 

@@ -8,7 +8,6 @@ from msgspec.structs import replace
 
 from vllmjobs.cluster.consul import ConsulError
 from vllmjobs.cluster.deployments import Deployments
-from vllmjobs.cluster.failures import NomadError
 from vllmjobs.cluster.nomad import Where
 from vllmjobs.deploy.evidence import Evidence
 from vllmjobs.deploy.traffic import Traffic
@@ -37,7 +36,8 @@ class Observer:
     plan: ReleasePlan
     traffic: Traffic | None = None  # without it, nothing is asked of balancers
     evidence: Evidence | None = None  # without it, nothing is measured
-    _deployment: str | None = None
+    _deployment: Json | None = None  # the version's, as it was last seen
+    _is_forgotten: bool = False  # Nomad has it no more
     _index: int = 0
 
     def observe(self, memory: Memory, wait: float = 0.0) -> tuple[Memory, Snapshot]:
@@ -62,36 +62,39 @@ class Observer:
         return poll_within(observation, measured)
 
     def _ask_nomad(self, wait: float) -> Raw:
-        deployment, evaluations = self._ask_deployment(wait)
+        evaluations = self._ask_deployment(wait)
         job = self.deployments.cluster.job(*self.where)
-        if deployment and (job is None or job["Version"] != self.plan.version):
+        if self._deployment and (job is None or job["Version"] != self.plan.version):
             # It was read before the job. It may have failed since, and so have registered another version.
-            deployment, evaluations = self._ask_deployment(0.0)
-        has_failed = deployment is not None and deployment["Status"] == "failed"
+            evaluations = self._ask_deployment(0.0)
+        deployment = self._deployment
+        has_failed = deployment is not None and (self._is_forgotten or deployment["Status"] == "failed")
         return Raw(
             job=job,
             deployment=deployment,
+            is_forgotten=self._is_forgotten,
             evaluations=evaluations,
             allocations=self.deployments.allocations(self.where),
             versions=self.deployments.versions(self.where) if has_failed else (),
         )
 
-    def _ask_deployment(self, wait: float) -> tuple[Json | None, list[Json]]:
-        """Return the version's deployment; until there is one, None and the job's evaluations."""
+    def _ask_deployment(self, wait: float) -> list[Json]:
+        """Ask for the version's deployment; until there is one, return the job's evaluations."""
         if self._deployment:
             deployment, self._index = self.deployments.deployment_by_id(
-                self._deployment, self.where, self._index, wait
+                self._deployment["ID"], self.where, self._index, wait
             )
-            if deployment is None:  # Nomad forgets only what has ended, and nobody can tell how it ended
-                raise NomadError(f"{self.where.id}: Nomad has forgotten deployment {self._deployment[:8]}")
-            return deployment, []
+            self._deployment, self._is_forgotten = deployment or self._deployment, deployment is None
+            if self._is_forgotten and wait:
+                time.sleep(min(wait, SOON_POLL_S))  # Nomad lets nobody wait for what it has forgotten
+            return []
         # Evaluations first: one that is complete has made its deployment already.
         evaluations = self.deployments.evaluations(self.where)
         # Not the latest deployment: where a version has failed, that is its successor's.
         own = [one for one in self.deployments.of_job(self.where) if one["JobVersion"] == self.plan.version]
         if own:
-            self._deployment = own[0]["ID"]
-            return own[0], []
+            self._deployment = own[0]
+            return []
         if wait:
             time.sleep(min(wait, SOON_POLL_S))  # there is nothing yet on which Nomad could let us wait
-        return None, evaluations
+        return evaluations

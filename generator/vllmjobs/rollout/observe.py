@@ -22,6 +22,7 @@ from vllmjobs.rollout.model import (
     Verdict,
 )
 from vllmjobs.text.json import Json
+from vllmjobs.text.states import ACTIVE
 from vllmjobs.text.value import Value
 
 TOLERANCE = 0.02  # the share that is given may differ by so much from the one that was asked for
@@ -44,6 +45,7 @@ class Raw(Value, frozen=True):
 
     job: Json | None = None  # the job as Nomad has it; None where there is none
     deployment: Json | None = None  # the deployment of the plan's version; None where there is none
+    is_forgotten: bool = False  # Nomad has the deployment no more: it is as it was last seen
     evaluations: Sequence[Json] = ()  # the job's, as long as there is no deployment
     allocations: Sequence[Json] = ()
     versions: Sequence[Json] = ()  # the job's versions, once the deployment has failed
@@ -77,6 +79,7 @@ class Comparison(Value, frozen=True):
 
 def observe(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> tuple[Memory, Observation]:
     """Return what is to be remembered, and the observation. Total: any answers make one."""
+    raw = _as_it_ended(plan, memory, raw)
     memory = _remember(plan, memory, raw, now)
     deployment = raw.deployment
     has_failed = deployment is not None and deployment["Status"] == "failed"
@@ -92,6 +95,25 @@ def observe(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> tuple[Me
         has_reverted=memory.has_reverted,
         failed=memory.failed,
     )
+
+
+def _as_it_ended(plan: ReleasePlan, memory: Memory, raw: Raw) -> Raw:
+    """Return the answers with a forgotten deployment as it must have ended, where that was not seen.
+
+    Nomad collects a deployment that has ended and has no instance left, and one that failed within five
+    minutes: its ModifyTime is 0 then, since the watcher sets no UpdatedAt (nomad 1.11.3,
+    deploymentwatcher/deployment_watcher.go, getDeploymentStatusUpdate; core_sched.go, deploymentGC). One that
+    succeeded has instances. So it has failed, or another version has ended it.
+    """
+    if not raw.is_forgotten or raw.deployment is None or raw.deployment["Status"] not in ACTIVE:
+        return raw
+    newest = raw.job["Version"] if raw.job else plan.version
+    has_failed = memory.failed or memory.recorded or newest == plan.version
+    description = "Nomad has collected it"
+    if has_failed and newest != plan.version:
+        description += f" - {_ROLLED_BACK} {stable(raw.versions, plan.version)}"
+    ended = {"Status": "failed" if has_failed else "cancelled", "StatusDescription": description}
+    return replace(raw, deployment=raw.deployment | ended)
 
 
 def attempted(memory: Memory, action: Action) -> Memory:

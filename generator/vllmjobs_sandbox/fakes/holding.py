@@ -22,6 +22,7 @@ COMES = 90.0  # seconds
 ALIVE = 5.0  # seconds between two signs of life: the command waits 30 s for an answer
 REGISTRATION = "/v1/jobs"
 PROMOTION = "/v1/deployment/promote/.+"
+FAILURE = "/v1/deployment/fail/.+"
 HOPS = ("connection", "content-length", "transfer-encoding")  # of one connection: RFC 9110, 7.6.1
 
 

@@ -39,6 +39,7 @@ from vllmjobs.rollout.observe import (
     waiting_groups,
 )
 from vllmjobs.text.json import Json
+from vllmjobs.text.states import ACTIVE
 
 PLAN = ReleasePlan(
     job="vllm-prod",
@@ -292,6 +293,31 @@ def test_what_a_run_before_us_was_about_to_fail_it_for_counts_where_it_had_faile
     assert observation.failed is None, "it was not that run that failed it, but Nomad, later"
 
 
+@pytest.mark.parametrize(
+    ("memory", "newest", "status", "is_reverted_to"),
+    [
+        (Memory(failed=FAILED), 7, "failed", False),  # and Nomad has nothing to go back to
+        (Memory(failed=FAILED), 8, "failed", True),
+        (Memory(recorded=FAILED), 8, "failed", True),  # a run before us failed it
+        (NOTHING, 7, "failed", False),
+        (NOTHING, 8, "cancelled", False),  # somebody has registered another version
+    ],
+)
+def test_a_deployment_that_nomad_has_collected_has_ended_and_not_well(
+    memory: Memory, newest: int, status: str, is_reverted_to: bool
+) -> None:
+    """Nomad 1.11 collects one that failed within five minutes: see `_as_it_ended`."""
+    raw = replace(PLACED, job=JOB | {"Version": newest}, is_forgotten=True)
+    memory, observation = observe(PLAN, memory, raw, 100.0)
+    assert (observation.status, is_reverted(observation)) == (status, is_reverted_to)
+    assert observe(PLAN, memory, raw, 100.0) == (memory, observation)
+
+
+def test_an_end_that_was_seen_is_kept_when_nomad_has_collected_the_deployment() -> None:
+    raw = replace(PLACED, deployment=deployment("b", status="cancelled"), is_forgotten=True)
+    assert observe(PLAN, Memory(failed=FAILED), raw, 100.0)[1].status == "cancelled"
+
+
 def test_our_own_reason_comes_before_a_recorded_one() -> None:
     aborted = Fail(reason="aborted by alice", outcome="refused")
     failed = replace(PLACED, deployment=deployment("b", status="failed"))
@@ -373,6 +399,7 @@ RAWS = st.builds(
     Raw,
     job=st.none() | st.builds(dict, Version=st.sampled_from([7, 7, 8]), Stop=st.booleans()),
     deployment=st.none() | deployments(),
+    is_forgotten=st.booleans(),
     evaluations=st.lists(
         st.builds(
             dict, JobModifyIndex=st.integers(8, 9), Status=st.sampled_from(["complete", "pending", "blocked"])
@@ -425,4 +452,5 @@ def hold(raw: Raw, observation: Observation) -> None:
             assert raw.shares.is_known, "without an answer, no share is given"
             assert share is None or (share > 0 and abs(share - wanted) <= TOLERANCE)
     assert compared.keys() <= observation.groups.keys()
+    assert not (raw.is_forgotten and observation.status in ACTIVE), "Nomad collects what has ended"
     assert (observation.status == "none") == (raw.deployment is None)
