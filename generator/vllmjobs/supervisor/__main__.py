@@ -3,14 +3,17 @@
 import asyncio
 import os
 import sys
+import time
 
 from vllmjobs import __version__
 from vllmjobs.supervisor.admin import Admin, AdminError
+from vllmjobs.supervisor.log.lines import event
 from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.processes import ProcessError, Processes
 from vllmjobs.supervisor.routes import routes
 from vllmjobs.supervisor.settings import USAGE, Settings, SettingsError, read
 from vllmjobs.supervisor.supervise import Supervisor
+from vllmjobs.supervisor.unforeseen import places
 
 LAST_WORDS_S = 1.0  # for the output, when all is over
 
@@ -45,6 +48,10 @@ def main() -> None:
     except (SettingsError, AdminError, ProcessError) as error:
         print(f"vllmjobs-supervise: {error}", file=sys.stderr)
         sys.exit(2 if isinstance(error, SettingsError) else 1)
+    except Exception as error:
+        fields = {"reason": repr(error), "where": places(error)}
+        os.write(1, event("supervisor_failed", "ERROR", time.time(), None, fields))
+        sys.exit(1)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from vllmjobs.supervisor.children import Children
@@ -23,6 +24,8 @@ from vllmjobs.supervisor.log.output import Output
 from vllmjobs.supervisor.processes import Processes
 from vllmjobs.supervisor.reload import Configuration, Reload
 from vllmjobs.supervisor.settings import Settings
+from vllmjobs.supervisor.signals import Signals
+from vllmjobs.supervisor.unforeseen import Unforeseen
 
 STOPS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
@@ -52,7 +55,8 @@ class Supervisor:
 
     async def run(self) -> int:
         """Supervise until all is over; return the exit code. Raises `ProcessError`."""
-        self._handle_signals()
+        self._loop.set_exception_handler(Unforeseen(self.log, self._loop.time))
+        signals = self._signals()
         try:
             await self.children.clear_leftovers(self.configuration.spec.limits.gone)
             self.gpus.start()
@@ -67,9 +71,17 @@ class Supervisor:
             self.children.close()
             if self._fences:  # a few seconds at most
                 await asyncio.wait(self._fences)
+            signals.close()
 
     def handle(self, trigger: Trigger) -> None:
-        """Decide what to do about a trigger, and do it."""
+        """Decide what to do about a trigger, and do it; a failure to decide ends the supervisor."""
+        try:
+            self._handle(trigger)
+        except Exception as error:
+            if not self._exit_code.done():
+                self._exit_code.set_exception(error)
+
+    def _handle(self, trigger: Trigger) -> None:
         self.state, operations = step(self.configuration.spec, self.state, trigger, self.now)
         self.children.enter_phases(self.state)
         self._follow()
@@ -115,14 +127,13 @@ class Supervisor:
         engines = [running.engine for running in self.children.running.values()]
         self._front.follow(self.configuration.settings.upstreams, engines, ready)
 
-    def _handle_signals(self) -> None:
-        for number in STOPS:
-            self._loop.add_signal_handler(number, self.handle, model.StopAsked())
-        for number in FORWARDED:
-            self._loop.add_signal_handler(number, self.children.send_all, number)
+    def _signals(self) -> Signals:
+        handlers: dict[int, Callable[[], object]] = dict.fromkeys(STOPS, partial(self.handle, model.StopAsked()))
+        handlers |= {number: partial(self.children.send_all, number) for number in FORWARDED}
         if self.configuration.settings.admin_path:  # on a box, where SIGHUP means that a terminal was closed
-            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        self._loop.add_signal_handler(signal.SIGCHLD, self.children.reap)
+            handlers[signal.SIGHUP] = self._hang_up
+        handlers[signal.SIGCHLD] = self.children.reap
+        return Signals(handlers)
 
     def _hang_up(self) -> None:
         if not self.state.is_stopping:  # the shell sends it, and then the kernel: that is no hurry
