@@ -279,9 +279,7 @@ def test_without_file_descriptors_the_port_answers_on_and_leaves_some_to_others(
         os.kill(one.pid(), signal.SIGKILL)  # a start needs file descriptors, too
         one.wait_for("instance_ready", count=2)
     assert one.errors == ""
-    assert {said["reason"] for said in one.said("internal_error")} <= {
-        "OSError(24, 'Too many open files')"
-    }
+    assert {said["reason"] for said in one.said("internal_error")} <= {"OSError(24, 'Too many open files')"}
     assert len(one.said("internal_error")) <= 2
 
 

@@ -75,8 +75,11 @@ def test_a_model_that_transcribes_is_asked_to_transcribe_silence(supervise: Supe
 
 def test_what_a_server_lists_is_all_that_it_is_asked_for(supervise: Supervise) -> None:
     """vLLM has a path only where its model is for it; a request on another might end it."""
-    listed = {"paths": {"/health": {}, "/score": {}}}
-    rerank = {"/openapi.json": [200, json.dumps(listed)], "/score": [200, json.dumps({"data": [{"score": 1}]})]}
+    listed: Any = {"paths": {"/health": {}, "/score": {}}}
+    rerank = {
+        "/openapi.json": [200, json.dumps(listed)],
+        "/score": [200, json.dumps({"data": [{"score": 1}]})],
+    }
     one = supervise(commands=odd({"/metrics": [200, LOAD], "/v1/models": [200, CARD], **rerank}))
     one.wait_until_ready()
     assert posted(one) == ["/score"]
@@ -101,9 +104,9 @@ def test_a_server_for_which_no_probe_fits_is_ready_by_health_and_its_model(
     [
         (
             {"id": "chat", "root": "Qwen/Qwen3-0.6B"},
-            "chat is served by the model Qwen/Qwen3-0.6B, but a/small was asked for",
+            "chat is Qwen/Qwen3-0.6B, but a/small was asked for",
         ),
-        ({"id": "other", "root": "a/small"}, "/v1/models lists other, and not chat"),
+        ({"id": "other", "root": "a/small"}, "it lists other, and not chat"),
     ],
 )
 def test_an_engine_that_serves_another_model_never_gets_ready(
@@ -112,6 +115,7 @@ def test_an_engine_that_serves_another_model_never_gets_ready(
     """As vLLM does under its old program (vllm-project/vllm#27389): all else of it is right."""
     pages = {**CHATS, "/v1/models": [200, json.dumps({"data": [card]})]}
     one = supervise(commands=odd(pages), limits={"load": 2, "restarts_never_ready": 0})
+    reason = f"/v1/models: it serves another model: {reason}"
     assert one.wait_for("instance_not_ready")["reason"] == reason
     assert one.wait_for("instance_failed")["reason"] == f"not ready after 2 s: {reason}"
     assert posted(one) == []
@@ -128,12 +132,14 @@ def test_a_refusal_is_quoted(supervise: Supervise) -> None:
 
 
 DEEP = {"repeat": ["[", 200_000]}
-HUGE = "vllm:num_requests_running 1.7e308\nvllm:num_requests_running{engine=\"1\"} 1.7e308\n"
+HUGE = 'vllm:num_requests_running 1.7e308\nvllm:num_requests_running{engine="1"} 1.7e308\n'
 
 
 ODD_PAGES: dict[str, dict[str, Any]] = {
     "huge sum": {"/metrics": [200, HUGE]},
-    "huge digits": {"/metrics": [200, f"vllm:num_requests_running {'9' * 5000}\nvllm:prompt_tokens_total -1e999\n"]},
+    "huge digits": {
+        "/metrics": [200, f"vllm:num_requests_running {'9' * 5000}\nvllm:prompt_tokens_total -1e999\n"]
+    },
     "deep metrics": {"/metrics": [200, DEEP]},
     "endless metrics": {"/metrics": [200, {"repeat": ["#", 3 << 20]}]},
     "deep models": {"/v1/models": [200, DEEP]},

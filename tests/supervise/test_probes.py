@@ -135,7 +135,11 @@ def open_files() -> int:
 def test_an_engine_serves_once_a_completion_has_come(plain: Engine) -> None:
     sample, seen = plain.probe()
     assert seen == Probed("chat-0", serves=True, progress=True, unanswered=0)
-    assert (sample.completion, sample.facts.name, sample.facts.path) == ("answered", "chat", "/v1/completions")
+    assert (sample.completion, sample.facts.name, sample.facts.path) == (
+        "answered",
+        "chat",
+        "/v1/completions",
+    )
 
 
 def test_an_idle_engine_is_not_asked_for_a_token_at_each_probe(plain: Engine) -> None:

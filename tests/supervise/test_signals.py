@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 
 from vllmjobs.supervisor.signals import Signals
-
 from vllmjobs_sandbox.cluster.process import wait_until
 from vllmjobs_sandbox.engine.supervised import SECONDS, Supervise, Supervised
 

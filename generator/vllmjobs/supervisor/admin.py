@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 HEAD = 8192  # bytes of a request's head, and of its body
 BODY = 1 << 20  # bytes of a body on the unix socket, which takes secrets: Linux's variables have 128 KiB each
 MOST = 64  # connections
-AT_ONCE = 8  # parts of `MOST` that are taken before those that are there are read: a storm cuts none of them off
+AT_ONCE = 8  # the part of `MOST` that is taken before the others are read: a storm cuts none of them off
 AGAIN_S = 0.02  # until connections are taken again, after there was no file descriptor for one
 SECONDS = 5.0  # for a request to come whole, and for an answer to be taken
 LINGER = 1 << 20  # bytes of a refused request that are read, so that its sender gets to read why

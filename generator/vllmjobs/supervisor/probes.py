@@ -36,8 +36,8 @@ async def probe(
 ) -> tuple[ProbeResult, Probed]:
     """Probe an engine once; whatever it answers, this does not raise.
 
-    Takes the longer of the timeouts for health and metrics, and then the one for a completion for each request
-    of `core/asking.py`: ten in the first probe, and two later.
+    Takes the longer of the timeouts for health and metrics, and then the one for a completion for each
+    request of `core/asking.py`: ten in the first probe, and two later.
 
     `before` is the sample of the last probe in the same life of the child, None at the first.
     """
@@ -60,7 +60,11 @@ async def probe(
     if sleep == "asleep" or (sleep == "silent" and last.is_asleep):
         is_sure = sleep == "asleep"
         sample = replace(
-            sample, is_asleep=True, has_served=False, reason=reason, proved_at=now if is_sure else last.proved_at
+            sample,
+            is_asleep=True,
+            has_served=False,
+            reason=reason,
+            proved_at=now if is_sure else last.proved_at,
         )
         seen = Probed(engine.name, serves=False, progress=is_sure, unanswered=sample.unanswered)
         return sample, replace(seen, sleeps=True, reason=reason)
@@ -122,9 +126,7 @@ async def _ask(engine: Engine, wanted: ProbeRequest, seconds: float) -> ProbeAns
     address = ServerAddress(engine.host, engine.port, tls=engine.tls, token=engine.api_key)
     try:
         async with asyncio.timeout(seconds):
-            response = await request(
-                address, wanted.method, wanted.path, wanted.content, wanted.content_type
-            )
+            response = await request(address, wanted.method, wanted.path, wanted.content, wanted.content_type)
     except ConnectionRefusedError:
         return ProbeAnswer(None, reason="nothing listens there yet")
     except TimeoutError:

@@ -5,9 +5,9 @@ import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from itertools import pairwise
 from typing import Any
 
+from vllmjobs.supervisor.core.asking import started_for
 from vllmjobs.supervisor.core.engines import PORT, Engine, PoolText, ServerLine
 from vllmjobs.supervisor.core.model import Child, SupervisionLimits, SupervisorSpec
 
@@ -129,18 +129,10 @@ def derived(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
         "host": argument("--host") or "127.0.0.1",
         "port": _port(argument("--port") or str(PORT), "--port"),
         "served_name": argument("--served-model-name"),
-        "model": _positional(command) or argument("--model"),
+        "model": started_for(command) or argument("--model"),
         "tls": argument("--ssl-certfile") is not None,
         "api_key": argument("--api-key") or env.get("VLLM_API_KEY"),
     }
-
-
-def _positional(command: Sequence[str]) -> str | None:
-    """Return the model of `vllm serve MODEL`, also after the old program, which does not heed it."""
-    for before, word in pairwise(command):
-        if before in ("serve", "vllm.entrypoints.openai.api_server") and not word.startswith("-"):
-            return word
-    return None
 
 
 def _gpus(env: Mapping[str, str]) -> tuple[str, ...]:

@@ -1,10 +1,9 @@
 """The signals of the supervisor, taken in the event loop; no number of them freezes or misses one.
 
-asyncio's own `add_signal_handler` knows a signal by the byte that CPython writes to a socket. When that is full
-the byte is lost, and CPython 3.11 calls `Py_AddPendingCall` in the signal handler to say so, which waits for a
-lock for ever if it interrupts the holder (Modules/signalmodule.c, trip_signal). Here the byte only wakes the
-loop: what has come is counted by a handler in Python, which CPython calls for a signal however full the socket
-is.
+asyncio's own `add_signal_handler` knows a signal by the byte that CPython writes to a socket. When that is
+full the byte is lost, and CPython 3.11 calls `Py_AddPendingCall` in the signal handler to say so, which waits
+for a lock for ever if it interrupts the holder (Modules/signalmodule.c, trip_signal). Here the byte only
+wakes the loop: what has come is counted by a handler in Python, which CPython calls however full the socket is.
 """
 
 import asyncio

@@ -128,7 +128,9 @@ class Supervisor:
         self._front.follow(self.configuration.settings.upstreams, engines, ready)
 
     def _signals(self) -> Signals:
-        handlers: dict[int, Callable[[], object]] = dict.fromkeys(STOPS, partial(self.handle, model.StopAsked()))
+        handlers: dict[int, Callable[[], object]] = dict.fromkeys(
+            STOPS, partial(self.handle, model.StopAsked())
+        )
         handlers |= {number: partial(self.children.send_all, number) for number in FORWARDED}
         if self.configuration.settings.admin_path:  # on a box, where SIGHUP means that a terminal was closed
             handlers[signal.SIGHUP] = self._hang_up

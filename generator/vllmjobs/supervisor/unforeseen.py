@@ -17,7 +17,9 @@ class Unforeseen:
     def __init__(self, log: Log, clock: Callable[[], float]) -> None:
         """Log to `log`; `clock` is in seconds."""
         self._log, self._clock = log, clock
-        self._said: dict[str, tuple[float, int]] = {}  # when each was last logged, and how often it came since
+        self._said: dict[
+            str, tuple[float, int]
+        ] = {}  # when each was last logged, and how often it came since
 
     def __call__(self, _: AbstractEventLoop, context: dict[str, Any]) -> None:
         """Log what asyncio tells: the first of its kind, and then one a minute with their number."""
@@ -29,7 +31,11 @@ class Unforeseen:
             self._said[kind] = at, more + 1
             return
         self._said[kind] = self._clock(), 0
-        fields: dict[str, Any] = {"what": what, "reason": repr(error) if error else "", "where": places(error)}
+        fields: dict[str, Any] = {
+            "what": what,
+            "reason": repr(error) if error else "",
+            "where": places(error),
+        }
         self._log(LogEvent("internal_error", "ERROR", fields=fields | ({"more": more} if more else {})))
 
 

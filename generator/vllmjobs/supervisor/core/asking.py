@@ -1,8 +1,8 @@
 """The requests that show whether a server answers, and what its answers mean: for supervisor and `deploy`.
 
 Each function is a generator: it yields a `ProbeRequest`, is sent the `ProbeAnswer`, and returns what came of
-it. Whoever drives it brings the network. Nothing is sent to a server that sleeps, or that serves another model
-than the one that was asked for.
+it. Whoever drives it brings the network. Nothing is sent to a server that sleeps, or that serves another
+model than the one that was asked for.
 
 What a server can do is asked of `/openapi.json`: vLLM has a path only where the model is for it
 (vllm/entrypoints/launchers/api_server in 0.32). Where it is switched off (`--disable-fastapi-docs`), or an
@@ -12,11 +12,13 @@ older vLLM lists every path, the paths are tried in turn: one that the model is 
 import json
 import re
 import struct
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from typing import Any, Literal, NamedTuple
 
 UNSUPPORTED = (400, 404, 405, 501)  # what vLLM's versions answer on a path that the model is not for
+OTHER_MODEL = "serves another model"  # the words for a server whose model is not the one that was asked for
 SHOWN = 200  # characters of an answer that a reason quotes
 JSON = "application/json"
 _BOUNDARY = "vllmjobs-probe"
@@ -48,15 +50,18 @@ class AskedModel(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ServerFacts:
-    """What was found out about a server in its present life."""
+    """The facts that were found out about a server in its present life."""
 
     name: str | None = None  # the model's name in requests
     path: str | None = None  # the path on which it answers; empty when none of ours fits
     can_sleep: bool | None = None  # False where it has no /is_sleeping
 
 
+NOTHING = ServerFacts()  # is known of a server that was just started
+
+
 class ProbeOutcome(NamedTuple):
-    """What came of asking.
+    """The outcome of asking.
 
     `unprobed` is a server that lists the model and takes none of the requests; `refused` is any other answer
     that does not serve.
@@ -65,7 +70,7 @@ class ProbeOutcome(NamedTuple):
     result: Literal["answered", "unprobed", "refused", "silent", "asleep"]
     facts: ServerFacts
     reason: str = ""  # it quotes the answer; empty for `answered`
-    status: int | None = None  # of the last answer
+    status: int | None = None  # of the answer that a reason quotes, or of the one that serves
 
 
 Asking = Generator[ProbeRequest, ProbeAnswer, ProbeOutcome]
@@ -113,7 +118,7 @@ def ask_answer(wanted: AskedModel, facts: ServerFacts) -> Asking:
         is_listed = bool(cards)
         name, why = _whose(wanted, cards, models)
         if name is None:
-            return ProbeOutcome("refused", facts, why, models.status)
+            return ProbeOutcome("refused", facts, why)
         facts = replace(facts, name=name)
     paths: tuple[str, ...] = (facts.path,) if facts.path else ()
     if not paths:
@@ -182,6 +187,17 @@ def is_of(root: str, wanted: str) -> bool:
     return root.rstrip("/") == wanted.rstrip("/") or folder in f"{root}/"
 
 
+def started_for(command: Sequence[str]) -> str | None:
+    """Return the model of `vllm serve MODEL`, also after the old program, which takes the word and drops it.
+
+    None for any other program: nobody knows what it makes of its words.
+    """
+    for before, word in pairwise(command):
+        if before in ("serve", "vllm.entrypoints.openai.api_server") and not word.startswith("-"):
+            return word
+    return None
+
+
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 # By path, the fields of the smallest request, and the key under which an answer has what was asked for.
 _REQUESTS: dict[str, tuple[Mapping[str, Any], str]] = {
@@ -196,9 +212,7 @@ _REQUESTS: dict[str, tuple[Mapping[str, Any], str]] = {
 PATHS = tuple(_REQUESTS)
 
 
-def _whose(
-    wanted: AskedModel, cards: list[dict[str, Any]], models: ProbeAnswer
-) -> tuple[str | None, str]:
+def _whose(wanted: AskedModel, cards: list[dict[str, Any]], models: ProbeAnswer) -> tuple[str | None, str]:
     """Return the name to ask for, or None with the reason: another model, or none, is served.
 
     A card that names no root, as of a server that is not vLLM, is believed.
@@ -208,10 +222,11 @@ def _whose(
     card = next((one for one in cards if wanted.served_name in (None, one["id"])), None)
     if card is None:
         listed = ", ".join(one["id"] for one in cards)[:SHOWN]
-        return None, f"/v1/models lists {listed}, and not {wanted.served_name}"
+        return None, f"/v1/models: it {OTHER_MODEL}: it lists {listed}, and not {wanted.served_name}"
     root = card.get("root")
     if wanted.root and isinstance(root, str) and not is_of(root, wanted.root):
-        return None, f"{card['id']} is served by the model {root[:SHOWN]}, but {wanted.root} was asked for"
+        which = f"{card['id']} is {root[:SHOWN]}, but {wanted.root} was asked for"
+        return None, f"/v1/models: it {OTHER_MODEL}: {which}"
     return card["id"], ""
 
 
@@ -238,11 +253,7 @@ def _objects(found: object) -> list[dict[str, Any]]:
 
 def _form(fields: Mapping[str, str], clip: bytes) -> bytes:
     """Return the fields and a clip as multipart/form-data (RFC 7578)."""
-
-    def parts() -> Iterator[bytes]:
-        for name, value in fields.items():
-            yield f'--{_BOUNDARY}\r\nContent-Disposition: form-data; name="{name}"\r\n\r\n{value}\r\n'.encode()
-        head = 'Content-Disposition: form-data; name="file"; filename="silence.wav"\r\nContent-Type: audio/wav'
-        yield f"--{_BOUNDARY}\r\n{head}\r\n\r\n".encode() + clip + f"\r\n--{_BOUNDARY}--\r\n".encode()
-
-    return b"".join(parts())
+    begin = f"--{_BOUNDARY}\r\nContent-Disposition: form-data; name="
+    parts = [f'{begin}"{name}"\r\n\r\n{value}\r\n' for name, value in fields.items()]
+    head = f'{begin}"file"; filename="silence.wav"\r\nContent-Type: audio/wav\r\n\r\n'
+    return "".join([*parts, head]).encode() + clip + f"\r\n--{_BOUNDARY}--\r\n".encode()

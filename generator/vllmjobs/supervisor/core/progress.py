@@ -5,9 +5,10 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
-from vllmjobs.supervisor.core.asking import ServerFacts
+from vllmjobs.supervisor.core.asking import NOTHING, ServerFacts
 
 MOST = 2.0**53  # the largest count that is believed: beyond it a float counts no ones any more
+
 
 @dataclass(frozen=True, slots=True)
 class ProbeResult:
@@ -16,12 +17,14 @@ class ProbeResult:
     health: int | None = None  # the status of /health; None without an answer
     tokens: float | None = None  # of prompts and answers, and answered requests, in one sum; None if not told
     unanswered: int | None = None  # the requests that run or wait; None if not told
-    completion: Literal["answered", "unprobed", "refused", "silent"] | None = None  # None when none was asked for
+    completion: Literal["answered", "unprobed", "refused", "silent"] | None = (
+        None  # None when none was asked for
+    )
     reason: str = ""  # the reason for which it does not serve, in a few words
     has_served: bool = False  # True if it ever answered a completion in its present life
     proved_at: float = 0.0  # the time at which it last made progress, on the loop's clock
     is_asleep: bool = False  # True if it sleeps on purpose
-    facts: ServerFacts = ServerFacts()  # what was found out in its present life
+    facts: ServerFacts = NOTHING  # what was found out in its present life
 
 
 class Load(NamedTuple):

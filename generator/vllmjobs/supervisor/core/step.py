@@ -194,10 +194,12 @@ class _Turn:
         elif result.sleeps and one.phase in ("starting", "ready"):
             self._set(name, phase="sleeping", since=self.now, progress_at=self.now)
             self._log("instance_sleeps", name, reason=result.reason)
-        elif one.phase == "starting" and result.reason and result.reason != one.answered:
-            if one.told_at is None or self.now - one.told_at >= TELL_AGAIN:
-                self._set(name, told_at=self.now)
-                self._log("instance_not_ready", name, "WARNING", reason=result.reason)
+        elif one.phase == "starting" and result.reason not in ("", one.answered) and self._is_news(one):
+            self._set(name, told_at=self.now)
+            self._log("instance_not_ready", name, "WARNING", reason=result.reason)
+
+    def _is_news(self, one: ChildState) -> bool:
+        return one.told_at is None or self.now - one.told_at >= TELL_AGAIN
 
     def _ready(self, name: str, one: ChildState, result: model.Probed) -> None:
         seconds = round(self.now - one.since, 3)

@@ -11,6 +11,7 @@ from email import message_from_bytes
 import pytest
 
 from vllmjobs.supervisor.core.asking import (
+    NOTHING,
     PATHS,
     TRANSCRIPTIONS,
     UNSUPPORTED,
@@ -35,7 +36,7 @@ def answer(status: int, body: object = None) -> ProbeAnswer:
 
 
 def asked(
-    pages: Mapping[str, ProbeAnswer], wanted: AskedModel = WANTED, facts: ServerFacts = ServerFacts()
+    pages: Mapping[str, ProbeAnswer], wanted: AskedModel = WANTED, facts: ServerFacts = NOTHING
 ) -> tuple[list[str], ProbeOutcome]:
     """Ask a server with these pages, and 404 for the others: the paths in order, and what came of it."""
     paths: list[str] = []
@@ -116,9 +117,12 @@ def test_nothing_is_sent_to_a_server_that_sleeps_or_may_be_on_its_way(
         (answer(200, {"data": [{"id": 5}]}), WANTED, "answered", ""),
         (
             answer(200, CARDS), AskedModel("chat", "org/other"), "refused",
-            "chat is served by the model org/model, but org/other was asked for",
+            "/v1/models: it serves another model: chat is org/model, but org/other was asked for",
         ),
-        (answer(200, CARDS), AskedModel("code"), "refused", "/v1/models lists chat, adapter, and not code"),
+        (
+            answer(200, CARDS), AskedModel("code"), "refused",
+            "/v1/models: it serves another model: it lists chat, adapter, and not code",
+        ),
         (answer(404), AskedModel(), "refused", "/v1/models answered 404 and names no model"),
         (SILENT, WANTED, "silent", "/v1/models: no answer within 3 s"),
     ],

@@ -35,7 +35,7 @@ def test_a_page_of_something_else_says_nothing() -> None:
 
 @pytest.mark.parametrize("value", ["1.7e308", "9" * 5000, "1e999", "-1", "-1e999", "NaN", "0x10", "1e16"])
 def test_a_number_that_nothing_can_have_counted_is_not_believed(value: str) -> None:
-    page = f"vllm:num_requests_running {value}\nvllm:num_requests_running{{a=\"1\"}} 3\n" * 2
+    page = f'vllm:num_requests_running {value}\nvllm:num_requests_running{{a="1"}} 3\n' * 2
     assert read_metrics(page.encode()) == Load(None, 6)
 
 
