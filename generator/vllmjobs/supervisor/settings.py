@@ -10,6 +10,7 @@ from typing import Any
 from vllmjobs.supervisor.core.asking import started_for
 from vllmjobs.supervisor.core.engines import PORT, Engine, PoolText, ServerLine
 from vllmjobs.supervisor.core.model import Child, SupervisionLimits, SupervisorSpec
+from vllmjobs.supervisor.log.rotation import RotatedLog
 
 ADMIN_PORT = 8090
 OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it
@@ -58,6 +59,7 @@ class Settings:
     limits: SupervisionLimits = field(default_factory=SupervisionLimits)
     min_alive: int = 1
     log_rate: float = 2000.0  # the lines a second of each stream that are let through; 0 for all
+    log: RotatedLog | None = None  # the file that stdout leads to, where the supervisor rotates it
     upstreams_path: str | None = None  # where the balancer in front reads who is ready, anew on SIGHUP
     upstreams: tuple[PoolText, ...] = ()  # the texts of that file
     secrets: tuple[str, ...] = ()  # the variables of the engines that a balancer in front does not get
@@ -178,7 +180,8 @@ def read_file(path: str, environ: Mapping[str, str]) -> Settings:
             raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
         limits = SupervisionLimits(**content.pop("limits", {}))
         pools = tuple(PoolText(**pool) for pool in content.pop("upstreams", ()))
-        content |= {"secrets": secrets, "path": path}
+        log = RotatedLog(**content["log"]) if content.get("log") else None
+        content |= {"secrets": secrets, "path": path, "log": log}
         return Settings(engines=engines, limits=limits, upstreams=pools, **content)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error

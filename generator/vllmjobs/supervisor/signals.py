@@ -3,7 +3,7 @@
 asyncio's own `add_signal_handler` knows a signal by the byte that CPython writes to a socket. When that is
 full the byte is lost, and CPython 3.11 calls `Py_AddPendingCall` in the signal handler to say so, which waits
 for a lock for ever if it interrupts the holder (Modules/signalmodule.c, trip_signal). Here the byte only
-wakes the loop: what has come is counted by a handler in Python, which CPython calls however full the socket is.
+wakes the loop: what has come is counted by a handler in Python, which CPython calls however full it is.
 """
 
 import asyncio

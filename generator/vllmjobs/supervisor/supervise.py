@@ -21,12 +21,14 @@ from vllmjobs.supervisor.gpu.fence import fence
 from vllmjobs.supervisor.gpu.monitor import GpuMonitor
 from vllmjobs.supervisor.log.lines import event
 from vllmjobs.supervisor.log.output import Output
+from vllmjobs.supervisor.log.rotation import Rotation
 from vllmjobs.supervisor.processes import Processes
 from vllmjobs.supervisor.reload import Configuration, Reload
 from vllmjobs.supervisor.settings import Settings
 from vllmjobs.supervisor.signals import Signals
 from vllmjobs.supervisor.unforeseen import Unforeseen
 
+ROTATION_S, ROTATION_AGAIN_S = 1.0, 60.0  # between two looks at the log's size; after it could not be rotated
 STOPS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
@@ -63,6 +65,8 @@ class Supervisor:
             self._follow()
             self._perform(self._first)
             self._spawn(self.children.survey())
+            if log := self.configuration.settings.log:
+                self._spawn(self._rotate(Rotation(log)))
             return await self._exit_code
         finally:
             for task in self._tasks:
@@ -126,6 +130,16 @@ class Supervisor:
         ready = {name for name, child in self.state.children.items() if child.phase == "ready"}
         engines = [running.engine for running in self.children.running.values()]
         self._front.follow(self.configuration.settings.upstreams, engines, ready)
+
+    async def _rotate(self, rotation: Rotation) -> None:
+        """Begin a new log file whenever the old one is full, for ever."""
+        pause = ROTATION_S
+        while True:
+            await asyncio.sleep(pause)
+            pause = ROTATION_S
+            if rotation.is_due and self.output.is_whole and (failed := rotation.turn()):
+                self.log(failed)
+                pause = ROTATION_AGAIN_S
 
     def _signals(self) -> Signals:
         handlers: dict[int, Callable[[], object]] = dict.fromkeys(
