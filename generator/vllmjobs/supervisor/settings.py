@@ -11,9 +11,9 @@ from vllmjobs.supervisor.core.asking import started_for
 from vllmjobs.supervisor.core.engines import PORT, Engine, PoolText, ServerLine
 from vllmjobs.supervisor.core.model import Child, SupervisionLimits, SupervisorSpec
 from vllmjobs.supervisor.log.rotation import RotatedLog
+from vllmjobs.supervisor.tokens import OURS_ALONE
 
 ADMIN_PORT = 8090
-OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 USAGE = """\

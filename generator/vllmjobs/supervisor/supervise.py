@@ -7,7 +7,7 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from functools import partial
 from typing import Any
 
@@ -36,9 +36,12 @@ FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, sign
 class Supervisor:
     """One run, from the first start to the exit code; made where its event loop runs."""
 
-    def __init__(self, settings: Settings, processes: Processes, output: Output) -> None:
+    def __init__(
+        self, settings: Settings, processes: Processes, output: Output, tokens: Mapping[str, str]
+    ) -> None:
+        """Supervise `settings`; `tokens` are those of the supervisor alone, which fence a node."""
         self.configuration = Configuration(settings, os.environ)
-        self.processes, self.output = processes, output
+        self.processes, self.output, self._tokens = processes, output, tokens
         self._loop = asyncio.get_running_loop()
         self.started_at = self._loop.time()
         self.state, self._first = begin(self.configuration.spec, self.started_at)
@@ -156,7 +159,7 @@ class Supervisor:
             self.handle(model.StopAsked())
 
     async def _fence(self, gpu: str, reason: str) -> None:
-        if why := await fence(gpu, reason, os.environ):
+        if why := await fence(gpu, reason, {**os.environ, **self._tokens}):
             self.log(LogEvent("node_not_fenced", "WARNING", fields={"gpu": gpu, "reason": why}))
         else:
             self.log(LogEvent("node_fenced", "WARNING", fields={"gpu": gpu, "reason": reason}))
