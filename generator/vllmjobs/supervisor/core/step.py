@@ -137,7 +137,9 @@ class _Turn:
                 self._over(child.name, "given_up", "it cannot be killed: it hangs in the kernel")
             case "clearing":
                 if self.state.is_stopping:
-                    self._over(child.name, "ended", "its processes or their GPU memory may be left")
+                    left = "its processes or their GPU memory may be left"
+                    self._log("instance_not_cleared", child.name, "ERROR", reason=left)
+                    self._over(child.name, "ended", left)
                 else:
                     self._log("gpu_memory_not_freed", child.name, "ERROR", gpus=list(child.gpus))
                     self._over(child.name, "given_up", f"GPU memory is not free after {self.limits.vram:g} s")

@@ -425,6 +425,15 @@ class TestStop:
         assert story.take(StopAsked()) == [Terminate("chat-0")]
         assert story.take(StopAsked()) == [Kill("chat-0")]
 
+    def test_what_cannot_be_cleared_away_is_said(self) -> None:
+        story = Story()
+        story.run()
+        story.take(StopAsked())
+        story.take(probed())
+        story.take(Exited("chat-0", 0))
+        assert story.wait() == [Exit(0)]
+        assert story.said[-1].name == "instance_not_cleared"
+
     def test_one_that_loads_is_not_waited_for(self) -> None:
         story = Story()
         story.take(Cleared("chat-0"))
@@ -451,6 +460,7 @@ class TestStop:
         story.take(StopAsked())
         while not story.state.is_over:
             story.wait()
+        assert "instance_cannot_be_killed" in story.events()
         limits = story.spec.limits
         assert story.now - 1040.0 <= limits.leave + limits.drain + limits.term + limits.gone
 
