@@ -262,7 +262,7 @@ def test_a_canary_that_knows_no_such_model_never_passes(start: Servers, well: tu
     canary, stable = start("--served-model-name", "other"), well[0]
     said = probe(canary.address, "chat", SECONDS)
     assert said is not None
-    assert "answers 404" in said
+    assert "it serves another model: it lists other, and not chat" in said
     found, judgement = judged(canary, stable)
     assert (found.canary_requests, judgement.result) == (40, "undecided")
     assert "the canaries show no time_to_first_token" in found.reason

@@ -3,15 +3,21 @@
 import asyncio
 import json
 import os
+import resource
+import signal
 import socket
 import stat
+import threading
+from collections import deque
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
 
 from vllmjobs.supervisor import admin
 from vllmjobs.supervisor.admin import Admin, AdminError, Reply, Routes
+from vllmjobs_sandbox.engine.supervised import Supervise
 
 ROUTES: Routes = {
     "GET /live": lambda _: (200, {"live": True}),
@@ -226,6 +232,55 @@ def test_the_oldest_connection_makes_room_for_a_new_one() -> None:
             writer.close()
 
     with_admin(work)
+
+
+def test_a_storm_of_connections_cuts_off_nobody_who_asks() -> None:
+    """Consul's requests come between thousands of connections that say nothing."""
+
+    def storm(port: int, is_over: threading.Event) -> int:
+        opened: deque[socket.socket] = deque(maxlen=200)
+        count = 0
+        while not is_over.is_set():
+            with suppress(OSError):
+                opened.append(socket.create_connection(("127.0.0.1", port), timeout=5))
+                count += 1
+        return count
+
+    async def work(served: Admin) -> None:
+        is_over = threading.Event()
+        stormed = asyncio.create_task(asyncio.to_thread(storm, served.port, is_over))
+        try:
+            for _ in range(100):
+                assert b" 200 " in await asyncio.to_thread(asked, served.port)
+        finally:
+            is_over.set()
+        assert await stormed > admin.MOST
+
+    def asked(port: int) -> bytes:
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as one:
+            one.sendall(GET)
+            return one.recv(1 << 16)
+
+    with_admin(work)
+
+
+def test_without_file_descriptors_the_port_answers_on_and_leaves_some_to_others(
+    supervise: Supervise,
+) -> None:
+    one = supervise()
+    one.wait_until_ready()
+    hard = resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(one.process.pid, resource.RLIMIT_NOFILE, (40, hard))
+    address = ("127.0.0.1", int(one.admin.rpartition(":")[2]))
+    with ExitStack() as stack:
+        for _ in range(60):
+            stack.enter_context(socket.create_connection(address))
+        assert one.get("/live")[0] == 200
+        os.kill(one.pid(), signal.SIGKILL)  # a start needs file descriptors, too
+        one.wait_for("instance_ready", count=2)
+    assert one.errors == ""
+    assert {said["reason"] for said in one.said("internal_error")} <= {"OSError(24, 'Too many open files')"}
+    assert len(one.said("internal_error")) <= 2
 
 
 async def until(condition: Callable[[], bool]) -> None:

@@ -64,6 +64,15 @@ class TestAnEnvFile:
         assert "--tensor-parallel-size=2" in two_gpus.command_line("opt-0", "vllm-box")
         assert two_gpus.complete(model="opt").status_code == 200
 
+    def test_with_an_api_key_gets_ready_and_asks_for_the_key(self, machine: Machine) -> None:
+        """The probes send the key: without it vLLM answers 401 for ever."""
+        machine.up_env_file(more="VLLM_API_KEY=sesame\n")
+        assert machine.environ("opt-0", "vllm-box")["VLLM_API_KEY"] == "sesame"
+        assert machine.complete(model="opt").status_code == 401
+        assert machine.complete(model="opt", key="sesame").status_code == 200
+        written = [file.read_bytes() for file in (machine.folder / "state").rglob("*") if file.is_file()]
+        assert not any(b"sesame" in text for text in written)
+
     def test_of_more_gpus_than_there_are_starts_nothing(self, two_gpus: Machine) -> None:
         two_gpus.write(".env", "VLLM_MODEL=a/b\nVLLM_GPU_COUNT=3\n")
         ended = two_gpus.run("up", "--env-file", ".env", "-d")

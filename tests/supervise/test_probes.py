@@ -15,8 +15,7 @@ from typing import Any
 
 import pytest
 
-from vllmjobs.supervisor import probes
-from vllmjobs.supervisor.core import engines
+from vllmjobs.supervisor.core import asking, engines
 from vllmjobs.supervisor.core.model import Probed
 from vllmjobs.supervisor.core.progress import ProbeResult, progressed
 from vllmjobs.supervisor.http_client import LOOPBACK
@@ -136,7 +135,11 @@ def open_files() -> int:
 def test_an_engine_serves_once_a_completion_has_come(plain: Engine) -> None:
     sample, seen = plain.probe()
     assert seen == Probed("chat-0", serves=True, progress=True, unanswered=0)
-    assert (sample.completion, sample.model, sample.path) == ("answered", "chat", "/v1/completions")
+    assert (sample.completion, sample.facts.name, sample.facts.path) == (
+        "answered",
+        "chat",
+        "/v1/completions",
+    )
 
 
 def test_an_idle_engine_is_not_asked_for_a_token_at_each_probe(plain: Engine) -> None:
@@ -191,7 +194,7 @@ def test_an_api_key_is_sent_and_a_wrong_one_never_serves(start: Start) -> None:
     assert (seen.serves, sample.completion, sample.reason) == (
         False,
         "refused",
-        "/v1/completions answered 401",
+        '/v1/completions answered 401: {"error":"Unauthorized"}',
     )
     assert "other" not in repr(wrong)
 
@@ -306,25 +309,29 @@ PAGE = b"vllm:num_requests_running 0\nvllm:generation_tokens_total 5\n"
 TOKEN = {"choices": [{"text": "a"}]}
 
 
-@pytest.mark.parametrize("refusal", probes.UNSUPPORTED)
+@pytest.mark.parametrize("refusal", asking.UNSUPPORTED)
 @pytest.mark.parametrize(
     ("answers", "body"),
-    [("/v1/chat/completions", TOKEN), ("/v1/embeddings", {"data": [{}]}), ("/pooling", {"data": [{}]})],
-)
+    [
+        ("/v1/chat/completions", TOKEN), ("/v1/embeddings", {"data": [{}]}), ("/pooling", {"data": [{}]}),
+        ("/classify", {"data": [{}]}), ("/score", {"data": [{}]}),
+        ("/v1/audio/transcriptions", {"text": ""}),
+    ],
+)  # fmt: skip
 def test_a_model_that_does_not_complete_is_asked_for_what_it_does(
     answers: str, body: object, refusal: int
 ) -> None:
-    asked: list[bytes] = []
+    asked: list[str] = []
 
     def answer(path: bytes, _: bytes) -> bytes:
-        asked.append(path)
+        asked.append(path.decode())
         if path == b"/metrics":
             return whole(200, PAGE)
         return whole(200, body) if path in (b"/health", answers.encode()) else whole(refusal, {})
 
     sample, seen = served(answer)
-    assert (sample.path, seen.serves) == (answers, True)
-    assert asked[2:] == [path.encode() for path in probes.PATHS][: len(asked) - 2]
+    assert (sample.facts.path, seen.serves, seen.is_unprobed) == (answers, True, False)
+    assert asked[2:] == ["/is_sleeping", "/v1/models", "/openapi.json", *asking.PATHS][: len(asked) - 2]
 
 
 def test_a_completion_asks_the_first_served_name_for_one_token() -> None:
@@ -335,7 +342,7 @@ def test_a_completion_asks_the_first_served_name_for_one_token() -> None:
         return whole(200, {"data": [{"id": "first"}, {"id": "second"}]} if path == b"/v1/models" else TOKEN)
 
     sample, _ = served(answer, served_name=None)
-    assert sample.model == "first"
+    assert sample.facts.name == "first"
     assert json.loads(asked[-1]) == {"model": "first", "prompt": "1", "max_tokens": 1}
 
 
@@ -348,12 +355,13 @@ def test_an_answer_without_a_token_is_none(body: bytes) -> None:
     sample, seen = served(
         lambda path, _: whole(200, body if path.startswith(b"/v1") else PAGE), served_name=None
     )
-    assert (sample.completion, seen.serves, sample.model) == ("refused", False, None)
+    assert (sample.completion, seen.serves, sample.facts.name) == ("refused", False, None)
 
 
 def test_an_engine_whose_completions_fail_never_serves() -> None:
     sample, seen = served(lambda path, _: whole(500 if path.startswith(b"/v1") else 200, PAGE))
-    assert (sample.reason, seen.serves) == ("/v1/completions answered 500", False)
+    said = "/v1/completions answered 500: vllm:num_requests_running 0 vllm:generation_tokens_total 5"
+    assert (sample.reason, seen.reason, seen.serves) == (said, said, False)
 
 
 def test_without_metrics_a_completion_is_the_only_sign() -> None:

@@ -1,5 +1,6 @@
 """The supervisor's processes, with real ones: how they start, how they end, and that none of them is left."""
 
+import fcntl
 import json
 import os
 import signal
@@ -266,6 +267,31 @@ def test_what_forks_without_end_is_killed(supervisor: Supervisor) -> None:
     wait_until(lambda: len(supervisor("tree", "chat-0")) > 6, SECONDS, "it forks")
     supervisor.clear("chat-0")
     assert supervisor("tree", "chat-0") == []
+
+
+def is_held(lock: Path) -> bool:
+    """Tell whether anybody is left who has inherited the lock."""
+    with lock.open("r+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("others", [[], ["chat-1"]], ids=["alone", "beside another"])
+def test_what_is_another_process_each_moment_is_killed(
+    supervisor: Supervisor, tmp_path: Path, others: list[str]
+) -> None:
+    """A scan of /proc does not see it: it has ended when the scan comes to it, and another is there."""
+    pids = [supervisor.start(name, "sleep", "600") for name in others]
+    lock = tmp_path / "lock"
+    supervisor.start("chat-0", *FAMILY, "comet", str(lock))
+    wait_until(lambda: supervisor("read", "chat-0", 0), SECONDS, "it forks")
+    assert is_held(lock)
+    supervisor.clear("chat-0")
+    assert not is_held(lock)
+    assert all(process(pid) for pid in pids)
 
 
 def test_only_the_tree_of_that_child_is_killed(supervisor: Supervisor) -> None:

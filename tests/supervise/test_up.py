@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import socket
+import stat
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -36,6 +37,32 @@ def test_an_environment_is_up_when_its_model_answers(one: Machine, said: str) ->
     assert "vllm-one is ready; its log is " in said
     assert one.complete().json()["usage"]["completion_tokens"] == 2
     assert one.ask("/health", one.admin).json() == {"chat": {"stable": 2, "canary": 0, "canary_weight": 0}}
+
+
+def test_what_up_writes_is_for_this_user_alone(one: Machine) -> None:
+    state = one.folder / "state"
+    modes = {path: stat.S_IMODE(path.lstat().st_mode) for path in [state, *state.rglob("*")]}
+    temporary = {"client_body", "proxy", "fastcgi", "uwsgi", "scgi"}  # nginx makes them for its own workers
+    ours = {path: bits for path, bits in modes.items() if path.name not in temporary | {"nginx.pid"}}
+    assert {path.name for path in ours} > {"supervise.json", "log.jsonl", "upstreams.conf", "admin.sock"}
+    assert {path: bits for path, bits in ours.items() if bits != (0o700 if path.is_dir() else 0o600)} == {}
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a folder to others")
+def test_a_folder_of_another_user_is_refused_and_nothing_in_it_followed(machine: Machine) -> None:
+    machine.environment()
+    victim, state = machine.folder / "victim", machine.folder / "others" / "st"
+    victim.write_text("mine")
+    (state / "nginx").mkdir(parents=True)
+    (state / "nginx" / "nginx.conf").symlink_to(victim)
+    for path in (state, state / "nginx"):
+        os.chown(path, 65534, 65534)
+    ended = machine.run("up", "one", "-d", "--state", str(state))
+    assert ended.returncode == 1
+    assert ended.stderr.endswith(
+        f"{state} is a folder of nobody (mode 0755); give --state a folder of yours\n"
+    )
+    assert victim.read_text() == "mine"
 
 
 def test_each_server_has_a_route_of_its_own(one: Machine) -> None:

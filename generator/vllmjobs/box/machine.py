@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from vllmjobs.box.servers import LOOPBACK, BoxError
-from vllmjobs.box.supervised import NGINX, SOCKET, UPSTREAMS
+from vllmjobs.box.supervised import LOG, NGINX, SOCKET, UPSTREAMS
+from vllmjobs.files import rotated
+from vllmjobs.files.private import PrivateFolder
 from vllmjobs.supervisor.core.engines import PoolText, ServerLine, upstreams_text
 from vllmjobs.text.json import Json
 
@@ -22,8 +24,8 @@ TIMEOUT = 10.0  # seconds for an answer
 POLL_S = 0.2  # between two requests
 OLD_WORKERS_S = 0.2  # for 100 ms after a reload nginx's old workers take requests, too (ngx_process_cycle.c)
 LONGEST_SOCKET = 107  # bytes, of sockaddr_un
-LOG = "log.jsonl"
 LONGEST_LOG = 1 << 20  # bytes of it that are read
+CONFIGURATION = "supervise.json"
 LAST_LINES = 10  # of the log's errors, when it ends before it is ready
 
 
@@ -48,7 +50,9 @@ class Box:
         """Take the folder `state`, or one under XDG_STATE_HOME, which is ~/.local/state."""
         home = environ.get("XDG_STATE_HOME") or f"{environ.get('HOME', '')}/.local/state"
         self.job = job
-        self.folder = (state or Path(home) / "vllmjobs" / job).resolve()
+        folder = (state or Path(home) / "vllmjobs" / job).absolute()
+        self._files = PrivateFolder(folder, "give --state a folder of yours")
+        self.folder = folder.parent.resolve() / folder.name
         self.log = self.folder / LOG
 
     def get(self, path: str) -> tuple[int, Json] | None:
@@ -71,26 +75,27 @@ class Box:
     def written(self) -> Json | None:
         """Return the configuration that the supervisor read, or is to read; None where none was written."""
         try:
-            configuration: Json = json.loads(self._configuration.read_bytes())
+            configuration: Json = json.loads(self._files.read(CONFIGURATION))
         except FileNotFoundError:
             return None
         except (OSError, ValueError) as error:
-            raise BoxError(f"{self._configuration} cannot be read: {error}") from error
+            raise BoxError(f"{self.folder / CONFIGURATION} cannot be read: {error}") from error
         return configuration
 
     def write(self, configuration: Json, nginx_conf: str, names: list[str]) -> None:
         """Write what the supervisor and nginx read, and make the folders of the servers.
 
-        Raises `BoxError`, with nothing written, when nginx refuses it.
+        Raises `BoxError`, with nothing written, when nginx refuses it, and `FolderError` for a folder that
+        is not this user's alone.
         """
         if self._is_too_long:
             raise BoxError(f"{self.folder / SOCKET} is too long for a socket; give --state a shorter folder")
-        self.folder.mkdir(parents=True, exist_ok=True)
+        self._files.make()
         self._try_nginx(configuration, nginx_conf)
         for name in (*names, NGINX):
-            (self.folder / name).mkdir(parents=True, exist_ok=True)
-        (self.folder / NGINX / "nginx.conf").write_text(nginx_conf)
-        self._configuration.write_text(json.dumps(configuration, indent=2) + "\n")
+            self._files.folder(name).make()
+        self._files.folder(NGINX).write("nginx.conf", nginx_conf)
+        self._files.write(CONFIGURATION, json.dumps(configuration, indent=2) + "\n")
 
     def run(self, environ: Mapping[str, str]) -> None:
         """Become the supervisor, which ends with this process."""
@@ -103,8 +108,8 @@ class Box:
         `BoxError` with the end of the log when the supervisor ends before. `down` is
         the command that stops it.
         """
-        with self.log.open("ab") as log:
-            since = log.tell()
+        with os.fdopen(self._files.append(LOG), "ab") as log:
+            since = log.seek(0, os.SEEK_END)
             started = subprocess.Popen(
                 self._command,
                 env=dict(environ),
@@ -136,20 +141,16 @@ class Box:
 
     def log_lines(self, follow: bool) -> Iterator[str | None]:
         """Yield the lines of the log's last MiB; None at the end, again and again with `follow`."""
-        if not self.log.exists():
-            raise BoxError(f"there is no {self.log}: without --detach, `up` prints the log where it runs")
-        with self.log.open("rb") as file:
-            if self.log.stat().st_size > LONGEST_LOG:
-                file.seek(-LONGEST_LOG, os.SEEK_END)
-                file.readline()
-            while True:
-                while (line := file.readline()).endswith(b"\n"):
-                    yield line[:-1].decode(errors="replace")
-                file.seek(-len(line), os.SEEK_CUR)  # what is not yet whole
-                yield None
-                if not follow:
-                    return
-                time.sleep(POLL_S)
+        try:
+            for line in rotated.lines(self.log, LONGEST_LOG):
+                yield line
+                if line is None:
+                    if not follow:
+                        return
+                    time.sleep(POLL_S)
+        except FileNotFoundError as error:
+            missing = f"there is no {self.log}: without --detach, `up` prints the log where it runs"
+            raise BoxError(missing) from error
 
     def stop(self) -> bool:
         """Ask the supervisor to stop, and wait until it has; return whether there was one."""
@@ -228,12 +229,8 @@ class Box:
             raise BoxError(f"{program} refuses its configuration:\n{reason}")
 
     @property
-    def _configuration(self) -> Path:
-        return self.folder / "supervise.json"
-
-    @property
     def _command(self) -> list[str]:
-        return [sys.executable, "-m", "vllmjobs.supervisor", "--config", str(self._configuration)]
+        return [sys.executable, "-m", "vllmjobs.supervisor", "--config", str(self.folder / CONFIGURATION)]
 
     @property
     def _is_too_long(self) -> bool:

@@ -13,6 +13,9 @@ from vllmjobs.text.json import Json
 NGINX = "nginx"  # its name among the servers
 UPSTREAMS = "upstreams.conf"
 SOCKET = "admin.sock"
+LOG = "log.jsonl"
+LOG_BYTES = 10 << 20  # of a log, which then becomes log.jsonl.1
+LOGS = 9  # old ones that are kept: two idle servers write 13 MB a day
 LEAVE_S = 1.0  # nginx has new workers by then; the old ones take no more requests
 
 
@@ -23,6 +26,7 @@ def configuration(environment: Environment, servers: Sequence[Server], folder: s
     return {
         "identity": folder,  # no other box has it, however the environment is called
         "admin_path": f"{folder}/{SOCKET}",
+        "log": {"path": f"{folder}/{LOG}", "most": LOG_BYTES, "kept": LOGS},
         "limits": {
             "load": max(load_timeout(model) for model in models),
             "leave": LEAVE_S,

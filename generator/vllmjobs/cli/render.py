@@ -5,6 +5,7 @@ from pathlib import Path
 import click
 
 from vllmjobs.cli.common import Selection, environment_options
+from vllmjobs.files.private import make_folder, replace_file
 from vllmjobs.render.job import jobs, jobs_on_demand
 from vllmjobs.render.job import render as render_job
 
@@ -41,10 +42,10 @@ def render(selection: Selection, model: str | None, out: Path | None) -> None:
             name: render_job(environment, name, templates, model if name in ("vllm", job) else None)
             for name in chosen
         }
-        out.mkdir(parents=True, exist_ok=True)
+        make_folder(out)
         for name, text in rendered.items():
             path = out / f"{name}.nomad.hcl"
-            path.write_text(text, encoding="utf-8")
+            replace_file(path, text)
             click.echo(f"wrote {path}", err=True)
     for note in notes if "vllm" in chosen else ():
         click.echo(note, err=True)

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, MutableMapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -13,9 +13,16 @@ from vllmjobs import __version__
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.samples import SERIES, Sample, SampleError, from_query, read
+from vllmjobs.supervisor.core.asking import (
+    AskedModel,
+    ProbeAnswer,
+    ProbeOutcome,
+    ProbeRequest,
+    ServerFacts,
+    ask,
+)
 
 _AT_ONCE = 16
-_NOT_SERVED = (400, 404)  # by this route: a chat model's template is missing, or the task is another
 _LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
@@ -92,34 +99,50 @@ class PrometheusApi:
             raise MetricsError(f"{shown_url}: its answer {error}") from error
 
 
-def probe(address: str, served_name: str, timeout: float, key: str | None = None) -> str | None:
-    """Ask an instance for one token; return why it could not be asked, or None once it has answered.
+def probe(
+    address: str,
+    served_name: str,
+    timeout: float,
+    key: str | None = None,
+    model: str | None = None,
+    known: MutableMapping[str, ServerFacts] | None = None,
+) -> str | None:
+    """Ask an instance for one token, or the like; return why it could not be asked, None once it answered.
 
-    A 5xx is an answer, too, which its metrics count. `key` is one of vLLM's --api-key.
+    A 5xx is an answer, too, which its metrics count. `key` is one of vLLM's --api-key, `model` the one that
+    the server was started for. What is found out is kept in `known` by address, and not asked again.
     """
-    request = {"model": served_name, "max_tokens": 1, "temperature": 0}
-    bodies: dict[str, Any] = {
-        "/v1/completions": {**request, "prompt": "1"},
-        "/v1/chat/completions": {**request, "messages": [{"role": "user", "content": "1"}]},
-    }
+    known = {} if known is None else known
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    why = None
-    for path, body in bodies.items():
-        url = f"http://{address}{path}"
-        try:
-            response = _ask("POST", url, timeout, json=body, headers=headers)
-        except requests.RequestException as error:
-            return f"{url} {_why(error, timeout)}"
-        if response.ok or response.status_code >= 500:
-            return None
-        if response.status_code == 401:
-            way_out = "VLLM_API_KEY is not its key" if key else "set VLLM_API_KEY to its key"
-            return f"{url} answers {_status(response)}: {way_out}"
-        # The first complaint names the cause; that of the chat route may only be a missing template.
-        why = why or f"{url} answers {_status(response)}: {_complaint(response)}"
-        if response.status_code not in _NOT_SERVED:
-            break
-    return why
+    asking = ask(AskedModel(served_name, model), known.get(address, ServerFacts()))
+    try:
+        wanted = next(asking)
+        while True:
+            wanted = asking.send(_answer(address, wanted, timeout, headers))
+    except StopIteration as ended:
+        outcome: ProbeOutcome = ended.value
+    known[address] = outcome.facts
+    if outcome.result == "answered" or (outcome.result == "refused" and _is_counted(outcome.status)):
+        return None
+    way_out = ""
+    if outcome.status == 401:
+        way_out = ": VLLM_API_KEY is not its key" if key else ": set VLLM_API_KEY to its key"
+    return f"http://{address}{outcome.reason}{way_out}" if outcome.reason else None
+
+
+def _is_counted(status: int | None) -> bool:
+    """Tell whether an instance's metrics tell of an answer of this status."""
+    return status is not None and (status < 300 or status >= 500)
+
+
+def _answer(address: str, wanted: ProbeRequest, timeout: float, headers: dict[str, str]) -> ProbeAnswer:
+    url = f"http://{address}{wanted.path}"
+    typed = {"Content-Type": wanted.content_type} if wanted.content else {}
+    try:
+        response = _ask(wanted.method, url, timeout, headers=headers | typed, data=wanted.content)
+    except requests.RequestException as error:
+        return ProbeAnswer(None, reason=_why(error, timeout))
+    return ProbeAnswer(response.status_code, response.content)
 
 
 def _ask(method: str, url: str, timeout: float, headers: Any = None, **body: Any) -> requests.Response:
@@ -152,13 +175,3 @@ def _why(error: requests.RequestException, timeout: float) -> str:
 
 def _status(response: requests.Response) -> str:
     return f"{response.status_code} {response.reason}".strip()
-
-
-def _complaint(response: requests.Response) -> str:
-    """Return vLLM's message: {"error": {"message": …}}, or before 0.12 {"message": …}, too."""
-    try:
-        answer = response.json()
-        error = answer.get("error", answer)
-        return str(error["message"] if isinstance(error, dict) else error)[:300]
-    except (ValueError, AttributeError, KeyError):
-        return response.text[:300].strip() or "no message"

@@ -18,6 +18,7 @@ from vllmjobs.rollout.analysis import Figures, Measurement, compare, judge, side
 from vllmjobs.rollout.model import Verdict
 from vllmjobs.rollout.observe import Comparison
 from vllmjobs.rollout.samples import Sample, Timed
+from vllmjobs.supervisor.core.asking import OTHER_MODEL, AskedModel, ServerFacts, started_for
 
 PROBE_S = 30.0  # until a probe has its answer
 AT_ONCE = 16
@@ -46,7 +47,13 @@ class Evidence:
         self._prober = Prober(os.environ.get("VLLM_API_KEY"), warn)
         self._warn = warn
         self._warned: set[str] = set()
-        self._served = {name: served_names(name, model)[0] for name, model in environment.models.items()}
+        self._asked = {
+            name: AskedModel(
+                served_names(name, model)[0],
+                started_for([*(model.entrypoint or ["vllm", "serve"]), model.model]),
+            )
+            for name, model in environment.models.items()
+        }
         self._analyses = {
             name: model.rollout.analysis
             for name, model in environment.models.items()
@@ -149,7 +156,7 @@ class Evidence:
         intervals = max(1.0, seconds(analysis.window) / seconds(analysis.interval) - 1)
         for address in addresses:
             each = math.ceil(analysis.min_requests / intervals / len(addresses))
-            self._prober.send(address, self._served[name], each)
+            self._prober.send(address, self._asked[name], each)
 
 
 class Prober:
@@ -162,32 +169,36 @@ class Prober:
         self._open: Counter[str] = Counter()
         self._unanswered: Counter[str] = Counter()
         self._warned: set[str] = set()
+        self._known: dict[str, ServerFacts] = {}
         self._is_closed = False
 
-    def send(self, address: str, served_name: str, count: int) -> None:
+    def send(self, address: str, wanted: AskedModel, count: int) -> None:
         """Ask an instance so many times more, unless as many requests are open."""
         with self._lock:
             fresh = count - self._open[address]
             self._open[address] += max(0, fresh)
         for _ in range(fresh):
             # Nobody waits at the end for one that has no answer, as for those of a pool.
-            threading.Thread(target=self._ask, args=(address, served_name), daemon=True).start()
+            threading.Thread(target=self._ask, args=(address, wanted), daemon=True).start()
 
     def unanswered(self, address: str) -> int:
-        """Return the count of probes in a row that had no answer though the instance took the request."""
+        """Return the count of probes in a row that had no answer of this model, though they were taken."""
         return self._unanswered[address]
 
     def close(self) -> None:
         """Send no more, and wait for none."""
         self._is_closed = True
 
-    def _ask(self, address: str, served_name: str) -> None:
+    def _ask(self, address: str, wanted: AskedModel) -> None:
+        name, root = wanted.served_name or "", wanted.root
         with self._slots:
-            why = None if self._is_closed else metrics.probe(address, served_name, PROBE_S, self._key)
+            why = None
+            if not self._is_closed:
+                why = metrics.probe(address, name, PROBE_S, self._key, root, self._known)
         with self._lock:
             self._open[address] -= 1
-            is_silent = why is not None and metrics.UNANSWERED in why
-            self._unanswered[address] = self._unanswered[address] + 1 if is_silent else 0
+            is_bad = why is not None and any(words in why for words in (metrics.UNANSWERED, OTHER_MODEL))
+            self._unanswered[address] = self._unanswered[address] + 1 if is_bad else 0
             is_news = why is not None and address not in self._warned and not self._is_closed
             self._warned.add(address) if is_news else None
         if is_news:

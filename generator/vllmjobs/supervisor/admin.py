@@ -9,14 +9,19 @@ import errno
 import json
 import os
 import re
+import resource
 import socket
 import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any, NamedTuple
 
-HEAD = 8192  # bytes, of a request's head and of its body
+HEAD = 8192  # bytes of a request's head, and of its body
+BODY = 1 << 20  # bytes of a body on the unix socket, which takes secrets: Linux's variables have 128 KiB each
 MOST = 64  # connections
+AT_ONCE = 8  # the part of `MOST` that is taken before the others are read: a storm cuts none of them off
+AGAIN_S = 0.02  # until connections are taken again, after there was no file descriptor for one
 SECONDS = 5.0  # for a request to come whole, and for an answer to be taken
 LINGER = 1 << 20  # bytes of a refused request that are read, so that its sender gets to read why
 
@@ -62,54 +67,91 @@ class Admin:
         self._routes = routes
         self._host, self._path = host, path
         self.port = port  # the one that it listens on, where 0 was asked for
-        self.connections: dict[asyncio.StreamWriter, asyncio.Task[None] | None] = {}
+        self.connections: dict[socket.socket, asyncio.Task[None]] = {}
         """The open connections, the oldest first."""
-        self._server: asyncio.Server | None = None
+        self._listener: socket.socket | None = None
+        self._most = _most()
 
     async def start(self) -> None:
         """Listen; raises `AdminError`."""
+        self._loop = asyncio.get_running_loop()
+        self._listener = _listen(self._host, self.port) if self._path is None else _listen_at(self._path)
         if self._path is None:
-            listener = _listen(self._host, self.port)
-            self.port = listener.getsockname()[1]
-            self._server = await asyncio.start_server(self._serve, sock=listener, limit=HEAD)
-        else:
-            listener = _listen_at(self._path)
-            self._server = await asyncio.start_unix_server(self._serve, sock=listener, limit=HEAD)
+            self.port = self._listener.getsockname()[1]
+        self._listener.setblocking(False)
+        self._loop.add_reader(self._listener, self._accept, self._listener)
 
     async def close(self) -> None:
         """Leave the address; connections are cut."""
-        if self._server is None:
+        if self._listener is None:
             return
-        self._server.close()
-        for writer in self.connections:
-            writer.transport.abort()
-        if serving := [task for task in self.connections.values() if task is not None]:
+        self._loop.remove_reader(self._listener)
+        self._listener.close()
+        self._listener = None
+        serving = set(self.connections.values())
+        for connection in list(self.connections):
+            self._cut(connection)
+        if serving:
             await asyncio.wait(serving)
-        await self._server.wait_closed()
         if self._path is not None:
             with suppress(FileNotFoundError):
                 os.unlink(self._path)  # noqa: PTH108
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if len(self.connections) >= MOST:
-            oldest = next(iter(self.connections))
-            del self.connections[oldest]
-            oldest.transport.abort()
-        self.connections[writer] = asyncio.current_task()
-        try:
-            await self._answer(reader, writer)
-            async with asyncio.timeout(SECONDS):
-                writer.close()
-                await writer.wait_closed()
-        except (TimeoutError, OSError, EOFError):
-            pass
-        finally:
-            writer.transport.abort()
-            self.connections.pop(writer, None)
+    def _accept(self, listener: socket.socket) -> None:
+        """Take a few of the connections that wait; the oldest makes room.
+
+        asyncio's own server takes a hundred before it reads from one, and logs a hundred errors when there
+        is no file descriptor left.
+        """
+        for _ in range(max(1, self._most // AT_ONCE)):
+            try:
+                connection, _address = listener.accept()
+            except (BlockingIOError, ConnectionAbortedError):
+                return
+            except OSError as error:  # no file descriptor: the probes of the engines need some, too
+                self._loop.remove_reader(listener)
+                self._loop.call_later(AGAIN_S, self._accept_again)
+                self._most = max(1, len(self.connections) // 2)
+                self._make_room(self._most)
+                self._loop.call_exception_handler({"message": "the admin port", "exception": error})
+                return
+            connection.setblocking(False)
+            self._make_room(self._most - 1)
+            task = self.connections[connection] = self._loop.create_task(self._serve(connection))
+            task.add_done_callback(partial(self._let_go, connection))
+
+    def _accept_again(self) -> None:
+        if self._listener:
+            self._loop.add_reader(self._listener, self._accept, self._listener)
+
+    def _make_room(self, most: int) -> None:
+        """Cut the oldest connections, until there are so many at most."""
+        for connection in list(self.connections)[: max(0, len(self.connections) - most)]:
+            self._cut(connection)
+
+    def _cut(self, connection: socket.socket) -> None:
+        self.connections.pop(connection).cancel()
+
+    def _let_go(self, connection: socket.socket, task: asyncio.Task[None]) -> None:
+        self.connections.pop(connection, None)
+        connection.close()
+        if not task.cancelled() and (error := task.exception()):
+            self._loop.call_exception_handler({"message": "the admin port", "exception": error})
+
+    async def _serve(self, connection: socket.socket) -> None:
+        with suppress(TimeoutError, OSError, EOFError):
+            reader, writer = await asyncio.open_connection(sock=connection, limit=HEAD)
+            try:
+                await self._answer(reader, writer)
+                async with asyncio.timeout(SECONDS):
+                    writer.close()
+                    await writer.wait_closed()
+            finally:
+                writer.transport.abort()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         try:
-            request = await _read(reader)
+            request = await _read(reader, HEAD if self._path is None else BODY)
         except _RefusedError as refused:
             await _write(writer, (refused.status, {"error": str(refused)}))
             await _linger(reader, writer)
@@ -148,8 +190,8 @@ def _key(method: str, path: str, routes: Routes) -> tuple[str, str]:
     return (f"{method} {start}/", name) if name else ("", "")
 
 
-async def _read(reader: asyncio.StreamReader) -> _Request | None:
-    """Read a request whole; None when the client is silent."""
+async def _read(reader: asyncio.StreamReader, most: int) -> _Request | None:
+    """Read a request whole, with a body of at most so many bytes; None when the client is silent."""
     line = b""
     try:
         async with asyncio.timeout(SECONDS):
@@ -157,14 +199,14 @@ async def _read(reader: asyncio.StreamReader) -> _Request | None:
                 line = await reader.readuntil(b"\r\n")
             except asyncio.LimitOverrunError:
                 raise _RefusedError(414, f"a request line has at most {HEAD} bytes") from None
-            return await _read_on(reader, line)
+            return await _read_on(reader, line, most)
     except TimeoutError:
         if not line:
             return None
         raise _RefusedError(408, f"a request must arrive within {SECONDS:g} seconds") from None
 
 
-async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
+async def _read_on(reader: asyncio.StreamReader, line: bytes, most: int) -> _Request:
     first = re.fullmatch(rb"([A-Z]{1,16}) (/[!-~]*) HTTP/(\d)\.(\d)\r\n", line)
     if not first:
         raise _RefusedError(400, "a request line is METHOD /path HTTP/1.1")
@@ -178,8 +220,8 @@ async def _read_on(reader: asyncio.StreamReader, line: bytes) -> _Request:
     length = headers.get(b"content-length", b"0")
     if not re.fullmatch(rb"\d{1,9}", length):
         raise _RefusedError(400, "Content-Length is not a number")
-    if int(length) > HEAD:
-        raise _RefusedError(413, f"a body has at most {HEAD} bytes")
+    if int(length) > most:
+        raise _RefusedError(413, f"a body has at most {most} bytes")
     body = (await reader.readexactly(int(length))).decode(errors="replace")
     path = first[2].decode("ascii").partition("?")[0]
     return _Request(first[1].decode("ascii"), path, b"origin" in headers, body)
@@ -235,6 +277,12 @@ async def _linger(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) ->
     async with asyncio.timeout(SECONDS):
         while left > 0 and (part := await reader.read(1 << 16)):
             left -= len(part)
+
+
+def _most() -> int:
+    """Return how many connections may be open: where files are few, a quarter of them."""
+    files = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return MOST if files == resource.RLIM_INFINITY else max(1, min(MOST, files // 4))
 
 
 def _listen(host: str, port: int) -> socket.socket:

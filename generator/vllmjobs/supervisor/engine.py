@@ -8,7 +8,7 @@ import time
 from contextlib import suppress
 
 from vllmjobs.supervisor.core.engines import Engine
-from vllmjobs.supervisor.core.model import Handle, Phase
+from vllmjobs.supervisor.core.model import Handle, Phase, Probed
 from vllmjobs.supervisor.http_client import LOOPBACK
 from vllmjobs.supervisor.log.lines import Lines, Rate, Stream
 from vllmjobs.supervisor.log.output import Output
@@ -17,9 +17,9 @@ from vllmjobs.supervisor.processes import Started, StartError
 
 AT_ONCE = 1 << 18  # bytes of one read
 # Seconds between two probes: a load takes minutes, a drain ends with the last answer.
-PAUSES: dict[Phase, float] = {"starting": 0.5, "ready": 5.0, "leaving": 0.1}
+PAUSES: dict[Phase, float] = {"starting": 0.5, "ready": 5.0, "sleeping": 1.0, "leaving": 0.1}
 USUAL = Timeouts()
-FIRST = Timeouts(completion=30.0)  # of a life: what was compiled late is compiled then
+FIRST = Timeouts(completion=30.0)  # of a life, and after a sleep: what was compiled late is compiled then
 PROBES = 8  # at least, in the time without progress after which an engine hangs
 STREAMS: tuple[Stream, ...] = ("stdout", "stderr")
 
@@ -105,12 +105,18 @@ class RunningEngine:
         while True:
             engine, phase = self.engine, self._phase
             self._changed.clear()
-            if engine.is_front:
-                result = await probe_front(engine)
-            elif phase == "leaving":
-                result = await probe_leaving(engine)
-            else:
-                sample, result = await probe(engine, sample, FIRST if phase == "starting" else USUAL)
+            try:
+                if engine.is_front:
+                    result = await probe_front(engine)
+                elif phase == "leaving":
+                    result = await probe_leaving(engine)
+                else:
+                    sample, result = await probe(engine, sample, USUAL if phase == "ready" else FIRST)
+            except Exception as error:  # a fault of ours, for which no engine is killed
+                what = f"the probe of {engine.name}"
+                self._loop.call_exception_handler({"message": what, "exception": error})
+                is_ready, is_asleep = phase == "ready", phase == "sleeping"
+                result = Probed(engine.name, serves=is_ready, progress=True, sleeps=is_asleep)
             if self._phase != phase:  # what it had to answer before it leaves is not what it has then
                 continue
             self._handle(result)

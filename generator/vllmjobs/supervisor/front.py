@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Collection, Iterable
+from contextlib import suppress
 
 from vllmjobs.supervisor.core.engines import Engine, PoolText, upstreams_text
 from vllmjobs.supervisor.core.model import Log, LogEvent
@@ -35,7 +36,10 @@ class Front:
         if self._path is None or text == self._written:
             return
         try:
-            with open(f"{self._path}.new", "w") as file:  # noqa: PTH123 (pathlib takes 0.7 MB)
+            with suppress(FileNotFoundError):
+                os.unlink(f"{self._path}.new")  # noqa: PTH108 (pathlib takes 0.7 MB)
+            flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            with os.fdopen(os.open(f"{self._path}.new", flags, 0o600), "w") as file:
                 file.write(text)
             os.replace(f"{self._path}.new", self._path)  # noqa: PTH105
         except OSError as error:

@@ -1,19 +1,15 @@
 """The HTTP/1.1 client of the supervisor: one request on a connection of its own."""
 
 import asyncio
-import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 if TYPE_CHECKING:
     from ssl import SSLContext
 
 MOST = 2 << 20  # bytes of an answer: a page of metrics has up to half a megabyte
 LOOPBACK = {"": "127.0.0.1", "0.0.0.0": "127.0.0.1", "localhost": "127.0.0.1", "::": "::1", "[::]": "::1"}
-
-JsonBody = Mapping[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +31,13 @@ class Response(NamedTuple):
     body: bytes
 
 
-async def request(address: ServerAddress, method: str, path: str, body: JsonBody | None = None) -> Response:
+async def request(
+    address: ServerAddress,
+    method: str,
+    path: str,
+    content: bytes | None = None,
+    content_type: str = "application/json",
+) -> Response:
     """Send one request, and read the answer whole; the connection is closed however it ends.
 
     Raises `OSError` where there is no connection, `ValueError` where the answer is not whole, not HTTP or too
@@ -48,7 +50,7 @@ async def request(address: ServerAddress, method: str, path: str, body: JsonBody
         tls = _unchecked() if address.tls else None
         reader, writer = await asyncio.open_connection(host, address.port, ssl=tls)
     try:
-        writer.write(_request(address, host, method, path, body))
+        writer.write(_request(address, host, method, path, content, content_type))
         return await _response(reader)
     except EOFError as error:
         raise ValueError("the connection ended before the answer did") from error
@@ -58,8 +60,9 @@ async def request(address: ServerAddress, method: str, path: str, body: JsonBody
         writer.transport.abort()
 
 
-def _request(address: ServerAddress, host: str, method: str, path: str, body: JsonBody | None) -> bytes:
-    content = b"" if body is None else json.dumps(body).encode()
+def _request(
+    address: ServerAddress, host: str, method: str, path: str, content: bytes | None, content_type: str
+) -> bytes:
     name = f"[{host}]" if ":" in host else host
     lines = [
         f"{method} {path} HTTP/1.1",
@@ -67,11 +70,11 @@ def _request(address: ServerAddress, host: str, method: str, path: str, body: Js
         "User-Agent: vllmjobs-supervisor",
         "Connection: close",
     ]
-    if body is not None:
-        lines += ["Content-Type: application/json", f"Content-Length: {len(content)}"]
+    if content is not None:
+        lines += [f"Content-Type: {content_type}", f"Content-Length: {len(content)}"]
     if address.token is not None:  # a file's last newline ends no header
         lines.append(f"Authorization: Bearer {address.token.strip()}")
-    return "\r\n".join([*lines, "", ""]).encode() + content
+    return "\r\n".join([*lines, "", ""]).encode() + (content or b"")
 
 
 async def _response(reader: asyncio.StreamReader) -> Response:

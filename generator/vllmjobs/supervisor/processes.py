@@ -19,6 +19,7 @@ from vllmjobs.supervisor.tree import Process
 PR_SET_CHILD_SUBREAPER = 36  # linux/prctl.h
 PIPE = 1 << 20  # bytes: /proc/sys/fs/pipe-max-size, the most that anyone may ask for
 ROUNDS = 20  # of killing what was forked meanwhile
+LOOKS, QUIET_LOOKS = 300, 3  # at our own children, a tenth of a millisecond each; those that show nobody new
 DEFAULTS = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}
 
 
@@ -79,6 +80,7 @@ class Processes:
         self._sessions: dict[int, str] = {}
         self._known: dict[int, tuple[int, str]] = {}  # of the last scan: when each started, and whose it is
         self._forking: set[str] = set()
+        self._mine: tuple[str | None, ...] = ()  # whose processes the last `_tree` counted
         try:
             libc = ctypes.CDLL(None, use_errno=True)
             if libc.prctl(PR_SET_CHILD_SUBREAPER, *map(ctypes.c_ulong, (1, 0, 0, 0))):
@@ -157,10 +159,10 @@ class Processes:
     def kill(self, name: str) -> set[int]:
         """Send SIGKILL to all of the tree, until a scan shows nobody new.
 
-        Returns what still runs then: it is dying, which takes an engine its time, or hangs in the kernel.
-        Ask `tree` until it is empty.
+        Returns what still runs then: it is dying, which takes an engine its time, hangs in the kernel, or
+        forks and ends faster than it can be killed. Ask again until it is empty.
         """
-        return self._kill(lambda: self._tree(name))
+        return self._kill(lambda: self._tree(name)) | self._chase()
 
     def leftovers(self) -> dict[str, set[int]]:
         """Return by child what an earlier life of this supervisor left. Raises `ProcessError` without /proc.
@@ -182,8 +184,31 @@ class Processes:
         owners = self._owners(scan)
         running = {pid: owner for pid, owner in owners.items() if scan[pid].is_alive}
         others = self._forking & {*self._children, *running.values()} - {name, None}
-        mine = (name,) if others else (name, None)
-        return scan, {pid for pid, owner in running.items() if owner in mine}
+        self._mine = (name,) if others else (name, None)
+        return scan, {pid for pid, owner in running.items() if owner in self._mine}
+
+    def _chase(self) -> set[int]:
+        """Kill what no scan sees, because it forks and ends within one: it is, or is about to be, our child.
+
+        Whose it is was found out by the last `_tree`. Returns who was there at the last look.
+        """
+        passed: set[int] = set(self._names)  # ended and not yet reaped, so that nobody else gets their pids
+        there: set[int] = set()
+        quiet = 0
+        for _ in range(LOOKS):
+            there = tree.own_children() - passed
+            for pid in there:
+                one = tree.process(pid)
+                is_mine = one and (pid, one.started) not in self._before and self._owner(one) in self._mine
+                if one is None or not one.is_alive or not is_mine:
+                    passed.add(pid)
+                else:
+                    with suppress(ProcessLookupError, PermissionError):
+                        os.kill(pid, signal.SIGKILL)
+            quiet = 0 if there else quiet + 1
+            if quiet == QUIET_LOOKS:
+                break
+        return there
 
     def _owners(self, scan: dict[int, Process]) -> dict[int, str | None]:
         """Return the owner of each of our descendants; remembered for the next scan."""

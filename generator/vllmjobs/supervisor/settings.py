@@ -3,15 +3,17 @@
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+from vllmjobs.supervisor.core.asking import started_for
 from vllmjobs.supervisor.core.engines import PORT, Engine, PoolText, ServerLine
 from vllmjobs.supervisor.core.model import Child, SupervisionLimits, SupervisorSpec
+from vllmjobs.supervisor.log.rotation import RotatedLog
+from vllmjobs.supervisor.tokens import OURS_ALONE
 
 ADMIN_PORT = 8090
-OURS_ALONE = ("NOMAD_TOKEN",)  # which fences nodes; an engine has no business with it
 _UNITS = {"ms": 0.001, "s": 1.0, "m": 60.0, "h": 3600.0}
 
 USAGE = """\
@@ -57,6 +59,7 @@ class Settings:
     limits: SupervisionLimits = field(default_factory=SupervisionLimits)
     min_alive: int = 1
     log_rate: float = 2000.0  # the lines a second of each stream that are let through; 0 for all
+    log: RotatedLog | None = None  # the file that stdout leads to, where the supervisor rotates it
     upstreams_path: str | None = None  # where the balancer in front reads who is ready, anew on SIGHUP
     upstreams: tuple[PoolText, ...] = ()  # the texts of that file
     secrets: tuple[str, ...] = ()  # the variables of the engines that a balancer in front does not get
@@ -106,29 +109,37 @@ def read(arguments: Sequence[str], environ: Mapping[str, str]) -> Settings:
 
 
 def engine(name: str, command: Sequence[str], environ: Mapping[str, str]) -> Engine:
-    """Take the address from the arguments of `vllm serve`, and the GPUs from its environment."""
+    """Take the address, the model and the key from the arguments of `vllm serve`, the GPUs from `environ`."""
+    env = {name: value for name, value in environ.items() if name not in OURS_ALONE}
+    return Engine(name, tuple(command), env, **derived(command, env), gpus=_gpus(env))
+
+
+def derived(command: Sequence[str], env: Mapping[str, str]) -> dict[str, Any]:
+    """Return the fields of an `Engine` that a command and its variables tell. Raises `SettingsError`.
+
+    Options are read as vLLM's parser reads them: `--api-key K`, `--api-key=K`, and with `_` for `-`.
+    """
 
     def argument(flag: str) -> str | None:
         for number, word in enumerate(command):
-            if word == flag and number + 1 < len(command):
-                return command[number + 1]
-            if word.startswith(f"{flag}="):
-                return word.partition("=")[2]
+            option, equals, value = word.partition("=")
+            if option.replace("_", "-") == flag and (equals or number + 1 < len(command)):
+                return value if equals else command[number + 1]
         return None
 
-    visible = environ.get("CUDA_VISIBLE_DEVICES") or environ.get("NVIDIA_VISIBLE_DEVICES") or ""
-    gpus = () if visible in ("all", "none", "void") else tuple(filter(None, visible.split(",")))
-    return Engine(
-        name,
-        tuple(command),
-        {name: value for name, value in environ.items() if name not in OURS_ALONE},
-        argument("--host") or "127.0.0.1",
-        _port(argument("--port") or str(PORT), "--port"),
-        argument("--served-model-name"),
-        gpus,
-        tls=argument("--ssl-certfile") is not None,
-        api_key=argument("--api-key") or environ.get("VLLM_API_KEY"),
-    )
+    return {
+        "host": argument("--host") or "127.0.0.1",
+        "port": _port(argument("--port") or str(PORT), "--port"),
+        "served_name": argument("--served-model-name"),
+        "model": started_for(command) or argument("--model"),
+        "tls": argument("--ssl-certfile") is not None,
+        "api_key": argument("--api-key") or env.get("VLLM_API_KEY"),
+    }
+
+
+def _gpus(env: Mapping[str, str]) -> tuple[str, ...]:
+    visible = env.get("CUDA_VISIBLE_DEVICES") or env.get("NVIDIA_VISIBLE_DEVICES") or ""
+    return () if visible in ("all", "none", "void") else tuple(filter(None, visible.split(",")))
 
 
 def seconds(text: str, place: str) -> float:
@@ -162,30 +173,35 @@ def read_file(path: str, environ: Mapping[str, str]) -> Settings:
     try:
         with open(path) as file:  # noqa: PTH123 (pathlib takes half a megabyte)
             content = json.load(file)
-        public = {name: value for name, value in environ.items() if name not in content.get("secrets", ())}
-        engines = tuple(
-            Engine(
-                **{
-                    **engine,
-                    "command": tuple(engine["command"]),
-                    "env": {**(public if engine.get("is_front") else environ), **engine.get("env", {})},
-                    "gpus": tuple(engine.get("gpus", ())),
-                    "line": ServerLine(**engine["line"]) if "line" in engine else None,
-                }
-            )
-            for engine in content.pop("engines")
-        )
+        secrets = tuple(content.get("secrets", ()))
+        engines = tuple(_told(one, environ, secrets) for one in content.pop("engines"))
         unknown = content.keys() - {field.name for field in fields(Settings)}
         if unknown:
             raise SettingsError(f"{path}: unknown keys: {', '.join(sorted(unknown))}")
         limits = SupervisionLimits(**content.pop("limits", {}))
         pools = tuple(PoolText(**pool) for pool in content.pop("upstreams", ()))
-        content["secrets"] = tuple(content.get("secrets", ()))
-        return Settings(engines=engines, limits=limits, upstreams=pools, **{**content, "path": path})
+        log = RotatedLog(**content["log"]) if content.get("log") else None
+        content |= {"secrets": secrets, "path": path, "log": log}
+        return Settings(engines=engines, limits=limits, upstreams=pools, **content)
     except OSError as error:
         raise SettingsError(f"{path}: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise SettingsError(f"{path} is not a configuration of vllmjobs-supervise: {error}") from error
+
+
+def _told(told: Mapping[str, Any], environ: Mapping[str, str], secrets: Collection[str]) -> Engine:
+    """Return an engine of a file: what its command and variables tell, and what the file says over it.
+
+    A balancer gets no secrets. Without `gpus` in the file, they are those of the engine's own `env`: what the
+    supervisor itself sees belongs to all engines.
+    """
+    own, command = told.get("env", {}), tuple(told["command"])
+    left_out = (*OURS_ALONE, *secrets) if told.get("is_front") else OURS_ALONE
+    env = {**{name: value for name, value in environ.items() if name not in left_out}, **own}
+    known = {} if told.get("is_front") else derived(command, env)
+    line = ServerLine(**told["line"]) if "line" in told else None
+    gpus = tuple(told.get("gpus", _gpus(own)))
+    return Engine(**{**known, **told, "command": command, "env": env, "gpus": gpus, "line": line})
 
 
 def _whole(text: str, place: str) -> int:

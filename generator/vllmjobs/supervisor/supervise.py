@@ -7,7 +7,8 @@ import asyncio
 import os
 import signal
 import time
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine, Mapping
+from functools import partial
 from typing import Any
 
 from vllmjobs.supervisor.children import Children
@@ -20,10 +21,14 @@ from vllmjobs.supervisor.gpu.fence import fence
 from vllmjobs.supervisor.gpu.monitor import GpuMonitor
 from vllmjobs.supervisor.log.lines import event
 from vllmjobs.supervisor.log.output import Output
+from vllmjobs.supervisor.log.rotation import Rotation
 from vllmjobs.supervisor.processes import Processes
 from vllmjobs.supervisor.reload import Configuration, Reload
 from vllmjobs.supervisor.settings import Settings
+from vllmjobs.supervisor.signals import Signals
+from vllmjobs.supervisor.unforeseen import Unforeseen
 
+ROTATION_S, ROTATION_AGAIN_S = 1.0, 60.0  # between two looks at the log's size; after it could not be rotated
 STOPS = (signal.SIGTERM, signal.SIGINT)
 FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, signal.SIGWINCH)
 
@@ -31,9 +36,12 @@ FORWARDED = (signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2, sign
 class Supervisor:
     """One run, from the first start to the exit code; made where its event loop runs."""
 
-    def __init__(self, settings: Settings, processes: Processes, output: Output) -> None:
+    def __init__(
+        self, settings: Settings, processes: Processes, output: Output, tokens: Mapping[str, str]
+    ) -> None:
+        """Supervise `settings`; `tokens` are those of the supervisor alone, which fence a node."""
         self.configuration = Configuration(settings, os.environ)
-        self.processes, self.output = processes, output
+        self.processes, self.output, self._tokens = processes, output, tokens
         self._loop = asyncio.get_running_loop()
         self.started_at = self._loop.time()
         self.state, self._first = begin(self.configuration.spec, self.started_at)
@@ -52,13 +60,16 @@ class Supervisor:
 
     async def run(self) -> int:
         """Supervise until all is over; return the exit code. Raises `ProcessError`."""
-        self._handle_signals()
+        self._loop.set_exception_handler(Unforeseen(self.log, self._loop.time))
+        signals = self._signals()
         try:
             await self.children.clear_leftovers(self.configuration.spec.limits.gone)
             self.gpus.start()
             self._follow()
             self._perform(self._first)
             self._spawn(self.children.survey())
+            if log := self.configuration.settings.log:
+                self._spawn(self._rotate(Rotation(log)))
             return await self._exit_code
         finally:
             for task in self._tasks:
@@ -67,9 +78,17 @@ class Supervisor:
             self.children.close()
             if self._fences:  # a few seconds at most
                 await asyncio.wait(self._fences)
+            signals.close()
 
     def handle(self, trigger: Trigger) -> None:
-        """Decide what to do about a trigger, and do it."""
+        """Decide what to do about a trigger, and do it; a failure to decide ends the supervisor."""
+        try:
+            self._handle(trigger)
+        except Exception as error:
+            if not self._exit_code.done():
+                self._exit_code.set_exception(error)
+
+    def _handle(self, trigger: Trigger) -> None:
         self.state, operations = step(self.configuration.spec, self.state, trigger, self.now)
         self.children.enter_phases(self.state)
         self._follow()
@@ -115,21 +134,32 @@ class Supervisor:
         engines = [running.engine for running in self.children.running.values()]
         self._front.follow(self.configuration.settings.upstreams, engines, ready)
 
-    def _handle_signals(self) -> None:
-        for number in STOPS:
-            self._loop.add_signal_handler(number, self.handle, model.StopAsked())
-        for number in FORWARDED:
-            self._loop.add_signal_handler(number, self.children.send_all, number)
+    async def _rotate(self, rotation: Rotation) -> None:
+        """Begin a new log file whenever the old one is full, for ever."""
+        pause = ROTATION_S
+        while True:
+            await asyncio.sleep(pause)
+            pause = ROTATION_S
+            if rotation.is_due and self.output.is_whole and (failed := rotation.turn()):
+                self.log(failed)
+                pause = ROTATION_AGAIN_S
+
+    def _signals(self) -> Signals:
+        handlers: dict[int, Callable[[], object]] = dict.fromkeys(
+            STOPS, partial(self.handle, model.StopAsked())
+        )
+        handlers |= {number: partial(self.children.send_all, number) for number in FORWARDED}
         if self.configuration.settings.admin_path:  # on a box, where SIGHUP means that a terminal was closed
-            self._loop.add_signal_handler(signal.SIGHUP, self._hang_up)
-        self._loop.add_signal_handler(signal.SIGCHLD, self.children.reap)
+            handlers[signal.SIGHUP] = self._hang_up
+        handlers[signal.SIGCHLD] = self.children.reap
+        return Signals(handlers)
 
     def _hang_up(self) -> None:
         if not self.state.is_stopping:  # the shell sends it, and then the kernel: that is no hurry
             self.handle(model.StopAsked())
 
     async def _fence(self, gpu: str, reason: str) -> None:
-        if why := await fence(gpu, reason, os.environ):
+        if why := await fence(gpu, reason, {**os.environ, **self._tokens}):
             self.log(LogEvent("node_not_fenced", "WARNING", fields={"gpu": gpu, "reason": why}))
         else:
             self.log(LogEvent("node_fenced", "WARNING", fields={"gpu": gpu, "reason": reason}))

@@ -8,10 +8,12 @@ bare         a daemon without any environment
 threads      a child whose first thread has ended, while another runs
 lineage      a child without any environment in its own session, whose parent ends on SIGUSR1
 storm        children that fork without end
+comet        one that forks, ends, and goes on in a session of its own, again and again
 zombies      a thousand that have ended, and whose parent has too
 """
 
 import ctypes
+import fcntl
 import os
 import signal
 import sys
@@ -98,6 +100,17 @@ def storm() -> None:
     tell_and_stay()
 
 
+def comet() -> None:
+    """Go on as another process each moment, while the lock of argv[2] is held."""
+    lock = os.open(sys.argv[2], os.O_CREAT | os.O_RDWR)
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    os.write(1, f"{os.getpid()}\n".encode())
+    while True:
+        if os.fork():
+            os._exit(0)
+        os.setsid()
+
+
 def zombies() -> None:
     def breed() -> None:
         for _ in range(1000):
@@ -109,7 +122,8 @@ def zombies() -> None:
 
 KINDS = {
     "stubborn": stubborn, "session": session, "daemon": daemon, "nameless": nameless, "bare": bare,
-    "threads": threads, "lineage": lineage, "storm": storm, "itself": tell_and_stay, "zombies": zombies,
+    "threads": threads, "lineage": lineage, "storm": storm, "comet": comet, "itself": tell_and_stay,
+    "zombies": zombies,
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ import pytest
 
 from vllmjobs.cluster.metrics import MetricsError, PrometheusApi, probe, scrape
 from vllmjobs.rollout.samples import SERIES, Sample
+from vllmjobs.supervisor.core.asking import ServerFacts
 from vllmjobs_sandbox.fakes.listening import listening
 
 PAGE = 'vllm:num_requests_waiting{engine="0",model_name="chat"} 3.0\n'
@@ -31,7 +32,7 @@ def serve() -> Iterator[Serve]:
     def new(answers: Answers) -> str:
         class Handler(BaseHTTPRequestHandler):
             def do_GET(self) -> None:
-                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+                body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode(errors="replace")
                 answer = answers(self.path, dict(self.headers), body)
                 if isinstance(answer, Event):
                     silent.append(answer)
@@ -193,16 +194,26 @@ def test_a_label_that_none_can_be_is_refused() -> None:
 # Probing
 
 
-def test_a_probe_is_one_token(serve: Serve) -> None:
+CARDS = '{"data": [{"id": "chat", "root": "org/model"}]}'
+TOKEN = '{"choices": [{"text": "a"}]}'
+
+
+def test_a_probe_is_one_token_after_it_was_asked_what_answers(serve: Serve) -> None:
     asked: list[Any] = []
 
     def answer(path: str, headers: dict[str, str], body: str) -> Answer:
-        asked.append((path, headers.get("Authorization"), json.loads(body)))
-        return 200, "{}"
+        asked.append((path, headers.get("Authorization"), json.loads(body or "null")))
+        pages = {"/v1/models": CARDS, "/v1/completions": TOKEN}
+        return (200, pages[path]) if path in pages else (404, "")
 
-    assert probe(serve(answer), "chat", 5, "secret") is None
-    wanted = {"model": "chat", "max_tokens": 1, "temperature": 0, "prompt": "1"}
-    assert asked == [("/v1/completions", "Bearer secret", wanted)]
+    known: dict[str, ServerFacts] = {}
+    address = serve(answer)
+    assert probe(address, "chat", 5, "secret", "org/model", known) is None
+    key, wanted = "Bearer secret", {"model": "chat", "max_tokens": 1, "prompt": "1"}
+    found_out = [(path, key, None) for path in ("/is_sleeping", "/v1/models", "/openapi.json")]
+    assert asked == [*found_out, ("/v1/completions", key, wanted)]
+    assert probe(address, "chat", 5, "secret", "org/model", known) is None
+    assert asked[4:] == [("/v1/completions", key, wanted)]
 
 
 @pytest.mark.parametrize("status", [200, 500, 503])
@@ -211,29 +222,46 @@ def test_an_answer_that_the_metrics_tell_of_is_enough(serve: Serve, status: int)
 
 
 @pytest.mark.parametrize("status", [400, 404])
-def test_a_model_that_only_chats_is_asked_to_chat(serve: Serve, status: int) -> None:
-    def answer(path: str, _: dict[str, str], body: str) -> Answer:
-        if path == "/v1/chat/completions" and json.loads(body)["messages"]:
-            return 200, "{}"
-        return status, '{"error": {"message": "does not support Completions API"}}'
+@pytest.mark.parametrize(
+    ("path", "body"), [("/v1/chat/completions", TOKEN), ("/v1/audio/transcriptions", '{"text": ""}')]
+)
+def test_a_model_is_asked_for_what_it_is_for(serve: Serve, path: str, body: str, status: int) -> None:
+    refusal = '{"error": {"message": "does not support Completions API"}}'
+    address = serve(lambda asked, *_: (200, body) if asked == path else (status, refusal))
+    assert probe(address, "chat", 5) is None
 
-    assert probe(serve(answer), "chat", 5) is None
+
+def test_a_server_that_sleeps_or_serves_another_model_is_sent_nothing(serve: Serve) -> None:
+    asked: list[str] = []
+
+    def serving(pages: dict[str, str]) -> str:
+        def answer(path: str, *_: object) -> Answer:
+            asked.append(path)
+            return (200, pages[path]) if path in pages else (404, "")
+
+        return serve(answer)
+
+    asleep, other = serving({"/is_sleeping": '{"is_sleeping": true}'}), serving({"/v1/models": CARDS})
+    assert probe(asleep, "chat", 5) == f"http://{asleep}/is_sleeping says that it sleeps"
+    assert probe(other, "chat", 5, model="org/other") == (
+        f"http://{other}/v1/models: it serves another model: chat is org/model, but org/other was asked for"
+    )
+    assert asked == ["/is_sleeping", "/is_sleeping", "/v1/models"]
 
 
 def test_why_an_instance_cannot_be_probed_is_said(serve: Serve, nobody: str) -> None:
     missing = serve(always(404, '{"error": {"message": "The model `x` does not exist."}}'))
-    older = serve(always(400, '{"object": "error", "message": "no chat template"}'))
     guarded, hung = serve(always(401)), serve(lambda *_: Event())
     strange = serve(always(418, "teapot"))
-    found = {one: probe(one, "x", 2) for one in (missing, older, guarded, hung, nobody, strange)}
+    found = {one: probe(one, "x", 2) for one in (missing, guarded, hung, nobody, strange)}
     assert found == {
-        missing: f"http://{missing}/v1/completions answers 404 Not Found: The model `x` does not exist.",
-        older: f"http://{older}/v1/completions answers 400 Bad Request: no chat template",
-        guarded: f"http://{guarded}/v1/completions answers 401 Unauthorized: set VLLM_API_KEY to its key",
-        hung: f"http://{hung}/v1/completions does not answer within 2 s",
-        nobody: f"http://{nobody}/v1/completions cannot be reached: nothing listens there, "
+        missing: f"http://{missing}/v1/completions answered 404: "
+        '{"error": {"message": "The model `x` does not exist."}}',
+        guarded: f"http://{guarded}/v1/completions answered 401: set VLLM_API_KEY to its key",
+        hung: f"http://{hung}/v1/models: does not answer within 2 s",
+        nobody: f"http://{nobody}/v1/models: cannot be reached: nothing listens there, "
         "or the connection broke",
-        strange: f"http://{strange}/v1/completions answers 418 I'm a Teapot: teapot",
+        strange: f"http://{strange}/v1/completions answered 418: teapot",
     }
     said = probe(guarded, "x", 5, "wrong")
-    assert said == (f"http://{guarded}/v1/completions answers 401 Unauthorized: VLLM_API_KEY is not its key")
+    assert said == f"http://{guarded}/v1/completions answered 401: VLLM_API_KEY is not its key"

@@ -38,6 +38,39 @@ def test_where_the_engine_answers_is_read_from_its_own_arguments() -> None:
     assert engine.api_key == "of the environment"
 
 
+@pytest.mark.parametrize(
+    ("words", "variables", "key", "tls"),
+    [
+        ((), {"VLLM_API_KEY": "of the environment"}, "of the environment", False),
+        (("--api-key", "a", "b"), {"VLLM_API_KEY": "other"}, "a", False),
+        (("--api_key=a", "--ssl_certfile=c.pem"), {}, "a", True),
+        (("--ssl-certfile", "c.pem"), {}, None, True),
+    ],
+)
+def test_a_file_derives_what_a_command_line_derives(
+    words: tuple[str, ...], variables: dict[str, str], key: str | None, tls: bool, tmp_path: Path
+) -> None:
+    command = ["vllm", "serve", "a/b", "--host=::1", "--port", "9000", "--served-model-name=chat", *words]
+    file = tmp_path / "up.json"
+    file.write_text(json.dumps({"identity": "a", "engines": [{"name": "vllm", "command": command}]}))
+    (told,) = read(["--config", str(file)], variables).engines
+    (typed,) = read(["--", *command], variables).engines
+    assert told == typed
+    assert (told.host, told.port, told.served_name) == ("::1", 9000, "chat")
+    assert (told.api_key, told.tls) == (key, tls)
+
+
+def test_what_a_file_says_goes_before_what_the_command_tells(tmp_path: Path) -> None:
+    file = tmp_path / "up.json"
+    engine = {"name": "a", "command": ["vllm", "serve", "m", "--port=1"], "port": 2, "api_key": "own"}
+    front = {"name": "nginx", "command": ["nginx", "--api-key", "x"], "is_front": True}
+    told = {"identity": "a", "engines": [engine, front], "secrets": ["VLLM_API_KEY"]}
+    file.write_text(json.dumps(told))
+    one, balancer = read(["--config", str(file)], {"VLLM_API_KEY": "k", "NOMAD_TOKEN": "t"}).engines
+    assert (one.port, one.api_key, one.env) == (2, "own", {"VLLM_API_KEY": "k"})
+    assert (balancer.api_key, balancer.env) == (None, {})
+
+
 def test_under_nomad_it_has_the_groups_name_and_the_allocations_ports() -> None:
     found = read(SERVE, {
         "NOMAD_GROUP_NAME": "chat", "NOMAD_ALLOC_ID": "a1", "NOMAD_IP_admin": "10.0.0.1",

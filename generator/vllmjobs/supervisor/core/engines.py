@@ -38,6 +38,7 @@ class Engine:
     host: str = "127.0.0.1"
     port: int = PORT
     served_name: str | None = None  # the model's name in requests; the first that the engine lists when None
+    model: str | None = None  # the model that it was started for: a repository or a folder; None if unknown
     gpus: tuple[str, ...] = ()  # the GPUs by UUID or index
     tls: bool = False  # True if it was started with --ssl-certfile
     api_key: str | None = field(default=None, repr=False)

@@ -82,6 +82,9 @@ class Probed:
     serves: bool  # True if /health answered 200 and a completion of one token came
     progress: bool  # True if it counted more tokens, answered a completion, or has nothing to do
     unanswered: int | None = None  # the requests on their way; None where the engine does not tell
+    sleeps: bool = False  # True if it sleeps on purpose: unready, and not broken
+    reason: str = ""  # what it answered instead of serving; empty where it serves, or said nothing
+    is_unprobed: bool = False  # True if no probe fits it, so that /health and /v1/models are the word
 
 
 @dataclass(frozen=True)
@@ -164,13 +167,14 @@ Phase = Literal[
     "waiting",  # out the backoff
     "starting",
     "ready",
+    "sleeping",  # on purpose (vLLM's sleep mode): unready, never asked for anything, not restarted
     "leaving",  # unready, with answers on their way
     "terminating",
     "killing",
     "ended",
     "given_up",
 ]
-RUNNING: tuple[Phase, ...] = ("starting", "ready", "leaving", "terminating", "killing")
+RUNNING: tuple[Phase, ...] = ("starting", "ready", "sleeping", "leaving", "terminating", "killing")
 OVER: tuple[Phase, ...] = ("ended", "given_up")
 
 
@@ -192,6 +196,8 @@ class ChildState:
     unanswered: int | None = None  # the requests on their way at the last probe
     restarts: int = 0  # the number of starts after the first
     starts: int = 0  # the number of starts
+    answered: str = ""  # what it answered at the last probe instead of serving
+    told_at: float | None = None  # the time at which that was last logged, in its present life
 
 
 @dataclass(frozen=True)

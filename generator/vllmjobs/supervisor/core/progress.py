@@ -1,10 +1,13 @@
 """An engine's progress, from what two probes observed."""
 
-import math
 import re
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
+
+from vllmjobs.supervisor.core.asking import NOTHING, ServerFacts
+
+MOST = 2.0**53  # the largest count that is believed: beyond it a float counts no ones any more
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,12 +17,14 @@ class ProbeResult:
     health: int | None = None  # the status of /health; None without an answer
     tokens: float | None = None  # of prompts and answers, and answered requests, in one sum; None if not told
     unanswered: int | None = None  # the requests that run or wait; None if not told
-    completion: Literal["answered", "refused", "silent"] | None = None  # None when none was asked for
+    completion: Literal["answered", "unprobed", "refused", "silent"] | None = (
+        None  # None when none was asked for
+    )
     reason: str = ""  # the reason for which it does not serve, in a few words
     has_served: bool = False  # True if it ever answered a completion in its present life
     proved_at: float = 0.0  # the time at which it last made progress, on the loop's clock
-    model: str | None = None  # the model's name in requests
-    path: str | None = None  # the path on which the engine answers with a token
+    is_asleep: bool = False  # True if it sleeps on purpose
+    facts: ServerFacts = NOTHING  # what was found out in its present life
 
 
 class Load(NamedTuple):
@@ -33,6 +38,8 @@ def progressed(before: ProbeResult | None, after: ProbeResult) -> bool:
     """Tell whether the engine did anything from one probe to the next, or has nothing to do."""
     if after.completion == "answered" or grew(before, after):
         return True
+    if after.completion == "unprobed" and after.unanswered is None:
+        return after.health == 200  # nothing else tells
     return after.unanswered == 0 and after.completion != "silent" and after.health in (200, None)
 
 
@@ -56,7 +63,7 @@ def read_metrics(page: bytes) -> Load:
     for name, labels, text in _SERIES.findall(b"\n" + page):
         with suppress(ValueError):
             value = float(text)
-            if math.isfinite(value) and not _NOT_ANSWERED.search(labels):
+            if 0 <= value <= MOST and not _NOT_ANSWERED.search(labels):
                 sums[name] = sums.get(name, 0.0) + value
     running, waiting = sums.pop(b"num_requests_running", None), sums.pop(b"num_requests_waiting", 0.0)
     return Load(sum(sums.values()) if sums else None, None if running is None else round(running + waiting))

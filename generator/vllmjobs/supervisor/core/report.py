@@ -77,7 +77,7 @@ def ready(spec: SupervisorSpec, state: State, name: str = "") -> HttpAnswer:
 def health(spec: SupervisorSpec, state: State, runtime: Runtime, now: float) -> HttpAnswer:
     """Answer with everything, for people and dashboards; 200 while it serves, or starts as it should."""
     status = _status(spec, state, now)
-    is_well = status in ("ok", "starting") or (status == "degraded" and is_ready(spec, state))
+    is_well = status in ("ok", "sleeping", "starting") or (status == "degraded" and is_ready(spec, state))
     phases = {one.phase for one in state.children.values()}
     return 200 if is_well else 503, {
         "status": status,
@@ -103,15 +103,16 @@ def _status(spec: SupervisorSpec, state: State, now: float) -> str:
     if state.is_stopping:
         return "failed" if state.code else "stopping"
     ones = state.children.values()
-    if all(one.phase == "ready" for one in ones):
-        return "ok"
+    phases = {one.phase for one in ones}
+    if phases <= {"ready", "sleeping"}:
+        return "sleeping" if "sleeping" in phases else "ok"
     is_as_planned = all(_is_as_planned(one, now - spec.limits.window) for one in ones)
     return "starting" if is_as_planned else "degraded"
 
 
 def _is_as_planned(one: ChildState, since: float) -> bool:
     """Tell whether a child serves, is started without trouble, or ends because that was asked for."""
-    if one.phase == "ready":
+    if one.phase in ("ready", "sleeping"):
         return True
     is_ending = one.phase in ("terminating", "killing") and not one.is_planned
     is_off = one.phase == "given_up" or one.then == "give_up" or is_ending
@@ -143,7 +144,7 @@ def _shown(child: Child, state: State, runtime: Runtime, window: float, now: flo
         "ready_seconds": round(now - (one.ready_at or 0), 3) if is_up else None,
         "unanswered": one.unanswered,
         "awaited": child.name in runtime.awaited,
-        "why": one.why,
+        "why": one.why or one.answered,
     }
 
 

@@ -11,6 +11,7 @@ from vllmjobs.supervisor.core import model
 from vllmjobs.supervisor.core.model import ChildState, LogEvent, Operation, State, SupervisorSpec, Trigger
 
 JITTER = 0.25  # the largest random part of a pause before a restart
+TELL_AGAIN = 60.0  # seconds until another answer of an engine that does not get ready is logged
 
 
 def begin(spec: SupervisorSpec, now: float) -> tuple[State, list[Operation]]:
@@ -49,7 +50,7 @@ def _deadline(limits: model.SupervisionLimits, state: State, one: ChildState) ->
             return one.due
         case "starting":
             return one.since + limits.load
-        case "ready":
+        case "ready" | "sleeping":
             return one.progress_at + limits.hang
         case "terminating":
             return one.since + limits.term
@@ -120,11 +121,12 @@ class _Turn:
             case "waiting":
                 starts, restarts = one.starts + 1, one.restarts + bool(one.starts)
                 self._set(child.name, phase="starting", since=self.now, starts=starts, restarts=restarts)
-                self._set(child.name, ready_at=None, is_planned=False, why="")
+                self._set(child.name, ready_at=None, is_planned=False, why="", answered="", told_at=None)
                 self.operations.append(model.Start(child.name))
             case "starting":
-                self._kill(child.name, f"not ready after {self.limits.load:g} s")
-            case "ready":
+                answered = f": {one.answered}" if one.answered else ""
+                self._kill(child.name, f"not ready after {self.limits.load:g} s{answered}")
+            case "ready" | "sleeping":
                 self._kill(child.name, f"no progress for {self.limits.hang:g} s")
             case "leaving":
                 self._terminate(child.name)
@@ -135,7 +137,9 @@ class _Turn:
                 self._over(child.name, "given_up", "it cannot be killed: it hangs in the kernel")
             case "clearing":
                 if self.state.is_stopping:
-                    self._over(child.name, "ended", "its processes or their GPU memory may be left")
+                    left = "its processes or their GPU memory may be left"
+                    self._log("instance_not_cleared", child.name, "ERROR", reason=left)
+                    self._over(child.name, "ended", left)
                 else:
                     self._log("gpu_memory_not_freed", child.name, "ERROR", gpus=list(child.gpus))
                     self._over(child.name, "given_up", f"GPU memory is not free after {self.limits.vram:g} s")
@@ -179,16 +183,36 @@ class _Turn:
             self._over(name, "given_up" if one.then == "give_up" else "ended", one.why)
 
     def _probed(self, result: model.Probed) -> None:
-        one = self._at(result.child)
-        if one.phase not in ("starting", "ready", "leaving"):
+        name, one = result.child, self._at(result.child)
+        if one.phase not in ("starting", "ready", "sleeping", "leaving"):
             return
-        is_new = one.phase == "starting" and result.serves
-        if result.progress or is_new:
-            self._set(result.child, progress_at=self.now)
-        self._set(result.child, unanswered=result.unanswered)
+        is_new = one.phase in ("starting", "sleeping") and result.serves
+        # One that was woken and does not answer makes no progress, whatever it counts.
+        if (result.progress and (one.phase != "sleeping" or result.sleeps)) or is_new:
+            self._set(name, progress_at=self.now)
+        self._set(name, unanswered=result.unanswered, answered="" if result.serves else result.reason)
         if is_new:
-            self._set(result.child, phase="ready", since=self.now, ready_at=self.now, was_ready=True)
-            self._log("instance_ready", result.child, load_seconds=round(self.now - one.since, 3))
+            self._ready(name, one, result)
+        elif result.sleeps and one.phase in ("starting", "ready"):
+            self._set(name, phase="sleeping", since=self.now, progress_at=self.now)
+            self._log("instance_sleeps", name, reason=result.reason)
+        elif one.phase == "starting" and result.reason not in ("", one.answered) and self._is_news(one):
+            self._set(name, told_at=self.now)
+            self._log("instance_not_ready", name, "WARNING", reason=result.reason)
+
+    def _is_news(self, one: ChildState) -> bool:
+        return one.told_at is None or self.now - one.told_at >= TELL_AGAIN
+
+    def _ready(self, name: str, one: ChildState, result: model.Probed) -> None:
+        seconds = round(self.now - one.since, 3)
+        ready_at = self.now if one.ready_at is None else one.ready_at
+        self._set(name, phase="ready", since=self.now, ready_at=ready_at, was_ready=True)
+        if one.phase == "sleeping":
+            self._log("instance_awake", name, slept_seconds=seconds)
+        else:
+            self._log("instance_ready", name, load_seconds=seconds)
+        if result.is_unprobed:
+            self._log("instance_not_probed", name, "WARNING", reason=result.reason)
 
     def _stop_asked(self) -> None:
         self.state = replace(self.state, asked=self.state.asked + 1)
@@ -222,7 +246,7 @@ class _Turn:
                 self._over(name, "ended", why)
             case "clearing":
                 self._set(name, since=self.now, then="end" if one.then == "start" else one.then)
-            case "starting":  # it has no answers to give
+            case "starting" | "sleeping":  # it has no answers to give
                 self._set(name, is_planned=True, then="end")
                 self._terminate(name)
             case "ready":
@@ -272,7 +296,7 @@ class _Turn:
                     self._over(name, "given_up", why)
                 case "clearing":
                     self._set(name, then="give_up", why=why)
-                case "starting":
+                case "starting" | "sleeping":
                     self._set(name, then="give_up", is_planned=True, why=why)
                     self._terminate(name)
                 case "ready" | "leaving":
@@ -295,7 +319,8 @@ class _Turn:
         self.operations.append(model.Terminate(name))
 
     def _kill(self, name: str, why: str) -> None:
-        self._log("instance_killed", name, "ERROR", reason=why or "it did not end on SIGTERM")
+        answered = {"answered": found} if (found := self._at(name).answered) else {}
+        self._log("instance_killed", name, "ERROR", reason=why or "it did not end on SIGTERM", **answered)
         self._set(name, phase="killing", since=self.now, why=why)
         self.operations.append(model.Kill(name))
 

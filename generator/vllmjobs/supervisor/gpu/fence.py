@@ -52,7 +52,7 @@ async def fence(gpu: str, reason: str, environ: Mapping[str, str]) -> str | None
         return f"Nomad's Task API did not answer in {SECONDS:g} s"
     except OSError as error:
         return f"Nomad's Task API cannot be reached at {address.socket}: {error.strerror or error}"
-    except (ValueError, LookupError, TypeError, AttributeError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         return f"Nomad's Task API refused it: {error}"
     return None
 
@@ -67,7 +67,8 @@ def add(value: str, gpu: str, reason: str, at: float) -> str:
 
 
 async def _ask(address: ServerAddress, method: str, body: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    response = await request(address, method, METADATA, body)
+    content = None if body is None else json.dumps(body).encode()
+    response = await request(address, method, METADATA, content)
     if response.status != 200:
         text = response.body.decode(errors="replace").strip()
         raise ValueError(f"{response.status} {text or response.phrase}")

@@ -56,6 +56,11 @@ class Output:
         if not self.wants_write:
             self._push()
 
+    @property
+    def is_whole(self) -> bool:
+        """Tell whether all lines are written, and the last to its end."""
+        return not self._waiting and not self._is_torn
+
     def on_writable(self) -> None:
         """Write on what waits."""
         self._push()

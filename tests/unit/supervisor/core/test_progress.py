@@ -33,6 +33,12 @@ def test_a_page_of_something_else_says_nothing() -> None:
     )
 
 
+@pytest.mark.parametrize("value", ["1.7e308", "9" * 5000, "1e999", "-1", "-1e999", "NaN", "0x10", "1e16"])
+def test_a_number_that_nothing_can_have_counted_is_not_believed(value: str) -> None:
+    page = f'vllm:num_requests_running {value}\nvllm:num_requests_running{{a="1"}} 3\n' * 2
+    assert read_metrics(page.encode()) == Load(None, 6)
+
+
 @pytest.mark.parametrize(
     ("before", "after", "progress"),
     [
@@ -45,6 +51,9 @@ def test_a_page_of_something_else_says_nothing() -> None:
         (ProbeResult(tokens=5), ProbeResult(health=200, tokens=5, unanswered=0, completion="refused"), True),
         (ProbeResult(tokens=5), ProbeResult(health=503, tokens=5, unanswered=0), False),
         (ProbeResult(tokens=5), ProbeResult(health=200), False),
+        (ProbeResult(), ProbeResult(health=200, completion="unprobed"), True),
+        (ProbeResult(), ProbeResult(health=503, completion="unprobed"), False),
+        (ProbeResult(), ProbeResult(health=200, unanswered=1, completion="unprobed"), False),
         (None, ProbeResult(health=200, tokens=5, unanswered=9), False),
         (None, ProbeResult(health=200, tokens=5, unanswered=0), True),
     ],

@@ -46,6 +46,10 @@ def serving(name: str) -> tuple[Trigger, ...]:
     return Cleared(name), Tick(), Probed(name, serves=True, progress=True, unanswered=3)
 
 
+def asleep(name: str) -> Trigger:
+    return Probed(name, serves=False, progress=True, sleeps=True)
+
+
 BOTH = (*serving("chat-0"), *serving("chat-1"))
 
 
@@ -111,13 +115,27 @@ def test_health_tells_all_of_it_in_one_answer() -> None:
     [
         ((), (200, "starting")),
         (BOTH, (200, "ok")),
+        ((*BOTH, asleep("chat-1")), (200, "sleeping")),
+        ((*BOTH, asleep("chat-0"), asleep("chat-1")), (200, "sleeping")),
+        ((*BOTH, asleep("chat-0"), Exited("chat-1", 0)), (503, "degraded")),
         ((*BOTH, Exited("chat-1", 0)), (200, "degraded")),
         ((*BOTH, Exited("chat-1", 0), Exited("chat-0", 1)), (503, "degraded")),
         ((*BOTH, RemoveAsked("chat-1")), (200, "starting")),
         ((*BOTH, Condemned("GPU-b", "XID 79")), (200, "degraded")),
         ((*BOTH, StopAsked()), (503, "stopping")),
     ],
-    ids=["at first", "all ready", "one failed", "all failed", "restart asked for", "a GPU lost", "stop"],
+    ids=[
+        "at first",
+        "all ready",
+        "one asleep",
+        "all asleep",
+        "one asleep, one failed",
+        "one failed",
+        "all failed",
+        "restart asked for",
+        "a GPU lost",
+        "stop",
+    ],
 )
 def test_health_is_200_while_it_serves_or_starts_as_it_should(
     events: tuple[Trigger, ...], expected: tuple[int, str]

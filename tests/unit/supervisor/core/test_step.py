@@ -323,6 +323,73 @@ class TestHang:
         assert "instance_cannot_be_killed" in story.events()
 
 
+def asleep(is_sure: bool = True) -> Probed:
+    return Probed("chat-0", serves=False, progress=is_sure, sleeps=True, reason="it sleeps")
+
+
+class TestSleep:
+    """vLLM's sleep mode: unready on purpose, and neither broken nor restarted."""
+
+    def test_one_that_sleeps_is_unready_for_as_long_as_it_likes(self) -> None:
+        story = Story()
+        story.run()
+        for _ in range(100):
+            assert story.take(asleep(), after=100.0) == []
+            assert story.phases() == {"chat-0": "sleeping"}
+            assert not is_ready(ONE, story.state)
+        story.take(probed(), after=3.0)
+        assert is_ready(ONE, story.state)
+        assert story.events() == ["instance_ready", "instance_sleeps", "instance_awake"]
+
+    def test_one_that_sleeps_before_it_was_ready_has_no_load_timeout(self) -> None:
+        story = Story()
+        story.take(Cleared("chat-0"))
+        for _ in range(100):
+            story.take(asleep(), after=100.0)
+        story.take(probed())
+        assert is_ready(ONE, story.state)
+
+    @pytest.mark.parametrize("woken", [asleep(is_sure=False), Probed("chat-0", serves=False, progress=True)])
+    def test_one_that_says_nothing_or_does_not_answer_when_it_is_woken_is_killed(self, woken: Probed) -> None:
+        story = Story()
+        story.run()
+        story.take(asleep())
+        done = [story.take(woken, after=5.0) for _ in range(24)]
+        assert done == [*([[]] * 23), [Kill("chat-0")]]
+
+    def test_one_that_sleeps_is_stopped_without_a_drain(self) -> None:
+        story = Story()
+        story.run()
+        story.take(asleep())
+        assert story.take(StopAsked()) == [Terminate("chat-0")]
+        assert story.fail(status=0) == [Exit(0)]
+
+    def test_one_that_sleeps_on_a_condemned_gpu_is_given_up(self) -> None:
+        story = Story(TWO)
+        story.run()
+        story.take(asleep())
+        assert Terminate("chat-0") in story.take(Condemned("GPU-0", "XID 79"))
+
+
+class TestReasons:
+    def test_what_keeps_one_from_getting_ready_is_said_once_and_again_when_it_is_another(self) -> None:
+        story = Story()
+        story.take(Cleared("chat-0"))
+        for reason in ("401", "401", "500", "502"):  # another is not news at once: it may hold a number
+            story.take(Probed("chat-0", serves=False, progress=False, reason=reason), after=25.0)
+        said = [one.fields["reason"] for one in story.said if one.name == "instance_not_ready"]
+        assert said == ["401", "502"]
+        assert story.wait() == [Kill("chat-0")]
+        assert story.state.children["chat-0"].why == "not ready after 1800 s: 502"
+
+    def test_one_for_which_no_probe_fits_is_ready_and_that_is_said(self) -> None:
+        story = Story()
+        story.take(Cleared("chat-0"))
+        story.take(Probed("chat-0", serves=True, progress=True, reason="404", is_unprobed=True))
+        assert is_ready(ONE, story.state)
+        assert story.said[-1] == LogEvent("instance_not_probed", "WARNING", "chat-0", {"reason": "404"})
+
+
 class TestStop:
     def test_it_leaves_drains_and_ends(self) -> None:
         story = Story()
@@ -358,6 +425,15 @@ class TestStop:
         assert story.take(StopAsked()) == [Terminate("chat-0")]
         assert story.take(StopAsked()) == [Kill("chat-0")]
 
+    def test_what_cannot_be_cleared_away_is_said(self) -> None:
+        story = Story()
+        story.run()
+        story.take(StopAsked())
+        story.take(probed())
+        story.take(Exited("chat-0", 0))
+        assert story.wait() == [Exit(0)]
+        assert story.said[-1].name == "instance_not_cleared"
+
     def test_one_that_loads_is_not_waited_for(self) -> None:
         story = Story()
         story.take(Cleared("chat-0"))
@@ -384,6 +460,7 @@ class TestStop:
         story.take(StopAsked())
         while not story.state.is_over:
             story.wait()
+        assert "instance_cannot_be_killed" in story.events()
         limits = story.spec.limits
         assert story.now - 1040.0 <= limits.leave + limits.drain + limits.term + limits.gone
 
@@ -614,7 +691,8 @@ class World:
             return Cleared(name)
         if kind == "seen" and name in self.running:
             serves, progress = self.chance.random() < 0.7, self.chance.random() < 0.8
-            return Probed(name, serves, progress, self.chance.choice([None, 0, 1, 7]))
+            sleeps = not serves and self.chance.random() < 0.3
+            return Probed(name, serves, progress, self.chance.choice([None, 0, 1, 7]), sleeps)
         if kind == "become" and not self.state.is_stopping:
             number = self.chance.randrange(3)
             to = engine(number, self.chance.choice(GPUS)) if self.chance.random() < 0.8 else None
