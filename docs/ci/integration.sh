@@ -11,7 +11,7 @@ vllmjobs deploy "$environment" --set "job=$job" --set balancer.kind=none --timeo
 ask() { # ADDRESS
   local model
   model=$(curl -fsS -H "Authorization: Bearer ${VLLM_API_KEY-}" "http://$1/v1/models" |
-    python3 -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["id"])')
+    python3 -I -c 'import json, sys; print(json.load(sys.stdin)["data"][0]["id"])')
   curl -fsS --max-time 120 -H "Authorization: Bearer ${VLLM_API_KEY-}" -H 'Content-Type: application/json' \
     -d "{\"model\": \"$model\", \"prompt\": \"Nomad is\", \"max_tokens\": 8}" "http://$1/v1/completions"
   echo

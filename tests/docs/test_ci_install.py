@@ -52,7 +52,7 @@ def releases(tmp_path: Path) -> Iterator[Path]:
 def install(tmp_path: Path, **env: str) -> subprocess.CompletedProcess[str]:
     wheels, work = tmp_path / "wheels", tmp_path / "work"
     for folder in (wheels, work):
-        folder.mkdir()
+        folder.mkdir(exist_ok=True)
     for name, version in REQUIREMENTS.items():
         wheel(wheels, name, version)
     return subprocess.run(
@@ -84,6 +84,19 @@ def test_the_steps_that_follow_find_vllmjobs_and_nomad(tmp_path: Path, releases:
     files = dict(line.split("=") for line in env.read_text().splitlines())
     said = {name: Path(file).read_text() for name, file in files.items()}
     assert said == {"NOMAD_CACERT": "Nomad's\n", "CONSUL_CACERT": "Consul's\n"}
+
+
+def test_what_a_commit_has_put_where_the_tools_go_is_not_run(tmp_path: Path, releases: Path) -> None:
+    """`.tools/bin` comes first on PATH, and Python looks for modules where it is started."""
+    path, tools = tmp_path / "path", tmp_path / "work/.tools"
+    (tools / "bin").mkdir(parents=True)
+    (tools / "bin/curl").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "zipfile.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "work/json.py").write_text("raise SystemExit('imported')\n")
+    done = install(tmp_path, GITHUB_PATH=str(path))
+    assert done.returncode == 0, done.stderr
+    assert not (tools / "bin/curl").exists()
+    assert not (tools / "zipfile.py").exists()
 
 
 def test_a_zip_that_is_not_the_one_of_the_sums_is_not_installed(tmp_path: Path, releases: Path) -> None:

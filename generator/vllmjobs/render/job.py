@@ -5,6 +5,7 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jinja2
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vllmjobs.balancers import balancer_of
 from vllmjobs.balancers.nginx import without_container
@@ -80,17 +81,24 @@ def _filled(name: str, context: Mapping[str, Any], templates: Templates) -> str:
     try:
         return _jinja(templates).get_template(name).render(context)
     except jinja2.TemplateNotFound as error:
-        raise RenderError(f"jobs/{error.name} does not exist, and vllmjobs ships no such template") from error
+        why = f"jobs/{error.name} does not exist, and vllmjobs ships no such template"
+        raise RenderError(f"{_place(error)}{why}") from error
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(f"{error.filename}:{error.lineno}: {error.message}") from error
+    except jinja2.exceptions.SecurityError as error:
+        why = f"{str(error).rstrip('.')}: a template reads values, runs nothing and changes nothing"
+        raise RenderError(f"{_place(error)}{why}") from error
     except Exception as error:  # whatever an expression of a user's template raises is the template's fault
         raise RenderError(f"{_place(error)}{error}") from error
 
 
 @lru_cache(maxsize=2)  # a diff renders many environments, each on two sides
 def _jinja(templates: Templates) -> jinja2.Environment:
-    """Return Jinja with `[[ ]]`, `[% %]` and `[# #]`: Nomad's own `{{ }}` and `${ }` stay readable."""
-    jinja = jinja2.Environment(
+    """Return Jinja with `[[ ]]`, `[% %]` and `[# #]`: Nomad's own `{{ }}` and `${ }` stay readable.
+
+    A template may be somebody else's, of a commit that is only looked at, so Jinja's sandbox fills it in.
+    """
+    jinja = ImmutableSandboxedEnvironment(
         loader=jinja2.FunctionLoader(
             lambda name: (*template, None) if (template := templates.read(name)) else None
         ),
