@@ -6,6 +6,7 @@ from typing import Any
 
 from vllmjobs.text.english import columns, counted
 from vllmjobs.text.json import Json
+from vllmjobs.text.visible import visible
 
 
 def overview(job: str, health: Json) -> str:
@@ -13,7 +14,8 @@ def overview(job: str, health: Json) -> str:
     rows = [_row(name, one) for name, one in health["instances"].items()]
     lines = columns(rows).splitlines()
     up = _span(health["uptime_seconds"])
-    return "\n".join([f"{job} on this machine: {health['status']}, up for {up}", *lines, *_notes(health), ""])
+    head = f"{job} on this machine: {health['status']}, up for {up}"
+    return "".join(f"{visible(line)}\n" for line in [head, *lines, *_notes(health)])
 
 
 def log_line(line: str, names: Collection[str]) -> str | None:
@@ -24,7 +26,7 @@ def log_line(line: str, names: Collection[str]) -> str | None:
     try:
         record: dict[str, Any] = json.loads(line)
     except ValueError:  # a line of Python itself
-        return line
+        return visible(line)
     name = record.pop("instance", None)
     if name is not None and name not in names:
         return None
@@ -33,7 +35,7 @@ def log_line(line: str, names: Collection[str]) -> str | None:
         record.pop(key, None)
     text = str(record.pop("message", record.pop("event", "")))
     more = " ".join(f"{key}={value}" for key, value in record.items())
-    return f"{name or 'all'} | {time} {level} {text} {more}".rstrip()
+    return visible(f"{name or 'all'} | {time} {level} {text} {more}".rstrip())
 
 
 def _row(name: str, one: Json) -> list[str]:

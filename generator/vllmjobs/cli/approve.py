@@ -4,11 +4,13 @@ from datetime import UTC, datetime
 
 import click
 
-from vllmjobs.cli.common import Selection, environment_options, show
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.cluster.deployments import Deployments, where_of
 from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.gates import approvals, write_approval
 from vllmjobs.rollout.gates import count, digest, listed, version_to_be
+from vllmjobs.terminal.printing import show
+from vllmjobs.text.visible import visible
 
 
 @click.command()
@@ -25,7 +27,7 @@ def approve(selection: Selection, only_list: bool) -> None:
     """
     environment, jobs = selection.environment, selection.jobs
     if not environment.approvals:
-        click.echo(f"{selection.path} asks for no approvals (approvals: 0)")
+        show(f"{visible(str(selection.path))} asks for no approvals (approvals: 0)\n")
         return
     deployments = Deployments(NomadApi())
     where = where_of(deployments.cluster.parse(jobs["vllm"], environment.nomad.namespace))

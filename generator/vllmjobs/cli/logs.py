@@ -12,11 +12,12 @@ from vllmjobs.box.machine import Box
 from vllmjobs.box.overview import log_line
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, warn
-from vllmjobs.cli.common import Selection, environment_options, show
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.logs import LogType, TaskLogs, follow_logs, last_lines, select
 from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.environment.problems import UserError
+from vllmjobs.terminal.printing import show
 from vllmjobs.text.json import Json
 
 

@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from vllmjobs.text.visible import visible
+
 _LISTED = 12
 _CUTOFF = 0.65  # of difflib: how much two names have to be alike
 
@@ -26,6 +28,7 @@ def joined(words: Sequence[str], conjunction: str = "and") -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return a table, a line for each row, in which the cells of a column stand below each other."""
+    rows = [[visible(cell) for cell in row] for row in rows]
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "".join(f"{'  '.join(map(str.ljust, row, widths)).rstrip()}\n" for row in rows)
 
