@@ -145,7 +145,9 @@ def prints(path: Path) -> Iterator[int]:
         match node:
             case ast.Call(func=ast.Name(id="print" | "Console")):
                 yield node.lineno
-            case ast.Attribute(value=ast.Name(id="click"), attr="echo" | "secho" | "echo_via_pager" | "prompt"):
+            case ast.Attribute(
+                value=ast.Name(id="click"), attr="echo" | "secho" | "echo_via_pager" | "prompt"
+            ):
                 yield node.lineno
             case ast.Attribute(value=ast.Attribute(attr="stdout" | "stderr"), attr="write" | "buffer"):
                 yield node.lineno

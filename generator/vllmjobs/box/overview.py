@@ -24,8 +24,10 @@ def log_line(line: str, names: Collection[str]) -> str | None:
     A line of no server at all, such as a GPU that is condemned, is shown for every one.
     """
     try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:  # a line of Python itself
+        record: Any = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):  # a line of Python itself
         return visible(line)
     name = record.pop("instance", None)
     if name is not None and name not in names:

@@ -12,14 +12,14 @@ from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.visible import visible, visible_json, visible_lines
 
 _COLOR = re.compile(r"(\x1b\[\d*m)")  # as reports paint, around what they have made visible
-# A forge's runner takes a line of a job's log for an order where it begins with `::`, and `##[` anywhere
+# A forge's runner takes a line of a job's log for an order where it begins with `::`, or has `##[` anywhere
 # (actions/runner, src/Runner.Common/ActionCommand.cs).
-_ORDER = re.compile(r"^ *:(?=:)|##(?=\[)", re.MULTILINE)
+_BEGINS = re.compile(r"^( *):(?=:)", re.MULTILINE)
 
 
 def readable(text: str) -> str:
     """Return lines for people, without secrets, unseen characters, and what a terminal or a runner obeys."""
-    return _ORDER.sub(_spelt_last, visible_lines(without_secrets(text)))
+    return _BEGINS.sub(r"\1\\x3a", _inert(visible_lines(without_secrets(text))))
 
 
 def show(text: str, *, err: bool = False, painted: bool = False, encoding: str | None = None) -> None:
@@ -38,12 +38,12 @@ def tell(text: str) -> None:
 
 def show_json(text: str) -> None:
     """Print JSON, whose strings hold no secret and have escapes for what is not seen."""
-    _write(visible_json(without_secrets(text)), False, None)
+    _write(visible_json(without_secrets(text)).replace("##[", "#\\u0023["), False, None)
 
 
 def show_orders(text: str) -> None:
     """Print orders to the runner of a forge, in which `%`, newlines and the like are escaped."""
-    _write(visible_lines(without_secrets(text)), False, None)
+    _write(_inert(visible_lines(without_secrets(text))), False, None)
 
 
 def show_exact(text: str) -> None:
@@ -56,5 +56,5 @@ def _write(text: str, err: bool, encoding: str | None) -> None:
     click.echo(text.encode(encoding, "replace"), nl=False, err=err)
 
 
-def _spelt_last(order: re.Match[str]) -> str:
-    return f"{order[0][:-1]}\\x{ord(order[0][-1]):02x}"
+def _inert(text: str) -> str:
+    return text.replace("##[", r"#\x23[")
