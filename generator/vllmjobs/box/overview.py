@@ -6,7 +6,7 @@ from typing import Any
 
 from vllmjobs.text.english import columns, counted
 from vllmjobs.text.json import Json
-from vllmjobs.text.visible import visible
+from vllmjobs.text.visible import one_line
 
 
 def overview(job: str, health: Json) -> str:
@@ -15,7 +15,7 @@ def overview(job: str, health: Json) -> str:
     lines = columns(rows).splitlines()
     up = _span(health["uptime_seconds"])
     head = f"{job} on this machine: {health['status']}, up for {up}"
-    return "".join(f"{visible(line)}\n" for line in [head, *lines, *_notes(health)])
+    return "".join(f"{one_line(line)}\n" for line in [head, *lines, *_notes(health)])
 
 
 def log_line(line: str, names: Collection[str]) -> str | None:
@@ -28,7 +28,7 @@ def log_line(line: str, names: Collection[str]) -> str | None:
     except ValueError:
         record = None
     if not isinstance(record, dict):  # a line of Python itself
-        return visible(line)
+        return line
     name = record.pop("instance", None)
     if name is not None and name not in names:
         return None
@@ -37,7 +37,9 @@ def log_line(line: str, names: Collection[str]) -> str | None:
         record.pop(key, None)
     text = str(record.pop("message", record.pop("event", "")))
     more = " ".join(f"{key}={value}" for key, value in record.items())
-    return visible(f"{name or 'all'} | {time} {level} {text} {more}".rstrip())
+    # A traceback is one record: each of its lines is told to be of this server, and of no other.
+    lines = f"{time} {level} {text} {more}".rstrip().split("\n")
+    return "\n".join(f"{name or 'all'} | {line}" for line in lines)
 
 
 def _row(name: str, one: Json) -> list[str]:

@@ -10,7 +10,7 @@ from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.gates import approvals, write_approval
 from vllmjobs.rollout.gates import count, digest, listed, version_to_be
 from vllmjobs.terminal.printing import show
-from vllmjobs.text.visible import visible
+from vllmjobs.text.visible import one_line
 
 
 @click.command()
@@ -27,7 +27,7 @@ def approve(selection: Selection, only_list: bool) -> None:
     """
     environment, jobs = selection.environment, selection.jobs
     if not environment.approvals:
-        show(f"{visible(str(selection.path))} asks for no approvals (approvals: 0)\n")
+        show(f"{one_line(str(selection.path))} asks for no approvals (approvals: 0)\n")
         return
     deployments = Deployments(NomadApi())
     where = where_of(deployments.cluster.parse(jobs["vllm"], environment.nomad.namespace))

@@ -1,5 +1,6 @@
 """`logs`: what the instances write."""
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -19,6 +20,8 @@ from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.environment.problems import UserError
 from vllmjobs.terminal.printing import show
 from vllmjobs.text.json import Json
+
+_COLOR = re.compile(r"\x1b\[[\d;]*m")  # vLLM paints the name of each process, also where no terminal is
 
 
 @click.command()
@@ -71,7 +74,7 @@ def logs(
                 raise UserError(f"{nomad.address}: {where.id} has no such instance; {lists}")
             printed = last_lines(task_logs, where, allocations, kinds, lines)
         for line in printed:
-            show(f"{line}\n")
+            show(f"{_COLOR.sub('', line)}\n")
 
 
 def _box_logs(box: Box, group: str | None, follow: bool, lines: int) -> None:

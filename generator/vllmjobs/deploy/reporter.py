@@ -15,7 +15,7 @@ from vllmjobs.rollout.model import GroupState, Notification
 from vllmjobs.terminal.live import LiveTable
 from vllmjobs.terminal.printing import show, show_json, tell
 from vllmjobs.text.english import counted
-from vllmjobs.text.visible import visible
+from vllmjobs.text.visible import one_line, visible
 
 _WARNING = (
     "unhealthy", "restarted", "failed", "lost", "unknown", "failing", "reverted", "refused", "warning",
@@ -67,7 +67,7 @@ class Reporter:
         notification = Notification(
             at=now(),
             kind=event.kind,
-            text=visible(without_secrets(" ".join(event.text.split("\n")))),
+            text=visible(without_secrets(one_line(event.text))),
             job=self.job,
             group=event.group,
             version=self.version,
@@ -98,7 +98,7 @@ class Reporter:
         if self._table and self._table.is_shown:
             self._table.print(line, "yellow" if notification.kind in _WARNING else "")
         else:
-            show(f"{visible(line)}\n", err=self._to_stderr)
+            show(f"{one_line(line)}\n", err=self._to_stderr)
 
 
 def _cells(group: GroupState) -> tuple[str, ...]:

@@ -6,12 +6,12 @@ from vllmjobs.rollout.history import PastRelease
 from vllmjobs.rollout.model import Number, Verdict
 from vllmjobs.rollout.overview import GroupView, Overview, Part, Weight
 from vllmjobs.text.english import columns, counted
-from vllmjobs.text.visible import visible
+from vllmjobs.text.visible import one_line
 
 
 def status_text(overview: Overview) -> str:
     """Write the screen: whether all is well, the deployment, each group, and what to type next."""
-    return "".join(f"{visible(line)}\n" for line in _status(overview))
+    return "".join(f"{one_line(line)}\n" for line in _status(overview))
 
 
 def history_text(releases: Sequence[PastRelease]) -> str:
@@ -35,7 +35,7 @@ def history_text(releases: Sequence[PastRelease]) -> str:
     notes = [f"version {one.version}: {one.reason}" for one in releases if one.reason]
     outside = "was deployed outside of the maintenance windows"
     notes += [f"version {one.version} {outside}: {one.now}" for one in releases if one.now]
-    return "\n".join([columns(rows), *(["".join(f"{visible(note)}\n" for note in notes)] if notes else [])])
+    return "\n".join([columns(rows), *(["".join(f"{one_line(note)}\n" for note in notes)] if notes else [])])
 
 
 def _status(overview: Overview) -> Iterator[str]:

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from vllmjobs.environment.problems import UserError
 from vllmjobs.terminal.printing import readable
-from vllmjobs.text.visible import visible
+from vllmjobs.text.visible import one_line
 
 
 class LiveTable:
@@ -39,7 +39,7 @@ class LiveTable:
 
     def print(self, line: str, style: str = "") -> None:
         """Print a line above the table."""
-        self._live.console.print(Text(readable(visible(line)), style))
+        self._live.console.print(Text(readable(one_line(line)), style))
 
     def stop(self) -> None:
         """Take the table away."""
@@ -62,4 +62,4 @@ def watch(screen: Callable[[], str], interval: float) -> None:
 
 
 def _text(cell: str) -> Text:
-    return Text(readable(visible(cell)))
+    return Text(readable(one_line(cell)))

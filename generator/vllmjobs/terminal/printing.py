@@ -1,6 +1,7 @@
 """The one way to the terminal: whoever wrote it, what is printed is visible, and without secrets.
 
-The lines of a text are ours. What others wrote is put on one line (`visible`) where a line is made of it.
+The lines of a text are ours: what others wrote is put on one line where a line is made of it (`one_line`).
+Secrets are taken out first: behind an escape that is spelt out, none would be found.
 """
 
 import re

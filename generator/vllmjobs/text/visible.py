@@ -18,6 +18,11 @@ def visible(text: str) -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Return the text with a space for each newline: a line that is made of it stays one."""
+    return text.replace("\n", " ")
+
+
 def visible_lines(text: str) -> str:
     """Return the text with each of its lines visible."""
     return "\n".join(map(visible, text.split("\n")))

@@ -24,9 +24,11 @@ from vllmjobs.box.overview import log_line
 from vllmjobs.cli import main
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.environment.problems import UserError
+from vllmjobs.model_cache import files
 from vllmjobs.rollout.events import Event
 from vllmjobs.supervisor.log.lines import event
 from vllmjobs.terminal.printing import readable, show, tell
+from vllmjobs.text.english import columns
 from vllmjobs.text.visible import visible, visible_json
 from vllmjobs_sandbox.fakes.listening import listening
 
@@ -140,6 +142,15 @@ def test_a_hostile_environment_commands_nothing(project: Path, text: str, kind: 
     run("size", "dev")
     stderr = CliRunner().invoke(main, ["render", "dev"]).stderr  # stdout is HCL, byte by byte
     assert not harm(stderr)
+
+
+@some(0.5)
+@given(HOSTILE)
+def test_a_hostile_env_file_commands_nothing(project: Path, text: str) -> None:
+    """What is printed is an environment, which holds the same values."""
+    keys = ("VLLM_MODEL", "VLLM_MODEL_NAME", "VLLM_EXTRA_ARGS", "HF_HOME", text)
+    (project / ".env").write_bytes("".join(f"{key}={text}\n" for key in keys).encode())
+    run("import", ".env", "--as", "-")
 
 
 @some(0.2)
@@ -294,7 +305,17 @@ def test_a_log_of_a_box_commands_nothing(text: str, is_json: bool) -> None:
     line = log_line(written if is_json else text, {"chat-0"})
     assert line is not None
     assert not harm(readable(line))
-    assert "\n" not in line
+    assert not is_json or all(one.startswith("chat-0 | ") for one in line.split("\n"))
+
+
+def test_a_secret_behind_what_is_spelt_out_is_found(capsys: pytest.CaptureFixture[str]) -> None:
+    token = f"hf_{'a' * 34}"
+    for before in ("\n", "\t", "\x1b"):
+        error, record = UserError(f"{before}{token}"), json.dumps({"message": f"{before}{token}"})
+        for printed in (columns([[f"{before}{token}", "x"]]), str(error), log_line(record, ())):
+            show(f"{printed}\n")
+        tell(f"{before}{token}")
+    assert token not in "".join(capsys.readouterr())
 
 
 @given(HOSTILE)
@@ -313,6 +334,11 @@ def test_an_event_of_a_release_commands_nothing(text: str) -> None:
             printed = stdout.getvalue().decode()
         assert not harm(printed)
         assert printed.count("\n") == 1
+
+
+@given(HOSTILE)
+def test_what_a_hub_or_a_store_says_commands_nothing_in_the_log_of_a_task(text: str) -> None:
+    assert not unseen(files.visible(text))
 
 
 def test_our_own_colours_are_kept_and_others_are_not(capsys: pytest.CaptureFixture[str]) -> None:
