@@ -16,7 +16,8 @@ if [[ ! -f $here/requirements.txt ]]; then
     "pip-compile --generate-hashes --output-file ci/requirements.txt ci/requirements.in" >&2
   exit 1
 fi
-mkdir -p "$tools" && cd "$tools"
+rm -rf "$tools" # what a commit put there would come first on PATH
+mkdir "$tools" && cd "$tools"
 curl --fail --silent --show-error --location --retry 3 --remote-name "$releases/$zip"
 if [[ -n ${NOMAD_SHA256-} ]]; then
   echo "$NOMAD_SHA256  $zip" >nomad.sha256
@@ -25,11 +26,11 @@ else
     grep -F "  $zip" >nomad.sha256
 fi
 sha256sum --check --strict --quiet nomad.sha256
-python3 -m zipfile -e "$zip" bin
+python3 -I -m zipfile -e "$zip" bin
 chmod 755 bin/nomad
 rm "$zip"
 
-python3 -m venv "$tools"
+python3 -I -m venv "$tools"
 "$tools/bin/pip" install --quiet --disable-pip-version-check --require-hashes -r "$here/requirements.txt"
 
 for service in NOMAD CONSUL; do # GitHub has no variables that are files

@@ -15,7 +15,7 @@ key() { # a header for curl to read: everybody on the machine can see its argume
 ask() { # ADDRESS
   local models question
   models=$(curl -fsS --max-time 30 -H @<(key) "http://$1/v1/models")
-  question=$(python3 -c 'import json, sys
+  question=$(python3 -I -c 'import json, sys
 model = json.load(sys.stdin)["data"][0]["id"]
 json.dump({"model": model, "prompt": "Nomad is", "max_tokens": 8}, sys.stdout)' <<<"$models")
   curl -fsS --max-time 120 -H @<(key) -H 'Content-Type: application/json' --data-binary @- \

@@ -102,6 +102,21 @@ def test_the_steps_that_follow_find_vllmjobs_and_nomad(
     assert said == {"NOMAD_CACERT": "Nomad's\n", "CONSUL_CACERT": "Consul's\n"}
 
 
+def test_what_a_commit_has_put_where_the_tools_go_is_not_run(
+    tmp_path: Path, releases: Path, requirements: Path
+) -> None:
+    """`.tools/bin` comes first on PATH, and Python looks for modules where it is started."""
+    path, tools = tmp_path / "path", tmp_path / "work/.tools"
+    (tools / "bin").mkdir(parents=True)
+    (tools / "bin/curl").write_text("#!/bin/sh\nexit 1\n")
+    (tools / "zipfile.py").write_text("raise SystemExit('imported')\n")
+    (tmp_path / "work/json.py").write_text("raise SystemExit('imported')\n")
+    done = install(tmp_path, GITHUB_PATH=str(path))
+    assert done.returncode == 0, done.stderr
+    assert not (tools / "bin/curl").exists()
+    assert not (tools / "zipfile.py").exists()
+
+
 def test_a_zip_that_is_not_the_one_of_the_sums_is_not_installed(
     tmp_path: Path, releases: Path, requirements: Path
 ) -> None:

@@ -139,6 +139,38 @@ def test_what_the_jobs_of_the_caches_run_needs_nothing_but_python_and_the_hub() 
     assert all(module.is_relative_to(room) for path in modules(room) for module in ours(path))
 
 
+def prints(path: Path) -> Iterator[int]:
+    """Yield the line of each call that prints, or that draws on the terminal, and of an import of rich."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        match node:
+            case ast.Call(func=ast.Name(id="print" | "Console")):
+                yield node.lineno
+            case ast.Attribute(
+                value=ast.Name(id="click"), attr="echo" | "secho" | "echo_via_pager" | "prompt"
+            ):
+                yield node.lineno
+            case ast.Attribute(value=ast.Attribute(attr="stdout" | "stderr"), attr="write" | "buffer"):
+                yield node.lineno
+            case ast.Import(names=[ast.alias(name=name), *_]) | ast.ImportFrom(module=str(name)):
+                if name.partition(".")[0] == "rich" or name.partition(".")[0] == "logging":
+                    yield node.lineno
+
+
+def test_there_is_one_way_to_the_terminal() -> None:
+    """What is printed goes through `terminal/`, which makes it visible, and takes secrets out.
+
+    The supervisor and the model caches' program stand alone, and print into the log of a task.
+    """
+    alone = ("terminal/", "supervisor/", "model_cache/")
+    found = {
+        f"{name_of(path)}:{line}"
+        for path in modules(PACKAGE)
+        if not name_of(path).startswith(alone)
+        for line in prints(path)
+    }
+    assert found == set()
+
+
 @pytest.mark.parametrize("package", [PACKAGE, SANDBOX], ids=lambda path: path.name)
 def test_no_module_is_longer_than_three_pages(package: Path) -> None:
     lines = {str(path.relative_to(package)): len(path.read_text().splitlines()) for path in modules(package)}

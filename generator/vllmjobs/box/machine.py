@@ -123,7 +123,7 @@ class Box:
                 lines = self.log.read_bytes()[since:].decode(errors="replace").splitlines()
                 errors = [line for line in lines if re.search(r'"level": ?"(ERROR|CRITICAL)"', line)] or lines
                 reason = f"{self.job} ended with exit code {code}; the end of {self.log}:"
-                raise BoxError("\n".join([reason, *errors[-LAST_LINES:]]))
+                raise BoxError(reason, *errors[-LAST_LINES:])
             health = self.get("/health") if (self.folder / SOCKET).exists() else None
             if health and (servers := health[1].get("instances")):
                 yield servers
@@ -134,7 +134,7 @@ class Box:
                 ]
                 if lost and health[1]["status"] != "failed":  # else it ends by itself
                     way_out = f"see {self.log}; the others keep running: {down} stops them"
-                    raise BoxError("\n".join([*lost, way_out]))
+                    raise BoxError(*lost, way_out)
                 if all(server["ready"] for server in servers.values()) and _is_well(admin_port):
                     return
             time.sleep(POLL_S)
@@ -226,7 +226,7 @@ class Box:
             tried = subprocess.run(command, check=False, capture_output=True, text=True, timeout=TIMEOUT)
         if tried.returncode:
             reason = tried.stderr.replace(f"{folder}/", "").strip()
-            raise BoxError(f"{program} refuses its configuration:\n{reason}")
+            raise BoxError(f"{program} refuses its configuration:", *reason.splitlines())
 
     @property
     def _command(self) -> list[str]:

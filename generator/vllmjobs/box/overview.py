@@ -6,6 +6,7 @@ from typing import Any
 
 from vllmjobs.text.english import columns, counted
 from vllmjobs.text.json import Json
+from vllmjobs.text.visible import one_line
 
 
 def overview(job: str, health: Json) -> str:
@@ -13,7 +14,8 @@ def overview(job: str, health: Json) -> str:
     rows = [_row(name, one) for name, one in health["instances"].items()]
     lines = columns(rows).splitlines()
     up = _span(health["uptime_seconds"])
-    return "\n".join([f"{job} on this machine: {health['status']}, up for {up}", *lines, *_notes(health), ""])
+    head = f"{job} on this machine: {health['status']}, up for {up}"
+    return "".join(f"{one_line(line)}\n" for line in [head, *lines, *_notes(health)])
 
 
 def log_line(line: str, names: Collection[str]) -> str | None:
@@ -22,8 +24,10 @@ def log_line(line: str, names: Collection[str]) -> str | None:
     A line of no server at all, such as a GPU that is condemned, is shown for every one.
     """
     try:
-        record: dict[str, Any] = json.loads(line)
-    except ValueError:  # a line of Python itself
+        record: Any = json.loads(line)
+    except ValueError:
+        record = None
+    if not isinstance(record, dict):  # a line of Python itself
         return line
     name = record.pop("instance", None)
     if name is not None and name not in names:
@@ -33,7 +37,9 @@ def log_line(line: str, names: Collection[str]) -> str | None:
         record.pop(key, None)
     text = str(record.pop("message", record.pop("event", "")))
     more = " ".join(f"{key}={value}" for key, value in record.items())
-    return f"{name or 'all'} | {time} {level} {text} {more}".rstrip()
+    # A traceback is one record: each of its lines is told to be of this server, and of no other.
+    lines = f"{time} {level} {text} {more}".rstrip().split("\n")
+    return "\n".join(f"{name or 'all'} | {line}" for line in lines)
 
 
 def _row(name: str, one: Json) -> list[str]:

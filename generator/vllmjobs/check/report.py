@@ -11,6 +11,7 @@ from vllmjobs.check.check import NAMES, SEVERITIES
 from vllmjobs.environment.problems import Problem, dotted
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.english import counted
+from vllmjobs.text.visible import visible
 
 JSON_VERSION = 1
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
@@ -112,8 +113,8 @@ def _excerpt(problem: Problem, texts: dict[str, list[str]]) -> str:
     if not 0 < mark.line <= len(lines):
         return ""
     line = lines[mark.line - 1][:MAX_LINE]
-    before = "".join("\t" if character == "\t" else " " for character in line[: mark.column - 1])
-    return f"{mark.line:>6} | {_shown(line, problem)}\n{'':>6} | {before}^\n"
+    before = " " * len(visible(line[: mark.column - 1]))
+    return f"{mark.line:>6} | {visible(_shown(line, problem))}\n{'':>6} | {before}^\n"
 
 
 def _shown(line: str, problem: Problem) -> str:

@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from vllmjobs.check.subject import Subject
+from vllmjobs.text.visible import one_line
 from vllmjobs.vllm.memory.estimate import Estimate, Request, on_cpu, smallest
 from vllmjobs.vllm.memory.gpus import GIB, Gpu
 from vllmjobs.vllm.memory.limits import capability, dividing
@@ -171,7 +172,7 @@ def _one(size: ModelSize) -> str:
     if requests:
         lines.append(f"  smallest that would do: {'; with any GPU: '.join(dict.fromkeys(requests))}")
     lines += _beside(size.beside) if size.beside else []
-    return "".join(f"{line.rstrip()}\n" for line in lines)
+    return "".join(f"{one_line(line.rstrip())}\n" for line in lines)
 
 
 def _logged(beside: Beside) -> dict[str, Any]:

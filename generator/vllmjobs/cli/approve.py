@@ -5,11 +5,13 @@ from datetime import UTC, datetime
 import click
 
 from vllmjobs.cli.cluster import models_job
-from vllmjobs.cli.common import Selection, environment_options, show
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.gates import approvals, proposed, write_approval
 from vllmjobs.rollout.gates import count, digest, listed
+from vllmjobs.terminal.printing import show
+from vllmjobs.text.visible import one_line
 
 
 @click.command()
@@ -30,7 +32,7 @@ def approve(selection: Selection, only_list: bool) -> None:
     where = models_job(selection)
     proposal = proposed(deployments, where, environment, digest(environment, selection.jobs))
     if not proposal.required:
-        click.echo(f"{selection.path} asks for no approvals (approvals: 0)")
+        show(f"{one_line(str(selection.path))} asks for no approvals (approvals: 0)\n")
         return
     if only_list:
         kept = approvals(deployments, where)

@@ -8,10 +8,11 @@ import click
 from vllmjobs import __version__
 from vllmjobs.check import report
 from vllmjobs.check.check import choice, shared_jobs
-from vllmjobs.cli.common import PROJECT, SETTINGS, no_environments, show
+from vllmjobs.cli.common import PROJECT, SETTINGS, no_environments
 from vllmjobs.environment.problems import in_order
 from vllmjobs.project.environments import checked, environment_files, environments
 from vllmjobs.project.shipped import shipped
+from vllmjobs.terminal.printing import show, show_exact, show_json, show_orders, tell
 
 
 @click.command()
@@ -57,7 +58,7 @@ def check(
         earlier = Earlier(Commit(against, project), project)
     found = checked(paths, settings, project, earlier)
     for path in [path for path, one in zip(paths, found, strict=True) if earlier and not one.compared]:
-        click.echo(f"{path}: {against} does not have this environment, so nothing is compared", err=True)
+        tell(f"{path}: {against} does not have this environment, so nothing is compared")
     loaded = {str(path): one.environment for path, one in zip(paths, found, strict=True) if one.environment}
     every = [problem for one in found for problem in one.problems] + shared_jobs(loaded)
     problems = in_order(filter(wanted, every))
@@ -65,13 +66,13 @@ def check(
     match form:
         case "text":
             show(report.as_text(problems, texts))
-            click.echo(report.summary(problems, len(paths)), err=True)
+            tell(report.summary(problems, len(paths)))
         case "json":
-            show(report.as_json(problems, [str(path) for path in paths]))
+            show_json(report.as_json(problems, [str(path) for path in paths]))
         case "sarif":
-            show(report.as_sarif(problems, __version__))
+            show_json(report.as_sarif(problems, __version__))
         case _:
-            show(report.as_github(problems))
+            show_orders(report.as_github(problems))
     failing = ("error", "warning") if strict else ("error",)
     if any(problem.severity in failing for problem in problems):
         raise click.exceptions.Exit(1)
@@ -82,9 +83,9 @@ def check(
 def explain(rule: str | None) -> None:
     """Explain a rule with an example, or list all rules."""
     if rule is None:
-        click.echo(report.rules(), nl=False)
+        show(report.rules())
         return
     page = shipped("docs") / "rules" / f"{rule.upper()}.md"
     if not re.fullmatch(r"VJ\d{3}", rule.upper()) or not page.is_file():
         raise click.ClickException(f"there is no rule {rule}; `vllmjobs explain` lists the rules")
-    click.echo(page.read_text(encoding="utf-8"), nl=False)
+    show_exact(page.read_text(encoding="utf-8"))

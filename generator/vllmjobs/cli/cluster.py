@@ -1,15 +1,15 @@
 """The parts that commands which ask a cluster share: the place of the models' job, and Nomad's plans."""
 
-import click
 import msgspec
 
 from vllmjobs.changes.model import EnvironmentChange
-from vllmjobs.cli.common import Selection, show
+from vllmjobs.cli.common import Selection
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.deployments import where
 from vllmjobs.cluster.nomad import Where
 from vllmjobs.project.differences import findings
 from vllmjobs.project.plan import plans
+from vllmjobs.terminal.printing import show_json, tell
 
 
 def models_job(selection: Selection) -> Where:
@@ -33,9 +33,9 @@ def planned(selection: Selection, cluster: Cluster) -> EnvironmentChange:
 
 def print_json(value: object) -> None:
     """Print what was observed as JSON."""
-    show(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
+    show_json(msgspec.json.format(msgspec.json.encode(value), indent=2).decode() + "\n")
 
 
 def warn(text: str) -> None:
     """Print a warning on stderr."""
-    click.echo(f"warning: {text}", err=True)
+    tell(f"warning: {text}")

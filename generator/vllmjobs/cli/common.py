@@ -1,8 +1,7 @@
-"""The parts that commands share: the environment that a person selects, its options, and printing."""
+"""The parts that commands share: the environment that a person selects, and its options."""
 
 import os
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, wraps
@@ -130,12 +129,3 @@ def no_environments(project: Path) -> click.ClickException:
     """Return the error for a project without environments."""
     init = shlex.join(["vllmjobs", "init", str(project)])
     return click.ClickException(f"{project / 'envs'}/ has no environments; {init} writes some")
-
-
-def show(text: str, color: bool | None = None) -> None:
-    """Print a text that may repeat a file's values: without secrets, `?` for what the encoding lacks.
-
-    With `color`, escape sequences are kept even where it goes to a file.
-    """
-    encoding = sys.stdout.encoding or "utf-8"
-    click.echo(without_secrets(text).encode(encoding, "replace").decode(encoding), nl=False, color=color)

@@ -14,6 +14,7 @@ from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.deploy.deploy import PATIENCE_S, DeployRequest, deploy_jobs
 from vllmjobs.deploy.gates import Gates
 from vllmjobs.rollout.gates import digest, words
+from vllmjobs.terminal.printing import show
 
 
 @click.command()
@@ -58,7 +59,7 @@ def deploy(
     # A job that is registered already is followed, and given up in time.
     if any(job.action != "none" and job.is_unplaceable for job in change.jobs):
         report = Report(command="plan", environments=(change,))
-        click.echo(as_text(report, color=False), err=True, nl=False)
+        show(as_text(report, color=False), err=True)
         raise click.exceptions.Exit(NO_ROOM)
     gates = Gates(
         environment=selection.environment,

@@ -8,12 +8,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import click
-from rich.console import Console
 
 from vllmjobs.cli.common import Selection, with_options
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.environment.quantity import is_duration, seconds
 from vllmjobs.rollout.model import EXIT_CODES, Outcome
+from vllmjobs.terminal.live import LiveTable
+from vllmjobs.terminal.printing import tell
 
 INTERRUPTS = (signal.SIGTERM, signal.SIGHUP)  # of a pipeline that is cancelled, of a terminal that is closed
 
@@ -61,8 +62,8 @@ def following(
     `is_release`, also how else a release of the models can end. Events go `to_stderr` where stdout is for
     the answer.
     """
-    console = Console() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
-    with _interrupted_by(INTERRUPTS), Reporter(in_json, hooks, console, to_stderr) as reporter:
+    table = LiveTable() if sys.stdout.isatty() and os.environ.get("TERM") != "dumb" else None
+    with _interrupted_by(INTERRUPTS), Reporter(in_json, hooks, table, to_stderr) as reporter:
         try:
             yield reporter
         except KeyboardInterrupt:  # printed before the hooks get the rest of the events, which takes its time
@@ -76,7 +77,7 @@ def following(
                 if is_release and is_of_models:
                     promote, abort = selection.command("promote"), selection.command("abort")
                     hint += f", `{promote}` promotes, `{abort}` goes back"
-            click.echo(f"the release is left as it is: {hint}", err=True)
+            tell(f"the release is left as it is: {hint}")
             raise click.exceptions.Exit(1) from None
 
 

@@ -5,6 +5,7 @@ import click
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.gpus import cards, nvml
+from vllmjobs.terminal.printing import show, show_json, tell
 
 
 @click.command()
@@ -23,5 +24,8 @@ def gpus(of_cluster: bool, in_json: bool) -> None:
         rows, reason = nvml.cards()
         reason += "; vllmjobs gpus --nomad asks the cluster" if reason else ""
     if not rows:
-        click.echo(reason, err=True)
-    click.echo(cards.as_json(rows) if in_json else cards.table(rows), nl=False)
+        tell(reason)
+    if in_json:
+        show_json(cards.as_json(rows))
+    else:
+        show(cards.table(rows))

@@ -2,6 +2,7 @@
 
 import errno
 import gc
+import io
 from collections import UserDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,8 @@ import click
 
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.terminal.printing import show, tell
+from vllmjobs.text.visible import visible
 
 
 class Listed(NamedTuple):
@@ -72,19 +75,28 @@ class Commands(click.Group):
             formatter.write_dl([(str(one.name), one.get_short_help_str(limit)) for one in commands])
 
 
+def _shown(error: click.ClickException) -> str:
+    """Return what Click says of an error, with what was typed on one line."""
+    shown, message = io.StringIO(), error.format_message()
+    error.show(shown)
+    if isinstance(error, click.exceptions.NoArgsIsHelpError):  # the message is the help
+        return shown.getvalue()
+    return shown.getvalue().replace(message, visible(without_secrets(message)))
+
+
 @contextmanager
 def _errors() -> Iterator[None]:
     """End a command that cannot go on: its error on stderr, its exit code."""
     try:
         yield
-    except click.UsageError as error:
-        error.show()
+    except click.ClickException as error:
+        show(_shown(error), err=True)
         raise click.exceptions.Exit(1) from error
     except UserError as error:
-        click.echo(without_secrets(str(error)), err=True)
+        show(f"{error}\n", err=True)
         raise click.exceptions.Exit(error.exit_code) from error
     except OSError as error:
         if error.errno == errno.EPIPE:  # `| head` has read enough; Click ends quietly
             raise
-        click.echo(f"{error.filename or 'standard output'}: {error.strerror}", err=True)
+        tell(f"{error.filename or 'standard output'}: {error.strerror}")
         raise click.exceptions.Exit(1) from error

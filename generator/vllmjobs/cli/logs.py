@@ -1,5 +1,6 @@
 """`logs`: what the instances write."""
 
+import re
 from collections import deque
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
@@ -12,12 +13,15 @@ from vllmjobs.box.machine import Box
 from vllmjobs.box.overview import log_line
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, warn
-from vllmjobs.cli.common import Selection, environment_options, show
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.logs import LogType, TaskLogs, follow_logs, last_lines, select
 from vllmjobs.cluster.nomad import NomadApi
 from vllmjobs.environment.problems import UserError
+from vllmjobs.terminal.printing import show
 from vllmjobs.text.json import Json
+
+_COLOR = re.compile(r"\x1b\[[\d;]*m")  # vLLM paints the name of each process, also where no terminal is
 
 
 @click.command()
@@ -70,7 +74,7 @@ def logs(
                 raise UserError(f"{nomad.address}: {where.id} has no such instance; {lists}")
             printed = last_lines(task_logs, where, allocations, kinds, lines)
         for line in printed:
-            show(f"{line}\n")
+            show(f"{_COLOR.sub('', line)}\n")
 
 
 def _box_logs(box: Box, group: str | None, follow: bool, lines: int) -> None:

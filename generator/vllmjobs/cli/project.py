@@ -8,6 +8,7 @@ from vllmjobs.cli.common import PROJECT, Selection
 from vllmjobs.environment.load import MAX_BYTES
 from vllmjobs.importing.imported import imported
 from vllmjobs.project.shipped import shipped
+from vllmjobs.terminal.printing import show_exact, tell
 
 
 @click.command()
@@ -26,8 +27,8 @@ def init(directory: Path, with_templates: bool) -> None:
         (directory / folder).mkdir(parents=True, exist_ok=True)
     for source, target in zip(sources, targets, strict=True):
         target.write_bytes(source.read_bytes())
-        click.echo(f"wrote {target}", err=True)
-    click.echo(f"next: {Selection('dev', project=directory).command('render')}", err=True)
+        tell(f"wrote {target}")
+    tell(f"next: {Selection('dev', project=directory).command('render')}")
 
 
 @click.command("import")
@@ -61,11 +62,11 @@ def import_(file: Path, name: str, force: bool, project: Path) -> None:
     if path.exists() and not (printed or force):
         raise click.ClickException(f"{path} exists; --force overwrites it")
     for note in found.notes:
-        click.echo(str(note), err=True)
+        tell(str(note))
     if printed:
-        click.echo(found.text, nl=False)
+        show_exact(found.text)
         return
     envs.mkdir(parents=True, exist_ok=True)
     path.write_text(found.text, encoding="utf-8")
-    click.echo(f"wrote {path}", err=True)
-    click.echo(f"next: {Selection(name, project=project).command('check')}", err=True)
+    tell(f"wrote {path}")
+    tell(f"next: {Selection(name, project=project).command('check')}")

@@ -8,6 +8,7 @@ from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.files.private import make_folder, replace_file
 from vllmjobs.render.job import jobs, jobs_on_demand
 from vllmjobs.render.job import render as render_job
+from vllmjobs.terminal.printing import show_exact, tell
 
 SUPERVISED = "VJ338"
 
@@ -36,7 +37,7 @@ def render(selection: Selection, model: str | None, out: Path | None) -> None:
     notes = [str(problem) for problem in selection.checked.problems if problem.rule == SUPERVISED]
     chosen = [job] if job else [*jobs(environment), *jobs_on_demand(environment)]
     if out is None:
-        click.echo(render_job(environment, job or "vllm", templates, model), nl=False)
+        show_exact(render_job(environment, job or "vllm", templates, model))
     else:
         rendered = {
             name: render_job(environment, name, templates, model if name in ("vllm", job) else None)
@@ -46,6 +47,6 @@ def render(selection: Selection, model: str | None, out: Path | None) -> None:
         for name, text in rendered.items():
             path = out / f"{name}.nomad.hcl"
             replace_file(path, text)
-            click.echo(f"wrote {path}", err=True)
+            tell(f"wrote {path}")
     for note in notes if "vllm" in chosen else ():
-        click.echo(note, err=True)
+        tell(note)

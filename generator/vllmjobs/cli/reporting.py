@@ -14,7 +14,8 @@ from vllmjobs.changes.model import Report
 from vllmjobs.changes.report.json import as_json
 from vllmjobs.changes.report.markdown import as_markdown
 from vllmjobs.changes.report.text import as_text
-from vllmjobs.cli.common import show, with_options
+from vllmjobs.cli.common import with_options
+from vllmjobs.terminal.printing import show, show_json
 
 CHANGES, NO_ROOM = 2, 3
 
@@ -61,14 +62,14 @@ def print_report(report: Report, form: str, color: bool | None, detailed: bool) 
         case "markdown":
             again = typed(click.get_current_context(), "form", "color", "detailed")
             # forges take UTF-8, whatever the terminal
-            click.echo(as_markdown(report, again=again).encode(), nl=False)
+            show(as_markdown(report, again=again), encoding="utf-8")
         case "json":
-            show(as_json(report))
+            show_json(as_json(report))
         case _:
             # https://no-color.org: whatever its value, unless it is empty
             if color is None:
                 color = sys.stdout.isatty() and not os.environ.get("NO_COLOR")
-            show(as_text(report, color, sys.stdout.encoding or "utf-8"), color)
+            show(as_text(report, color, sys.stdout.encoding or "utf-8"), painted=color)
     if any(job.is_unplaceable for job in report.jobs):
         raise click.exceptions.Exit(NO_ROOM)
     if detailed and any(job.has_changed for job in report.jobs):

@@ -6,6 +6,7 @@ import click
 
 from vllmjobs.environment.reference import reference
 from vllmjobs.environment.schema import json_schema
+from vllmjobs.terminal.printing import show_exact
 
 
 @click.command()
@@ -17,4 +18,4 @@ def schema(form: str) -> None:
         text = reference(json_schema(whole=True))
     else:
         text = json.dumps(json_schema(), indent=2) + "\n"
-    click.echo(text, nl=False)
+    show_exact(text)

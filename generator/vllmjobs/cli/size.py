@@ -5,8 +5,9 @@ from typing import TextIO
 import click
 
 from vllmjobs.check.size import as_json, as_text, beside, size_of
-from vllmjobs.cli.common import Selection, environment_options, show
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.project.environments import subjects
+from vllmjobs.terminal.printing import show, show_json
 from vllmjobs.vllm.memory.gpus import gpu, nearest_names
 from vllmjobs.vllm.memory.kv_cache import BLOCK_SIZE
 from vllmjobs.vllm.memory.startup_log import LINES, startup_log
@@ -53,6 +54,9 @@ def size(
             looked_for = ", ".join(f'"{line}"' for line in LINES)
             raise click.ClickException(f"{log.name} has no line of vLLM's start-up; looked for {looked_for}")
         found = [beside(asked[0], found[0], heard)]
-    show(as_json(found) if in_json else as_text(found))
+    if in_json:
+        show_json(as_json(found))
+    else:
+        show(as_text(found))
     if any(each.refused or (each.estimate and not each.estimate.fits) for each in found):
         raise click.exceptions.Exit(1)

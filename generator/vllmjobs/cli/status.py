@@ -11,7 +11,7 @@ import click
 from vllmjobs.box.overview import overview
 from vllmjobs.cli.box import find_box
 from vllmjobs.cli.cluster import models_job, print_json, warn
-from vllmjobs.cli.common import Selection, environment_options, show
+from vllmjobs.cli.common import Selection, environment_options
 from vllmjobs.cluster.consul import ConsulApi
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import NomadApi
@@ -20,6 +20,7 @@ from vllmjobs.deploy.status import no_job, read_overview, read_records
 from vllmjobs.rollout.history import past_releases
 from vllmjobs.rollout.overview import Overview
 from vllmjobs.rollout.overview_text import history_text, status_text
+from vllmjobs.terminal.printing import show
 
 T = TypeVar("T")
 
@@ -65,7 +66,7 @@ def _show(
 ) -> None:
     """Print what is observed once, or keep it on the screen where there is an `interval`."""
     if interval is not None:
-        from vllmjobs.cli.watch import watch  # noqa: PLC0415 (rich takes 60 ms, and only --watch needs it)
+        from vllmjobs.terminal.live import watch  # noqa: PLC0415 (rich takes 60 ms, and only --watch needs it)
 
         watch(lambda: as_text(observe()), interval)
     elif in_json:

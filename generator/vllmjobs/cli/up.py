@@ -20,6 +20,7 @@ from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.gpus.nvml import cards
 from vllmjobs.importing.imported import imported, of_the_box, without_caches
 from vllmjobs.render.job import Templates, nginx_conf
+from vllmjobs.terminal.printing import tell
 
 UNNAMED = "box"  # what is made of an .env file
 ENV_FILE = click.option(
@@ -59,15 +60,15 @@ def up(selection: Selection, env_file: Path | None, detach: bool, state: Path | 
     _write(box, asked, selection.templates, {})
     environ = {**os.environ, **asked.secrets}
     for variable in missing(asked.environment, environ):
-        click.echo(f"warning: {variable} is not set, but a server needs it", err=True)
+        tell(f"warning: {variable} is not set, but a server needs it")
     if detach:
         printed: set[str] = set()
         for instances in box.start(environ, asked.environment.balancer.admin_port, stop):
             for name in sorted(name for name, one in instances.items() if one["ready"]):
                 if name not in printed:
                     printed.add(name)
-                    click.echo(f"{name} is ready", err=True)
-        click.echo(f"{box.job} is ready; its log is {box.log}", err=True)
+                    tell(f"{name} is ready")
+        tell(f"{box.job} is ready; its log is {box.log}")
     else:
         box.run(environ)
 
@@ -97,9 +98,9 @@ def reload(selection: Selection, env_file: Path | None, state: Path | None) -> N
     rounds = box.reload(asked.secrets)
     for names in rounds:
         for name, serves in box.reload_round(names):
-            click.echo(f"{name} is {'ready' if serves else 'stopped'}", err=True)
+            tell(f"{name} is {'ready' if serves else 'stopped'}")
     box.wait_for_nginx(asked.environment.balancer.admin_port)
-    click.echo(f"{box.job} is reloaded" if rounds else f"{box.job}: no server has changed", err=True)
+    tell(f"{box.job} is reloaded" if rounds else f"{box.job}: no server has changed")
 
 
 @click.command()
@@ -113,7 +114,7 @@ def down(selection: Selection, state: Path | None) -> None:
     Requests under way may finish first, for as long as drain.longest_stream says.
     """
     box = find_box(selection, state)
-    click.echo(f"{box.job} {'is stopped' if box.stop() else 'is not up on this machine'}", err=True)
+    tell(f"{box.job} {'is stopped' if box.stop() else 'is not up on this machine'}")
 
 
 @click.command()
@@ -138,7 +139,7 @@ def restart(selection: Selection, name: str | None, state: Path | None) -> None:
         raise click.ClickException(f"{box.job} has no server {name}; it has {', '.join(there)}")
     for one in chosen:
         box.restart(one)
-        click.echo(f"{one} is ready again", err=True)
+        tell(f"{one} is ready again")
 
 
 def _typed(env_file: Path | None, state: Path | None) -> list[str]:
@@ -184,13 +185,13 @@ def _write(box: Box, asked: _Asked, templates: Templates, before: Mapping[str, P
     configuration = supervised.configuration(environment, own, str(box.folder), nginx)
     box.write(configuration, conf, [one.name for one in own])
     if why:
-        click.echo(f"{why}; the servers get no GPU", err=True)
+        tell(f"{why}; the servers get no GPU")
     for sentence in passed_over(environment, machine.cards, own):
-        click.echo(sentence, err=True)
+        tell(sentence)
     indexes = {card.uuid: card.index for card in found}
     for one in own:
         gpus = ", ".join(f"GPU {indexes[uuid]}" for uuid in one.place.gpus) or "no GPU"
-        click.echo(f"{one.name}: {one.served_name} on {gpus}, port {one.place.port}", err=True)
+        tell(f"{one.name}: {one.served_name} on {gpus}, port {one.place.port}")
 
 
 def _read(selection: Selection, env_file: Path | None) -> _Asked:
@@ -209,7 +210,7 @@ def _read(selection: Selection, env_file: Path | None) -> _Asked:
         raise InvalidEnvironmentError(loaded.problems)
     for note in written.notes:
         if not note.is_of_a_fleet:
-            click.echo(note, err=True)
+            tell(str(note))
     of_box = of_the_box(text, str(env_file))
     environment = without_caches(loaded.environment)
     cache = str(env_file.absolute().parent / (of_box.cache or cache))

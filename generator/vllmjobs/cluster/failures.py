@@ -48,6 +48,9 @@ class ForbiddenError(NomadError):
 class InvalidJobError(NomadError):
     """The errors that Nomad finds in a job: a line that says so, and one for each error, indented."""
 
+    def __init__(self, text: str) -> None:
+        super().__init__(*text.split("\n"))
+
 
 class ConflictError(NomadError):
     """Someone else has written first; nothing was changed."""

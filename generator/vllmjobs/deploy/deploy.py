@@ -170,7 +170,7 @@ class _JobDeploy:
         traffic = self._traffic(0)
         if traffic:
             if problems := traffic.problems():
-                raise RefusedError("\n".join(problems))
+                raise RefusedError(*problems)
             traffic.clean()
         hcl = self._request.jobs[self.job.job]
         version = self._registered = self._release(None).register(spec, index, hcl, record)

@@ -165,7 +165,7 @@ class Manual(NamedTuple):
         if plan.is_unplaceable:
             full = [(group.name, reasons(group.unplaced)) for group in plan.groups if group.unplaced]
             lines = [f"{self.where.id}: version {job['Version']} has no room"]
-            raise NoRoomError("\n".join(lines + [f"{name}: {', '.join(why)}" for name, why in full]))
+            raise NoRoomError(*lines, *(f"{name}: {', '.join(why)}" for name, why in full))
 
     def _error(self, text: str) -> UserError:
         return UserError(f"{self.where.id}: {text}")

@@ -20,6 +20,7 @@ import requests
 from vllmjobs import __version__
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.model import Notification
+from vllmjobs.text.visible import visible_json
 
 HTTP_S = 10.0  # seconds until connected, and until the answer begins
 COMMAND_S = 30.0
@@ -52,7 +53,7 @@ class Notifier:
 
     def send(self, event: Notification) -> None:
         """Hand an event to the hooks. Returns at once and never fails."""
-        text = without_secrets(msgspec.json.encode(event).decode()).encode()
+        text = visible_json(without_secrets(msgspec.json.encode(event).decode())).encode()
         for hook in self._hooks:
             hook.put(text)
 

@@ -5,22 +5,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from datetime import datetime
 
-import click
 import msgspec
-from rich.console import Console
-from rich.live import Live
-from rich.table import Table
 
 from vllmjobs.deploy.notify import Notifier
 from vllmjobs.deploy.records import now
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.events import Event, Snapshot
 from vllmjobs.rollout.model import GroupState, Notification
+from vllmjobs.terminal.live import LiveTable
+from vllmjobs.terminal.printing import show, show_json, tell
 from vllmjobs.text.english import counted
+from vllmjobs.text.visible import one_line, visible
 
 _WARNING = (
     "unhealthy", "restarted", "failed", "lost", "unknown", "failing", "reverted", "refused", "warning",
 )  # fmt: skip
+HEADS = ("group", "old", "new", "canaries", "step", "verdict")
 FLUSH_S = 15.0  # seconds at the end for hooks that are slow
 
 
@@ -31,16 +31,15 @@ class Reporter:
         self,
         in_json: bool,
         hooks: Sequence[str] = (),
-        console: Console | None = None,
+        table: LiveTable | None = None,
         to_stderr: bool = False,
     ) -> None:
-        """A `console`, which is a terminal, gets a table of the groups.
+        """A `table`, on a terminal, shows the groups.
 
         Lines go to stdout, or with `to_stderr`, where stdout is for an answer, to stderr.
         """
-        self._in_json, self._console, self._to_stderr = in_json, console, to_stderr
-        self._notifier = Notifier(hooks, lambda line: click.echo(line, err=True))
-        self._live: Live | None = None
+        self._in_json, self._table, self._to_stderr = in_json, table, to_stderr
+        self._notifier = Notifier(hooks, tell)
         self.job = ""
         self.version: int | None = None
         self.deployment: str | None = None
@@ -50,8 +49,8 @@ class Reporter:
         return self
 
     def __exit__(self, *_: object) -> None:
-        if self._live:
-            self._live.stop()
+        if self._table:
+            self._table.stop()
         self._notifier.close(FLUSH_S)
 
     def begin(self, job: str, version: int | None, is_way_back: bool = False) -> None:
@@ -68,7 +67,7 @@ class Reporter:
         notification = Notification(
             at=now(),
             kind=event.kind,
-            text=without_secrets(event.text),
+            text=visible(without_secrets(one_line(event.text))),
             job=self.job,
             group=event.group,
             version=self.version,
@@ -77,42 +76,29 @@ class Reporter:
         )
         self._notifier.send(notification)
         if self._in_json:
-            click.echo(without_secrets(msgspec.json.encode(notification).decode()))
+            show_json(msgspec.json.encode(notification).decode() + "\n")
         elif event.kind != "measured":
             self._line(notification)
 
     def answer(self, text: str) -> None:
         """Print the answer that a script waits for, alone on its line; in JSON, an event has it."""
         if not self._in_json:
-            click.echo(text)
+            show(f"{text}\n")
 
     def show(self, snapshot: Snapshot, reason: str) -> None:
         """Update the table, where there is one."""
-        if self._console is None or self._in_json:
-            return
-        if self._live is None:
-            self._live = Live(console=self._console, refresh_per_second=4, transient=True)
-            self._live.start()
-        self._live.update(_table(f"{self.job} version {self.version}: {reason}", snapshot))
+        if self._table and not self._in_json:
+            rows = ([name, *_cells(group)] for name, group in snapshot.observation.groups.items())
+            self._table.update(f"{self.job} version {self.version}: {reason}", HEADS, rows)
 
     def _line(self, notification: Notification) -> None:
         clock = f"{datetime.fromisoformat(notification.at).astimezone():%H:%M:%S}"
         place = f"{notification.job}{f'/{notification.group}' if notification.group else ''}"
         line = f"{clock} {place}: {notification.text}"
-        if self._live:
-            style = "yellow" if notification.kind in _WARNING else None
-            self._live.console.print(line, style=style, markup=False, highlight=False)
+        if self._table and self._table.is_shown:
+            self._table.print(line, "yellow" if notification.kind in _WARNING else "")
         else:
-            click.echo(line, err=self._to_stderr)
-
-
-def _table(title: str, snapshot: Snapshot) -> Table:
-    table = Table(title=title, title_justify="left", box=None, pad_edge=False)
-    for column in ("group", "old", "new", "canaries", "step", "verdict"):
-        table.add_column(column)
-    for name, group in snapshot.observation.groups.items():
-        table.add_row(name, *_cells(group))
-    return table
+            show(f"{one_line(line)}\n", err=self._to_stderr)
 
 
 def _cells(group: GroupState) -> tuple[str, ...]:

@@ -3,6 +3,9 @@
 from collections.abc import Iterable
 from typing import Literal, NamedTuple
 
+from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.text.visible import visible
+
 KeyPath = tuple[str | int, ...]
 Severity = Literal["error", "warning", "note"]
 INVALID = "VJ001"  # the rule that every file breaks which cannot be read as an environment
@@ -41,13 +44,19 @@ class Problem(NamedTuple):
         if path and not parts[0].endswith(f" {path}"):  # `--set` has said it already
             parts.append(path)
         rule = "" if self.rule == INVALID else f" [{self.rule}]"
-        return ": ".join([*parts, self.message]) + rule
+        return visible(without_secrets(": ".join([*parts, self.message]) + rule))
 
 
 class UserError(Exception):
-    """An error that a person can mend, in words for them: the command line prints it, and no traceback."""
+    """An error that a person can mend, in words for them: the command line prints it, and no traceback.
+
+    Each argument is one line of the text, whatever it quotes.
+    """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return "\n".join(visible(without_secrets(str(line))) for line in self.args)
 
 
 class InvalidEnvironmentError(UserError):
@@ -55,7 +64,7 @@ class InvalidEnvironmentError(UserError):
 
     def __init__(self, problems: Iterable[Problem]) -> None:
         self.problems = in_order(problems)
-        super().__init__("\n".join(map(str, self.problems)))
+        super().__init__(*self.problems)
 
 
 def in_order(problems: Iterable[Problem]) -> list[Problem]:

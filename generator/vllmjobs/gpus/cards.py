@@ -160,7 +160,7 @@ def table(cards: Sequence[Card]) -> str:
     A column that no card has a value for is left out. UUIDs are cut to their first block.
     """
     shown = {name: [show(card) for card in cards] for name, show in _COLUMNS.items()}
-    filled = [[name, *(_plain(cell) or "-" for cell in all_)] for name, all_ in shown.items() if any(all_)]
+    filled = [[name, *(cell or "-" for cell in all_)] for name, all_ in shown.items() if any(all_)]
     return columns([*zip(*filled, strict=True)])
 
 
@@ -216,11 +216,6 @@ def _memory(card: Card) -> str:
 
 def _text(value: float | None) -> str:
     return "" if value is None else f"{value:.0f}"
-
-
-def _plain(text: str) -> str:
-    """Return a text without control characters: a process chooses its name, and a terminal would obey it."""
-    return "".join(character if character.isprintable() else "?" for character in text)
 
 
 _COLUMNS: dict[str, Callable[[Card], str]] = {

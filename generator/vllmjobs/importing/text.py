@@ -11,6 +11,7 @@ from vllmjobs.environment.derive import MAX_SERVICE_NAME
 from vllmjobs.environment.model import Balancer
 from vllmjobs.environment.problems import Mark
 from vllmjobs.environment.tree import Scalar, parse
+from vllmjobs.text.visible import visible
 
 ADMIN_PORT = Balancer().admin_port
 _PLAIN = re.compile(r"[A-Za-z/][A-Za-z0-9._/-]*(#[A-Za-z0-9_]+)?")
@@ -41,7 +42,7 @@ def scalar(value: str | int | float | bool) -> str:
     if _PLAIN.fullmatch(value) and parse(value, "")[0] == Scalar(Mark("", 1, 1), value, value):
         return value
     quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=_NO_FOLDING)
-    return quoted.removesuffix("\n")
+    return visible(quoted.removesuffix("\n"))  # its escapes are YAML's, too
 
 
 def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
@@ -64,7 +65,7 @@ def _lines(block: YamlBlock, depth: int) -> Iterator[str]:
     is_first = True
     for key, item in block.items():
         if isinstance(item, Commented):
-            comment = f" # {item.comment}" if item.comment else ""
+            comment = f" # {visible(item.comment)}" if item.comment else ""
             yield f"{indent}{key}: {scalar(item.value)}{comment}\n"
         elif item and (inside := "".join(_lines(item, depth + 1))):
             apart = "\n" if depth == 0 or (depth == 1 and not is_first) else ""

@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from vllmjobs.model_cache.files import CacheError, Repository
+from vllmjobs.model_cache.files import CacheError, Repository, visible
 
 JOBS = ("prefetch", "cache-backup", "cache-restore")
 
@@ -24,7 +24,8 @@ def main() -> int:
             raise CacheError(f"{given.cache} is no folder of this node; make it, or mount it")
         _run(given.job, Repository.of(given.model, given.revision), given.store)
     except (CacheError, OSError) as error:  # a full disk, a folder of somebody else's
-        print(f"{given.job}: {given.model}: {error}", file=sys.stderr)
+        lines = f"{given.job}: {given.model}: {error}".split("\n")
+        print(*map(visible, lines), sep="\n", file=sys.stderr)
         return 1
     return 0
 

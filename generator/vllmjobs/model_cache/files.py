@@ -27,6 +27,11 @@ Sums = dict[str, str]
 """The SHA-256 of each file, by its name in the snapshot."""
 
 
+def visible(text: str) -> str:
+    r"""Return a text of a hub or a store on one line, with `\x1b` for what a terminal would obey."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class CacheError(Exception):
     """A fault of the cache or the store, in words for the person who can mend it."""
 

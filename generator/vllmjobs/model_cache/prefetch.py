@@ -15,6 +15,7 @@ from vllmjobs.model_cache.files import (
     problems,
     remove,
     sha256,
+    visible,
 )
 
 LONGEST = 300  # characters of what the hub says
@@ -42,7 +43,7 @@ def prefetch(repository: Repository) -> None:
             if not found:
                 break
             for name, problem in found.items():
-                print(f"  {name} {problem}")
+                print(f"  {visible(name)} {problem}")
                 remove(snapshot / name)
             print(f"downloading {len(found)} files, {amount(sizes[name] for name in found)}")
             _download(repository, commit, list(found))

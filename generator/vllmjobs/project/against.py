@@ -135,8 +135,8 @@ def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, 
     """Return the jobs of the other side, whatever the rules of `check` find in them."""
     environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
     if environment is None or problems:
-        errors = "\n".join(f"{name}{problem}" for problem in problems)
-        raise UserError(f"{errors}\nthis leaves nothing to compare with; name another side with --against")
+        errors = (f"{name}{problem}" for problem in problems)
+        raise UserError(*errors, "this leaves nothing to compare with; name another side with --against")
     try:
         return rendered(environment, other.templates)
     except RenderError as error:

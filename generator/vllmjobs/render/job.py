@@ -5,6 +5,8 @@ from functools import lru_cache
 from typing import Any, NamedTuple
 
 import jinja2
+import msgspec
+from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vllmjobs.balancers import balancer_of
 from vllmjobs.balancers.nginx import without_container
@@ -14,6 +16,8 @@ from vllmjobs.render.context import FILTERS, vllm_context
 from vllmjobs.render.hcl import align
 from vllmjobs.render.model_cache import cache_context, cached_models
 from vllmjobs.render.monitoring import prometheus_context
+
+_PLAIN = {str, int, float, bool, type(None), list, tuple, dict}
 
 
 class Templates(NamedTuple):
@@ -80,17 +84,37 @@ def _filled(name: str, context: Mapping[str, Any], templates: Templates) -> str:
     try:
         return _jinja(templates).get_template(name).render(context)
     except jinja2.TemplateNotFound as error:
-        raise RenderError(f"jobs/{error.name} does not exist, and vllmjobs ships no such template") from error
+        why = f"jobs/{error.name} does not exist, and vllmjobs ships no such template"
+        raise RenderError(f"{_place(error)}{why}") from error
     except jinja2.TemplateSyntaxError as error:
         raise RenderError(f"{error.filename}:{error.lineno}: {error.message}") from error
+    except jinja2.exceptions.SecurityError as error:
+        why = f"{str(error).rstrip('.')}: a template reads values, runs nothing and changes nothing"
+        raise RenderError(f"{_place(error)}{why}") from error
     except Exception as error:  # whatever an expression of a user's template raises is the template's fault
         raise RenderError(f"{_place(error)}{error}") from error
 
 
+class _Sandbox(ImmutableSandboxedEnvironment):
+    """Jinja's sandbox, quicker: data cannot be called, so that of its attribute the name alone is looked at.
+
+    Jinja compares each value with nine types and four abstract classes, half of the time of a large job.
+    """
+
+    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
+        """Tell whether a template may read an attribute; see `jinja2.sandbox.SandboxedEnvironment`."""
+        if type(value) in _PLAIN or isinstance(value, msgspec.Struct):
+            return not attr.startswith("_")
+        return super().is_safe_attribute(obj, attr, value)
+
+
 @lru_cache(maxsize=2)  # a diff renders many environments, each on two sides
 def _jinja(templates: Templates) -> jinja2.Environment:
-    """Return Jinja with `[[ ]]`, `[% %]` and `[# #]`: Nomad's own `{{ }}` and `${ }` stay readable."""
-    jinja = jinja2.Environment(
+    """Return Jinja with `[[ ]]`, `[% %]` and `[# #]`: Nomad's own `{{ }}` and `${ }` stay readable.
+
+    A template may be somebody else's, of a commit that is only looked at, so Jinja's sandbox fills it in.
+    """
+    jinja = _Sandbox(
         loader=jinja2.FunctionLoader(
             lambda name: (*template, None) if (template := templates.read(name)) else None
         ),

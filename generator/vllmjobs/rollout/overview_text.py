@@ -6,11 +6,12 @@ from vllmjobs.rollout.history import PastRelease
 from vllmjobs.rollout.model import Number, Verdict
 from vllmjobs.rollout.overview import GroupView, Overview, Part, Weight
 from vllmjobs.text.english import columns, counted
+from vllmjobs.text.visible import one_line
 
 
 def status_text(overview: Overview) -> str:
     """Write the screen: whether all is well, the deployment, each group, and what to type next."""
-    return "".join(f"{line}\n" for line in _status(overview))
+    return "".join(f"{one_line(line)}\n" for line in _status(overview))
 
 
 def history_text(releases: Sequence[PastRelease]) -> str:
@@ -31,9 +32,9 @@ def history_text(releases: Sequence[PastRelease]) -> str:
         )
         for one in releases
     ]
-    notes = [f"version {one.version}: {one.reason}\n" for one in releases if one.reason]
-    notes += [f"version {one.version} {note}\n" for one in releases for note in _gates(one)]
-    return "\n".join([columns(rows), *(["".join(notes)] if notes else [])])
+    notes = [f"version {one.version}: {one.reason}" for one in releases if one.reason]
+    notes += [f"version {one.version} {note}" for one in releases for note in _gates(one)]
+    return "\n".join([columns(rows), *(["".join(f"{one_line(note)}\n" for note in notes)] if notes else [])])
 
 
 def _gates(release: PastRelease) -> Iterator[str]:

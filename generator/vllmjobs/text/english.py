@@ -2,6 +2,8 @@
 
 from collections.abc import Iterable, Sequence
 
+from vllmjobs.text.visible import one_line, visible
+
 _LISTED = 12
 _CUTOFF = 0.65  # of difflib: how much two names have to be alike
 
@@ -26,8 +28,14 @@ def joined(words: Sequence[str], conjunction: str = "and") -> str:
 
 def columns(rows: Sequence[Sequence[str]]) -> str:
     """Return a table, a line for each row, in which the cells of a column stand below each other."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return "".join(f"{'  '.join(map(str.ljust, row, widths)).rstrip()}\n" for row in rows)
+    rows = [[one_line(cell) for cell in row] for row in rows]
+    widths = [max(len(visible(cell)) for cell in column) for column in zip(*rows, strict=True)]
+    return "".join(f"{'  '.join(map(_padded, row, widths)).rstrip()}\n" for row in rows)
+
+
+def _padded(cell: str, width: int) -> str:
+    """Return a cell that is as wide as the column, once it is made visible where it is printed."""
+    return cell + " " * (width - len(visible(cell)))
 
 
 def near(name: str, known: Iterable[str], most: int, cutoff: float = _CUTOFF) -> list[str]:

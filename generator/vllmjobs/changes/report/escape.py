@@ -6,7 +6,7 @@ people. Not in code, so names stand in code; in sentences something that is not 
 
 import re
 
-from vllmjobs.changes.report import visible
+from vllmjobs.changes.report import quoting
 
 # https://github.github.com/gfm/: what opens emphasis, code, links, HTML, a cell, mathematics; and what makes
 # a link of an address, in which entities would be shown as such.
@@ -21,18 +21,18 @@ _PLAIN = re.compile(r"[\w./:@=,;()+~-]+( [\w./:@=,;()+~-]+)*", re.ASCII)
 
 def name(text: str) -> str:
     """Return a name as code."""
-    shown = visible.name(text)
+    shown = quoting.name(text)
     return f"`{shown}`" if _PLAIN.fullmatch(shown) else in_html(text)
 
 
 def in_html(text: str) -> str:
     """Return a name as code in HTML, where backticks mean nothing or cannot hold the name."""
-    return f"<code>{re.sub(r'[^a-zA-Z0-9 /-]', _entity, visible.name(text))}</code>"
+    return f"<code>{re.sub(r'[^a-zA-Z0-9 /-]', _entity, quoting.name(text))}</code>"
 
 
 def prose(text: str) -> str:
     """Return a sentence on one line, which begins no list, heading or quotation within an item."""
-    shown = visible.prose(text)
+    shown = quoting.prose(text)
     return (_NOTHING if _BLOCK.match(shown) else "") + _SPECIAL.sub(_entity, shown)
 
 
@@ -48,4 +48,4 @@ def _entity(match: re.Match[str]) -> str:
     return entities + (_NOTHING if match.groupdict().get("reference") else "")
 
 
-FOR_MARKDOWN = visible.Escaping(name, prose)
+FOR_MARKDOWN = quoting.Escaping(name, prose)

@@ -7,7 +7,8 @@ from typing import Literal, NamedTuple
 
 from vllmjobs.changes.hiding import HIDDEN
 from vllmjobs.changes.model import Field
-from vllmjobs.changes.report import visible
+from vllmjobs.changes.report import quoting
+from vllmjobs.text.visible import visible
 
 Sign = Literal["+", "-", "~", " "]
 
@@ -45,7 +46,7 @@ def path_diffs(fields: Sequence[Field]) -> list[PathDiff]:
 
 def dotted(path: tuple[str, ...]) -> str:
     """Write a path of a jobspec: `task.vllm.env.HF_HOME`, with quotes around a label that has a dot."""
-    parts = map(visible.name, path)
+    parts = map(quoting.name, path)
     return ".".join(part if part and not set(part) & set(' ."') else f'"{part}"' for part in parts)
 
 
@@ -74,9 +75,9 @@ def _of_field(where: str, mark: str, field: Field) -> Iterator[DiffLine]:
             yield DiffLine(sign, f"{where}:{mark}")
         yield from _lines(*([] if text is None else text.split("\n") for text in (before, after)))
     elif before is not None and after is not None:
-        yield DiffLine(sign, f"{colon}{' → '.join(visible.values(before, after))}{mark}")
+        yield DiffLine(sign, f"{colon}{' → '.join(quoting.values(before, after))}{mark}")
     else:
-        yield DiffLine(sign, f"{colon}{visible.value(before or after or '')}{mark}")
+        yield DiffLine(sign, f"{colon}{quoting.value(before or after or '')}{mark}")
 
 
 def _tells_nothing(before: str | None, after: str | None) -> bool:
@@ -115,11 +116,11 @@ def _of_hunk(hunk: list[_Step], skipped: int, before: list[str], after: list[str
 def _shown(line: str, counterpart: str | None) -> str:
     """Return a line, cut where it equals the one in its place; quoted where these end in other blanks."""
     if counterpart is None:
-        return visible.value(line) if len(line) > visible.VALUE else visible.visible(line)
-    is_short = max(len(line), len(counterpart)) <= visible.VALUE
-    if is_short and not visible.look_alike(line.rstrip(), counterpart.rstrip()):
-        return visible.visible(line)
-    return visible.values(line, counterpart)[0]
+        return quoting.value(line) if len(line) > quoting.VALUE else visible(line)
+    is_short = max(len(line), len(counterpart)) <= quoting.VALUE
+    if is_short and not quoting.look_alike(line.rstrip(), counterpart.rstrip()):
+        return visible(line)
+    return quoting.values(line, counterpart)[0]
 
 
 def _equal(before: list[str], after: list[str]) -> int:

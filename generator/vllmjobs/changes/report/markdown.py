@@ -7,13 +7,14 @@ from typing import NamedTuple
 
 from vllmjobs.changes.hiding import for_people
 from vllmjobs.changes.model import EnvironmentChange, GroupChange, JobChange, Report
-from vllmjobs.changes.report import escape, sentences, visible
+from vllmjobs.changes.report import escape, sentences
 from vllmjobs.changes.report.fit import Cut, Detail, PathLines, Piece, cut, fit, size
 from vllmjobs.changes.report.lines import path_diffs
 from vllmjobs.changes.report.summary import from_to, gpu_totals, summary
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.english import counted
+from vllmjobs.text.visible import visible
 
 # GitHub refuses a comment "(maximum is 65536 characters)". Measured, it takes 262,144 bytes of UTF-8
 # (dead-claudia/github-limits#13, objectstack-ai/objectstack#18826), and 65,536 characters as the text of a
@@ -222,7 +223,7 @@ def _remarks(report: Report) -> Piece:
 
 def _runs(report: Report) -> Piece:
     plans = [job.plan for job in report.jobs if job.has_changed and job.plan]
-    entries = [visible.visible(plan.run) + "\n" for plan in plans if plan.run]
+    entries = [visible(plan.run) + "\n" for plan in plans if plan.run]
 
     def fence(entries: list[str]) -> str:
         commands = [entry.rstrip("\n") for entry in entries]
@@ -268,6 +269,6 @@ def _note(shown: Cut, again: str) -> str:
         return ""
     texts = [f"leaves out {counted(shown.left_out, 'value')}"] if shown.left_out else []
     texts += [f"shortens {counted(shown.shortened, 'value')}"] if shown.shortened else []
-    command = visible.visible(again)
+    command = visible(again)
     block = escape.fenced([command if size(command) < _NOTE - 200 else " ".join(command.split()[:2])], "sh")
     return f"✂️ To fit into a comment, this report {' and '.join(texts)}. To print all of it:\n\n{block}"

@@ -17,9 +17,9 @@ from vllmjobs.changes.model import (
     Unplaced,
     Updates,
 )
-from vllmjobs.changes.report import visible
+from vllmjobs.changes.report import quoting
+from vllmjobs.changes.report.quoting import Escaping
 from vllmjobs.changes.report.summary import summary
-from vllmjobs.changes.report.visible import Escaping
 from vllmjobs.changes.room.sentences import reasons, ways_out
 from vllmjobs.environment.problems import Mark, Problem, Severity
 from vllmjobs.text.english import counted
@@ -81,8 +81,8 @@ def what_becomes(job: JobChange) -> str:
 
 def place(job: JobChange) -> str:
     """Write a job's namespace and region, where they are not the usual ones."""
-    texts = [f"namespace {visible.name(job.namespace)}"] if job.namespace not in ("", "default") else []
-    texts += [f"region {visible.name(job.region)}"] if job.region not in ("", "global") else []
+    texts = [f"namespace {quoting.name(job.namespace)}"] if job.namespace not in ("", "default") else []
+    texts += [f"region {quoting.name(job.region)}"] if job.region not in ("", "global") else []
     return ", ".join(texts)
 
 

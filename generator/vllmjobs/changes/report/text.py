@@ -4,11 +4,12 @@ from collections.abc import Callable, Iterable, Iterator
 
 from vllmjobs.changes.hiding import for_people
 from vllmjobs.changes.model import EnvironmentChange, Field, GroupChange, JobChange, Report
-from vllmjobs.changes.report import sentences, visible
+from vllmjobs.changes.report import quoting, sentences
 from vllmjobs.changes.report.lines import path_diffs
 from vllmjobs.changes.report.summary import describe_gpus
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.english import listed
+from vllmjobs.text.visible import visible
 
 WIDEST = 24  # a longer name does not push the texts of the other groups away
 # Parameters of "select graphic rendition", ECMA-48 8.3.117: bold, faint, red, green, yellow, cyan.
@@ -42,9 +43,9 @@ def _parts(environment: EnvironmentChange, paint: _Paint) -> Iterator[list[str]]
     for job in environment.jobs:
         yield list(_job(job, environment, paint))
     if environment.findings:
-        head = f"{visible.name(environment.name)}: check finds {sentences.tally(environment.findings)}"
+        head = f"{quoting.name(environment.name)}: check finds {sentences.tally(environment.findings)}"
         findings = [
-            "  " + paint(each.severity, visible.prose(sentences.describe_finding(each)))
+            "  " + paint(each.severity, quoting.prose(sentences.describe_finding(each)))
             for each in sentences.sorted_findings(environment)
         ]
         yield [paint("headline", head), *findings]
@@ -52,27 +53,27 @@ def _parts(environment: EnvironmentChange, paint: _Paint) -> Iterator[list[str]]
 
 def _job(job: JobChange, environment: EnvironmentChange, paint: _Paint) -> Iterator[str]:
     where = sentences.place(job)
-    head = f"{visible.name(environment.name)}: {visible.name(job.id)}{where and f' ({where})'}"
+    head = f"{quoting.name(environment.name)}: {quoting.name(job.id)}{where and f' ({where})'}"
     head += sentences.what_becomes(job)
-    yield paint("headline", head) + f" (against {visible.name(environment.against)})"
+    yield paint("headline", head) + f" (against {quoting.name(environment.against)})"
     yield from _fields(job.fields, "  ", paint)
     changed = [group for group in job.groups if group.is_changed]
-    width = min(WIDEST, max((len(visible.name(group.name)) for group in changed), default=0))
+    width = min(WIDEST, max((len(quoting.name(group.name)) for group in changed), default=0))
     for group in changed:
         yield from _group(group, width, paint)
-    unchanged = [visible.name(group.name) for group in job.groups if not group.is_changed]
+    unchanged = [quoting.name(group.name) for group in job.groups if not group.is_changed]
     if unchanged and job.action != "none":
         yield f"  unchanged: {listed(unchanged)}"
-    for remark in sentences.remarks(job, visible.FOR_TERMINALS):
+    for remark in sentences.remarks(job, quoting.FOR_TERMINALS):
         yield "  " + paint(remark.severity, f"{remark.severity}: {remark.text}")
     if job.plan and job.plan.run and job.has_changed:
-        yield f"  to make this change: {visible.visible(job.plan.run)}"
+        yield f"  to make this change: {visible(job.plan.run)}"
 
 
 def _group(group: GroupChange, width: int, paint: _Paint) -> Iterator[str]:
-    yield f"  {visible.name(group.name):<{width}}  {sentences.describe(group)}"
+    yield f"  {quoting.name(group.name):<{width}}  {sentences.describe(group)}"
     if group.unplaced:
-        count, why, way_out = sentences.unplaced_why(group.unplaced, group.name, visible.FOR_TERMINALS)
+        count, why, way_out = sentences.unplaced_why(group.unplaced, group.name, quoting.FOR_TERMINALS)
         yield "    " + paint("error", f"{count}{why}")
         if way_out:
             yield f"    way out: {way_out}"

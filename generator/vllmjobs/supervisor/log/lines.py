@@ -46,7 +46,14 @@ def event(name: str, level: str, at: float, instance: str | None, fields: Mappin
         text = json.dumps(record, ensure_ascii=False, allow_nan=False, default=str)
     except (TypeError, ValueError, RecursionError):  # NaN, or no JSON at all
         text = json.dumps({str(key): str(value) for key, value in record.items()}, ensure_ascii=False)
-    return text.encode("utf-8", "backslashreplace") + b"\n"
+    return _written(text)
+
+
+def _written(text: str) -> bytes:
+    """Return a line of JSON as it is written: escaped is what a terminal would obey, or nobody would see."""
+    if not text.isprintable():
+        text = "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in text)
+    return text.encode() + b"\n"
 
 
 def timestamp(at: float) -> str:
@@ -243,7 +250,7 @@ class Lines:
         ours = {"time": self._time, "level": "INFO"}
         ours |= {"instance": self._instance, "stream": self._stream, "message": ""}
         if text := merged(message, ours, fields):
-            self._out.append(text.encode("utf-8", "backslashreplace") + b"\n")
+            self._out.append(_written(text))
         return bool(text)
 
     def _expire(self, now: float) -> None:
@@ -260,5 +267,5 @@ class Lines:
 
     def _write(self, time: str, level: str, message: str, fields: str, truncated: int) -> None:
         cut = f',"truncated":{truncated}' if truncated else ""
-        text = f'{{"time":"{time}","level":"{level}",{self._whose}{quoted(message)}{fields}{cut}}}\n'
-        self._out.append(text.encode("utf-8", "backslashreplace"))
+        text = f'{{"time":"{time}","level":"{level}",{self._whose}{quoted(message)}{fields}{cut}}}'
+        self._out.append(_written(text))

@@ -1,26 +1,15 @@
-"""Text that cannot deceive: what is invisible is spelt out, and of a long value the difference is kept."""
+"""Names and values of others, as a report quotes them: visible, and of a long value the difference."""
 
 import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
+from vllmjobs.text.visible import visible
+
 VALUE = 120  # characters of a value that are shown
 NAME = 80
 PROSE = 600  # characters of a sentence that somebody else wrote
 BESIDE = 20  # characters that are kept on each side of a difference
-# Blank, though Unicode counts them among the letters and symbols: fillers of Hangul, and empty braille.
-_BLANK = "ᅟᅠㅤﾠ⠀"
-
-
-def visible(text: str) -> str:
-    r"""Return the text on one line, with `\n`, `\x1b`, `\u202e` for what is not seen, or turns text.
-
-    These are Unicode's categories C (control, format, unassigned) and Z (separators) but for the space, and
-    variation selectors: a terminal obeys the first, and a reviewer does not see the others.
-    """
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(map(_spelt, text))
 
 
 def name(text: str) -> str:
@@ -93,11 +82,3 @@ def _quoted(text: str) -> str:
     """Return a text, visible, and in quotes where its ends would not be seen."""
     shown = visible(text)
     return f'"{shown}"' if not shown or shown != shown.strip() else shown
-
-
-def _spelt(character: str) -> str:
-    if character == " ":
-        return character
-    hidden = unicodedata.category(character)[0] in "CZ" or character in _BLANK
-    hidden = hidden or "\ufe00" <= character <= "\ufe0f"
-    return character.encode("unicode_escape").decode("ascii") if hidden else character
