@@ -124,10 +124,10 @@ class Machine:
             return client.get(f"http://127.0.0.1:{port or self.port}{path}", timeout=SECONDS)
 
     def complete(
-        self, path: str = "/v1/completions", model: str = "chat", max_tokens: int = 2
+        self, path: str = "/v1/completions", model: str = "chat", max_tokens: int = 2, prompt: str = "Why?"
     ) -> httpx.Response:
         """Ask for a completion through nginx, at 200 tokens a second."""
-        asked = {"model": model, "prompt": "Why?", "max_tokens": max_tokens, "ignore_eos": True}
+        asked = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
         with http() as client:
             return client.post(f"http://127.0.0.1:{self.port}{path}", json=asked, timeout=SECONDS)
 
