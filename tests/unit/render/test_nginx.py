@@ -34,6 +34,7 @@ models:
   rest: {model: a/small, route: {path: /}}
 """
 SECONDS = 30.0
+HELD = "/v1/held"  # the path of requests that the instance holds
 SILENCE = 1  # seconds that this nginx bears, for 15
 # vLLM 0.33's paths that are no API (`grep -r "@router" vllm/entrypoints`), and three of it for operators.
 OPERATORS = [
@@ -56,6 +57,7 @@ class Instance(ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.asked: list[str] = []
+        self.may_answer = threading.Event()  # to what is to be held
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -64,6 +66,8 @@ class Handler(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         self.server.asked.append(self.path)
         self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        if self.path == HELD:
+            self.server.may_answer.wait(SECONDS)
         self.send_response(200)
         self.end_headers()
 
@@ -237,12 +241,17 @@ class TestClients:
 
     @pytest.mark.parametrize(("length", "most"), [(400_000, 8), (1000, 12)], ids=["uploads", "requests"])
     def test_have_so_many_requests_at_once(self, edge: Edge, length: int, most: int) -> None:
+        edge.instance.may_answer.clear()
+        edge.instance.asked.clear()
         with ExitStack() as stack:
-            for _ in range(most):
-                stack.enter_context(edge.begin("/v1/completions", length, 10))
-            wait_until(
-                lambda: self.refused(edge, length), SECONDS, "one more is refused", ignoring=(OSError,)
-            )
+
+            def is_full() -> bool:
+                stack.enter_context(edge.begin(HELD, length, length))
+                return self.refused(edge, length)
+
+            wait_until(is_full, SECONDS, "one more is refused")
+            wait_until(lambda: edge.instance.asked.count(HELD) == most, SECONDS, "so many are held")
+            edge.instance.may_answer.set()
         wait_until(lambda: not self.refused(edge, length), SECONDS, "they have left")
 
     def refused(self, edge: Edge, length: int) -> bool:
