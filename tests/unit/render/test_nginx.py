@@ -226,10 +226,13 @@ class TestPaths:
 
 class TestClients:
     def test_that_send_part_of_a_body_and_then_nothing_hold_no_disk_and_are_ended(self, edge: Edge) -> None:
+        edge.instance.asked.clear()
         with ExitStack() as stack:
             clients = [
                 stack.enter_context(edge.begin("/v1/completions", 50_000_000, 20_000_000)) for _ in range(8)
             ]
+            asked = edge.instance.asked
+            wait_until(lambda: asked.count("/v1/completions") == 8, SECONDS, "all are passed on at once")
             assert edge.on_disk() < 1_000_000
             for client in clients:
                 assert is_ended(client)
