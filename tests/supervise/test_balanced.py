@@ -121,6 +121,20 @@ class TestNginx:
         assert "least_conn;" in configured and "keepalive 32;" in configured
 
 
+def test_a_request_that_kills_its_server_costs_one(machine: Machine) -> None:
+    machine.env["VLLMJOBS_STANDIN_FAILURE"] = "dies-of=poison"
+    machine.up()
+    answer = machine.complete(prompt="a poison word")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (502, 502)
+
+    def restarts() -> int:
+        return sum(int(one["restarts"]) for one in machine.instances().values())
+
+    wait_until(restarts, SECONDS, "the server is started again")
+    assert machine.complete().status_code == 200
+    assert restarts() == 1
+
+
 def upstreams(one: Machine, least: int) -> list[str]:
     """The servers of the completions that nginx has logged, if there are so many."""
     shown = one.run("logs", "one", "nginx", "-n", "500").stdout

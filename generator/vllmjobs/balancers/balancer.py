@@ -4,6 +4,7 @@ A kind is one module beside this one: its class overrides what differs. Nothing 
 `balancer.kind`; it asks the object that `balancer_of` returns.
 """
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,16 @@ from typing import Any, ClassVar, NamedTuple
 
 from msgspec import structs
 
-from vllmjobs.balancers.instances import CANARY, Registered, ServiceInstance, canaries_of, why_no_canary
+from vllmjobs.balancers.instances import (
+    CANARY,
+    IP_PATTERN,
+    PORT_PATTERN,
+    Registered,
+    ServiceInstance,
+    canaries_of,
+    why_no_canary,
+)
+from vllmjobs.balancers.paths import passed
 from vllmjobs.balancers.shares import Shares, share_key, share_text
 from vllmjobs.environment import derive
 from vllmjobs.environment.derive import Deadlines
@@ -44,6 +54,7 @@ class Backend:
     service: str
     variable: str  # the name in nginx's variables, which hold no `-`
     route: Route
+    passed: str  # the paths that reach vLLM, and how it gets them: a regular expression with the group `vllm`
     weight: str  # the share of its canaries until another is asked for
     weight_key: str  # the key of Consul's KV that holds another share
     wanted: bool  # the model is to have an instance
@@ -142,6 +153,8 @@ class LoadBalancer(ABC):
             "user": settings.user or derive.TASK_USERS[settings.driver],
             "bridged": self.is_bridged,
             "backends": backends,
+            "ip_pattern": IP_PATTERN,
+            "port_pattern": PORT_PATTERN,
             "instances": [],  # on one box, each has a route of its own
             "servers": _servers(backends),
             "longest_stream": longest_stream,
@@ -207,11 +220,18 @@ class LoadBalancer(ABC):
             service=derive.service_name(self.environment, name),
             variable=name.replace("-", "_"),
             route=model.route,
+            passed=passed(model.route, _root_path(model)),
             # split_clients and Fabio alike resolve 0.01 %.
             weight=share_text(model.rollout.weight).rstrip("0").rstrip("."),
             weight_key=share_key(self.environment.job or "", name),
             wanted=model.replicas > 0,
         )
+
+
+def _root_path(model: Model) -> str:
+    """Return vLLM's `--root-path`, if it is a path."""
+    given = {derive.argument_name(name): value for name, value in model.args.items()}.get("root-path")
+    return given if isinstance(given, str) and re.fullmatch(r"(/[A-Za-z0-9._~-]+)+/?", given) else ""
 
 
 def _servers(backends: list[Backend]) -> dict[str, list[Backend]]:

@@ -7,6 +7,7 @@ from vllmjobs.balancers import fabio_routes as routes
 from vllmjobs.balancers.balancer import LoadBalancer, OwnRule
 from vllmjobs.balancers.fabio_routes import TAG, parse, sources, unmatched
 from vllmjobs.balancers.instances import Registered, canaries_of
+from vllmjobs.balancers.paths import path_in_vllm
 from vllmjobs.balancers.shares import Shares
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment, Route
@@ -26,6 +27,23 @@ def fabio_has_its_ports_to_itself(environment: Environment) -> Iterator[tuple[Ke
             yield ("models", name, "ports", "static"), f"{model.ports.static} is Fabio's, on every node"
 
 
+def routes_lead_to_the_api_alone(environment: Environment) -> Iterator[tuple[KeyPath, str]]:
+    """Find a route that leads to all of vLLM. Fabio passes on what its prefix says, for operators or not.
+
+    It also decodes a path before it passes it on: `/v1/..%2fmetrics` comes to vLLM as `/v1/../metrics`, which
+    vLLM answers with 404 and another server may not.
+    """
+    for name, model in environment.models.items():
+        route = model.route
+        if not path_in_vllm(route):
+            prefix = route.path.rstrip("/")
+            yield (
+                ("models", name, "route", "path"),
+                f"{route.path} leads clients to all paths of vLLM, such as /metrics and /pause, which no key "
+                f"guards; write {prefix}/v1/" + (f" with strip: {prefix}" if prefix else ""),
+            )
+
+
 class Fabio(LoadBalancer):
     """Fabio in front of an environment's models.
 
@@ -42,7 +60,10 @@ class Fabio(LoadBalancer):
     is_system_job = True
     shares_path = "/api/routes"
     kv_prefix = routes.PREFIX
-    rules = (OwnRule("VJ407", "warning", fabio_has_its_ports_to_itself),)
+    rules = (
+        OwnRule("VJ407", "warning", fabio_has_its_ports_to_itself),
+        OwnRule("VJ408", "warning", routes_lead_to_the_api_alone),
+    )
 
     def route_tags(self, route: Route, weight: float | None) -> list[str]:
         """Return a `urlprefix-` tag for each form of the host under which clients reach a route."""

@@ -5,6 +5,22 @@ from typing import NamedTuple
 
 CANARY = "canary"  # the tag in Consul by which canaries differ from stable instances
 
+_OCTET = "(25[0-5]|2[0-4][0-9]|1[0-9]{2}|[1-9]?[0-9])"
+_GROUP = "[0-9A-Fa-f]{1,4}"
+_IPV6 = [  # whole, then with `::` after so many groups
+    f"({_GROUP}:){{7}}{_GROUP}",
+    f":(:{_GROUP}){{1,7}}",
+    f"({_GROUP}:){{1,7}}:",
+    *(f"({_GROUP}:){{1,{before}}}(:{_GROUP}){{1,{7 - before}}}" for before in range(1, 7)),
+]
+IP_PATTERN = "|".join([rf"({_OCTET}[.]){{3}}{_OCTET}", *_IPV6])
+"""The IP addresses that nginx reads (ngx_inet_addr and ngx_inet6_addr in ngx_inet.c), for Python and Go.
+
+It takes anything else for the name of a host, or ends on it.
+"""
+PORT_PATTERN = "[1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+"""The ports, 1 to 65535, for Python and Go."""
+
 
 class ServiceInstance(NamedTuple):
     """An instance of a service, as Consul has it."""

@@ -81,7 +81,7 @@ def nginx_conf(environment: Environment, rendered: str) -> str:
 
 def instances(servers: Iterable[Server]) -> list[dict[str, str]]:
     """Return the routes to each server, as the template of nginx.conf has them."""
-    return [{"path": f"/v1/{one.name}/", "address": one.address} for one in servers]
+    return [{"name": one.name, "path": f"/v1/{one.name}/", "address": one.address} for one in servers]
 
 
 def places(configuration: Json) -> dict[str, Place]:

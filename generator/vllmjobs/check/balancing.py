@@ -1,4 +1,4 @@
-"""VJ401 to VJ407: where requests would be lost between the balancer and vLLM."""
+"""VJ401 to VJ408: where requests would be lost between the balancer and vLLM."""
 
 from collections.abc import Callable
 from functools import wraps

@@ -1,4 +1,4 @@
-"""VJ501 to VJ507: what would leak, or could be taken over."""
+"""VJ501 to VJ508: what would leak, or could be taken over."""
 
 import re
 from collections.abc import Iterator
@@ -25,6 +25,9 @@ IMAGE = re.compile(
     rf"([A-Za-z0-9.-]+(:\d+)?/)?{_PART}(/{_PART})*(:[\w][\w.-]{{0,127}})?(@sha256:[0-9a-f]{{64}})?", re.ASCII
 )
 COMMIT = re.compile(r"(^|[-_.])[0-9a-f]{7,40}($|[-_.])")
+# Folders of secrets, or of the files of others; in the last two, one further down may hold media alone.
+PRIVATE = ("dev", "etc", "proc", "root", "run", "secrets", "sys", "var/run", "home", "var/lib")
+SHARED = PRIVATE[-2:]
 
 
 @environment_rule("VJ501", "error")
@@ -123,6 +126,56 @@ def root_file_system_is_read_only(subject: Subject) -> Findings:
             "the root file system can be written to; leave it out, or state the reason: "
             "`# vllmjobs: ignore VJ507 REASON`",
         )
+
+
+@model_rule("VJ508", "warning")
+def clients_are_no_operators(subject: Subject) -> Findings:
+    """Find a setting that gives whoever may ask a server more than answers. No key of vLLM's guards these.
+
+    The variables are vLLM's own (vllm/envs.py); its docs/usage/security.md says what each opens.
+    """
+    env, args, replicas = subject.model.env, subject.model.args, subject.model.replicas
+    if _is_on(env.get("VLLM_SERVER_DEV_MODE")):
+        yield (
+            ("env", "VLLM_SERVER_DEV_MODE"),
+            "lets whoever reaches an instance run its methods (/collective_rpc) or put it to sleep; "
+            "leave it out",
+        )
+    if _is_on(env.get("VLLM_ALLOW_RUNTIME_LORA_UPDATING")):
+        yield (
+            ("env", "VLLM_ALLOW_RUNTIME_LORA_UPDATING"),
+            "lets whoever reaches an instance load any adapter; "
+            + (f"it is then at one of {replicas} instances, and " if replicas > 1 else "it is ")
+            + "gone after a restart; name the adapters in args.lora-modules",
+        )
+    if (name := subject.written.get("allowed-local-media-path")) and _is_private(str(args[name] or "")):
+        yield (
+            ("args", name),
+            f"{args[name]} lets whoever may ask have the server open its secrets and the files of others; "
+            "name a folder that holds media alone",
+        )
+    name = subject.written.get("trust-remote-code")
+    is_pinned = all(args.get(subject.written.get(key, "")) for key in ("revision", "code-revision"))
+    if name and args[name] is True and not is_pinned and not subject.model.model.startswith(("/", ".")):
+        yield (
+            ("args", name),
+            f"runs the code that {subject.model.model} has at the next start, whoever wrote it by then; pin "
+            "it with args.revision and args.code-revision, each a commit",
+        )
+
+
+def _is_on(value: str | int | None) -> bool:
+    return str(value or "").strip().lower() not in ("", "0", "false")
+
+
+def _is_private(path: str) -> bool:
+    """Tell whether a folder is, or holds, one whose files are private."""
+    parts = [part for part in path.split("/") if part not in ("", ".")]
+    if not path.startswith("/") or ".." in parts:
+        return path.startswith("/")
+    folder = "".join(f"{part}/" for part in parts)
+    is_above = any(f"{name}/".startswith(folder) for name in PRIVATE)
+    return is_above or any(folder.startswith(f"{name}/") for name in PRIVATE if name not in SHARED)
 
 
 def _texts(value: object) -> set[str]:

@@ -74,6 +74,14 @@ class Route(Block, frozen=True):
     strip: Annotated[
         RoutePath | None, doc("Prefix that is taken off before the request is passed on.", "/chat")
     ] = None
+    allow: Annotated[
+        list[RoutePath],
+        doc(
+            "Paths of vLLM outside its API that clients may reach, too, as vLLM calls them; `/` for all. "
+            "nginx keeps the others closed.",
+            ["/tokenize", "/pooling"],
+        ),
+    ] = []
 
 
 class Health(Block, frozen=True):
@@ -241,6 +249,13 @@ class Balancer(Block, frozen=True):
     command: Annotated[Text | None, doc("Program for exec and raw_exec; fabio or nginx on PATH.")] = None
     user: Annotated[Text | None, doc(USER, "nobody")] = None
     consul: Annotated[Text, doc("Consul's HTTP address, as seen from the balancer.")] = "127.0.0.1:8500"
+    max_body: Annotated[Size, doc("Largest body of a request (nginx).", "256 MiB")] = "64 MiB"
+    client_requests: Annotated[
+        Positive, doc("Requests that one address may have at the same time (nginx).")
+    ] = 512
+    client_uploads: Annotated[
+        Positive, doc("The same of requests with more than 300 kB, or of unknown length (nginx).")
+    ] = 64
     cpu: Annotated[Positive, doc("CPU share in MHz.")] = 200
     memory: Annotated[Size, doc("Memory reserved.")] = "256 MiB"
     node_pool: Annotated[Text | None, doc(OWN_NODE_POOL, "all")] = None

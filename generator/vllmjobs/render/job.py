@@ -65,8 +65,9 @@ def nginx_conf(
 ) -> str:
     """Return the configuration of an nginx that is no container, on any machine.
 
-    Each of the `instances` has a route of its own: a `path` and an `address`. `metrics` tells whether nginx
-    shows them, where the environment does not say so of an nginx. Raises `RenderError` as `render` does.
+    Each of the `instances` has a route of its own: a `name`, a `path` and an `address`. `metrics` tells
+    whether nginx shows them, where the environment does not say so of an nginx. Raises `RenderError` as
+    `render` does.
     """
     context = without_container(environment, metrics=metrics).context()
     return _filled("nginx.conf.ctmpl.j2", {**context, "instances": instances}, templates)

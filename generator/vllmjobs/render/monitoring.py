@@ -9,6 +9,7 @@ import yaml
 from msgspec import structs
 
 from vllmjobs.balancers import balancer_of
+from vllmjobs.balancers.instances import IP_PATTERN, PORT_PATTERN
 from vllmjobs.environment.derive import TASK_USERS, service_name
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.monitoring import PrometheusJob
@@ -67,6 +68,8 @@ def prometheus_context(environment: Environment) -> dict[str, Any]:
         "targets": _targets(environment, prometheus),
         "wanted": [name for name, model in environment.models.items() if model.replicas > 0],
         "balancer": balancer_of(environment).service,
+        "ip_pattern": IP_PATTERN,
+        "port_pattern": PORT_PATTERN,
         # What vLLM takes by itself is no reason to wake anybody.
         "planned_gpu_memory": max(model.gpu_memory_utilization for model in environment.models.values()),
         "alerts": alerts(),

@@ -5,6 +5,7 @@ several tokens can share a chunk when the process falls behind: count `usage`, n
 """
 
 import asyncio
+import os
 import time
 from collections import deque
 from collections.abc import AsyncIterator
@@ -90,6 +91,8 @@ class Engine:
         if int(self._accepted * failure.error_rate) > int(accepted * failure.error_rate):
             self._metrics.failed()
             raise RuntimeError(f"stand-in: error-rate={failure.error_rate:g}")
+        if failure.dies_of is not None and any(failure.dies_of in prompt for prompt in prompts):
+            os._exit(1)  # as a fault in a kernel does it: the connection breaks, and no answer is given
         own_end = None if ignore_eos else self._knobs.answer_tokens
         limit, reason = (max_tokens, "length")
         if own_end is not None and own_end < max_tokens:

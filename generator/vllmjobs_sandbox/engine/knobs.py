@@ -21,6 +21,7 @@ must also run on vLLM.
 | exit-1-before-ready | the load ends in exit 1 |
 | never-ready | the load never ends |
 | exit-0-after=N | the engine dies at request N + 1: active requests get 500, /health 503, exit 0 |
+| dies-of=WORD | a prompt with that word ends the process at once, without a word to anybody |
 | hang-after=N, hang | at request N + 1 (hang: the first) the steps end: no answers, /health 200 |
 | error-rate=0.1 | 500 for that share of completions, evenly: here each tenth |
 | slow-health=SECONDS | /health takes so long |
@@ -44,6 +45,7 @@ class Failure:
     exit_1_before_ready: bool = False
     never_ready: bool = False
     exit_0_after: int | None = None
+    dies_of: str | None = None
     hang_after: int | None = None
     error_rate: float = 0.0
     slow_health: float = 0.0
@@ -166,6 +168,7 @@ _MODES: dict[str, Callable[[str], Any] | None] = {
     "exit-1-before-ready": None,
     "never-ready": None,
     "exit-0-after": _count,
+    "dies-of": str,
     "hang": None,
     "hang-after": _count,
     "error-rate": _share,

@@ -128,10 +128,11 @@ class Machine:
         path: str = "/v1/completions",
         model: str = "chat",
         max_tokens: int = 2,
+        prompt: str = "Why?",
         key: str | None = None,
     ) -> httpx.Response:
         """Ask for a completion through nginx, at 200 tokens a second; `key` is one of --api-key."""
-        asked = {"model": model, "prompt": "Why?", "max_tokens": max_tokens, "ignore_eos": True}
+        asked = {"model": model, "prompt": prompt, "max_tokens": max_tokens, "ignore_eos": True}
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         url = f"http://127.0.0.1:{self.port}{path}"
         with http() as client:

@@ -223,7 +223,7 @@ http {
   access_log off;
   keepalive_timeout 0;
   proxy_buffering off;
-  proxy_next_upstream error timeout http_503 non_idempotent;
+  proxy_next_upstream error timeout; # of a POST: while nothing was sent
   include upstreams.conf;
   server {
     listen 127.0.0.1:PORT;

@@ -90,7 +90,7 @@ def test_the_keys_of_all_kinds_are_removed_whichever_there_is_now() -> None:
 
 
 def test_a_rule_of_one_kind_says_nothing_of_others() -> None:
-    (own,) = Fabio.rules
+    own, _ = Fabio.rules
     assert NAMES[own.id] == "fabio-has-its-ports-to-itself"
     static = structs.replace(MODEL, ports=structs.replace(MODEL.ports, static=9999))
     for kind, count in (("fabio", 1), ("nginx", 0), ("none", 0)):

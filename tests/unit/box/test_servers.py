@@ -298,7 +298,7 @@ def test_nginx_is_configured_as_on_the_cluster_with_a_route_to_each_server() -> 
     assert "listen 0.0.0.0:8080 default_server;" in text
     assert "listen 127.0.0.1:8081;" in text
     assert 'location "/v1/chat-1/" {' in text
-    assert "proxy_pass http://127.0.0.1:8001;" in text
+    assert "upstream chat-1 {\n    server 127.0.0.1:8001;\n  }" in text
     assert "{{" not in text
 
 
