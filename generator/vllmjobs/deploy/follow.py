@@ -1,5 +1,6 @@
 """The loop of a release: observe, decide, act, until it has ended."""
 
+import math
 from dataclasses import dataclass
 
 from vllmjobs.cluster.consul import ConsulError
@@ -55,7 +56,8 @@ class Follower:
                     return action, observation
                 case Wait():
                     self.reporter.show(snapshot, action.reason)
-                    wait = self.observer.poll_within(observation)
+                    left = self.plan.until - observation.now
+                    wait = min(self.observer.poll_within(observation), left if left > 0 else math.inf)
                 case _:
                     memory, is_done = self._attempt(action, memory, observation)
                     wait = 0.0 if is_done else RETRY_S

@@ -25,6 +25,7 @@ from vllmjobs.rollout.observe import Memory, is_reverted
 from vllmjobs.rollout.plans import balancer_plan, plan
 from vllmjobs.text.json import Json
 
+_ACT_S = 15.0  # to fail a deployment whose time is up, and to go back
 _FAILED = ("failed", "refused", "no-room")
 
 
@@ -57,7 +58,7 @@ class Release:
         except UnsureError:
             answer = None
         registered = self._deployments.cluster.job(*self.where)
-        if registered is None or (answer and registered["JobModifyIndex"] != answer["JobModifyIndex"]):
+        if registered is None or (answer and registered["JobModifyIndex"] != answer.get("JobModifyIndex")):
             raise ConflictError(f"{self.where.id}: someone else has registered another version; try again")
         if answer is None and self._deployments.cluster.plan(job)["Diff"]["Type"] != "None":
             raise NomadError(f"{self.where.id}: the connection broke before it was registered; try again")
@@ -144,9 +145,13 @@ class Release:
         self._tell(end, back, f"the version before {version} is deployed again, as {back}")
 
     def _plan(self, version: int, is_judged: bool) -> ReleasePlan:
+        now = time.monotonic()
         if self._is_of_models:
-            return plan(self._environment, version, time.monotonic(), self._timeout, is_judged)
-        return balancer_plan(self.where.id, version, time.monotonic(), self._timeout)
+            release_plan = plan(self._environment, version, now, self._timeout, is_judged)
+        else:
+            release_plan = balancer_plan(self.where.id, version, now, self._timeout)
+        self._deployments.nomad.deadline.until = release_plan.until + _ACT_S
+        return release_plan
 
     def _keeper(self, version: int, record: Record | None = None) -> RecordKeeper:
         """Return the keeper of a version's record: the given one, else the cluster's, else a new one."""

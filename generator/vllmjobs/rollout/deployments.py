@@ -78,7 +78,7 @@ def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[A
 
     A list of allocations does not name their deployments, but a version has no more than one.
     """
-    groups = (deployment or {}).get("TaskGroups", {}).values()
+    groups = ((deployment or {}).get("TaskGroups") or {}).values()
     canaries = {id for group in groups for id in group["PlacedCanaries"] or ()}
     version = deployment["JobVersion"] if deployment else None
     return [_allocation(allocation, version, canaries) for allocation in answer]

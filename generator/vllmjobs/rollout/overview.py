@@ -194,7 +194,7 @@ def _serves(allocation: deployments.Allocation) -> bool:
 def _gpus(allocation: Json) -> int:
     tasks = ((allocation.get("AllocatedResources") or {}).get("Tasks") or {}).values()
     devices = (device for task in tasks for device in task.get("Devices") or ())
-    return sum(len(device["DeviceIDs"]) for device in devices if device["Type"] == "gpu")
+    return sum(len(device["DeviceIDs"] or ()) for device in devices if device["Type"] == "gpu")
 
 
 def _phase(job: Json, deployment: Json | None) -> JobPhase:

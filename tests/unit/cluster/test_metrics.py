@@ -150,11 +150,30 @@ def test_without_instances_prometheus_is_not_asked() -> None:
             {"status": "error", "errorType": "bad_data", "error": "parse error: unexpected end"},
             "answers 400 Bad Request: parse error: unexpected end",
         ),
-        (401, "Unauthorized", "answers 401 Unauthorized, and no JSON; is it a Prometheus?"),
-        (200, "<html>Grafana</html>", "answers 200 OK, and no JSON; is it a Prometheus?"),
-        (404, {"message": "no route"}, 'answers 404 Not Found: {"message": "no route"}'),
-        (200, [1], "answers 200 OK: [1]"),
-        (200, {"status": "success", "data": {}}, ": its answer 'result'"),
+        (
+            401,
+            "Unauthorized",
+            "answers 401 Unauthorized, and not as a Prometheus does "
+            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it one?",
+        ),
+        (
+            200,
+            "<html>Grafana</html>",
+            "answers 200 OK, and not as a Prometheus does "
+            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it one?",
+        ),
+        (
+            404,
+            {"message": "no route"},
+            "answers 404 Not Found, and not as a Prometheus does (Object missing required field `status`); "
+            "is it one?",
+        ),
+        (200, [1], "(Expected `object`, got `array`); is it one?"),
+        (
+            200,
+            {"status": "success", "data": {}},
+            "(Object missing required field `result` - at `$.data`); is it one?",
+        ),
         (
             200,
             {"status": "success", "data": {"result": [{"metric": {"__name__": "up"}, "value": [1, "1"]}]}},
