@@ -37,9 +37,12 @@ class Follower:
     def follow(self, memory: Memory) -> tuple[End, Observation]:
         """Follow the release to its end; return that, and what was observed then.
 
+        An action that was done and is to be done again, as with a server that only says yes, takes its time.
+
         Raises `NomadError`, with everything left as it is.
         """
         before: Snapshot | None = None
+        tried: Action | None = None
         wait = 0.0
         while True:
             memory, snapshot = self.observer.observe(memory, wait)
@@ -60,7 +63,8 @@ class Follower:
                     wait = min(self.observer.poll_within(observation), left if left > 0 else math.inf)
                 case _:
                     memory, is_done = self._attempt(action, memory, observation)
-                    wait = 0.0 if is_done else RETRY_S
+                    wait = 0.0 if is_done and action != tried else RETRY_S
+                    tried = action
 
     def _attempt(self, action: Action, memory: Memory, observation: Observation) -> tuple[Memory, bool]:
         """Act; return what is to be remembered, and whether it was done. A refusal is reported once."""

@@ -18,6 +18,7 @@ from vllmjobs.deploy.records import RecordKeeper, new_record
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
+from vllmjobs.rollout.decide import LAST_TRIES_S
 from vllmjobs.rollout.deployments import spec
 from vllmjobs.rollout.events import Event
 from vllmjobs.rollout.model import End, Fail, Observation, Record, ReleasePlan
@@ -25,7 +26,6 @@ from vllmjobs.rollout.observe import Memory, is_reverted
 from vllmjobs.rollout.plans import balancer_plan, plan
 from vllmjobs.text.json import Json
 
-_ACT_S = 15.0  # to fail a deployment whose time is up, and to go back
 _FAILED = ("failed", "refused", "no-room")
 
 
@@ -150,7 +150,7 @@ class Release:
             release_plan = plan(self._environment, version, now, self._timeout, is_judged)
         else:
             release_plan = balancer_plan(self.where.id, version, now, self._timeout)
-        self._deployments.nomad.deadline.until = release_plan.until + _ACT_S
+        self._deployments.nomad.deadline.until = release_plan.until + LAST_TRIES_S
         return release_plan
 
     def _keeper(self, version: int, record: Record | None = None) -> RecordKeeper:

@@ -1,6 +1,7 @@
 """The past releases of a job, as `history` shows them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 
 from vllmjobs.rollout.model import Outcome, Record, Verdict
 from vllmjobs.text.json import Json
@@ -70,7 +71,7 @@ def image(group: Json) -> str | None:
 def model(group: Json) -> str | None:
     """Return the model of a group's server, from its command line: `vllm serve MODEL`, or --model."""
     arguments = [str(word) for word in _config(group).get("args") or ()]
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:]):
         if word.startswith("--model="):
             return word.partition("=")[2]
         if word == "--model":
