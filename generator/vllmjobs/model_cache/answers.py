@@ -3,6 +3,7 @@
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from threading import Timer
 from typing import Any
@@ -18,15 +19,23 @@ class _TimelyResponse(HTTPResponse):
 
     def __init__(self, sock: socket.socket, *args: Any, **kwargs: Any) -> None:
         super().__init__(sock, *args, **kwargs)
-        self._timer = Timer(WAIT_S, sock.shutdown, [socket.SHUT_RDWR])
+        self._socket, self._is_late = sock, False
 
     def begin(self) -> None:
-        self._timer.daemon = True
-        self._timer.start()
+        timer = Timer(WAIT_S, self._end)
+        timer.daemon = True
+        timer.start()
         try:
             super().begin()
         finally:
-            self._timer.cancel()
+            timer.cancel()
+            if self._is_late:
+                raise TimeoutError(f"the head of the answer did not come within {WAIT_S:g} s")
+
+    def _end(self) -> None:
+        self._is_late = True
+        with suppress(OSError):
+            self._socket.shutdown(socket.SHUT_RDWR)
 
 
 class _Timely(HTTPConnection):
@@ -66,7 +75,10 @@ OPENER = build_opener(_Http, _Https, _Stay)
 
 
 def pieces(answer: Any) -> Iterator[bytes]:
-    """Yield the body of an answer; raises `OSError` for a piece that takes too long, or a body without length."""
+    """Yield the body of an answer.
+
+    Raises `OSError` or `HTTPException` for a piece that takes too long, and for no length, or less than it.
+    """
     if answer.length is None:
         raise HTTPException("it does not say how long the file is")
     until, received = time.monotonic() + WAIT_S, 0

@@ -142,14 +142,16 @@ def _refusal(error: HTTPError) -> str:
     with suppress(OSError, HTTPException, ValueError):
         said = " ".join(text(error)[:300].decode(errors="replace").split())
     if error.code in (301, 302, 303, 307, 308):  # it is not followed: the signature is for this server
-        way_out = "the bucket is elsewhere; set AWS_REGION, or AWS_ENDPOINT_URL, to where it is"
+        way_out = "the bucket is elsewhere; set region or endpoint of cache_backup"
         return f"{error.code} {error.reason}: {way_out} {said}".rstrip()
     return f"{error.code} {error.reason} {said}"
 
 
 def _text(answer: bytes, tag: str) -> str:
     found = None
-    with suppress(ElementTree.ParseError, ValueError):  # of no XML, and of an encoding that there is not
+    with suppress(
+        ElementTree.ParseError, LookupError, ValueError
+    ):  # of no XML, of an encoding that there is not
         every = ElementTree.fromstring(answer).iter()
         found = next((one.text for one in every if one.tag.endswith(tag)), None)
     if not found:

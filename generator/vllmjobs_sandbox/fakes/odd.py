@@ -8,16 +8,16 @@ import time
 from collections.abc import Callable
 
 OK = b"HTTP/1.1 200 OK\r\n"
-Say = Callable[[socket.socket, bytes], None]
+OddAnswer = Callable[[socket.socket, bytes], None]
 
 
-def whole(body: bytes, status: bytes = b"200 OK", headers: bytes = b"") -> Say:
+def whole(body: bytes, status: bytes = b"200 OK", headers: bytes = b"") -> OddAnswer:
     """Return what answers with a body of its length."""
     head = b"HTTP/1.1 %b\r\n%bX-Consul-Index: 7\r\nContent-Length: %d\r\nConnection: close\r\n\r\n"
     return lambda connection, _: connection.sendall(head % (status, headers, len(body)) + body)
 
 
-def repeated(head: bytes, piece: bytes, pause: float = 0.0) -> Say:
+def repeated(head: bytes, piece: bytes, pause: float = 0.0) -> OddAnswer:
     """Return what sends a head, and then a piece again and again."""
 
     def say(connection: socket.socket, _: bytes) -> None:
@@ -29,12 +29,12 @@ def repeated(head: bytes, piece: bytes, pause: float = 0.0) -> Say:
     return say
 
 
-def cut(sent: bytes) -> Say:
+def cut(sent: bytes) -> OddAnswer:
     """Return what sends this, and closes the connection."""
     return lambda connection, _: connection.sendall(sent)
 
 
-def silent(sent: bytes) -> Say:
+def silent(sent: bytes) -> OddAnswer:
     """Return what sends this, and then nothing until the other side has had enough."""
 
     def say(connection: socket.socket, _: bytes) -> None:
@@ -47,7 +47,7 @@ def silent(sent: bytes) -> Say:
 BOMB = gzip.compress(bytes(96 << 20), 1)
 
 # What comes whole, and is odd.
-ODD_BODIES: dict[str, Say] = {
+ODD_BODIES: dict[str, OddAnswer] = {
     "nothing": whole(b""),
     "null": whole(b"null"),
     "true": whole(b"true"),
@@ -91,7 +91,7 @@ ODD_BODIES: dict[str, Say] = {
     "deep-error": whole(b"[" * 100_000, b"500 Internal Server Error"),
 }
 # What does not end, or is far too much.
-ENDLESS: dict[str, Say] = {
+ENDLESS: dict[str, OddAnswer] = {
     "silent": silent(b""),
     "drips": repeated(OK + b"\r\n", b"#", 0.05),
     "drips-its-head": repeated(b"", b"H", 0.05),
