@@ -5,7 +5,7 @@ from typing import Any
 
 from vllmjobs.rollout.model import GroupState, Record
 from vllmjobs.text.json import Json
-from vllmjobs.text.states import ENDED
+from vllmjobs.text.states import ACTIVE, ENDED
 from vllmjobs.text.value import Value
 
 # The fields of a job that Nomad counts, or changes by itself: api/jobs.go.
@@ -52,6 +52,14 @@ def is_way_back(version: int, record: Record | None, versions: Iterable[Json]) -
         number < version and job.get("Stable") and not job.get("Stop") and spec(job) == own_spec
         for number, job in kept.items()
     )
+
+
+def waits_for_promotion(deployment: Json | None) -> bool:
+    """Tell whether a deployment has not ended, and has canaries to promote: that long it can be aborted."""
+    if deployment is None or deployment["Status"] not in ACTIVE:
+        return False
+    groups = (deployment.get("TaskGroups") or {}).values()
+    return any(group["DesiredCanaries"] and not group["Promoted"] for group in groups)
 
 
 class Allocation(Value, frozen=True):

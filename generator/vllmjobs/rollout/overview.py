@@ -253,7 +253,10 @@ def _next(
             yield command("deploy"), "go on with the release"
         if canaries and all(part.healthy >= part.desired for part in canaries):
             yield command("promote"), "promote the canaries now, without a verdict"
-        yield command("abort"), "stop the new instances; the old version serves on"
+        if canaries:
+            yield command("abort"), "stop the new instances; the old version serves on"
+        elif not is_way_back:
+            yield command("rollback"), "go back to the version before"
     if phase == "failed":
         yield command("rollback"), "make the serving version the newest one"
     for view in views:

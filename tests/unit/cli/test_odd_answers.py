@@ -198,7 +198,7 @@ def test_whatever_one_value_of_an_answer_is_a_command_ends_in_words(
         for key in recorded.asked & RECORDED.keys():
             asks.setdefault(key, []).append(name)
     every = [(key, place, other) for key in asks for place in places(RECORDED[key]) for other in OTHERS]
-    for number, (key, place, other) in enumerate(some(every, 100, long)):
+    for number, (key, place, other) in enumerate(some(every, 60, long)):
         recorded.over = {key: changed(RECORDED[key], place, other)}
         name = asks[key][number % len(asks[key])]
         try:
