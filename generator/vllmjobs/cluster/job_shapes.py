@@ -88,9 +88,9 @@ class RegisteredJob(_JobSpec):
     Region: NotRequired[str | None]
     Version: int
     JobModifyIndex: int
-    SubmitTime: int
-    Stable: bool
-    Stop: bool
+    SubmitTime: NotRequired[int]
+    Stable: NotRequired[bool]
+    Stop: NotRequired[bool]
 
 
 class JobVersions(TypedDict):

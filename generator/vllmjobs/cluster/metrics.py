@@ -89,8 +89,8 @@ class PrometheusApi:
             response = _ask("POST", self._url, self._timeout, data={"query": query})
             answer = decoded(response, _QueryAnswer)
         except ShapeError as error:
-            message = f"{shown_url} answers {_status(response)}, and not as a Prometheus does ({error})"
-            raise MetricsError(f"{message}; is it one?") from error
+            message = f"{shown_url} answers {_status(response)}, and not what a Prometheus answers ({error})"
+            raise MetricsError(f"{message}; is it a Prometheus?") from error
         except requests.RequestException as error:
             raise MetricsError(f"{shown_url} {_why(error, self._timeout)}") from error
         if answer["status"] != "success" or "data" not in answer:

@@ -129,7 +129,7 @@ class Release:
     def _follow_back(self, version: int, observation: Observation) -> None:
         """Follow the version that was registered in the place of one that failed, until it is stable."""
         job = self._deployments.cluster.job(*self.where)
-        if job is None or job["Stop"] or job["Version"] == version or not is_reverted(observation):
+        if job is None or job.get("Stop") or job["Version"] == version or not is_reverted(observation):
             return
         back: int = job["Version"]
         older = [one for one in self._deployments.versions(self.where) if one["Version"] < version]

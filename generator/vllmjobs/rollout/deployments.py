@@ -31,7 +31,7 @@ def stable(versions: Iterable[Json], current: int) -> int | None:
     fit = [
         number
         for number, job in kept.items()
-        if job["Stable"] and not job.get("Stop") and number != current and spec(job) != current_spec
+        if job.get("Stable") and not job.get("Stop") and number != current and spec(job) != current_spec
     ]
     return max(fit, default=None)
 

@@ -47,7 +47,7 @@ def past_releases(
         releases.append(
             PastRelease(
                 version=number,
-                at=moment(job["SubmitTime"]) if job else record.at,
+                at=moment(job.get("SubmitTime", 0)) if job else record.at,
                 by=record.by if number in recorded else None,
                 outcome=record.outcome or status.get(number),
                 reason=record.reason,

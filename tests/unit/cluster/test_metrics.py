@@ -153,26 +153,26 @@ def test_without_instances_prometheus_is_not_asked() -> None:
         (
             401,
             "Unauthorized",
-            "answers 401 Unauthorized, and not as a Prometheus does "
-            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it one?",
+            "answers 401 Unauthorized, and not what a Prometheus answers "
+            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it a Prometheus?",
         ),
         (
             200,
             "<html>Grafana</html>",
-            "answers 200 OK, and not as a Prometheus does "
-            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it one?",
+            "answers 200 OK, and not what a Prometheus answers "
+            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it a Prometheus?",
         ),
         (
             404,
             {"message": "no route"},
-            "answers 404 Not Found, and not as a Prometheus does (Object missing required field `status`); "
-            "is it one?",
+            "answers 404 Not Found, and not what a Prometheus answers "
+            "(Object missing required field `status`); is it a Prometheus?",
         ),
-        (200, [1], "(Expected `object`, got `array`); is it one?"),
+        (200, [1], "(Expected `object`, got `array`); is it a Prometheus?"),
         (
             200,
             {"status": "success", "data": {}},
-            "(Object missing required field `result` - at `$.data`); is it one?",
+            "(Object missing required field `result` - at `$.data`); is it a Prometheus?",
         ),
         (
             200,
