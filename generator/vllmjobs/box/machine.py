@@ -24,6 +24,7 @@ TIMEOUT = 10.0  # seconds for an answer
 POLL_S = 0.2  # between two requests
 OLD_WORKERS_S = 0.2  # for 100 ms after a reload nginx's old workers take requests, too (ngx_process_cycle.c)
 LONGEST_SOCKET = 107  # bytes, of sockaddr_un
+LONGEST_ANSWER = 8 << 20  # bytes
 LONGEST_LOG = 1 << 20  # bytes of it that are read
 CONFIGURATION = "supervise.json"
 LAST_LINES = 10  # of the log's errors, when it ends before it is ready
@@ -243,10 +244,13 @@ class Box:
         try:
             connection.request(method, path, body or None)
             answer = connection.getresponse()
-            content: Any = json.loads(answer.read())
+            text = answer.read(LONGEST_ANSWER + 1)
+            content: Any = json.loads(text)
+            if not isinstance(content, dict) or len(text) > LONGEST_ANSWER:
+                raise ValueError("it is no JSON object of a supervisor's")
         except (FileNotFoundError, ConnectionError, http.client.RemoteDisconnected):
             return None
-        except (OSError, ValueError, http.client.HTTPException) as error:
+        except (OSError, ValueError, RecursionError, http.client.HTTPException) as error:
             raise BoxError(f"{self.folder / SOCKET} does not answer: {error}") from error
         finally:
             connection.close()

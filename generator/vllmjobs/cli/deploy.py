@@ -1,5 +1,7 @@
 """`deploy`: a change, from the plan to the promotion on evidence, or back."""
 
+from functools import partial
+
 import click
 
 from vllmjobs.changes.model import Report
@@ -11,6 +13,7 @@ from vllmjobs.cli.reporting import NO_ROOM
 from vllmjobs.cluster.consul import ConsulApi
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import NomadApi
+from vllmjobs.cluster.reasons import Deadline
 from vllmjobs.deploy.deploy import PATIENCE_S, DeployRequest, deploy_jobs
 from vllmjobs.deploy.gates import Gates
 from vllmjobs.rollout.gates import digest, words
@@ -54,7 +57,8 @@ def deploy(
     Exits 0 when the change is deployed, 3 when there is no room, 4 when a gate or a verdict refused it, and 1
     after any other error.
     """
-    deployments = Deployments(NomadApi())
+    deadline = Deadline(timeout)
+    deployments = Deployments(NomadApi(deadline=deadline))
     change = planned(selection, deployments.cluster)
     # A job that is registered already is followed, and given up in time.
     if any(job.action != "none" and job.is_unplaceable for job in change.jobs):
@@ -76,10 +80,10 @@ def deploy(
             command=selection.command,
             environment=selection.environment,
             jobs=selection.selected_jobs,
-            deployments=Deployments(NomadApi(patience=PATIENCE_S)),
+            deployments=Deployments(NomadApi(patience=PATIENCE_S, deadline=deadline)),
             reporter=reporter,
             gate=gates.admit,
-            consul=ConsulApi,
+            consul=partial(ConsulApi, deadline=deadline),
             timeout=timeout,
             detach=detach,
         )

@@ -10,7 +10,7 @@ from typing import Any
 import click
 
 from vllmjobs.cli.common import Selection, with_options
-from vllmjobs.deploy.reporter import Reporter
+from vllmjobs.deploy.reporter import HASTY_FLUSH_S, Reporter
 from vllmjobs.environment.quantity import is_duration, seconds
 from vllmjobs.rollout.model import EXIT_CODES, Outcome
 from vllmjobs.terminal.live import LiveTable
@@ -66,7 +66,8 @@ def following(
     with _interrupted_by(INTERRUPTS), Reporter(in_json, hooks, table, to_stderr) as reporter:
         try:
             yield reporter
-        except KeyboardInterrupt:  # printed before the hooks get the rest of the events, which takes its time
+        except KeyboardInterrupt:  # printed before the hooks get the rest of the events
+            reporter.flush_s = HASTY_FLUSH_S
             is_of_models = reporter.job == selection.environment.job
             if reporter.is_way_back and is_of_models:
                 hint = f"`{selection.command('rollback')}` goes on"

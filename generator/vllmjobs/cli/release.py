@@ -13,6 +13,7 @@ from vllmjobs.cli.following import DURATION, end, follow_options, following, tim
 from vllmjobs.cluster.consul import ConsulApi, ConsulError
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.nomad import NomadApi
+from vllmjobs.cluster.reasons import Deadline
 from vllmjobs.deploy.deploy import PATIENCE_S
 from vllmjobs.deploy.manual import Manual
 from vllmjobs.deploy.release import Clients
@@ -35,8 +36,9 @@ def _on_models_job(act: _Act) -> Callable[..., None]:
         typed = [*_words(**decision), *timeout_words(timeout)]
         resume = selection.command(act.__name__, *typed)
         with following(selection, resume, in_json, hooks) as reporter:
-            deployments = Deployments(NomadApi(patience=PATIENCE_S))
-            clients = Clients(deployments, _traffic(environment, reporter), reporter)
+            deadline = Deadline(timeout)
+            deployments = Deployments(NomadApi(patience=PATIENCE_S, deadline=deadline))
+            clients = Clients(deployments, _traffic(environment, reporter, deadline), reporter)
             outcome = act(Manual(environment, where, clients, selection.command, timeout), **decision)
         end(outcome)
 
@@ -49,12 +51,12 @@ def _words(version: int | None = None, force: bool = False) -> list[str]:
     return [*([] if version is None else [str(version)]), *(["--force"] if force else [])]
 
 
-def _traffic(environment: Environment, reporter: Reporter) -> Traffic | None:
+def _traffic(environment: Environment, reporter: Reporter, deadline: Deadline) -> Traffic | None:
     """Return the shares of the canaries; None, with a warning, where Consul cannot be asked."""
     if not balancer_of(environment).gives_shares:
         return None
     try:
-        traffic = Traffic(environment, ConsulApi(), 0)
+        traffic = Traffic(environment, ConsulApi(deadline=deadline), 0)
         traffic.asked()
     except ConsulError as error:
         reporter.warn(f"the shares of the canaries cannot be removed from Consul: {error}")

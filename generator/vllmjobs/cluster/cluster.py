@@ -1,9 +1,12 @@
 """A cluster: its nodes and their GPUs, and its jobs as they run, are read and are planned."""
 
 from collections.abc import Mapping
+from typing import Any
 
 from vllmjobs.cluster.failures import ForbiddenError
+from vllmjobs.cluster.job_shapes import CanonicalJob, ParsedJob, Plan, RegisteredJob
 from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, DEFAULT_REGION, NomadApi, in_namespace
+from vllmjobs.cluster.shapes import HeldAllocation, JobDeployment, ListedNode, WholeNode
 from vllmjobs.gpus import cards
 from vllmjobs.supervisor.core.gpu_events import FENCE_META
 from vllmjobs.text.json import Json
@@ -33,15 +36,19 @@ class Cluster:
         they hold looks free (nomad/alloc_endpoint.go List).
         """
         scope, api, read = self.nomad.scope("*", region), self.nomad.api, self.nomad.read
-        nodes: list[Json] = read("node:read", (list,), api.nodes, params={**scope, "resources": True})
+        nodes: list[Json] = read(
+            "node:read", list[ListedNode], api.nodes, params={**scope, "resources": True}
+        )
         # The filter is asked of whole nodes: nomad/node_endpoint.go List.
         is_fenced = {**scope, "filter": f'"{FENCE_META}" in Meta'}
-        fenced: list[Json] = read("node:read", (list,), api.nodes, params=is_fenced)
+        fenced: list[Json] = read("node:read", list[ListedNode], api.nodes, params=is_fenced)
         meta = {one["ID"]: self._meta(one["ID"], scope) for one in fenced}
         nodes = [{**node, "Meta": meta.get(node["ID"])} for node in nodes]
         held = {**scope, "resources": True, "task_states": False, "filter": _NOT_ENDED}
         try:
-            allocations: list[Json] = read("namespace:read-job", (list,), api.allocations, params=held)
+            allocations: list[Json] = read(
+                "namespace:read-job", list[HeldAllocation], api.allocations, params=held
+            )
         except ForbiddenError:
             return nodes, None
         return nodes, allocations
@@ -49,7 +56,7 @@ class Cluster:
     def _meta(self, node: str, scope: Mapping[str, str]) -> Json | None:
         """Return a node's Meta; None where there is no such node any more."""
         answer: Json | None = self.nomad.read(
-            "node:read", (dict, type(None)), self.nomad.api.node, node, params={**scope}
+            "node:read", WholeNode | None, self.nomad.api.node, node, params={**scope}
         )
         return (answer or {}).get("Meta")
 
@@ -72,8 +79,9 @@ class Cluster:
         scope = self.nomad.scope(namespace)
         needed = f"parse-job or submit-job {in_namespace(scope)}"
         body = {"JobHCL": hcl, "Canonicalize": canonicalize}
+        shape = CanonicalJob if canonicalize else ParsedJob
         job: Json = self.nomad.read(
-            needed, (dict,), self.nomad.api.jobs, "parse", method="post", json=body, params=scope
+            needed, shape, self.nomad.api.jobs, "parse", method="post", json=body, params=scope
         )
         return job
 
@@ -87,20 +95,22 @@ class Cluster:
         needed = f"plan-job (submit-job before Nomad 1.11.2) {in_namespace(scope)}"
         body = {"Job": job, "Diff": True}
         planned: Json = self.nomad.read(
-            needed, (dict,), self.nomad.api.job, job["ID"], "plan", method="post", json=body, params=scope
+            needed, Plan, self.nomad.api.job, job["ID"], "plan", method="post", json=body, params=scope
         )
         return planned
 
     def job(self, id: str, namespace: str | None = None, region: str | None = None) -> Json | None:
         """Return the job as it runs, or last ran; None if there is none. Needs read-job."""
-        return self._read_job((id,), namespace, region)
+        return self._read_job(RegisteredJob | None, (id,), namespace, region)
 
     def deployment(self, id: str, namespace: str | None = None, region: str | None = None) -> Json | None:
         """Return the latest deployment of a job, ended or not; None if there is none. Needs read-job."""
-        return self._read_job((id, "deployment"), namespace, region)
+        return self._read_job(JobDeployment | None, (id, "deployment"), namespace, region)
 
-    def _read_job(self, path: tuple[str, ...], namespace: str | None, region: str | None) -> Json | None:
+    def _read_job(
+        self, shape: Any, path: tuple[str, ...], namespace: str | None, region: str | None
+    ) -> Json | None:
         scope = self.nomad.scope(namespace, region)
-        needed, kinds = f"read-job {in_namespace(scope)}", (dict, type(None))
-        answer: Json | None = self.nomad.read(needed, kinds, self.nomad.api.job, *path, params=scope)
+        needed = f"read-job {in_namespace(scope)}"
+        answer: Json | None = self.nomad.read(needed, shape, self.nomad.api.job, *path, params=scope)
         return answer

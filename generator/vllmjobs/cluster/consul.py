@@ -4,17 +4,20 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
+from urllib.parse import urlsplit
 
 import consul
 import requests
 from consul.exceptions import ConsulException
 
 from vllmjobs.balancers.instances import ServiceInstance
-from vllmjobs.cluster.reasons import FailedError, Failure, is_lost, reason, retry
+from vllmjobs.cluster.answers import ShapeError, shaped
+from vllmjobs.cluster.reasons import Deadline, FailedError, Failure, is_endless, is_lost, reason, retry
 from vllmjobs.cluster.session import FALSE, TRUE, Names, connect
+from vllmjobs.cluster.shapes import HealthEntry, KeyValue
 from vllmjobs.environment.problems import UserError
 
-TIMEOUT = (5.0, 10.0)  # seconds until connected, and between two pieces of an answer
+TIMEOUT = (5.0, 10.0)  # seconds until connected, and for an answer
 # Seconds between attempts, 30 in all: an agent that is restarted answers after about ten, an election takes
 # a few.
 PAUSES = (0.5, 1.0, 2.0, 4.0, 7.5, 15.0)
@@ -63,11 +66,16 @@ class ConsulApi:
         timeout: tuple[float, float] = TIMEOUT,
         pauses: tuple[float, ...] = PAUSES,
         sleep: Callable[[float], None] = time.sleep,
+        deadline: Deadline | None = None,
     ) -> None:
-        """Read CONSUL_NAMESPACE, CONSUL_PARTITION, CONSUL_HTTP_SSL, and what `connect` reads."""
+        """Read CONSUL_NAMESPACE, CONSUL_PARTITION, CONSUL_HTTP_SSL, and what `connect` reads.
+
+        No call is repeated after the `deadline`.
+        """
         connection = connect(environ, NAMES, _address(environ))
         self.address = connection.address
         self._timeout, self._pauses, self._sleep = timeout, pauses, sleep
+        self._deadline = deadline or Deadline()
         self._has_answered = False
         self._answer: requests.Response | None = None
         # Given a host, it leaves CONSUL_HTTP_ADDR to us; CONSUL_HTTP_TOKEN it reads in any case.
@@ -86,10 +94,10 @@ class ConsulApi:
     def read(self, prefix: str) -> dict[str, Key]:
         """Return every key that begins so. Needs key:read; keys that the token may not read are left out."""
         needs = f'key_prefix "{prefix}" {{ policy = "read" }}'
-        _, keys = self._ask(needs, lambda: self._consul.kv.get(prefix, recurse=True))
+        keys = self._list(needs, list[KeyValue], lambda: self._consul.kv.get(prefix, recurse=True))
         return {
             one["Key"]: Key((one["Value"] or b"").decode(errors="replace"), one["Flags"], one["ModifyIndex"])
-            for one in keys or self._nothing(needs)
+            for one in keys
         }
 
     def put(self, key: str, value: str, flags: int = 0, index: int | None = None) -> bool:
@@ -110,31 +118,34 @@ class ConsulApi:
     def services(self) -> dict[str, list[str]]:
         """Return the names of all services, each with all tags of its instances. Needs service:read."""
         needs = 'service_prefix "" { policy = "read" }'
-        _, services = self._ask(needs, self._consul.catalog.services)
-        return {name: tags or [] for name, tags in (services or self._nothing(needs)).items()}
+        services = self._list(needs, dict[str, list[str] | None], self._consul.catalog.services)
+        return {name: services[name] or [] for name in services}
 
     def instances(self, service: str) -> list[ServiceInstance]:
         """Return every instance of a service, well or not. Needs service:read, and node:read for nodes."""
         needs = f'service "{service}" {{ policy = "read" }} and node_prefix "" {{ policy = "read" }}'
-        _, instances = self._ask(needs, lambda: self._consul.health.service(service))
+        instances = self._list(needs, list[HealthEntry], lambda: self._consul.health.service(service))
         return [
             ServiceInstance(
                 id=one["Service"]["ID"],
                 node=one["Node"]["Node"],
                 address=one["Service"]["Address"] or one["Node"]["Address"],
-                port=one["Service"].get("Port", 0),  # left out where a service has none
+                port=one["Service"].get("Port") or 0,  # left out where a service has none
                 tags=tuple(one["Service"]["Tags"] or ()),
-                passing=all(check["Status"] == "passing" for check in one["Checks"]),
+                passing=all(check["Status"] == "passing" for check in one["Checks"] or ()),
             )
-            for one in instances or self._nothing(needs)
+            for one in instances
         ]
 
     def _keep(self, response: requests.Response, *_args: Any, **_kwargs: Any) -> None:
         """Keep an answer: py-consul's exceptions tell neither the status nor the headers."""
         self._answer = response
 
-    def _nothing(self, needs: str) -> Any:
-        """Return nothing, unless Consul hides all that there is: agent/http.go setMeta."""
+    def _list(self, needs: str, shape: Any, call: Callable[[], Any]) -> Any:
+        """Return what Consul lists; nothing, unless it hides all that there is: agent/http.go setMeta."""
+        found = self._ask(needs, lambda: shaped(call()[1], shape | None))
+        if found:
+            return found
         answer = self._answer
         if answer is not None and answer.headers.get("X-Consul-Results-Filtered-By-ACLs") == "true":
             raise ConsulError(f"{self.address}: the ACLs hide the whole answer; {self._lacks(needs)}")
@@ -145,17 +156,22 @@ class ConsulApi:
 
         def attempt() -> Any:
             self._answer = None
+            self._consul.http.connections_timeout = self._deadline.within(self._timeout)
             try:
                 return call()
             except (ConsulException, requests.RequestException) as error:
                 # py-consul's own exceptions are about an answer.
                 raise FailedError(self._answer if self._answer is not None else error) from error
+            except (ValueError, RecursionError, LookupError, TypeError, AttributeError) as error:
+                # So py-consul ends, which reads answers by itself; `ShapeError` is a ValueError.
+                why = str(error) if isinstance(error, ShapeError) else "it is not the JSON that it should be"
+                raise self._is_no_consul(why) from error
 
         def delay(failure: Failure, pause: float) -> float | None:
             return pause if self._may_pass(failure) else None
 
         try:
-            result = retry(attempt, self._pauses, delay, self._sleep)
+            result = retry(attempt, self._pauses, delay, self._sleep, self._deadline)
         except FailedError as error:
             raise self._refusal(needs, error.failure) from error
         self._has_answered = True
@@ -164,6 +180,8 @@ class ConsulApi:
     def _may_pass(self, failure: Failure) -> bool:
         if isinstance(failure, requests.Response):
             return failure.status_code == 429 or failure.status_code >= 500
+        if is_endless(failure):
+            return False
         is_gone = self._has_answered and isinstance(failure, requests.ConnectionError)
         return is_gone or is_lost(failure)
 
@@ -174,10 +192,15 @@ class ConsulApi:
                 return ConsulError(f"{self.address}: ACL not found; {unknown}")
             if failure.status_code == 403:
                 return ConsulError(f"{self.address}: Permission denied; {self._lacks(needs)}")
-            if failure.status_code in (200, 404):
-                hint = "answers, but not as Consul's HTTP API does; is CONSUL_HTTP_ADDR right?"
-                return ConsulError(f"{self.address}: {hint}")
-        return ConsulError(f"{self.address}: {reason(failure, self._timeout, NAMES)}")
+            if failure.status_code < 400 or failure.status_code == 404:
+                return self._is_no_consul()
+        return ConsulError(f"{self.address}: {reason(failure, self._consul.http.connections_timeout, NAMES)}")
+
+    def _is_no_consul(self, why: str = "") -> ConsulError:
+        path = urlsplit(self._answer.url).path if self._answer is not None else ""
+        told = f" ({path.lstrip('/')}: {why})" if why else ""
+        hint = f"answers, but not as Consul's HTTP API does{told}; is CONSUL_HTTP_ADDR right?"
+        return ConsulError(f"{self.address}: {hint}")
 
     def _lacks(self, needs: str) -> str:
         if not self._consul.token:

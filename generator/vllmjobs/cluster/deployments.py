@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 
 from vllmjobs.cluster.cluster import Cluster
 from vllmjobs.cluster.failures import ConflictError, ForbiddenError, NomadError, UnsureError
+from vllmjobs.cluster.job_shapes import JobVersions
 from vllmjobs.cluster.nomad import DEFAULT_NAMESPACE, NomadApi, Where, in_namespace
+from vllmjobs.cluster.shapes import Evaluation, JobAllocation, JobDeployment, KeptVariable, TokenSelf
 from vllmjobs.text.json import Json
 
 UPDATE_ATTEMPTS = 10  # each that fails is somebody else's success
@@ -117,7 +119,7 @@ class Deployments:
 
     def versions(self, where: Where) -> list[Json]:
         """Return the versions of a job, newest first; none without a job. Needs read-job (api-docs/jobs)."""
-        answer: Json | None = self._read(where, dict, self.nomad.api.job, where.id, "versions")
+        answer: Json | None = self._read(where, JobVersions, self.nomad.api.job, where.id, "versions")
         return sorted((answer or {}).get("Versions") or (), key=lambda one: one["Version"], reverse=True)
 
     def deployment_by_id(
@@ -129,11 +131,13 @@ class Deployments:
         600 (api-docs, Blocking Queries). The index is 0 again where Nomad's went back, as after a restore;
         and there is no waiting for a deployment that is not there: None and 0, at once. Needs read-job.
         """
+        deadline = self.nomad.deadline
+        wait = min(wait, deadline.left() or wait)
         waiting = {"index": index, "wait": f"{round(wait * 1000)}ms"} if index and wait else {}
-        connect, answer_s = self.nomad.timeout
+        connect, answer_s = deadline.within(self.nomad.timeout)
         deployment, newest = self.nomad.read_with_index(
             _read_job(scope := self._scope(where)),
-            (dict, type(None)),
+            JobDeployment | None,
             self.nomad.api.deployment,
             id,
             params={**scope, **waiting},
@@ -143,11 +147,11 @@ class Deployments:
 
     def of_job(self, where: Where) -> list[Json]:
         """Return the deployments of a job that Nomad keeps, newest first. Needs read-job (api-docs/jobs)."""
-        return self._newest(where, "deployments")
+        return self._newest(where, JobDeployment, "deployments")
 
     def evaluations(self, where: Where) -> list[Json]:
         """Return the evaluations of a job that Nomad keeps, newest first. Needs read-job (api-docs/jobs)."""
-        return self._newest(where, "evaluations")
+        return self._newest(where, Evaluation, "evaluations")
 
     def allocations(self, where: Where) -> list[Json]:
         """Return the allocations of a job that Nomad keeps, with resources, DeploymentStatus and TaskStates.
@@ -155,7 +159,10 @@ class Deployments:
         Needs read-job (api-docs/allocations; those under /v1/job come without resources).
         """
         params = {"resources": True, "task_states": True, "filter": f"JobID == {json.dumps(where.id)}"}
-        allocations: list[Json] = self._read(where, list, self.nomad.api.allocations, **params)
+        scope, api = self._scope(where), self.nomad.api.allocations
+        allocations: list[Json] = self.nomad.read(
+            _read_job(scope), list[JobAllocation], api, params=scope | params
+        )
         return allocations
 
     def variable(self, path: str, where: Where) -> tuple[dict[str, str], int]:
@@ -163,7 +170,7 @@ class Deployments:
         scope = self._scope(where)
         needed = f'read on variable "{path}" {in_namespace(scope)}'
         variable: Json | None = self.nomad.read(
-            needed, (dict, type(None)), self.nomad.api.variable, *path.split("/"), params=scope
+            needed, KeptVariable | None, self.nomad.api.variable, *path.split("/"), params=scope
         )
         return (variable["Items"], variable["ModifyIndex"]) if variable else ({}, 0)
 
@@ -177,7 +184,7 @@ class Deployments:
             message = "NOMAD_TOKEN is a workload identity, which stands for no person; set it to an ACL token"
             raise ForbiddenError(f"{self.address}: {message}")
         try:
-            token: Json = self.nomad.read("", (dict,), self.nomad.api.acl, "token", "self")
+            token: Json = self.nomad.read("", TokenSelf, self.nomad.api.acl, "token", "self")
         except NomadError as error:
             if "ACL support disabled" in str(error):  # of a Nomad before 1.5
                 return None
@@ -192,14 +199,14 @@ class Deployments:
     def _scope(self, where: Where) -> dict[str, Any]:
         return self.nomad.scope(where.namespace, where.region)
 
-    def _newest(self, where: Where, name: str) -> list[Json]:
-        objects: list[Json] | None = self._read(where, list, self.nomad.api.job, where.id, name)
+    def _newest(self, where: Where, shape: Any, name: str) -> list[Json]:
+        objects: list[Json] | None = self._read(where, list[shape], self.nomad.api.job, where.id, name)
         return sorted(objects or (), key=lambda one: one["CreateIndex"], reverse=True)
 
-    def _read(self, where: Where, kind: type, endpoint: Any, *path: str, **params: Any) -> Any:
+    def _read(self, where: Where, shape: Any, endpoint: Any, *path: str) -> Any:
         """Return what is read with read-job in the job's namespace; None where it is not there."""
-        params = self._scope(where) | params
-        return self.nomad.read(_read_job(params), (kind, type(None)), endpoint, *path, params=params)
+        scope = self._scope(where)
+        return self.nomad.read(_read_job(scope), shape | None, endpoint, *path, params=scope)
 
     def _write(self, capability: str, where: Where, endpoint: Any, *path: str, json: Json) -> Json:
         """Write with submit-job or, since Nomad 1.11.2, the capability of this one request."""

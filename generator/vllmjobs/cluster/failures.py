@@ -6,7 +6,15 @@ from urllib.parse import parse_qs, urlsplit
 
 import requests
 
-from vllmjobs.cluster.reasons import NO_LEADER, Failure, is_lost, is_unreachable, status_line, url_of
+from vllmjobs.cluster.reasons import (
+    NO_LEADER,
+    Failure,
+    is_endless,
+    is_lost,
+    is_unreachable,
+    status_line,
+    url_of,
+)
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 
@@ -129,7 +137,7 @@ def may_be_done(failure: Failure) -> bool:
     if isinstance(failure, requests.Response):
         is_cut_off = any(text in failure.text for text in _CUT_OFF)
         return failure.status_code in (502, 503, 504) or (failure.status_code == 500 and is_cut_off)
-    return not is_unreachable(failure) and is_lost(failure)
+    return not is_unreachable(failure) and (is_lost(failure) or is_endless(failure))
 
 
 def job_errors(failure: Failure, version: NomadVersion | None = None) -> str:

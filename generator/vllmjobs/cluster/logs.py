@@ -2,6 +2,7 @@
 
 import base64
 import json
+import math
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
@@ -12,8 +13,10 @@ from typing import Literal, NamedTuple
 import requests
 from nomad.api.exceptions import BaseNomadException
 
+from vllmjobs.cluster.answers import LITTLE, pieces, shaped
 from vllmjobs.cluster.failures import NomadError
 from vllmjobs.cluster.nomad import NomadApi, Where, in_namespace, segment
+from vllmjobs.cluster.shapes import LogFrame
 from vllmjobs.text.json import Json
 from vllmjobs.text.states import ENDED
 
@@ -69,9 +72,9 @@ class TaskLogs:
             raise self._nomad.refusal(f"read-logs {in_namespace(scope)}", error.nomad_resp) from error
         with answer:
             try:
-                yield from _frames(answer.iter_content(None))
-            except (requests.RequestException, ValueError) as error:
-                message = f"the log of allocation {allocation_id[:8]} broke off"
+                yield from _frames(pieces(answer), None if follow else self._nomad.timeout[1])
+            except (requests.RequestException, ValueError, RecursionError) as error:
+                message = f"the log of allocation {allocation_id[:8]} broke off, or is none ({error})"
                 raise NomadError(f"{self._nomad.address}: {message}") from error
 
 
@@ -209,16 +212,24 @@ class _Reader(Thread):
             pieces.close()
 
 
-def _frames(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """Yield the data of frames, JSON objects one after the other; b"" for a heartbeat, which has none."""
+def _frames(pieces: Iterator[bytes], seconds: float | None) -> Iterator[bytes]:
+    """Yield the data of frames, JSON objects one after the other; b"" for a heartbeat, which has none.
+
+    Raises `ValueError` for anything else, for a frame that does not end, and after so many seconds for all of
+    them, where they are to have an end.
+    """
     decoder = json.JSONDecoder()
-    text = ""
+    text, begun = "", time.monotonic()
+    until = math.inf if seconds is None else begun + seconds
     for piece in pieces:
         text += piece.decode()  # base64 within ASCII
+        now = time.monotonic()
         while text := text.lstrip():
             try:
                 frame, end = decoder.raw_decode(text)
             except json.JSONDecodeError:
                 break  # the rest is on its way
-            text = text[end:]
-            yield base64.b64decode(frame.get("Data") or b"")
+            text, begun = text[end:], now
+            yield base64.b64decode(shaped(frame, LogFrame).get("Data") or b"")
+        if len(text) > LITTLE or now > min(until, begun + _HEARTBEAT):
+            raise ValueError("it does not end")

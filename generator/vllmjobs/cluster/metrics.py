@@ -3,13 +3,12 @@
 import json
 import re
 from collections.abc import Iterable, MutableMapping
-from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, NotRequired, TypedDict
 
 import requests
 from requests.utils import get_environ_proxies
 
-from vllmjobs import __version__
+from vllmjobs.cluster.answers import LITTLE, EndlessError, Session, ShapeError, decoded, side_by_side
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.samples import SERIES, Sample, SampleError, from_query, read
@@ -26,7 +25,21 @@ _AT_ONCE = 16
 _LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
 
 
-UNANSWERED = "does not answer within"  # the words for an instance that takes a request, and is silent
+UNANSWERED = "does not answer within"  # the words for an instance that takes a request, and does not end it
+
+
+class _QueryData(TypedDict):
+    """The data of an answer: a list of series."""
+
+    result: list[Any]
+
+
+class _QueryAnswer(TypedDict):
+    """The answer of Prometheus to a query: prometheus.io/docs/prometheus/latest/querying/api."""
+
+    status: str
+    error: NotRequired[str]
+    data: NotRequired[_QueryData]
 
 
 class MetricsError(UserError):
@@ -38,7 +51,7 @@ def scrape(
 ) -> dict[str, Sample | MetricsError]:
     """Read the instances' own metrics, several at a time; by `host:port`, a sample or why there is none.
 
-    `timeout`, in seconds, is for the connection and for each read.
+    `timeout`, in seconds, is for the connection, and for the whole page.
     """
 
     def one(address: str) -> Sample | MetricsError:
@@ -54,10 +67,7 @@ def scrape(
             return MetricsError(f"{url} {error}")
 
     wanted = sorted(set(addresses))
-    if not wanted:
-        return {}
-    with ThreadPoolExecutor(min(_AT_ONCE, len(wanted))) as pool:
-        return dict(zip(wanted, pool.map(one, wanted), strict=True))
+    return dict(zip(wanted, side_by_side(one, wanted, _AT_ONCE), strict=True))
 
 
 class PrometheusApi:
@@ -84,18 +94,18 @@ class PrometheusApi:
         shown_url = without_secrets(re.sub(r"//[^/@]*@", "//", self._url))
         try:
             response = _ask("POST", self._url, self._timeout, data={"query": query})
-            answer = response.json()
-        except requests.JSONDecodeError:
-            message = f"{shown_url} answers {_status(response)}, and no JSON; is it a Prometheus?"
-            raise MetricsError(message) from None
+            answer = decoded(response, _QueryAnswer)
+        except ShapeError as error:
+            message = f"{shown_url} answers {_status(response)}, and not what a Prometheus answers ({error})"
+            raise MetricsError(f"{message}; is it a Prometheus?") from error
         except requests.RequestException as error:
             raise MetricsError(f"{shown_url} {_why(error, self._timeout)}") from error
-        if not isinstance(answer, dict) or answer.get("status") != "success":
-            why = answer.get("error") if isinstance(answer, dict) else None
-            raise MetricsError(f"{shown_url} answers {_status(response)}: {why or response.text[:200]}")
+        if answer["status"] != "success" or "data" not in answer:
+            why = answer.get("error") or response.text[:200]
+            raise MetricsError(f"{shown_url} answers {_status(response)}: {why}")
         try:
             return from_query(answer["data"]["result"], self._label)
-        except (SampleError, LookupError, TypeError) as error:
+        except SampleError as error:
             raise MetricsError(f"{shown_url}: its answer {error}") from error
 
 
@@ -146,9 +156,7 @@ def _answer(address: str, wanted: ProbeRequest, timeout: float, headers: dict[st
 
 
 def _ask(method: str, url: str, timeout: float, headers: Any = None, **body: Any) -> requests.Response:
-    with requests.Session() as session:
-        session.trust_env = False  # a .netrc or proxy must not come between on the way to this machine
-        headers = {"User-Agent": f"vllmjobs/{__version__}", "Accept": "*/*", **(headers or {})}
+    with Session(LITTLE) as session:  # a .netrc or proxy must not come between on the way to this machine
         proxies = {} if _is_loopback(url) else get_environ_proxies(url)
         return session.request(method, url, headers=headers, proxies=proxies, timeout=timeout, **body)
 
@@ -164,6 +172,8 @@ def _one_of(label: str, values: Iterable[str]) -> str:
 
 
 def _why(error: requests.RequestException, timeout: float) -> str:
+    if isinstance(error, EndlessError):
+        return str(error)
     if isinstance(error, requests.ConnectTimeout):
         return f"cannot be reached within {timeout:g} s"
     if isinstance(error, requests.Timeout):

@@ -6,7 +6,7 @@ import random
 import re
 import time
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 from urllib.parse import quote
 
 import nomad
@@ -14,13 +14,15 @@ import requests
 from nomad.api.exceptions import BaseNomadException
 
 from vllmjobs.cluster import failures
+from vllmjobs.cluster.answers import decoded
 from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadError, NomadVersion, UnsureError
-from vllmjobs.cluster.reasons import FailedError, Failure, is_unreachable, reason, retry
+from vllmjobs.cluster.reasons import Deadline, FailedError, Failure, is_unreachable, reason, retry
 from vllmjobs.cluster.session import TRUE, Names, connect
+from vllmjobs.cluster.shapes import Members, WriteAnswer
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.text.json import Json
 
-TIMEOUT = (5.0, 30.0)  # seconds until connected, and between two pieces of an answer
+TIMEOUT = (5.0, 30.0)  # seconds until connected, and for an answer
 PAUSES = (1.0, 4.0, 10.0)  # seconds at most between two attempts; an election takes a few
 PATIENT_PAUSES = (0.5, 1.0, 2.0, 4.0)  # the same with `patience`; the last is repeated
 LONGEST_PAUSE = 10.0  # seconds, however long a server asks for in Retry-After
@@ -66,16 +68,18 @@ class NomadApi:
         sleep: Callable[[float], None] = time.sleep,
         *,
         patience: float = 0.0,
+        deadline: Deadline | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         """Read NOMAD_REGION, NOMAD_NAMESPACE, and what `connect` reads.
 
         With `patience`, requests are repeated for so many seconds, in place of `pauses`, and after more
         failures: while a server restarts, its port refuses connections, and other agents answer 5xx in many
-        words.
+        words. None is repeated after the `deadline`.
         """
         connection = connect(environ, NAMES)
-        self.address, self.timeout = connection.address, timeout
+        self.address, self.timeout, self.deadline = connection.address, timeout, deadline or Deadline()
+        self._within = timeout  # of the last request
         self.namespace, self.region = environ.get("NOMAD_NAMESPACE"), environ.get("NOMAD_REGION")
         self._pauses, self._sleep, self._patience, self._clock = pauses, sleep, patience, clock
         self.api = nomad.Nomad(
@@ -98,44 +102,38 @@ class NomadApi:
             "region": region if region and region != DEFAULT_REGION else "",
         }
 
-    def read(
-        self, capability: str, kinds: tuple[type, ...], endpoint: Any, *path: str, **request: Any
-    ) -> Any:
+    def read(self, capability: str, shape: Any, endpoint: Any, *path: str, **request: Any) -> Any:
         """Return the JSON that a request without effect is answered with.
 
-        `capability` is what the token needs for it, `kinds` are the types that the answer may have; None for
-        what is not there, where its type is one of them. `endpoint` is one of `api`'s.
+        `capability` is what the token needs for it, `shape` is the type that the answer has, one of `shapes`;
+        None for what is not there, where the shape may be None. `endpoint` is one of `api`'s.
         """
-        return self.read_with_index(capability, kinds, endpoint, *path, **request)[0]
+        return self.read_with_index(capability, shape, endpoint, *path, **request)[0]
 
     def read_with_index(
-        self, capability: str, kinds: tuple[type, ...], endpoint: Any, *path: str, **request: Any
+        self, capability: str, shape: Any, endpoint: Any, *path: str, **request: Any
     ) -> tuple[Any, int]:
         """Return what `read` returns, and the index with which to wait for its next change."""
         try:
-            answer, index = self._send(self._may_pass, endpoint, path, {"method": "get", **request})
+            return self._send(self._may_pass, shape, endpoint, path, {"method": "get", **request})
         except FailedError as error:
-            if type(None) in kinds and failures.is_absent(error.failure):
+            if type(None) in get_args(shape) and failures.is_absent(error.failure):
                 return None, 0
             raise self.refusal(capability, error.failure) from error
-        if not isinstance(answer, kinds):
-            raise self._is_no_nomad()
-        return answer, index
 
     def write(self, capability: str, endpoint: Any, *path: str, **request: Any) -> Json:
         """Return what a request that changes something is answered with; see `read`."""
+        request = {"method": "post", **request}
         try:
-            answer, _ = self._send(self._has_not_begun, endpoint, path, {"method": "post", **request})
+            answer: Json = self._send(self._has_not_begun, WriteAnswer, endpoint, path, request)[0]
         except FailedError as error:
             raise self._refused_write(capability, error.failure) from error
-        if not isinstance(answer, dict):
-            raise self._is_no_nomad()
         return answer
 
     def version(self) -> NomadVersion | None:
         """Return the version of the region's oldest server; None where it is not told. Needs node:read."""
         try:
-            answer = self.read("node:read", (dict,), self.api.agent, "members")
+            answer = self.read("node:read", Members, self.api.agent, "members")
         except ForbiddenError:
             return None
         builds = [
@@ -162,18 +160,26 @@ class NomadApi:
         return NomadError(f"{self.address}: {self._reason(failure)}")
 
     def _send(
-        self, may_repeat: Callable[[Failure], bool], endpoint: Any, path: tuple[str, ...], request: Json
+        self,
+        may_repeat: Callable[[Failure], bool],
+        shape: Any,
+        endpoint: Any,
+        path: tuple[str, ...],
+        request: Json,
     ) -> tuple[Any, int]:
         """Return the JSON of an answer and its index; raises `FailedError` after the last attempt."""
 
         def attempt() -> tuple[Any, int]:
             try:
-                answer = endpoint.request(*map(segment, path), **request)
-                return answer.json(), int(answer.headers.get("X-Nomad-Index") or 0)
+                self._within = self.deadline.within(self.timeout)
+                answer = endpoint.request(*map(segment, path), **{"timeout": self._within, **request})
             except BaseNomadException as error:
                 raise FailedError(error.nomad_resp) from error
-            except requests.RequestException as error:  # no JSON, which python-nomad reads outside of its try
-                raise self._is_no_nomad() from error
+            index = answer.headers.get("X-Nomad-Index") or "0"
+            try:
+                return decoded(answer, shape), int(index[:20])  # of 64 bits
+            except ValueError as error:  # ShapeError is one
+                raise self._is_no_nomad("/".join((endpoint.ENDPOINT, *path)), error) from error
 
         def delay(failure: Failure, pause: float) -> float | None:
             if not may_repeat(failure):
@@ -181,7 +187,7 @@ class NomadApi:
             pause *= random.uniform(0.5, 1)  # so that many that failed at once do not come back at once
             return max(pause, min(failures.retry_after(failure), LONGEST_PAUSE))
 
-        return retry(attempt, self._all_pauses(), delay, self._sleep)
+        return retry(attempt, self._all_pauses(), delay, self._sleep, self.deadline)
 
     def _all_pauses(self) -> Iterable[float]:
         if not self._patience:
@@ -208,10 +214,13 @@ class NomadApi:
         return self.refusal(capability, failure)
 
     def _reason(self, failure: Failure) -> str:
-        return without_secrets(failures.wrong_place(failure)) or reason(failure, self.timeout, NAMES)
+        return without_secrets(failures.wrong_place(failure)) or reason(failure, self._within, NAMES)
 
-    def _is_no_nomad(self) -> NomadError:
-        return NomadError(f"{self.address}: answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?")
+    def _is_no_nomad(self, path: str = "", error: ValueError | None = None) -> NomadError:
+        why = f" ({path}: {error})" if error else ""
+        return NomadError(
+            f"{self.address}: answers, but not as Nomad's HTTP API does{why}; is NOMAD_ADDR right?"
+        )
 
     def _lacks(self, capability: str) -> str:
         token = self.api.token

@@ -1,6 +1,8 @@
 """Reasons why a request to Nomad or Consul failed: what they mean, one line for a person, and the retry."""
 
+import math
 import ssl
+import time
 from collections.abc import Callable, Iterable, Iterator
 from http.client import BadStatusLine, IncompleteRead
 from typing import TypeVar
@@ -8,6 +10,7 @@ from typing import TypeVar
 import requests
 from urllib3.exceptions import NewConnectionError, ReadTimeoutError
 
+from vllmjobs.cluster.answers import EndlessError
 from vllmjobs.cluster.session import Names
 from vllmjobs.environment.secrets import without_secrets
 
@@ -22,7 +25,26 @@ NO_LEADER = (
 )
 _TIMEOUTS = (requests.Timeout, ReadTimeoutError)
 _DROPS = (ConnectionResetError, BrokenPipeError, ConnectionAbortedError, IncompleteRead, ssl.SSLEOFError)
+_LATE_S = 5.0  # for one request after the deadline, such as to fail a deployment
 _LONGEST = 300  # characters of an answer that are shown
+
+
+class Deadline:
+    """The moment by which all requests of a command are to be answered; it may be moved."""
+
+    def __init__(self, seconds: float | None = None, clock: Callable[[], float] = time.monotonic) -> None:
+        """Set it in so many seconds from now; without them, never."""
+        self._clock = clock
+        self.until = math.inf if seconds is None else clock() + seconds
+
+    def left(self) -> float:
+        """Return the seconds until then; 0 afterwards."""
+        return max(0.0, self.until - self._clock())
+
+    def within(self, timeout: tuple[float, float]) -> tuple[float, float]:
+        """Return the seconds to connect and for an answer; what is still asked afterwards gets a few."""
+        left = max(self.left(), _LATE_S)
+        return min(timeout[0], left), min(timeout[1], left)
 
 
 class FailedError(Exception):
@@ -38,19 +60,20 @@ def retry(
     pauses: Iterable[float],
     delay: Callable[[Failure, float], float | None],
     sleep: Callable[[float], None],
+    deadline: Deadline,
 ) -> T:
     """Return what a call returns; each time that it raises `FailedError`, pause and call again.
 
     There is one attempt more than `pauses`, which are in seconds. `delay` turns a failure and the pause that
     would follow it into the seconds to sleep, or None where another attempt is of no use: the failure is then
-    raised, as is that of the last attempt.
+    raised, as is that of the last attempt, and that of one after which the deadline would pass.
     """
     for pause in pauses:
         try:
             return call()
         except FailedError as error:
             seconds = delay(error.failure, pause)
-            if seconds is None:
+            if seconds is None or seconds >= deadline.left():
                 raise
         sleep(seconds)
     return call()
@@ -62,8 +85,15 @@ def is_unreachable(failure: Failure) -> bool:
 
 
 def is_lost(failure: Failure) -> bool:
-    """Tell whether the answer did not come in time, or the connection was cut before it was complete."""
-    return any(isinstance(cause, (*_TIMEOUTS, *_DROPS)) for cause in _causes(failure))
+    """Tell whether no answer came in time, or the connection was cut before it was complete."""
+    return not is_endless(failure) and any(
+        isinstance(cause, (*_TIMEOUTS, *_DROPS)) for cause in _causes(failure)
+    )
+
+
+def is_endless(failure: Failure) -> bool:
+    """Tell whether an answer was given up that had begun, and did not end."""
+    return any(isinstance(cause, EndlessError) for cause in _causes(failure))
 
 
 def reason(failure: Failure, timeout: tuple[float, float], names: Names) -> str:
@@ -101,6 +131,8 @@ def _reason_of_response(response: requests.Response, names: Names) -> str:
 def _reason_of_exception(error: Exception, timeout: tuple[float, float], names: Names) -> str:
     causes = list(_causes(error))
     for cause in causes:
+        if isinstance(cause, EndlessError):
+            return f"{cause}; is {names.addr} right?"
         if isinstance(cause, ssl.SSLCertVerificationError):
             trust = f"name its CA in {names.cacert} or {names.capath}"
             return f"its certificate is not trusted ({cause.verify_message}); {trust}"

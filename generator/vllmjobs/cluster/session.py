@@ -11,13 +11,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import requests
-from requests.adapters import HTTPAdapter
 from requests.utils import get_environ_proxies
 from urllib3 import HTTPConnectionPool, disable_warnings
-from urllib3.connection import HTTPConnection
 from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewConnectionError
 
-from vllmjobs import __version__
+from vllmjobs.cluster.answers import EndingAdapter, EndingConnection, Session
 from vllmjobs.environment.problems import UserError
 from vllmjobs.environment.secrets import without_secrets
 
@@ -67,10 +65,7 @@ def connect(environ: Mapping[str, str], names: Names, address: str | None = None
     written = written.rstrip("/")
     variable, off = names.unverified
     verify = environ.get(variable) not in off
-    session = requests.Session()
-    # Not only proxies: it would put REQUESTS_CA_BUNDLE over what NOMAD_CACERT says, and add a .netrc.
-    session.trust_env = False
-    session.headers["User-Agent"] = f"vllmjobs/{__version__}"
+    session = Session()
     # A name and password in the address win: toHTTP in nomad/api/api.go.
     if (authorization := environ.get(names.http_auth)) and not urlsplit(written).username:
         user, _, password = authorization.partition(":")
@@ -102,7 +97,7 @@ def _token(environ: Mapping[str, str], names: Names) -> str:
     return token
 
 
-class _UnixSocket(HTTPAdapter):
+class _UnixSocket(EndingAdapter):
     """An adapter that sends every request to one unix socket, whatever the host of its URL."""
 
     def __init__(self, path: str) -> None:
@@ -120,7 +115,7 @@ class _UnixSocket(HTTPAdapter):
         super().close()
 
 
-class _UnixConnection(HTTPConnection):
+class _UnixConnection(EndingConnection):
     """A connection to a unix socket."""
 
     def __init__(self, *args: Any, path: str, **kwargs: Any) -> None:
@@ -147,7 +142,7 @@ class _UnixPool(HTTPConnectionPool):
     ConnectionCls = _UnixConnection
 
 
-class _Tls(HTTPAdapter):
+class _Tls(EndingAdapter):
     """An adapter with one TLS context; requests by itself would trust certifi's roots beside NOMAD_CACERT."""
 
     def __init__(self, context: ssl.SSLContext, server_name: str | None) -> None:

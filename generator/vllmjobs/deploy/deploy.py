@@ -17,7 +17,7 @@ from vllmjobs.deploy.release import Clients, Release, records_by_version
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
-from vllmjobs.rollout.deployments import is_way_back
+from vllmjobs.rollout.deployments import is_way_back, waits_for_promotion
 from vllmjobs.rollout.events import Event
 from vllmjobs.rollout.gates import RefusedError, version_to_be
 from vllmjobs.rollout.model import Outcome, Record
@@ -91,13 +91,15 @@ class _JobDeploy:
         self._spec = cluster.parse(request.jobs[job.job], request.environment.nomad.namespace)
         self.where = where_of(self._spec)
         self.version: int | None = None  # the registered one; None without one
-        status = None
+        status, self._can_be_aborted = None, False
         if running := cluster.job(*self.where):
             if running["JobModifyIndex"] != job.plan.modify_index:
                 raise ConflictError(f"{job.id}: someone else has just changed it; look at it, then try again")
             self.version = running["Version"]
             latest = cluster.deployment(*self.where)
-            status = latest["Status"] if latest and latest["JobVersion"] == self.version else None
+            own = latest if latest and latest["JobVersion"] == self.version else None
+            status = own["Status"] if own else None
+            self._can_be_aborted = waits_for_promotion(own)
         self._is_active, self._has_failed = status in ACTIVE, status == "failed"
         self._is_same = job.action == "none"
         self.is_resumed = (self._is_same and (self._is_active or self._has_failed)) or (
@@ -154,11 +156,16 @@ class _JobDeploy:
         if is_way_back(self.version, known, deployments.versions(self.where)):
             raise RefusedError(
                 f"{self.where.id}: version {self.version} is a rollback that has not ended; "
-                f"`{command('rollback')}` goes on with it, `{command('abort')}` ends it"
+                f"`{command('rollback')}` goes on with it"
+                + (f", `{command('abort')}` ends it" if self._can_be_aborted else "")
             )
+        ways_out = [
+            *([f"promote it with `{command('promote')}`"] if self._can_be_aborted else []),
+            f"end it with `{command('abort' if self._can_be_aborted else 'rollback')}`",
+        ]
         raise RefusedError(
-            f"{self.where.id}: version {self.version}, another change, is being deployed; wait for it, "
-            f"promote it with `{command('promote')}`, or end it with `{command('abort')}`"
+            f"{self.where.id}: version {self.version}, another change, is being deployed; "
+            f"{', '.join(['wait for it', *ways_out[:-1]])}, or {ways_out[-1]}"
         )
 
     def _tell(self, kind: str, text: str, group: str | None = None) -> None:

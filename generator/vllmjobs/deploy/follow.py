@@ -1,5 +1,6 @@
 """The loop of a release: observe, decide, act, until it has ended."""
 
+import math
 from dataclasses import dataclass
 
 from vllmjobs.cluster.consul import ConsulError
@@ -36,9 +37,12 @@ class Follower:
     def follow(self, memory: Memory) -> tuple[End, Observation]:
         """Follow the release to its end; return that, and what was observed then.
 
+        An action that was done and is to be done again, as with a server that only says yes, takes its time.
+
         Raises `NomadError`, with everything left as it is.
         """
         before: Snapshot | None = None
+        tried: Action | None = None
         wait = 0.0
         while True:
             memory, snapshot = self.observer.observe(memory, wait)
@@ -55,10 +59,12 @@ class Follower:
                     return action, observation
                 case Wait():
                     self.reporter.show(snapshot, action.reason)
-                    wait = self.observer.poll_within(observation)
+                    left = self.plan.until - observation.now
+                    wait = min(self.observer.poll_within(observation), left if left > 0 else math.inf)
                 case _:
                     memory, is_done = self._attempt(action, memory, observation)
-                    wait = 0.0 if is_done else RETRY_S
+                    wait = 0.0 if is_done and action != tried else RETRY_S
+                    tried = action
 
     def _attempt(self, action: Action, memory: Memory, observation: Observation) -> tuple[Memory, bool]:
         """Act; return what is to be remembered, and whether it was done. A refusal is reported once."""

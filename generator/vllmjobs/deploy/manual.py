@@ -12,7 +12,14 @@ from vllmjobs.deploy.release import Clients, Release, records_by_version
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 from vllmjobs.project.plan import Planner
-from vllmjobs.rollout.deployments import group_states, is_way_back, parse_allocations, spec, stable
+from vllmjobs.rollout.deployments import (
+    group_states,
+    is_way_back,
+    parse_allocations,
+    spec,
+    stable,
+    waits_for_promotion,
+)
 from vllmjobs.rollout.events import Event
 from vllmjobs.rollout.model import Fail, Outcome
 from vllmjobs.text.json import Json
@@ -88,7 +95,7 @@ class Manual(NamedTuple):
             text = f"version {running.version} is already the rollback; following its deployment"
             self._tell(running.version, "resumed", text, is_way_back=True)
             return self._release().follow(running.version, is_judged=False).outcome
-        if version is None and _is_waiting(running):
+        if version is None and waits_for_promotion(running.deployment):
             return self.abort(force=False)
         to = self._target(versions, running.version, version)
         self._check_room(versions[to])
@@ -120,6 +127,11 @@ class Manual(NamedTuple):
         job_deployments = self._deployments.of_job(self.where)
         return any(one["JobVersion"] == current - 1 and one["Status"] == "failed" for one in job_deployments)
 
+    def _is_way_back(self, running: Running) -> bool:
+        record = records_by_version(self._deployments, self.where).get(running.version)
+        versions = self._deployments.versions(self.where)
+        return running.is_active and is_way_back(running.version, record, versions)
+
     def _running(self) -> Running:
         job = self._deployments.cluster.job(*self.where)
         if job is None:
@@ -131,10 +143,14 @@ class Manual(NamedTuple):
     def _waiting(self, command: str) -> Running:
         """Return the version that is deployed; refuse where none of its canaries waits for a promotion."""
         running = self._running()
-        if not _is_waiting(running):
+        if not waits_for_promotion(running.deployment):
             what = "has no canaries that wait for a promotion"
-            rollback = f"; `{self.command('rollback')}` goes back to the version before"
-            back = rollback if command == "abort" else ""
+            goes = (
+                "goes on with the rollback"
+                if self._is_way_back(running)
+                else "goes back to the version before"
+            )
+            back = f"; `{self.command('rollback')}` {goes}" if command == "abort" else ""
             raise self._error(f"version {running.version} {what}{back}")
         return running
 
@@ -175,10 +191,6 @@ class Manual(NamedTuple):
         self.clients.reporter.tell(Event(kind, text))
 
 
-def _is_waiting(running: Running) -> bool:
-    return running.is_active and any(not state["Promoted"] for state in _with_canaries(running))
-
-
 def _is_promoted(running: Running) -> bool:
     """Tell whether all canaries are promoted, and the deployment has not failed since."""
     deployment = running.deployment or {}
@@ -188,5 +200,5 @@ def _is_promoted(running: Running) -> bool:
 
 
 def _with_canaries(running: Running) -> list[Json]:
-    groups = (running.deployment or {}).get("TaskGroups", {}).values()
+    groups = ((running.deployment or {}).get("TaskGroups") or {}).values()
     return [state for state in groups if state["DesiredCanaries"]]

@@ -17,12 +17,12 @@ from urllib.parse import urlsplit
 import msgspec
 import requests
 
-from vllmjobs import __version__
+from vllmjobs.cluster.answers import LITTLE, EndlessError, Session
 from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.model import Notification
 from vllmjobs.text.visible import visible_json
 
-HTTP_S = 10.0  # seconds until connected, and until the answer begins
+HTTP_S = 10.0  # seconds until connected, and until the head of the answer is there
 COMMAND_S = 30.0
 PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt at a webhook
 WAITING = 1000  # events that may wait for one hook; a long release has a few hundred
@@ -114,18 +114,20 @@ class _Hook:
                         self._warn(f"{_called(self._hook)}: {error}; the release goes on")
 
     def _post(self, text: bytes) -> None:
-        headers = {"Content-Type": "application/json", "User-Agent": f"vllmjobs/{__version__}"}
+        headers = {"Content-Type": "application/json"}
         for pause in (*self._pauses, None):
             try:
                 # The answer is not read, and no redirect followed: requests would make a GET of it.
-                with requests.post(
-                    self._hook, text, headers=headers, timeout=HTTP_S, allow_redirects=False, stream=True
-                ) as answer:
-                    status = answer.status_code
+                with Session(LITTLE) as session:
+                    session.trust_env = True  # of proxies
+                    with session.post(
+                        self._hook, text, headers=headers, timeout=HTTP_S, stream=True
+                    ) as answer:
+                        status = answer.status_code
                 if 200 <= status < 300:
                     return
                 why, is_passing = f"answers {status} {answer.reason}".rstrip(), status >= 500
-            except requests.ReadTimeout:  # it may have arrived, so it is not sent again
+            except (requests.ReadTimeout, EndlessError):  # it may have arrived, so it is not sent again
                 why, is_passing = f"no answer within {HTTP_S:g} s", False
             except requests.ConnectionError:
                 why, is_passing = "cannot be reached", True

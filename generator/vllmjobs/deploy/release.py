@@ -18,6 +18,7 @@ from vllmjobs.deploy.records import RecordKeeper, new_record
 from vllmjobs.deploy.reporter import Reporter
 from vllmjobs.deploy.traffic import Traffic
 from vllmjobs.environment.model import Environment
+from vllmjobs.rollout.decide import LAST_TRIES_S
 from vllmjobs.rollout.deployments import spec
 from vllmjobs.rollout.events import Event
 from vllmjobs.rollout.model import FAILED, End, Fail, Observation, Record, ReleasePlan
@@ -55,7 +56,7 @@ class Release:
         except UnsureError:
             answer = None
         registered = self._deployments.cluster.job(*self.where)
-        if registered is None or (answer and registered["JobModifyIndex"] != answer["JobModifyIndex"]):
+        if registered is None or (answer and registered["JobModifyIndex"] != answer.get("JobModifyIndex")):
             raise ConflictError(f"{self.where.id}: someone else has registered another version; try again")
         if answer is None and self._deployments.cluster.plan(job)["Diff"]["Type"] != "None":
             raise NomadError(f"{self.where.id}: the connection broke before it was registered; try again")
@@ -126,7 +127,7 @@ class Release:
     def _follow_back(self, version: int, observation: Observation) -> None:
         """Follow the version that was registered in the place of one that failed, until it is stable."""
         job = self._deployments.cluster.job(*self.where)
-        if job is None or job["Stop"] or job["Version"] == version or not is_reverted(observation):
+        if job is None or job.get("Stop") or job["Version"] == version or not is_reverted(observation):
             return
         back: int = job["Version"]
         older = [one for one in self._deployments.versions(self.where) if one["Version"] < version]
@@ -142,9 +143,13 @@ class Release:
         self._tell(end, back, f"the version before {version} is deployed again, as {back}")
 
     def _plan(self, version: int, is_judged: bool) -> ReleasePlan:
+        now = time.monotonic()
         if self._is_of_models:
-            return plan(self._environment, version, time.monotonic(), self._timeout, is_judged)
-        return balancer_plan(self.where.id, version, time.monotonic(), self._timeout)
+            release_plan = plan(self._environment, version, now, self._timeout, is_judged)
+        else:
+            release_plan = balancer_plan(self.where.id, version, now, self._timeout)
+        self._deployments.nomad.deadline.until = release_plan.until + LAST_TRIES_S
+        return release_plan
 
     def _keeper(self, version: int, record: Record | None = None) -> RecordKeeper:
         """Return the keeper of a version's record: the given one, else the cluster's, else a new one."""

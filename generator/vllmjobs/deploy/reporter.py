@@ -22,6 +22,7 @@ _WARNING = (
 )  # fmt: skip
 HEADS = ("group", "old", "new", "canaries", "step", "verdict")
 FLUSH_S = 15.0  # seconds at the end for hooks that are slow
+HASTY_FLUSH_S = 1.0  # the same after an interrupt
 
 
 class Reporter:
@@ -44,6 +45,7 @@ class Reporter:
         self.version: int | None = None
         self.deployment: str | None = None
         self.is_way_back = False
+        self.flush_s = FLUSH_S
 
     def __enter__(self) -> Reporter:
         return self
@@ -51,7 +53,7 @@ class Reporter:
     def __exit__(self, *_: object) -> None:
         if self._table:
             self._table.stop()
-        self._notifier.close(FLUSH_S)
+        self._notifier.close(self.flush_s)
 
     def begin(self, job: str, version: int | None, is_way_back: bool = False) -> None:
         """Begin with that version of that job: events from now on are about it."""

@@ -4,19 +4,20 @@ The balancer's own module in `balancers/` says which keys are written, where an 
 """
 
 from collections.abc import Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import requests
 
 from vllmjobs.balancers import balancer_of, own_keys
 from vllmjobs.balancers.instances import ServiceInstance
 from vllmjobs.balancers.shares import group_of, least_given, read_share, share_folder, share_key
+from vllmjobs.cluster.answers import LITTLE, Session, decoded, side_by_side
 from vllmjobs.cluster.consul import ConsulApi, Key
 from vllmjobs.environment.derive import service_name
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import UserError
 
-TIMEOUT = (2.0, 5.0)  # seconds until a balancer is connected, and between two pieces of its answer
+TIMEOUT = (2.0, 5.0)  # seconds until a balancer is connected, and for its answer
 AT_ONCE = 8  # balancers that are asked
 
 
@@ -68,8 +69,8 @@ class Traffic:
         """
         service = self._balancer.service
         instances = self._consul.instances(service) if service else []
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            answers = [answer for answer in pool.map(self._given, instances) if answer is not None]
+        every = side_by_side(self._given, instances, AT_ONCE)
+        answers = [answer for answer in every if answer is not None]
         return least_given(self._environment.models, answers)
 
     def problems(self) -> list[str]:
@@ -105,10 +106,9 @@ class Traffic:
     def _given(self, balancer: ServiceInstance) -> dict[str, float] | None:
         """Return what one balancer gives, by its admin port; None without an answer, or with another's."""
         try:
-            with requests.Session() as session:
-                session.trust_env = False  # no proxy leads to a node's own address
+            with Session(LITTLE) as session:  # no proxy leads to a node's own address
                 # Any status will do: nginx's is 503 where a model has no instance.
-                answer = session.get(self._balancer.shares_url(balancer), timeout=TIMEOUT).json()
-        except (requests.RequestException, ValueError):
+                answer = session.get(self._balancer.shares_url(balancer), timeout=TIMEOUT)
+            return self._balancer.given(decoded(answer, Any))
+        except (requests.RequestException, ValueError, AttributeError):  # `given` reads what it is told
             return None
-        return self._balancer.given(answer)

@@ -119,7 +119,7 @@ def in_cluster(nodes: Iterable[Json], allocations: Iterable[Json] | None) -> lis
                 holders.setdefault((allocation["NodeID"], device), []).append(_holder(allocation))
     cards = []
     for node in nodes:
-        for group in (node["NodeResources"] or {}).get("Devices") or ():
+        for group in (node.get("NodeResources") or {}).get("Devices") or ():
             if group["Type"] != "gpu":
                 continue
             attributes = group["Attributes"] or {}
@@ -165,7 +165,7 @@ def table(cards: Sequence[Card]) -> str:
 
 
 def _device_ids(allocation: Json) -> Iterable[str]:
-    tasks = (allocation["AllocatedResources"] or {}).get("Tasks") or {}
+    tasks = (allocation.get("AllocatedResources") or {}).get("Tasks") or {}
     return (
         device
         for task in tasks.values()

@@ -6,7 +6,6 @@ The address, the region and the keys are in the variables that AWS's own tools r
 import hashlib
 import hmac
 import os
-import shutil
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -15,15 +14,15 @@ from http.client import HTTPException
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode, urlsplit
-from urllib.request import Request, urlopen
+from urllib.request import Request
 from xml.etree import ElementTree
 
+from vllmjobs.model_cache.answers import OPENER, WAIT_S, pieces, text
 from vllmjobs.model_cache.files import CacheError
 
 PART = 64 << 20  # 10,000 of them may make a file
 PARTED = "<Part><PartNumber>{}</PartNumber><ETag>{}</ETag></Part>"
 TRIES = 4
-WAIT_S = 60.0  # for one answer to go on
 Fields = Mapping[str, str]
 To = Path | None
 NO: Fields = {}
@@ -50,7 +49,7 @@ class Bucket:
         """Tell whether a file has this size, and was written with this digest; S3 checks its own disks."""
         with suppress(FileNotFoundError):
             _, found = self._ask("HEAD", name)
-            return (found.get(DIGEST), found["content-length"]) == (digest, str(size))
+            return (found.get(DIGEST), found.get("content-length")) == (digest, str(size))
         return False
 
     def put(self, source: Path, name: str, digest: str) -> None:
@@ -64,7 +63,7 @@ class Bucket:
             with source.open("rb") as file:
                 while body := file.read(PART):
                     query = {"partNumber": str(len(parts) + 1), "uploadId": upload}
-                    parts.append(self._ask("PUT", name, query, body)[1]["etag"])
+                    parts.append(self._ask("PUT", name, query, body)[1].get("etag", ""))
             listed = "".join(PARTED.format(number, etag) for number, etag in enumerate(parts, 1))
             whole = f"<CompleteMultipartUpload>{listed}</CompleteMultipartUpload>".encode()
             # It may say OK, and then that it is not.
@@ -81,7 +80,10 @@ class Bucket:
     def read(self, name: str) -> str | None:
         """Return a short text; None where there is none."""
         with suppress(FileNotFoundError):
-            return self._ask("GET", name)[0].decode()
+            try:
+                return self._ask("GET", name)[0].decode()
+            except UnicodeDecodeError as error:
+                raise CacheError(f"{self}/{name} is damaged: it is no text") from error
         return None
 
     def write(self, name: str, text: str) -> None:
@@ -97,19 +99,18 @@ class Bucket:
             signed = sign(method, url, body, head, self.keys, self.region, datetime.now(UTC))
             request = Request(url, body if method in ("PUT", "POST") else None, signed, method=method)
             try:
-                with urlopen(request, timeout=WAIT_S) as answer:
+                with OPENER.open(request, timeout=WAIT_S) as answer:
                     if to:
                         with to.open("wb") as file:
-                            shutil.copyfileobj(answer, file, 1 << 20)
-                    return answer.read(), {key.lower(): value for key, value in answer.headers.items()}
+                            for piece in pieces(answer):
+                                file.write(piece)
+                    return text(answer), {key.lower(): value for key, value in answer.headers.items()}
             except HTTPError as error:
                 if error.code == 404 and method in ("GET", "HEAD"):
                     raise FileNotFoundError(name) from error
-                text = " ".join(error.read(300).decode(errors="replace").split())
                 if error.code < 500 or not left:
-                    status = f"{error.code} {error.reason}"
-                    raise CacheError(f"{method} {self}/{name}: {status} {text}") from error
-            except (OSError, HTTPException) as error:
+                    raise CacheError(f"{method} {self}/{name}: {_refusal(error)}") from error
+            except (OSError, HTTPException, ValueError) as error:
                 if not left:
                     raise CacheError(f"{method} {self}/{name} at {self.url}: {error}") from error
             time.sleep(TRIES - left)
@@ -136,8 +137,23 @@ def sign(
     return {**every, "Authorization": f"{credential},SignedHeaders={names},Signature={key.hex()}"}
 
 
+def _refusal(error: HTTPError) -> str:
+    said = ""
+    with suppress(OSError, HTTPException, ValueError):
+        said = " ".join(text(error)[:300].decode(errors="replace").split())
+    if error.code in (301, 302, 303, 307, 308):  # it is not followed: the signature is for this server
+        way_out = "the bucket is elsewhere; set region or endpoint of cache_backup"
+        return f"{error.code} {error.reason}: {way_out} {said}".rstrip()
+    return f"{error.code} {error.reason} {said}"
+
+
 def _text(answer: bytes, tag: str) -> str:
-    found = next((one.text for one in ElementTree.fromstring(answer).iter() if one.tag.endswith(tag)), None)
+    found = None
+    with suppress(
+        ElementTree.ParseError, LookupError, ValueError
+    ):  # of no XML, of an encoding that there is not
+        every = ElementTree.fromstring(answer).iter()
+        found = next((one.text for one in every if one.tag.endswith(tag)), None)
     if not found:
         raise CacheError(f"S3 answers without {tag}: {answer[:300].decode(errors='replace')}")
     return found

@@ -17,7 +17,7 @@ from vllmjobs.render.arguments import cache_path, cache_variables
 from vllmjobs.render.context import group, secrets
 
 PROGRAM = "model_cache"
-COPIES = ["__init__", "__main__", "files", "copies", "stores", "s3"]
+COPIES = ["__init__", "__main__", "files", "answers", "copies", "stores", "s3"]
 MODULES = {
     "prefetch": ["__init__", "__main__", "files", "prefetch"],
     "cache-backup": COPIES,

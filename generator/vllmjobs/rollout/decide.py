@@ -24,7 +24,7 @@ from vllmjobs.text.english import counted
 # A balancer follows Consul within seconds; nginx waits up to 5 s and reloads. After a minute it will not.
 ROUTE_WITHIN_S = 60.0
 # An action is tried for so long after the time was up; then a person has to do it.
-LAST_TRIES_S = 300.0
+LAST_TRIES_S = 30.0
 
 
 def decide(plan: ReleasePlan, observed: Observation) -> Action:

@@ -5,7 +5,7 @@ from typing import Any
 
 from vllmjobs.rollout.model import GroupState, Record
 from vllmjobs.text.json import Json
-from vllmjobs.text.states import ENDED
+from vllmjobs.text.states import ACTIVE, ENDED
 from vllmjobs.text.value import Value
 
 # The fields of a job that Nomad counts, or changes by itself: api/jobs.go.
@@ -31,7 +31,7 @@ def stable(versions: Iterable[Json], current: int) -> int | None:
     fit = [
         number
         for number, job in kept.items()
-        if job["Stable"] and not job.get("Stop") and number != current and spec(job) != current_spec
+        if job.get("Stable") and not job.get("Stop") and number != current and spec(job) != current_spec
     ]
     return max(fit, default=None)
 
@@ -52,6 +52,14 @@ def is_way_back(version: int, record: Record | None, versions: Iterable[Json]) -
         number < version and job.get("Stable") and not job.get("Stop") and spec(job) == own_spec
         for number, job in kept.items()
     )
+
+
+def waits_for_promotion(deployment: Json | None) -> bool:
+    """Tell whether a deployment has not ended, and has canaries to promote: that long it can be aborted."""
+    if deployment is None or deployment["Status"] not in ACTIVE:
+        return False
+    groups = (deployment.get("TaskGroups") or {}).values()
+    return any(group["DesiredCanaries"] and not group["Promoted"] for group in groups)
 
 
 class Allocation(Value, frozen=True):
@@ -78,7 +86,7 @@ def parse_allocations(answer: Iterable[Json], deployment: Json | None) -> list[A
 
     A list of allocations does not name their deployments, but a version has no more than one.
     """
-    groups = (deployment or {}).get("TaskGroups", {}).values()
+    groups = ((deployment or {}).get("TaskGroups") or {}).values()
     canaries = {id for group in groups for id in group["PlacedCanaries"] or ()}
     version = deployment["JobVersion"] if deployment else None
     return [_allocation(allocation, version, canaries) for allocation in answer]

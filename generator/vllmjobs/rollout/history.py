@@ -1,6 +1,7 @@
 """The past releases of a job, as `history` shows them."""
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
 
 from vllmjobs.rollout.model import Outcome, Record, Verdict
 from vllmjobs.text.json import Json
@@ -49,7 +50,7 @@ def past_releases(
         releases.append(
             PastRelease(
                 version=number,
-                at=moment(job["SubmitTime"]) if job else record.at,
+                at=moment(job.get("SubmitTime", 0)) if job else record.at,
                 by=record.by if number in recorded else None,
                 outcome=record.outcome or status.get(number),
                 reason=record.reason,
@@ -75,7 +76,7 @@ def image(group: Json) -> str | None:
 def model(group: Json) -> str | None:
     """Return the model of a group's server, from its command line: `vllm serve MODEL`, or --model."""
     arguments = [str(word) for word in _config(group).get("args") or ()]
-    for word, following in zip(arguments, [*arguments[1:], None], strict=True):
+    for word, following in zip_longest(arguments, arguments[1:]):
         if word.startswith("--model="):
             return word.partition("=")[2]
         if word == "--model":

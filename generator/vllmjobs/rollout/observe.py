@@ -85,7 +85,7 @@ def observe(plan: ReleasePlan, memory: Memory, raw: Raw, now: float) -> tuple[Me
     has_failed = deployment is not None and deployment["Status"] == "failed"
     return memory, Observation(
         now=memory.now,
-        version=None if raw.job is None or raw.job["Stop"] else raw.job["Version"],
+        version=None if raw.job is None or raw.job.get("Stop") else raw.job["Version"],
         status=deployment["Status"] if deployment else "none",
         deployment=deployment["ID"] if deployment else None,
         description=deployment["StatusDescription"] if deployment else "",

@@ -196,7 +196,7 @@ def _serves(allocation: deployments.Allocation) -> bool:
 def _gpus(allocation: Json) -> int:
     tasks = ((allocation.get("AllocatedResources") or {}).get("Tasks") or {}).values()
     devices = (device for task in tasks for device in task.get("Devices") or ())
-    return sum(len(device["DeviceIDs"]) for device in devices if device["Type"] == "gpu")
+    return sum(len(device["DeviceIDs"] or ()) for device in devices if device["Type"] == "gpu")
 
 
 def _phase(job: Json, deployment: Json | None) -> JobPhase:
@@ -255,7 +255,10 @@ def _next(
             yield command("deploy"), "go on with the release"
         if canaries and all(part.healthy >= part.desired for part in canaries):
             yield command("promote"), "promote the canaries now, without a verdict"
-        yield command("abort"), "stop the new instances; the old version serves on"
+        if canaries:
+            yield command("abort"), "stop the new instances; the old version serves on"
+        elif not is_way_back:
+            yield command("rollback"), "go back to the version before"
     if phase == "failed":
         yield command("rollback"), "make the serving version the newest one"
     for view in views:

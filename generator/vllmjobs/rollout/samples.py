@@ -85,7 +85,7 @@ def read(text: str) -> Sample:
     try:
         families = text_string_to_metric_families("\n".join([*lines, ""]))
         return _sample(series for family in families for series in family.samples)
-    except (ValueError, IndexError, KeyError) as error:
+    except (ValueError, LookupError, OverflowError) as error:
         raise SampleError(f"is not in Prometheus's text format: {error}") from error
 
 
@@ -102,7 +102,7 @@ def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
             one = Series(labels["__name__"], labels, float(series["value"][1]))
             by_instance.setdefault(labels[instance_label], []).append(one)
         return {instance: _sample(series) for instance, series in by_instance.items()}
-    except (ValueError, LookupError, TypeError) as error:
+    except (ValueError, LookupError, OverflowError, TypeError) as error:
         raise SampleError(f"is no instant vector of metrics by {instance_label}: {error!r}") from error
 
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
 
@@ -19,3 +20,28 @@ def listening(handler: Callable[..., BaseHTTPRequestHandler], port: int = 0) -> 
         finally:
             server.shutdown()
             thread.join()
+
+
+@contextmanager
+def saying(say: Callable[[socket.socket, bytes], None]) -> Iterator[str]:
+    """Let `say` answer each connection with whatever bytes, given the request; yield the address."""
+    held: list[socket.socket] = []
+
+    def serve(connection: socket.socket) -> None:
+        with suppress(OSError), connection:
+            say(connection, connection.recv(1 << 16))
+
+    def accept() -> None:
+        with suppress(OSError):
+            while True:
+                held.append(listener.accept()[0])
+                Thread(target=serve, args=(held[-1],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        Thread(target=accept, daemon=True).start()
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}"
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)  # which wakes `accept`
+            for connection in held:
+                connection.close()

@@ -112,7 +112,7 @@ def test_an_instance_is_well_when_all_checks_are_and_may_have_its_nodes_address(
 
 
 def test_a_new_leader_reads_its_log_before_it_answers(server: Script) -> None:
-    consul = server.consul((200, "{}", INDEX))
+    consul = server.consul((200, "{}", INDEX), (200, "[]", INDEX))
     consul.services()
     consul.instances("chat")
     assert server.asked == ["GET /v1/catalog/services?consistent=", "GET /v1/health/service/chat?consistent="]

@@ -10,7 +10,15 @@ from typing import Any
 
 import pytest
 
-from unit.cluster.test_nomad import Script, hangs_up, hangs_up_in_the_middle, says_nothing, server, timeout
+from unit.cluster.test_nomad import (
+    DEPLOYMENT,
+    Script,
+    hangs_up,
+    hangs_up_in_the_middle,
+    says_nothing,
+    server,
+    timeout,
+)
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import (
     ConflictError,
@@ -151,11 +159,10 @@ def test_who_is_patient_waits_for_a_port_to_be_opened_and_not_for_ever() -> None
 
 
 def test_a_waiting_look_tells_index_and_time_and_what_comes_next(server: Script) -> None:
-    answer = (200, '{"ID": "1a2b"}', {"X-Nomad-Index": "12"})
-    nomad = releases(server, answer)
-    assert nomad.deployment_by_id("1a2b", CHAT) == ({"ID": "1a2b"}, 12)
-    assert nomad.deployment_by_id("1a2b", CHAT, 12, 1.5) == ({"ID": "1a2b"}, 12)
-    assert nomad.deployment_by_id("1a2b", CHAT, 13, 1.5) == ({"ID": "1a2b"}, 0)  # it went back
+    nomad = releases(server, (200, json.dumps(DEPLOYMENT), {"X-Nomad-Index": "12"}))
+    assert nomad.deployment_by_id("1a2b", CHAT) == (DEPLOYMENT, 12)
+    assert nomad.deployment_by_id("1a2b", CHAT, 12, 1.5) == (DEPLOYMENT, 12)
+    assert nomad.deployment_by_id("1a2b", CHAT, 13, 1.5) == (DEPLOYMENT, 0)  # it went back
     first, second, _ = server.asked
     assert "index" not in first
     assert "index=12&wait=1500ms" in second

@@ -151,11 +151,30 @@ def test_without_instances_prometheus_is_not_asked() -> None:
             {"status": "error", "errorType": "bad_data", "error": "parse error: unexpected end"},
             "answers 400 Bad Request: parse error: unexpected end",
         ),
-        (401, "Unauthorized", "answers 401 Unauthorized, and no JSON; is it a Prometheus?"),
-        (200, "<html>Grafana</html>", "answers 200 OK, and no JSON; is it a Prometheus?"),
-        (404, {"message": "no route"}, 'answers 404 Not Found: {"message": "no route"}'),
-        (200, [1], "answers 200 OK: [1]"),
-        (200, {"status": "success", "data": {}}, ": its answer 'result'"),
+        (
+            401,
+            "Unauthorized",
+            "answers 401 Unauthorized, and not what a Prometheus answers "
+            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it a Prometheus?",
+        ),
+        (
+            200,
+            "<html>Grafana</html>",
+            "answers 200 OK, and not what a Prometheus answers "
+            "(it is no JSON (JSON is malformed: invalid character (byte 0))); is it a Prometheus?",
+        ),
+        (
+            404,
+            {"message": "no route"},
+            "answers 404 Not Found, and not what a Prometheus answers "
+            "(Object missing required field `status`); is it a Prometheus?",
+        ),
+        (200, [1], "(Expected `object`, got `array`); is it a Prometheus?"),
+        (
+            200,
+            {"status": "success", "data": {}},
+            "(Object missing required field `result` - at `$.data`); is it a Prometheus?",
+        ),
         (
             200,
             {"status": "success", "data": {"result": [{"metric": {"__name__": "up"}, "value": [1, "1"]}]}},

@@ -17,16 +17,20 @@ from vllmjobs.cluster.failures import ForbiddenError, InvalidJobError, NomadErro
 from vllmjobs.cluster.nomad import LONGEST_PAUSE, PAUSES, NomadApi
 from vllmjobs_sandbox.fakes.listening import listening
 
-JOB = {"ID": "chat", "Namespace": "default", "Region": "global"}
+JOB = {"ID": "chat", "Namespace": "default", "Region": "global", "Type": "service", "TaskGroups": []}
+REGISTERED = {**JOB, "Version": 1, "JobModifyIndex": 7, "SubmitTime": 0, "Stable": True, "Stop": False}
+DEPLOYMENT = {"ID": "1a", "JobVersion": 1, "Status": "running", "StatusDescription": "", "CreateIndex": 7}
+PLAN = {"Diff": {"Type": "None"}, "JobModifyIndex": 7}
 ATTEMPTS = len(PAUSES) + 1
 NO_NOMAD = "answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?"
+NO_JSON = "answers, but not as Nomad's HTTP API does (job/chat/plan: {}); is NOMAD_ADDR right?"
 CUT = "the connection was cut before the answer was complete; is NOMAD_ADDR right?"
 NO_LEADER = (500, "No cluster leader")
 
 
 def timeout(answers: Iterable[Any]) -> tuple[float, float]:
     """Wait briefly where nothing will come, and long where a busy machine may be slow to answer."""
-    return 2, 0.2 if says_nothing in answers else 20
+    return 2, 0.5 if says_nothing in answers else 20
 
 
 @dataclass
@@ -115,19 +119,19 @@ def speaks_another_language(handler: BaseHTTPRequestHandler) -> None:
     ids=lambda fault: getattr(fault, "__name__", str(fault)),
 )  # fmt: skip
 @pytest.mark.parametrize(
-    "ask",
+    ("ask", "answer"),
     [
-        lambda cluster: cluster.job("chat"),
-        lambda cluster: cluster.deployment("chat"),
-        lambda cluster: cluster.parse("job"),
-        lambda cluster: cluster.plan(JOB),
+        (lambda cluster: cluster.job("chat"), REGISTERED),
+        (lambda cluster: cluster.deployment("chat"), DEPLOYMENT),
+        (lambda cluster: cluster.parse("job"), JOB),
+        (lambda cluster: cluster.plan(JOB), PLAN),
     ],
     ids=["job", "deployment", "parse", "plan"],
 )
 def test_a_read_is_asked_again_and_a_parse_and_a_plan_which_change_nothing(
-    server: Script, fault: Any, ask: Callable[[Cluster], object]
+    server: Script, fault: Any, ask: Callable[[Cluster], object], answer: dict[str, Any]
 ) -> None:
-    assert ask(server.cluster(fault, fault, (200, "{}"))) == {}
+    assert ask(server.cluster(fault, fault, (200, json.dumps(answer)))) == answer
     assert len(server.asked) == 3
     assert len(set(server.asked)) == 1
 
@@ -142,7 +146,7 @@ def test_a_read_is_asked_again_and_a_parse_and_a_plan_which_change_nothing(
             "502: Bad Gateway; does Nomad run behind this proxy or load balancer?",
         ),
         ((503, ""), "503: Service Unavailable; does Nomad run behind this proxy or load balancer?"),
-        (says_nothing, "no answer within 0.2 s"),
+        (says_nothing, "no answer within 0.5 s"),
         (hangs_up, CUT),
         (hangs_up_in_the_middle, CUT),
     ],
@@ -168,7 +172,7 @@ def test_the_pauses_grow_and_end(server: Script) -> None:
 def test_a_server_that_names_a_pause_gets_it_within_reason(
     server: Script, asked: str, slept: float | None
 ) -> None:
-    server.cluster((429, "", {"Retry-After": asked}), (200, "{}")).job("chat")
+    server.cluster((429, "", {"Retry-After": asked}), (200, json.dumps(REGISTERED))).job("chat")
     assert server.pauses == [slept] or (slept is None and server.pauses[0] <= PAUSES[0])
 
 
@@ -178,11 +182,21 @@ def test_a_server_that_names_a_pause_gets_it_within_reason(
 @pytest.mark.parametrize(
     ("answer", "said"),
     [
-        ((200, "<html>"), NO_NOMAD),
-        ((200, "[]"), NO_NOMAD),
-        ((200, "null"), NO_NOMAD),
+        (
+            (200, "<html>"),
+            NO_JSON.format("it is no JSON (JSON is malformed: invalid character (byte 0))"),
+        ),
+        ((200, "[]"), NO_JSON.format("Expected `object`, got `array`")),
+        ((200, "null"), NO_JSON.format("Expected `object`, got `null`")),
+        (
+            (200, '{"Diff": {"Type": 7}}'),
+            NO_JSON.format("Expected `str`, got `int` - at `$.Diff.Type`"),
+        ),
         ((404, "page not found"), NO_NOMAD),
-        ((302, "", {"Location": "/login"}), NO_NOMAD),
+        (
+            (302, "", {"Location": "/login"}),
+            NO_JSON.format("it is no JSON (Input data was truncated)"),
+        ),
         ((403, "<html>go away"), "403: Forbidden"),
         (
             (401, "", {"WWW-Authenticate": "Basic"}),
@@ -310,9 +324,10 @@ def query(asked: str) -> dict[str, str]:
 def test_a_job_is_planned_and_read_where_it_says_and_else_where_the_environment_says(
     server: Script, environ: dict[str, str], job: dict[str, str], sent: dict[str, str]
 ) -> None:
-    canonical = json.dumps({"Namespace": "default", "Region": "global", "ID": "a/b c", **job})
+    canonical = json.dumps({**JOB, "ID": "a/b c", **job})
     stated = json.dumps({"Namespace": None, "Region": None, "ID": "a/b c", **job})
-    cluster = server.cluster((200, canonical), *([(200, stated)] if environ else []), (200, "{}"), **environ)
+    others = [(200, json.dumps(answer)) for answer in (PLAN, REGISTERED, DEPLOYMENT)]
+    cluster = server.cluster((200, canonical), *([(200, stated)] if environ else []), *others, **environ)
     parsed = cluster.parse("job")
     cluster.plan(parsed)
     cluster.job(parsed["ID"], parsed["Namespace"], parsed["Region"])

@@ -4,14 +4,17 @@ import hashlib
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from threading import Event
 
 import pytest
 
-from vllmjobs.model_cache.files import write_manifest
-from vllmjobs.model_cache.s3 import PART, sign
+from vllmjobs.model_cache.files import CacheError, write_manifest
+from vllmjobs.model_cache.s3 import PART, Bucket, sign
+from vllmjobs_sandbox.fakes.listening import saying
+from vllmjobs_sandbox.fakes.odd import ENDLESS, OK, OddAnswer, cut, repeated, whole
 from vllmjobs_sandbox.fakes.s3 import S3
 
 KEYS = "AKIAIOSFODNN7EXAMPLE", "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"  # pragma: allowlist secret
@@ -114,3 +117,80 @@ def test_a_request_is_signed_as_in_the_examples_of_aws(
     """Amazon S3 API Reference, "Signature Calculations for the Authorization Header", its four examples."""
     signed = sign(method, f"{HOST}{path}", body, headers, KEYS, "us-east-1", THEN)
     assert signed["Authorization"].endswith(f"Signature={signature}")
+
+
+# Answers that are odd, or do not end
+
+ODD: dict[str, tuple[OddAnswer, str]] = {
+    "not XML": (whole(b"<a><b>"), "S3 answers without UploadId: <a><b>"),
+    "an odd encoding": (whole(b'<?xml version="1.0" encoding="klingon"?><a/>'), "without UploadId"),
+    "nothing": (whole(b""), "S3 answers without UploadId"),
+    "not HTTP": (cut(b"SSH-2.0\r\n"), "SSH-2.0"),
+    "a body that is cut off": (cut(OK + b"Content-Length: 100\r\n\r\n<a>"), "without UploadId"),
+    "a refusal of odd bytes": (whole(b"\xff\xfe", b"400 Bad Request"), "400 Bad Request"),
+    "drips": (ENDLESS["drips"], "does not end"),
+    "a head that drips": (ENDLESS["drips-headers"], "the head of the answer did not come within 1 s"),
+    "a flood": (ENDLESS["floods"], "does not end"),
+    "a refusal that drips": (repeated(b"HTTP/1.1 400 No\r\n\r\n", b"#", 0.05), "400 No"),
+}
+
+
+@pytest.fixture
+def bucket(monkeypatch: pytest.MonkeyPatch) -> Callable[[str], Bucket]:
+    """Return the bucket at an address, which is asked once, and not for long."""
+    monkeypatch.setattr("vllmjobs.model_cache.s3.TRIES", 1)
+    monkeypatch.setattr("vllmjobs.model_cache.answers.WAIT_S", 1.0)
+    monkeypatch.setenv("AWS_ACCESS_KEY_ID", "id")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "key")
+
+    def at(address: str) -> Bucket:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)
+        return Bucket("s3://acme/models")
+
+    return at
+
+
+@pytest.mark.parametrize("odd", ODD)
+def test_a_store_that_answers_oddly_is_told_in_words(
+    odd: str, cache: Path, bucket: Callable[[str], Bucket]
+) -> None:
+    say, said = ODD[odd]
+    (large,) = cache.rglob("model.safetensors")
+    with saying(say) as address, pytest.raises(CacheError) as error:
+        bucket(address).put(large, "large", "0" * 64)
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize("status", [301, 302, 303, 307, 308])
+def test_a_redirect_is_not_followed_with_a_signature_and_the_way_out_is_said(
+    status: int, bucket: Callable[[str], Bucket]
+) -> None:
+    asked = Event()
+    with saying(lambda *_: asked.set()) as other:
+        moved = whole(b"", f"{status} Moved".encode(), f"Location: {other}/x\r\n".encode())
+        with (
+            saying(moved) as address,
+            pytest.raises(CacheError, match="set region or endpoint of cache_backup"),
+        ):
+            bucket(address).read("refs/main")
+    assert not asked.is_set()
+
+
+@pytest.mark.parametrize(
+    ("say", "said"),
+    [
+        (ENDLESS["floods"], "does not say how long the file is"),
+        (repeated(OK + b"Content-Length: 9999999\r\n\r\n", b"#", 0.05), "less than a MiB came within 1 s"),
+        (cut(OK + b"Content-Length: 100\r\n\r\nabc"), "97 bytes of the file are missing"),
+    ],
+)
+def test_a_file_has_a_length_and_each_piece_of_it_an_end(
+    say: OddAnswer, said: str, bucket: Callable[[str], Bucket], tmp_path: Path
+) -> None:
+    with saying(say) as address, pytest.raises(CacheError, match=said):
+        bucket(address).get("weights", tmp_path / "weights")
+
+
+def test_a_short_text_that_is_none_is_called_damaged(bucket: Callable[[str], Bucket]) -> None:
+    with saying(whole(b"\xff")) as address, pytest.raises(CacheError, match="refs/main is damaged"):
+        bucket(address).read("refs/main")

@@ -96,6 +96,8 @@ def test_after_the_promotion_the_old_are_on_their_way_out() -> None:
     shown = overview_of(job(1), deployment(1, Promoted=True), allocation(1, "c"), STABLE[0])
     assert [(part.role, part.desired) for part in shown.groups[0].parts] == [("new", 2), ("old", 0)]
     assert shown.summary == "version 1 is being deployed: 1 of 2 healthy, 1 without a node"
+    assert "vllmjobs abort prod" not in dict(shown.next), "it refuses: no canaries wait any more"
+    assert dict(shown.next)["vllmjobs rollback prod"] == "go back to the version before"
     assert shown.groups[0].weight is None
 
 

@@ -168,3 +168,8 @@ def test_names_that_openmetrics_made_of_vllms_are_read_too() -> None:
     assert read("# TYPE vllm_cache_config_info gauge\n") == read("# TYPE http_requests_total counter\n")
     assert "vllm_num_requests_waiting" in SERIES
     assert len(SERIES) == len(set(SERIES)) == 2 * 9 + 1
+
+
+def test_a_time_that_is_no_time_is_told() -> None:
+    with pytest.raises(SampleError, match="is not in Prometheus's text format"):
+        read("vllm:num_requests_waiting 1 " + "9" * 500 + "\n")

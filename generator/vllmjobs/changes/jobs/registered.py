@@ -116,14 +116,18 @@ def _block(values: Json, kind: str) -> Tree:
             put(block, [name, "default"], less(_block(value, name), ("name",)))
         elif isinstance(value, dict):
             block[name] = _block(value, name)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        elif _is_blocks(value):
             for item in value:
                 inner = _less_implied_name(name, _block(item, name))
                 put(block, [name, *_labels(name, item, inner)], inner)
         elif value or value is False or (value == 0 and name in api.zero_counts):
             is_duration = name in api.durations or (kind == "wait" and name in ("min", "max"))
-            block[name] = _duration(value) if is_duration else value
+            block[name] = _duration(value) if is_duration and isinstance(value, int) else value
     return {name: item for name, item in block.items() if item not in ([], {}) or name in api.may_be_empty}
+
+
+def _is_blocks(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(item, Mapping) for item in value)
 
 
 def _less_implied_name(kind: str, block: Tree) -> Tree:
@@ -146,7 +150,7 @@ def _free_block(values: Json) -> Tree:
     for name, value in values.items():
         if isinstance(value, dict):
             block[name] = _free_block(value)
-        elif isinstance(value, list) and value and isinstance(value[0], Mapping):
+        elif _is_blocks(value):
             for item in value:
                 inner = _less_implied_name(name, _free_block(item))
                 put(block, [name, *_labels(name, item, inner)], inner)

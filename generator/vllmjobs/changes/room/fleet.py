@@ -86,13 +86,13 @@ def _node(node: Json, running: Sequence[Json] | None) -> Node:
     total = {word: _amount(resources, *path) - _amount(reserved, *path) for word, path in names.items()}
     free = None
     if running is not None:
-        used = [_used(allocation["AllocatedResources"] or {}) for allocation in running]
+        used = [_used(allocation.get("AllocatedResources") or {}) for allocation in running]
         free = {word: amount - sum(each[word] for each in used) for word, amount in total.items()}
     return Node(
         id=node["ID"],
         name=node["Name"],
         datacenter=node["Datacenter"],
-        pool=node["NodePool"],
+        pool=node.get("NodePool") or "default",
         kind=node.get("NodeClass") or "",
         refuses=_refuses(node),
         fence=cards.fence(node),
@@ -103,7 +103,7 @@ def _node(node: Json, running: Sequence[Json] | None) -> Node:
         ports={
             port["Value"]: allocation["JobID"]
             for allocation in running or ()
-            for port in ((allocation["AllocatedResources"] or {}).get("Shared") or {}).get("Ports") or ()
+            for port in ((allocation.get("AllocatedResources") or {}).get("Shared") or {}).get("Ports") or ()
         },
     )
 
