@@ -23,7 +23,7 @@ _LETTERS = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
 class _UnreadableError(Exception):
-    """What is wrong with an expression."""
+    """An expression that RE2 does not read; the message is the end of a sentence."""
 
 
 def unreadable(expression: str) -> str:

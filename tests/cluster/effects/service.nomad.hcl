@@ -188,7 +188,7 @@ job "effects-service" {
           timeout  = "2s"
 
           check_restart {
-            limit = 2
+            limit = 200
           }
         }
       }

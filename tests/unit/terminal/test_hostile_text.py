@@ -235,7 +235,7 @@ def test_a_hostile_server_commands_nothing(project: Path, text: str, status: int
 def of_nomad(text: str) -> Any:
     """A Nomad whose every name, description and log is a text."""
     config = {"image": text, "args": ["serve", text]}
-    group = {"Name": "chat", "Count": 1, "Tasks": [{"Name": "vllm", "Config": config}]}
+    group = {"Name": "chat", "Count": 1, "Tasks": [{"Name": "vllm", "Driver": "docker", "Config": config}]}
     job = {
         "ID": "vllm-dev", "Name": "vllm-dev", "Version": 1, "Stable": True, "SubmitTime": 1,
         "TaskGroups": [group], "Status": text, "Type": "service", "Namespace": "default", "JobModifyIndex": 1,
