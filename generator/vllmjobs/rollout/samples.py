@@ -6,7 +6,8 @@ prometheus-fastapi-instrumentator that it mounts (`vllm/entrypoints/serve/instru
 
 import re
 from collections.abc import Iterable, Mapping
-from math import inf
+from contextlib import suppress
+from math import inf, isfinite, isnan
 from typing import Any, NamedTuple
 
 from prometheus_client.parser import text_string_to_metric_families
@@ -27,6 +28,7 @@ GAUGES = {
     # With --show-hidden-metrics-for-version, 0.11 has the old name too.
     "kv_cache_usage": ("vllm:kv_cache_usage_perc", "vllm:gpu_cache_usage_perc"),
 }
+_GAUGES = {name for names in GAUGES.values() for name in names}
 _ENDED = "vllm:request_success_total"  # despite its name, of all requests that ended, whatever for
 _PREEMPTIONS = "vllm:num_preemptions_total"
 _ANSWERS = "http_requests_total"
@@ -93,7 +95,7 @@ def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
     """Return the instances' samples by their address, from the `result` of an instant query for `SERIES`.
 
     It is an instant vector: prometheus.io/docs/prometheus/latest/querying/api. An instance without any series
-    is missing. Raises `SampleError` for anything else.
+    is missing, and one with a count that is no number. Raises `SampleError` for anything else.
     """
     by_instance: dict[str, list[Series]] = {}
     try:
@@ -101,7 +103,11 @@ def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
             labels = series["metric"]
             one = Series(labels["__name__"], labels, float(series["value"][1]))
             by_instance.setdefault(labels[instance_label], []).append(one)
-        return {instance: _sample(series) for instance, series in by_instance.items()}
+        samples: dict[str, Sample] = {}
+        for instance, own in by_instance.items():
+            with suppress(SampleError):
+                samples[instance] = _sample(own)
+        return samples
     except (ValueError, LookupError, OverflowError, TypeError) as error:
         raise SampleError(f"is no instant vector of metrics by {instance_label}: {error!r}") from error
 
@@ -109,7 +115,11 @@ def from_query(result: Iterable[Any], instance_label: str) -> dict[str, Sample]:
 def _sample(series: Iterable[Series]) -> Sample:
     by_name: dict[str, list[Series]] = {}
     for one in series:
-        by_name.setdefault(one.name.replace("vllm_", "vllm:"), []).append(one)
+        name = one.name.replace("vllm_", "vllm:")
+        # Of a gauge, the verdict says that it is no number; a count that is none cannot be subtracted.
+        if not isfinite(float(one.value)) and name not in _GAUGES:
+            raise SampleError(f"shows {one.value} for {one.name}, which counts")
+        by_name.setdefault(name, []).append(one._replace(value=float(one.value)))
 
     answers = [one for one in by_name.get(_ANSWERS, ()) if _is_asked_of_an_engine(one.labels)]
     ended = by_name.get(_ENDED, [])
@@ -127,6 +137,8 @@ def _sample(series: Iterable[Series]) -> Sample:
         buckets: dict[float, float] = {}
         for one in _first(by_name, [f"{name}_bucket" for name in names]):
             bound = float(one.labels["le"])
+            if isnan(bound):
+                raise SampleError(f"has a bucket without a bound in {one.name}")
             buckets[bound] = buckets.get(bound, 0) + one.value
         counts[metric] = buckets
     gauges = {}

@@ -173,3 +173,14 @@ def test_names_that_openmetrics_made_of_vllms_are_read_too() -> None:
 def test_a_time_that_is_no_time_is_told() -> None:
     with pytest.raises(SampleError, match="is not in Prometheus's text format"):
         read("vllm:num_requests_waiting 1 " + "9" * 500 + "\n")
+
+
+@pytest.mark.parametrize("value", ["NaN", "+Inf", "-Inf", "1e999"])
+def test_a_count_that_is_no_number_is_told_and_the_other_instances_are_read(value: str) -> None:
+    with pytest.raises(SampleError, match=r"shows -?(nan|inf) for vllm:request_success_total, which counts"):
+        read(f"vllm:request_success_total {value}\n")
+    with pytest.raises(SampleError, match="has a bucket without a bound"):
+        read('vllm:e2e_request_latency_seconds_bucket{le="NaN"} 1\n')
+    bad = {"metric": {"__name__": "vllm:request_success_total", "instance": "a:1"}, "value": [0, value]}
+    good = {"metric": {"__name__": "vllm:request_success_total", "instance": "b:1"}, "value": [0, "2"]}
+    assert set(from_query([bad, good], "instance")) == {"b:1"}
