@@ -42,7 +42,12 @@ def scalar(value: str | int | float | bool) -> str:
     if _PLAIN.fullmatch(value) and parse(value, "")[0] == Scalar(Mark("", 1, 1), value, value):
         return value
     quoted: str = yaml.safe_dump(value, default_style='"', allow_unicode=True, width=_NO_FOLDING)
-    return visible(quoted.removesuffix("\n"))  # its escapes are YAML's, too
+    return _shown(quoted.removesuffix("\n"))  # its escapes are YAML's, too
+
+
+def _shown(text: str) -> str:
+    """Return the text, visible, and with no order to a forge's runner: see `terminal.printing`."""
+    return visible(text).replace("##[", r"#\x23[")
 
 
 def group_name(wanted: str, job: str, taken: Container[str] = ()) -> str:
@@ -65,7 +70,7 @@ def _lines(block: YamlBlock, depth: int) -> Iterator[str]:
     is_first = True
     for key, item in block.items():
         if isinstance(item, Commented):
-            comment = f" # {visible(item.comment)}" if item.comment else ""
+            comment = f" # {_shown(item.comment)}" if item.comment else ""
             yield f"{indent}{key}: {scalar(item.value)}{comment}\n"
         elif item and (inside := "".join(_lines(item, depth + 1))):
             apart = "\n" if depth == 0 or (depth == 1 and not is_first) else ""
