@@ -11,8 +11,8 @@ from requests.utils import get_environ_proxies
 
 from vllmjobs import __version__
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.samples import SERIES, Sample, SampleError, from_query, read
+from vllmjobs.text.address import shown_address
 
 _AT_ONCE = 16
 _NOT_SERVED = (400, 404)  # by this route: a chat model's template is missing, or the task is another
@@ -74,14 +74,14 @@ class PrometheusApi:
         if not wanted:
             return {}
         query = f"{{{_one_of('__name__', SERIES)},{_one_of(self._label, wanted)}}}"
-        shown_url = without_secrets(re.sub(r"//[^/@]*@", "//", self._url))
+        shown_url = shown_address(self._url)
         try:
             response = _ask("POST", self._url, self._timeout, data={"query": query})
             answer = response.json()
         except requests.JSONDecodeError:
             message = f"{shown_url} answers {_status(response)}, and no JSON; is it a Prometheus?"
             raise MetricsError(message) from None
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # the latter for what is no URL
             raise MetricsError(f"{shown_url} {_why(error, self._timeout)}") from error
         if not isinstance(answer, dict) or answer.get("status") != "success":
             why = answer.get("error") if isinstance(answer, dict) else None
@@ -140,14 +140,14 @@ def _one_of(label: str, values: Iterable[str]) -> str:
     return f"{label}=~{json.dumps(alternatives, ensure_ascii=False)}"
 
 
-def _why(error: requests.RequestException, timeout: float) -> str:
+def _why(error: Exception, timeout: float) -> str:
     if isinstance(error, requests.ConnectTimeout):
         return f"cannot be reached within {timeout:g} s"
     if isinstance(error, requests.Timeout):
         return f"{UNANSWERED} {timeout:g} s"
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached: nothing listens there, or the connection broke"
-    return f"cannot be asked: {error}"
+    return f"cannot be asked ({type(error).__name__})"  # its text holds the URL
 
 
 def _status(response: requests.Response) -> str:

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from vllmjobs.deploy.notify import Notifier
 from vllmjobs.deploy.records import now
-from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.environment.secrets import blotted, without_secrets
 from vllmjobs.rollout.events import Event, Snapshot
 from vllmjobs.rollout.model import GroupState, Notification
 from vllmjobs.text.english import counted
@@ -77,7 +77,7 @@ class Reporter:
         )
         self._notifier.send(notification)
         if self._in_json:
-            click.echo(without_secrets(msgspec.json.encode(notification).decode()))
+            click.echo(msgspec.json.encode(blotted(msgspec.to_builtins(notification))).decode())
         elif event.kind != "measured":
             self._line(notification)
 
