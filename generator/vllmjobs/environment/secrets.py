@@ -1,4 +1,4 @@
-"""What is a secret in a text: by its shape, by its name, or by its place in a URL or a header.
+"""The secrets of a text: they are known by a shape, by a name, or by a place in a URL or a header.
 
 With this `check` refuses, `diff` and `plan` hide, errors and records are blotted, `import` refers, and the
 scan of a repository in `docs/ci/` finds. The shapes and the names are in `secret_shapes` and `secret_names`.
