@@ -91,9 +91,10 @@ def hidden(text: str, mark: str) -> str:
     return _replaced(text, mark, _spans(text, _in_files))
 
 
-def found(text: str) -> list[str]:
-    """Return the secrets of a value, in their order."""
-    return [text[start:end] for start, end in _merged(_spans(text, _in_values))]
+def found(text: str, by_name: bool = True) -> list[str]:
+    """Return the secrets of a value, in their order; in a program, a name stands before other things, too."""
+    places = _spans(text, _in_values if by_name else lambda _: iter(()))
+    return [text[start:end] for start, end in _merged(places)]
 
 
 def blotted(data: Any) -> Any:
@@ -262,7 +263,7 @@ def _if_secret(match: re.Match[str]) -> Iterator[Span]:
 
 def _unless_plain(match: re.Match[str]) -> Iterator[Span]:
     start, end = _place(match)
-    if not is_plain(match.groupdict().get("key") or "password", match.string[start:end]):
+    if not is_plain(match.groupdict().get("key") or "password", match.string[start:end].strip("`")):
         yield start, end
 
 
