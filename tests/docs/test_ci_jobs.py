@@ -51,6 +51,28 @@ def test_a_secret_in_the_repository_ends_the_security_stage(run: Any, project: P
     assert "notes.txt:1" in ran.output
 
 
+@pytest.mark.parametrize(
+    "line", [f"X: glpat-{'aB3dE' * 5}", "API_KEYS: correct-horse", f"url: https://x/?sig={'aB3' * 9}"]
+)
+def test_the_security_stage_knows_what_check_knows(project: Path, line: str) -> None:
+    (project / "values.yaml").write_text(f"{line}\n")
+    subprocess.run(["git", "add", "--all"], cwd=project, check=True)
+    done = subprocess.run(["ci/secrets.sh"], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "Location:    values.yaml:1" in done.stdout
+    assert "Location:    ci/" not in done.stdout
+
+
+@pytest.mark.parametrize("name", ["--help", "--exclude-files=.*", "--only-verified", "-n", "@x", "-"])
+def test_no_name_of_a_file_silences_the_security_stage(project: Path, name: str) -> None:
+    (project / "notes.txt").write_text(f"the key is AKIA{'QRSTUVWXYZ234567'}\n")
+    (project / name).write_text("x\n")
+    subprocess.run(["git", "add", "--all"], cwd=project, check=True)
+    done = subprocess.run(["ci/secrets.sh"], cwd=project, capture_output=True, text=True, check=False)
+    assert done.returncode != 0
+    assert "notes.txt:1" in done.stdout
+
+
 @pytest.mark.parametrize(("variables", "exit_code"), [({}, 1), ({"REVIEWED": "yes"}, 0)])
 def test_an_approval_without_reviewers_is_refused(
     project: Path, variables: Mapping[str, str], exit_code: int

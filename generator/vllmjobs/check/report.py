@@ -9,13 +9,15 @@ from urllib.parse import quote
 
 from vllmjobs.check.check import NAMES, SEVERITIES
 from vllmjobs.environment.problems import Problem, dotted
-from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.environment.secrets import follows_option, hidden
 from vllmjobs.text.english import counted
 from vllmjobs.text.visible import visible
 
 JSON_VERSION = 1
 SARIF_SCHEMA = "https://json.schemastore.org/sarif-2.1.0.json"
 MAX_LINE = 200
+ABOUT_SECRETS = ("VJ113", "VJ501", "VJ502")  # what they are about is never quoted
+_ITEM = r"""\s*-\s+["']?([^\s"']+)"""
 # Values in a line that is about something else: `env: {A: b}`, `api-key: x`, or `API_KEY: x` gone astray.
 _HIDDEN = re.compile(
     r"(?i)(\b(?:env|secrets):|(?:token|key|secret|passw(?:or)?d|pass|pw|credentials?)s?[\"']?\s*[:=])"
@@ -112,17 +114,23 @@ def _excerpt(problem: Problem, texts: dict[str, list[str]]) -> str:
     mark, lines = problem.mark, texts.get(problem.mark.source, [])
     if not 0 < mark.line <= len(lines):
         return ""
-    line = lines[mark.line - 1][:MAX_LINE]
+    line = _shown(lines[mark.line - 1], problem, lines[mark.line - 2] if mark.line > 1 else "")[:MAX_LINE]
     before = " " * len(visible(line[: mark.column - 1]))
-    return f"{mark.line:>6} | {visible(_shown(line, problem))}\n{'':>6} | {before}^\n"
+    return f"{mark.line:>6} | {visible(line)}\n{'':>6} | {before}^\n"
 
 
-def _shown(line: str, problem: Problem) -> str:
-    """Return the line, less what may be a secret: values of variables, and whatever looks like a token."""
-    if {"env", "secrets"} & set(problem.path):
+def _shown(line: str, problem: Problem, above: str) -> str:
+    """Return the line, less what may be a secret: values of variables, and whatever looks like one.
+
+    `above` is the line before it: of a list, an option that takes a secret may stand there.
+    """
+    item, option = (one[1] if (one := re.match(_ITEM, text)) else "" for text in (line, above))
+    if item and follows_option(option, item):
+        return line[: line.index("-") + 1] + " …"
+    if {"env", "secrets"} & set(problem.path) or problem.rule in ABOUT_SECRETS:
         key = re.match(r"[\w\"'-]+(?=\s*:)", line[problem.mark.column - 1 :])
         return " " * (problem.mark.column - 1) + (f"{key[0]}: …" if key else "…")
-    return without_secrets(_HIDDEN.sub(r"\1 …", line))
+    return hidden(_HIDDEN.sub(r"\1 …", line), "…")
 
 
 def _location(problem: Problem) -> dict[str, Any]:

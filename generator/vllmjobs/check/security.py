@@ -2,17 +2,20 @@
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 import msgspec
 
 from vllmjobs.balancers import balancer_of
+from vllmjobs.check.arguments import SECRET_ARGUMENTS
 from vllmjobs.check.rule import Findings, environment_rule, model_rule
 from vllmjobs.check.subject import Subject, Whole
-from vllmjobs.environment.derive import image, is_root
+from vllmjobs.environment.derive import argument_name, image, is_root
 from vllmjobs.environment.model import Balancer, Model
 from vllmjobs.environment.monitoring import PrometheusJob
 from vllmjobs.environment.problems import KeyPath, Mark
-from vllmjobs.environment.secrets import SECRET_VARIABLES, looks_secret
+from vllmjobs.environment.secret_names import holds_secret
+from vllmjobs.environment.secrets import follows_option, looks_secret
 from vllmjobs.vllm.releases import NEWEST
 
 EXAMPLE_IMAGE = f"registry.example.com/vllm-openai:v{NEWEST}"
@@ -32,14 +35,13 @@ SHARED = PRIVATE[-2:]
 
 @environment_rule("VJ501", "error")
 def no_secret_is_written(whole: Whole) -> Findings:
-    """Find what looks like a token, anywhere in the file.
+    """Find what looks like a secret, anywhere in the file, by its shape or by the name that it stands under.
 
     A token in the file is a token in git, in the job, and in every plan (hashicorp/nomad#14423).
     """
     environment = msgspec.to_builtins(whole.environment)
     environment.pop("defaults")  # each model has them
-    # Most files hold none: then no places are made, which would take three times as long.
-    if any(map(looks_secret, _texts(environment))):
+    if _holds_secrets(environment):
         yield from ((path, LOOKS_SECRET) for path in _secrets(environment))
 
 
@@ -47,7 +49,7 @@ def no_secret_is_written(whole: Whole) -> Findings:
 def secret_variables_are_references(subject: Subject) -> Findings:
     """Find a variable named like a secret, with its value. Such a variable belongs under `secrets`."""
     for name, value in subject.model.env.items():
-        if value not in (None, "") and SECRET_VARIABLES.search(name):
+        if value is not None and holds_secret(name, str(value)):
             yield ("env", name), LOOKS_SECRET
 
 
@@ -178,30 +180,53 @@ def _is_private(path: str) -> bool:
     return is_above or any(folder.startswith(f"{name}/") for name in PRIVATE if name not in SHARED)
 
 
-def _texts(value: object) -> set[str]:
-    """Return the strings in plain data, keys too."""
-    texts, left = set(), [value]
+def _holds_secrets(environment: object) -> bool:
+    """Tell whether any value looks like a secret; each is tried once, as models are much alike."""
+    texts: set[str] = set()
+    named: set[tuple[str, str]] = set()
+    lists: set[tuple[str, ...]] = set()
+    left = [environment]
     while left:
-        match left.pop():
-            case str() as text:
-                texts.add(text)
-            case dict() as entries:
-                texts.update(entries)
-                left.extend(entries.values())
-            case list() as items:
-                left.extend(items)
-    return texts
+        value = left.pop()
+        if isinstance(value, str):
+            texts.add(value)
+        elif isinstance(value, dict):
+            texts.update(value)
+            named.update((key, item) for key, item in value.items() if isinstance(item, str))
+            left.extend(value.values())
+        elif isinstance(value, list):
+            lists.add(tuple(item for item in value if isinstance(item, str)))
+            left.extend(value)
+    return (
+        any(map(looks_secret, texts))
+        or any(holds_secret(key, item) for key, item in named)
+        or any(follows_option(*two) for words in lists for two in pairwise(words))
+    )
 
 
 def _secrets(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
     """Yield the places of the strings in plain data, keys too, that look like secrets."""
-    if isinstance(value, str) and looks_secret(value):
-        yield path
+    if isinstance(value, str):
+        if looks_secret(value):
+            yield path
     elif isinstance(value, dict):
         for key, item in value.items():
-            if looks_secret(key):
-                yield (*path, key)
-            yield from _secrets(item, (*path, key))
+            here = (*path, key)
+            if looks_secret(key) or (isinstance(item, str) and _is_named(here, item)):
+                yield here
+            else:
+                yield from _secrets(item, here)
     elif isinstance(value, list):
         for index, item in enumerate(value):
-            yield from _secrets(item, (*path, index))
+            if isinstance(item, str) and index and follows_option(value[index - 1], item):
+                yield (*path, index)
+            else:
+                yield from _secrets(item, (*path, index))
+
+
+def _is_named(path: KeyPath, value: str) -> bool:
+    """Tell whether a value is a secret by its key; variables have a rule of their own, as have arguments."""
+    inside = path[-2] if len(path) > 1 else None
+    is_argument = inside == "args" and argument_name(str(path[-1])) in SECRET_ARGUMENTS
+    has_its_rule = inside in ("env", "secrets") or is_argument
+    return not has_its_rule and holds_secret(str(path[-1]), value)

@@ -10,7 +10,6 @@ from requests.utils import get_environ_proxies
 
 from vllmjobs.cluster.answers import LITTLE, EndlessError, Session, ShapeError, decoded, side_by_side
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.samples import SERIES, Sample, SampleError, from_query, read
 from vllmjobs.supervisor.core.asking import (
     AskedModel,
@@ -20,6 +19,7 @@ from vllmjobs.supervisor.core.asking import (
     ServerFacts,
     ask,
 )
+from vllmjobs.text.address import shown_address
 
 _AT_ONCE = 16
 _LABEL = re.compile(r"[A-Za-z_]\w*", re.ASCII)
@@ -91,14 +91,14 @@ class PrometheusApi:
         if not wanted:
             return {}
         query = f"{{{_one_of('__name__', SERIES)},{_one_of(self._label, wanted)}}}"
-        shown_url = without_secrets(re.sub(r"//[^/@]*@", "//", self._url))
+        shown_url = shown_address(self._url)
         try:
             response = _ask("POST", self._url, self._timeout, data={"query": query})
             answer = decoded(response, _QueryAnswer)
         except ShapeError as error:
             message = f"{shown_url} answers {_status(response)}, and not what a Prometheus answers ({error})"
             raise MetricsError(f"{message}; is it a Prometheus?") from error
-        except requests.RequestException as error:
+        except (requests.RequestException, ValueError) as error:  # the latter for what is no URL
             raise MetricsError(f"{shown_url} {_why(error, self._timeout)}") from error
         if answer["status"] != "success" or "data" not in answer:
             why = answer.get("error") or response.text[:200]
@@ -171,7 +171,7 @@ def _one_of(label: str, values: Iterable[str]) -> str:
     return f"{label}=~{json.dumps(alternatives, ensure_ascii=False)}"
 
 
-def _why(error: requests.RequestException, timeout: float) -> str:
+def _why(error: Exception, timeout: float) -> str:
     if isinstance(error, EndlessError):
         return str(error)
     if isinstance(error, requests.ConnectTimeout):
@@ -180,7 +180,7 @@ def _why(error: requests.RequestException, timeout: float) -> str:
         return f"{UNANSWERED} {timeout:g} s"
     if isinstance(error, requests.ConnectionError):
         return "cannot be reached: nothing listens there, or the connection broke"
-    return f"cannot be asked: {error}"
+    return f"cannot be asked ({type(error).__name__})"  # its text holds the URL
 
 
 def _status(response: requests.Response) -> str:

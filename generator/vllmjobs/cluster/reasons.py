@@ -155,7 +155,7 @@ def _reason_of_exception(error: Exception, timeout: tuple[float, float], names: 
         if isinstance(cause, OSError) and not isinstance(cause, requests.RequestException):
             text = cause.strerror or str(cause)
             return f"cannot be reached ({text}); is {names.addr} right, and {names.server} running?"
-    return f"cannot be asked: {error}"
+    return f"cannot be asked ({type(error).__name__})"  # its text may hold the URL
 
 
 def _reason_of_tls(error: ssl.SSLError, names: Names) -> str:

@@ -17,7 +17,7 @@ from urllib3.exceptions import ConnectTimeoutError, InsecureRequestWarning, NewC
 
 from vllmjobs.cluster.answers import EndingAdapter, EndingConnection, Session
 from vllmjobs.environment.problems import UserError
-from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.text.address import shown_address
 
 TRUE = ("1", "t", "T", "TRUE", "true", "True")  # Go's strconv.ParseBool
 FALSE = ("0", "f", "F", "FALSE", "false", "False")
@@ -46,7 +46,7 @@ class Names:
 class Connection:
     """An address, and the session and the token with which requests are sent to it."""
 
-    address: str  # the address as a person wrote it, without a password that may stand in it
+    address: str  # the address as a person wrote it, without a name, a password and a query
     url: str  # the URL that requests are sent to
     session: requests.Session
     verify: bool
@@ -72,7 +72,7 @@ def connect(environ: Mapping[str, str], names: Names, address: str | None = None
         session.auth = (user, password)
     if scheme == "unix":
         session.mount("http://", _UnixSocket(place))
-        return Connection(written, "http://127.0.0.1", session, True, _token(environ, names))
+        return Connection(shown_address(written), "http://127.0.0.1", session, True, _token(environ, names))
     if not _is_loopback(place):  # as Go, and not as requests, has it
         session.proxies = get_environ_proxies(written)
     if scheme == "https":
@@ -80,7 +80,7 @@ def connect(environ: Mapping[str, str], names: Names, address: str | None = None
         session.mount("https://", _Tls(context, environ.get(names.tls_server_name)))
         if not verify:  # the user asked for it; a warning at every request says nothing new
             disable_warnings(InsecureRequestWarning)
-    return Connection(without_secrets(written), written, session, verify, _token(environ, names))
+    return Connection(shown_address(written), written, session, verify, _token(environ, names))
 
 
 def _token(environ: Mapping[str, str], names: Names) -> str:
@@ -219,10 +219,12 @@ def _scheme_and_place(address: str, names: Names) -> tuple[str, str]:
         url = urlsplit(address)
         if url.scheme == "unix" and not url.netloc and url.path.startswith("/"):
             return url.scheme, url.path
-        if url.scheme in ("http", "https") and url.hostname and url.port != 0:
+        # A password with a slash in it would make a host of the name.
+        is_whole = "@" not in f"{url.path}{url.query}{url.fragment}"
+        if url.scheme in ("http", "https") and url.hostname and url.port != 0 and is_whole:
             return url.scheme, url.hostname
     raise names.error(
-        f"{names.addr} is {without_secrets(address)!r}, but must be like {names.default_address}, "
+        f"{names.addr} is {shown_address(address)!r}, but must be like {names.default_address}, "
         "https://HOST:PORT or unix:///PATH/OF/A.sock"
     )
 

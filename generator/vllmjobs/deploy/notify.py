@@ -9,22 +9,24 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from urllib.parse import urlsplit
 
 import msgspec
 import requests
 
 from vllmjobs.cluster.answers import LITTLE, EndlessError, Session
-from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.environment.secret_names import holds_secret
+from vllmjobs.environment.secrets import blotted, looks_secret, without_secrets
 from vllmjobs.rollout.model import Notification
+from vllmjobs.text.address import shown_address
 from vllmjobs.text.visible import visible_json
 
 HTTP_S = 10.0  # seconds until connected, and until the head of the answer is there
 COMMAND_S = 30.0
 PAUSES = (1.0, 4.0)  # seconds before the second and the third attempt at a webhook
+OWN = "VLLMJOBS_NOTIFY_"  # how the variables begin that are for hooks alone
 WAITING = 1000  # events that may wait for one hook; a long release has a few hundred
 _URL = re.compile(r"https?://[^\s'\"]+", re.IGNORECASE)
 
@@ -37,8 +39,9 @@ class Notifier:
     """Passes events on to hooks, to each in their order and in a thread of its own: nothing waits for one.
 
     A hook that begins with http:// or https:// gets a POST, any other is a command for `sh -c`, with the
-    event on its standard input. The first failure of each hook is reported at once, through `warn`, from the
-    hook's thread; the count of events that did not arrive, at the end.
+    event on its standard input, and without the variables that hold secrets. The first failure of each hook
+    is reported at once, through `warn`, from the hook's thread; the count of events that did not arrive, at
+    the end.
     """
 
     def __init__(
@@ -53,7 +56,7 @@ class Notifier:
 
     def send(self, event: Notification) -> None:
         """Hand an event to the hooks. Returns at once and never fails."""
-        text = visible_json(without_secrets(msgspec.json.encode(event).decode())).encode()
+        text = visible_json(msgspec.json.encode(blotted(msgspec.to_builtins(event))).decode()).encode()
         for hook in self._hooks:
             hook.put(text)
 
@@ -148,6 +151,7 @@ class _Hook:
                     stdin=event,
                     stdout=subprocess.DEVNULL,
                     stderr=stderr,
+                    env=_without_tokens(os.environ),
                     start_new_session=True,
                 )
                 if self._given_up.is_set():
@@ -167,6 +171,19 @@ class _Hook:
             raise NotSentError(f"cannot be run ({error.strerror})") from error
 
 
+def _without_tokens(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables for a command of `--notify`: it has no business with the tokens of the release.
+
+    Its own secrets come in variables that begin with `VLLMJOBS_NOTIFY_`.
+    """
+    return {
+        name: value
+        for name, value in environ.items()
+        if name.startswith(OWN)
+        or not (name == OWN.rstrip("_") or holds_secret(name, value) or looks_secret(value))
+    }
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)
@@ -175,26 +192,17 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
 def _ended(code: int, stderr: str) -> str:
     lines = stderr.split("\n")
     last = next((line.strip() for line in reversed(lines) if line.strip()), "")
-    last = _URL.sub(lambda match: _place(match[0]), without_secrets(last))[:200]
+    last = without_secrets(_URL.sub(lambda match: shown_address(match[0], path=False), last))[:200]
     return f"exit code {code}{last and f': {last}'}" if code > 0 else f"ended by signal {-code}"
 
 
 def _called(hook: str) -> str:
     """Name a hook without what may be a secret: a URL by scheme and host, a command by its program."""
     if _URL.match(hook):
-        return f"--notify {_place(hook)}"
+        return f"--notify {shown_address(hook, path=False)}"
     try:
         words = shlex.split(hook)
     except ValueError:
         words = hook.split()
     program = next((word for word in words if "=" not in word), "")
     return f"--notify {without_secrets(Path(program).name)}".rstrip()
-
-
-def _place(url: str) -> str:
-    """Return a webhook's scheme and host: its path is its password."""
-    try:
-        parts = urlsplit(url)
-        return f"{parts.scheme}://{parts.hostname}/…"
-    except ValueError:
-        return "an address that is not a URL"

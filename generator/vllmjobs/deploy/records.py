@@ -16,6 +16,7 @@ from msgspec.structs import replace
 from vllmjobs.cluster.deployments import Deployments
 from vllmjobs.cluster.failures import NomadError
 from vllmjobs.cluster.nomad import Where
+from vllmjobs.environment.secrets import blotted
 from vllmjobs.rollout.gates import in_force
 from vllmjobs.rollout.model import End, Fail, Observation, Record
 
@@ -146,7 +147,8 @@ def _items(records: Iterable[Record]) -> dict[str, str]:
 
 
 def _encode(record: Record) -> str:
-    return msgspec.json.encode(record).decode()
+    """Write a record less what looks like a secret in its words: all who may read the Variable read them."""
+    return msgspec.json.encode(blotted(msgspec.to_builtins(record))).decode()
 
 
 def _size(items: dict[str, str]) -> int:

@@ -9,7 +9,7 @@ import msgspec
 
 from vllmjobs.deploy.notify import Notifier
 from vllmjobs.deploy.records import now
-from vllmjobs.environment.secrets import without_secrets
+from vllmjobs.environment.secrets import blotted, without_secrets
 from vllmjobs.rollout.events import Event, Snapshot
 from vllmjobs.rollout.model import GroupState, Notification
 from vllmjobs.terminal.live import LiveTable
@@ -78,7 +78,7 @@ class Reporter:
         )
         self._notifier.send(notification)
         if self._in_json:
-            show_json(msgspec.json.encode(notification).decode() + "\n")
+            show_json(msgspec.json.encode(blotted(msgspec.to_builtins(notification))).decode() + "\n")
         elif event.kind != "measured":
             self._line(notification)
 

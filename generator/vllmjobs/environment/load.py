@@ -4,34 +4,42 @@ import errno
 import os
 import re
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
 import msgspec
 
 from vllmjobs.environment.model import Environment
-from vllmjobs.environment.problems import Mark, Problem
+from vllmjobs.environment.problems import KeyPath, Mark, Problem
 from vllmjobs.environment.tree import MAX_DEPTH, UNREADABLE, Map, Scalar, Seq, YamlNode, merge, parse, plain
 
 Parsed = tuple[YamlNode | None, list[Problem]]
 Texts = dict[str, str]
 Files = Callable[[Path], bytes]
+Foreign = dict[str, tuple[Mark, KeyPath]]  # the files outside of the project, and where each is asked for
 _BOM = "\ufeff"
 MAX_JOB_NAME = 63
 MAX_BYTES = 32 * 2**20  # of a file; a thousand models are some 200 KiB
+_FOREIGN = (
+    "is not as an environment must be; it stands outside of the project, so nothing of it is shown: check it "
+    "where it stands"
+)
 
 
 class Loaded(NamedTuple):
     """An environment that was read: it is of the types, and may still break rules of `check`.
 
     Where some models are not of the types, `environment` has the others, so that everything is said at
-    once; where too little is, it is None. `texts` are the files by the name that marks call them.
+    once; where too little is, it is None. `texts` are the files by the name that marks call them; those in
+    `foreign` stand outside of the project, and are not quoted.
     """
 
     environment: Environment | None
     tree: YamlNode | None
     texts: Texts
     problems: list[Problem]
+    foreign: frozenset[str] = frozenset()
 
 
 def contents(path: Path) -> bytes:
@@ -49,15 +57,35 @@ def contents(path: Path) -> bytes:
 def load_file(path: Path, settings: Sequence[str] = (), files: Files = contents) -> Loaded:
     """Read an environment, what it extends, and `--set` options; `files` may read from a commit."""
     texts: Texts = {}
-    tree, problems = _read(path, files, texts)
+    foreign: Foreign = {}
+    tree, problems = _read(path, files, texts, foreign)
     for setting in settings:
         over, wrong = _setting(setting)
         problems += wrong
         tree = merge(tree, over) if tree and over and not wrong else tree
     if tree is None:
-        return Loaded(None, None, texts, problems)
+        return Loaded(None, None, texts, _unquoted(problems, foreign), frozenset(foreign))
     environment, wrong = _decode(tree, path.stem, problems)
-    return Loaded(environment, _with_defaults(tree), texts, problems + wrong)
+    problems = _unquoted(problems + wrong, foreign)
+    return Loaded(environment, _with_defaults(tree), texts, problems, frozenset(foreign))
+
+
+def _unquoted(problems: list[Problem], foreign: "Foreign") -> list[Problem]:
+    """Return the problems without a word of the files outside of the project, which may be anybody's."""
+    return [
+        Problem(*foreign[one.mark.source], f"{one.mark.source} {_FOREIGN}")
+        if one.mark.source in foreign
+        else one
+        for one in problems
+    ]
+
+
+def _is_foreign(base: Path, path: Path) -> bool:
+    """Tell whether a file stands outside of the project of the one that extends it, links followed."""
+    folder = path.parent.parent if path.parent.name == "envs" else path.parent
+    with suppress(ValueError):  # a NUL in the name, which reading tells
+        return not Path(os.path.realpath(base)).is_relative_to(os.path.realpath(folder))
+    return False
 
 
 def _setting(text: str) -> tuple[YamlNode | None, list[Problem]]:
@@ -136,13 +164,25 @@ def _with_models(tree: YamlNode, change: Callable[[dict[str, YamlNode]], dict[st
 
 
 def _read(
-    path: Path, files: Files, texts: Texts, asked: Mark | None = None, above: tuple[Path, ...] = ()
+    path: Path,
+    files: Files,
+    texts: Texts,
+    foreign: Foreign,
+    asked: Mark | None = None,
+    above: tuple[Path, ...] = (),
 ) -> Parsed:
     """Return a file's tree over the trees that it extends, and add what is read to `texts`.
 
-    `asked` is where the file was named, and `above` are those that extend it.
+    `asked` is where the file was named, and `above` are those that extend it. One outside of the project is
+    added to `foreign`; it is read where its name is that of a YAML file, and is one.
     """
-    text, problems = _text(path, files, asked)
+    if _is_foreign(path, above[0] if above else path):
+        place: tuple[Mark, KeyPath] = (asked, ("extends",)) if asked else (Mark(str(path)), ())
+        foreign[str(path)] = place
+        if Path(os.path.realpath(path)).suffix not in (".yaml", ".yml"):
+            message = f"{path} stands outside of the project, and is no .yaml file; it is not read"
+            return None, [Problem(*place, message)]
+    text, problems = _text(path, files, asked, str(path) in foreign)
     if text is None:
         return None, problems
     texts[str(path)] = text
@@ -153,22 +193,22 @@ def _read(
     extends = tree.entries.get("extends") if isinstance(tree, Map) else None
     if not (isinstance(tree, Map) and isinstance(extends, Scalar) and isinstance(extends.value, str)):
         return tree, problems  # anything but a string is reported by the schema
-    place = tree.keys["extends"]
+    named = tree.keys["extends"]
     base_path = Path(os.path.normpath(path.parent / extends.value))
     chain = (*above, Path(os.path.normpath(path)))
     if base_path in chain or len(chain) > MAX_DEPTH:
         loop = " → ".join(step.name for step in (*chain[:3], base_path))
-        return tree, [*problems, Problem(place, ("extends",), f"is a circle, or too long a chain: {loop}")]
-    base, more = _read(base_path, files, texts, asked=place, above=chain)
+        return tree, [*problems, Problem(named, ("extends",), f"is a circle, or too long a chain: {loop}")]
+    base, more = _read(base_path, files, texts, foreign, asked=named, above=chain)
     problems += more
     if base is None or (isinstance(base, Scalar) and base.value is None):  # an empty one holds nothing
         return tree, problems
     if not isinstance(base, Map):
-        return tree, [*problems, Problem(place, ("extends",), f"{base_path} must be a map of keys")]
+        return tree, [*problems, Problem(named, ("extends",), f"{base_path} must be a map of keys")]
     return merge(base, tree), problems
 
 
-def _text(path: Path, files: Files, asked: Mark | None) -> tuple[str | None, list[Problem]]:
+def _text(path: Path, files: Files, asked: Mark | None, is_foreign: bool) -> tuple[str | None, list[Problem]]:
     """Return a file's text with line feeds only, and what is wrong with its bytes."""
     try:
         raw = files(path)
@@ -176,7 +216,9 @@ def _text(path: Path, files: Files, asked: Mark | None) -> tuple[str | None, lis
         reason = f"cannot be read: {getattr(error, 'strerror', error)}"
         if isinstance(error, FileNotFoundError):
             files_there = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml")))
-            reason = f"does not exist; {path.parent}/ has {files_there or 'no *.yaml files'}"
+            reason = "does not exist"
+            if not is_foreign:
+                reason += f"; {path.parent}/ has {files_there or 'no *.yaml files'}"
         elif isinstance(error, IsADirectoryError):
             reason = "is a directory; name a file, such as envs/prod.yaml"
         if asked:

@@ -9,7 +9,8 @@ import re
 from typing import NamedTuple
 
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.secrets import SECRET_VARIABLES, looks_secret
+from vllmjobs.environment.secret_names import holds_secret
+from vllmjobs.environment.secrets import looks_secret
 
 MAX_SHOWN_NAME = 40
 MAX_VALUE = 32_768  # characters: variables that refer to each other twice double with every line
@@ -125,5 +126,5 @@ def _set(result: DotEnv, name: str, raw: str, mark: Mark, pattern: re.Pattern[st
     if first := result.variables.pop(name, None):
         message = f"{shown(name)} is set again (first on line {first.mark.line}); this one counts"
         result.notes.append(Note(mark, message))
-    named_so = bool(SECRET_VARIABLES.search(name) or looks_secret(value))
+    named_so = holds_secret(name, value) or looks_secret(value)
     result.variables[name] = Variable(value, mark, named_so or any(other.secret for other in referred))

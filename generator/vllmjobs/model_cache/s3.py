@@ -112,7 +112,9 @@ class Bucket:
                     raise CacheError(f"{method} {self}/{name}: {_refusal(error)}") from error
             except (OSError, HTTPException, ValueError) as error:
                 if not left:
-                    raise CacheError(f"{method} {self}/{name} at {self.url}: {error}") from error
+                    host = urlsplit(self.url).hostname  # alone: names and passwords stand beside it
+                    why = error if isinstance(error, OSError) else type(error).__name__
+                    raise CacheError(f"{method} {self}/{name} at {host}: {why}") from error
             time.sleep(TRIES - left)
         raise AssertionError
 

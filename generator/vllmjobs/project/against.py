@@ -107,7 +107,7 @@ def _renamed(project: Path, other: Against, ours: Templates) -> dict[Path, Path]
 
 
 def _job(path: Path, files: Files, sources: Templates) -> tuple[str, str] | None:
-    environment, _, _, problems = load_file(path, (), files)
+    environment, _, _, problems, _ = load_file(path, (), files)
     if environment is None or problems:
         return None
     try:
@@ -133,7 +133,7 @@ def _before(path: Path, other: Against) -> dict[str, str]:
 
 def _rendered(path: Path, other: Against, files: Files, name: str) -> dict[str, str]:
     """Return the jobs of the other side, whatever the rules of `check` find in them."""
-    environment, _, _, problems = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
+    environment, _, _, problems, _ = load_file(path, (), lambda file: files(file).replace(b"\r\n", b"\n"))
     if environment is None or problems:
         errors = (f"{name}{problem}" for problem in problems)
         raise UserError(*errors, "this leaves nothing to compare with; name another side with --against")

@@ -24,7 +24,7 @@ PUBLIC_FILES = (".example", ".sample", ".template", ".dist")  # the ends of name
 
 
 class Checked(NamedTuple):
-    """An environment's findings, in reading order, and the texts that they are about."""
+    """An environment's findings, in reading order, and the texts that may be quoted with them."""
 
     environment: Environment | None
     problems: list[Problem]
@@ -88,7 +88,7 @@ def checked(
 
 
 def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier: Earlier | None) -> Checked:
-    environment, tree, texts, problems = load_file(path, settings)
+    environment, tree, texts, problems, foreign = load_file(path, settings)
     before = earlier.environment(path) if earlier else None
     if environment is not None and tree is not None:
         facts = Facts(configs(environment, tree), files)
@@ -97,7 +97,8 @@ def _checked(path: Path, settings: Sequence[str], files: dict[str, int], earlier
         problems = problems + check(environment, tree, facts)
     ignorable = {rule.id for rule in RULES}
     problems = in_order(without_ignored(problems, texts, ignorable))
-    return Checked(environment, problems, texts, before is not None)
+    quoted = {name: text for name, text in texts.items() if name not in foreign}
+    return Checked(environment, problems, quoted, before is not None)
 
 
 def accepted(result: Checked) -> Environment:
@@ -113,7 +114,7 @@ def subjects(path: Path, settings: Sequence[str] = ()) -> list[Subject]:
 
     Raises `InvalidEnvironmentError` for a file that cannot be read as an environment.
     """
-    environment, tree, _, problems = load_file(path, settings)
+    environment, tree, _, problems, _ = load_file(path, settings)
     if environment is None or tree is None or problems:
         raise InvalidEnvironmentError(problems)
     return Whole(environment, Facts(configs(environment, tree))).subjects

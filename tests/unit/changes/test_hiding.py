@@ -85,13 +85,13 @@ def test_a_reference_beside_a_literal_is_none(value: str) -> None:
         ("--api-key=${VLLM_API_KEY}", "--api-key=${VLLM_API_KEY}"),
         ("vllm serve --api-key s3cret --port 1", "vllm serve --api-key (hidden) --port 1"),
         ("vllm serve --api-key=s3cret --port 1", "vllm serve --api-key=(hidden) --port 1"),
-        ("vllm serve --api-key 's3 cret' --port 1", "vllm serve --api-key (hidden) --port 1"),
+        ("vllm serve --api-key 's3 cret' --port 1", "vllm serve --api-key '(hidden)' --port 1"),
         ("exec env VLLM_API_KEY=s3cret vllm serve", "exec env VLLM_API_KEY=(hidden) vllm serve"),
         ('--kv-transfer-config={"api_key": "s3cret", "port": 1}',
-         '--kv-transfer-config={"api_key": (hidden), "port": 1}'),
+         '--kv-transfer-config={"api_key": "(hidden)", "port": 1}'),
         ("curl -H 'Authorization: Bearer s3cret' x", "curl -H 'Authorization: Bearer (hidden)' x"),
-        ("https://someone:s3cret@example.com/x", "https://…example.com/x"),
-        ("hf_abcdefghijklmnopqrstuv", "…"),
+        ("https://someone:s3cret@example.com/x", "https://(hidden)@example.com/x"),
+        ("hf_abcdefghijklmnopqrstuv", "(hidden)"),
     ],
 )  # fmt: skip
 def test_of_an_argument_only_the_secret_is_hidden(argument: str, expected: str) -> None:
@@ -121,7 +121,7 @@ def test_of_vllms_own_arguments_two_are_secrets(version: str) -> None:
     ("line", "expected"),
     [
         ("HF_TOKEN=s3cret", "HF_TOKEN=(hidden)"),
-        ("export HF_TOKEN = 's3cret'", "export HF_TOKEN = (hidden)"),
+        ("export HF_TOKEN = 's3cret'", "export HF_TOKEN = '(hidden)'"),
         ("api_key: s3cret", "api_key: (hidden)"),
         (
             'proxy_set_header Authorization "Bearer s3cret";',
@@ -143,7 +143,9 @@ def test_of_a_template_only_the_secret_is_hidden(line: str, expected: str | None
 
 
 def test_what_an_artifact_is_called_by_is_shown_less_its_secrets() -> None:
-    assert named("https://me:s3cret@example.com/x?archive=zip") == "https://…example.com/x?archive=zip"
+    assert (
+        named("https://me:s3cret@example.com/x?archive=zip") == "https://(hidden)@example.com/x?archive=zip"
+    )
     assert named("s3::https://b/x?aws_access_key_secret=s3cret&version=2") == (
         "s3::https://b/x?aws_access_key_secret=(hidden)&version=2"
     )

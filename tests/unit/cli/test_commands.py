@@ -32,8 +32,8 @@ def test_the_help_loads_no_command() -> None:
     printed = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout
     assert printed.splitlines()[-1] == (
         "vllmjobs vllmjobs.cli vllmjobs.cli.group vllmjobs.environment vllmjobs.environment.problems "
-        "vllmjobs.environment.secrets vllmjobs.terminal vllmjobs.terminal.printing vllmjobs.text "
-        "vllmjobs.text.visible"
+        "vllmjobs.environment.secret_names vllmjobs.environment.secret_shapes vllmjobs.environment.secrets "
+        "vllmjobs.terminal vllmjobs.terminal.printing vllmjobs.text vllmjobs.text.visible"
     )
 
 

@@ -223,7 +223,7 @@ def test_the_namespace_and_partition_are_sent(server: Script) -> None:
         ({"CONSUL_HTTP_ADDR": "http://consul:8501", "CONSUL_HTTP_SSL": "true"}, "https://consul:8501"),
         ({"CONSUL_HTTP_SSL": "1"}, "https://127.0.0.1:8500"),
         ({"CONSUL_HTTP_ADDR": "unix:///run/consul.sock", "CONSUL_HTTP_SSL": "1"}, "unix:///run/consul.sock"),
-        ({"CONSUL_HTTP_ADDR": "http://me:secret@consul:8500"}, "http://…consul:8500"),
+        ({"CONSUL_HTTP_ADDR": "http://me:secret@consul:8500"}, "http://consul:8500"),
     ],
 )
 def test_the_address_is_read_as_the_consul_command_does(environ: dict[str, str], address: str) -> None:

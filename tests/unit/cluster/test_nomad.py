@@ -227,7 +227,7 @@ def test_a_password_in_the_address_is_sent_before_that_of_nomad_http_auth_and_no
         cluster = server.cluster((500, "no"), NOMAD_ADDR=address, NOMAD_HTTP_AUTH="you:key")
         with pytest.raises(NomadError) as error:
             cluster.job("chat")
-    assert str(error.value) == f"{server.address.replace('://', '://…')}: 500: no"
+    assert str(error.value) == f"{server.address}: 500: no"
     assert server.authorizations == [
         f"Basic {b64encode(pair).decode()}" for pair in (b"you:key", b"me:secret")
     ]

@@ -124,8 +124,8 @@ def test_the_first_failure_is_said_once_and_the_number_at_the_end(
 ) -> None:
     server.statuses = [status]
     assert notified(server.address + SECRET, event(), event()) == (
-        ["--notify http://127.0.0.1/…: answers " + why + "; the release goes on"],
-        ["--notify http://127.0.0.1/…: 2 of 2 events did not arrive"],
+        [f"--notify {server.address}/…: answers {why}; the release goes on"],
+        [f"--notify {server.address}/…: 2 of 2 events did not arrive"],
     )
     assert len(server.got) == 2 * times
 
@@ -134,7 +134,7 @@ def test_a_server_that_is_not_there_is_told() -> None:
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
     warnings, _ = notified(f"http://ann:correct-horse@127.0.0.1:{port}{SECRET}")
-    assert warnings == ["--notify http://127.0.0.1/…: cannot be reached; the release goes on"]
+    assert warnings == [f"--notify http://127.0.0.1:{port}/…: cannot be reached; the release goes on"]
 
 
 @pytest.mark.parametrize(
@@ -201,7 +201,7 @@ def test_a_hook_that_does_not_answer_holds_up_neither_the_release_nor_another_ho
         "the other hook has its events",
         ignoring=(json.JSONDecodeError,),
     )
-    assert notifier.close(0.2) == ["--notify http://127.0.0.1/…: 3 of 3 events did not arrive"]
+    assert notifier.close(0.2) == [f"--notify {server.address}/…: 3 of 3 events did not arrive"]
     assert time.monotonic() - began < SOON
 
 
@@ -223,7 +223,7 @@ def test_events_that_would_wait_for_ever_are_dropped_and_counted(server: Server)
         notifier.send(event())
     server.answer.set()
     assert notifier.close(6 * SOON) == [
-        f"--notify http://127.0.0.1/…: 5 of {WAITING + 6} events did not arrive"
+        f"--notify {server.address}/…: 5 of {WAITING + 6} events did not arrive"
     ]
 
 
@@ -236,4 +236,27 @@ def test_a_warning_that_cannot_be_printed_stops_nothing(server: Server) -> None:
     notifier = Notifier([server.address], closed_terminal)
     for _ in range(2):
         notifier.send(event())
-    assert notifier.close(SOON) == ["--notify http://127.0.0.1/…: 1 of 2 events did not arrive"]
+    assert notifier.close(SOON) == [f"--notify {server.address}/…: 1 of 2 events did not arrive"]
+
+
+def test_a_command_gets_no_tokens_but_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tokens = ("NOMAD_TOKEN", "CONSUL_HTTP_TOKEN", "VLLM_API_KEY", "GITHUB_PAT", "VAULT_SECRET_ID")
+    for name in tokens:
+        monkeypatch.setenv(name, "correct-horse")
+    monkeypatch.setenv("SETTING", "ghp_" + "a1B2" * 9)
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", "http://ann:correct-horse@127.0.0.1:8500")
+    monkeypatch.setenv("VLLMJOBS_NOTIFY", "https://hooks.example.com/correct-horse")
+    monkeypatch.setenv("VLLMJOBS_NOTIFY_TOKEN", "its-own")
+    monkeypatch.setenv("NOMAD_NAMESPACE", "llm")
+    assert notified(f"env >{tmp_path}/env") == ([], [])
+    given = dict(line.split("=", 1) for line in (tmp_path / "env").read_text().splitlines() if "=" in line)
+    assert "correct-horse" not in str(given)
+    assert "SETTING" not in given
+    assert (given["VLLMJOBS_NOTIFY_TOKEN"], given["NOMAD_NAMESPACE"]) == ("its-own", "llm")
+    assert given["PATH"]
+
+
+def test_an_event_with_a_key_in_it_stays_json(tmp_path: Path) -> None:
+    key = "-----BEGIN PRIVATE " + "KEY-----\nMIIE"
+    assert notified(f"cat >{tmp_path}/event", event(f"the words were {key}")) == ([], [])
+    assert json.loads((tmp_path / "event").read_text())["text"] == "the words were …"

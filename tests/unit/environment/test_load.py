@@ -230,3 +230,63 @@ def test_no_file_whatever_it_holds_ends_in_a_traceback(content: bytes) -> None:
     assert isinstance(done.exception, SystemExit), done.exception
     assert (done.exit_code, done.stdout) == (1, "")
     assert done.stderr.startswith(f"{path}:")
+
+
+FOREIGN_YAML = (
+    'root-hash: correct-horse\nmodels: {correct-horse: {model: 1, secret-key-name: x}}\n"correct-horse'
+)
+
+
+@pytest.mark.parametrize("envs", ["envs", "."])
+@pytest.mark.parametrize("form", ["text", "json", "sarif", "github"])
+@pytest.mark.parametrize(
+    "name", ["shadow", "config.yaml", "linked.yaml", "link-to-yaml.yaml", "chained.yaml"]
+)
+@pytest.mark.parametrize("closed", ["", '": 1'])
+def test_a_file_outside_of_the_project_is_not_quoted(
+    tmp_path: Path, envs: str, form: str, name: str, closed: str
+) -> None:
+    project, outside = tmp_path / "project", tmp_path / "outside"
+    (project / envs).mkdir(parents=True)
+    outside.mkdir()
+    (outside / "shadow").write_text(FOREIGN_YAML + closed)
+    (outside / "config.yaml").write_text(FOREIGN_YAML + closed)
+    (project / envs / "linked.yaml").symlink_to(outside / "shadow")
+    (project / envs / "link-to-yaml.yaml").symlink_to(outside / "config.yaml")
+    (outside / "chained.yaml").write_text("extends: shadow\n")
+    base = name if "link" in name else outside / name
+    (project / envs / "case.yaml").write_text(f"extends: {base}\n{SOUND.decode()}")
+    arguments = ["check", "--project", str(project), str(project / envs / "case.yaml"), "--format", form]
+    done = CliRunner().invoke(main, arguments)
+    assert done.exit_code == 1
+    assert "outside of the project" in done.stdout
+    for word in ("correct-horse", "root-hash", "secret-key-name"):
+        assert word not in done.output
+
+
+def test_a_link_that_leads_out_of_the_project_is_not_quoted(tmp_path: Path) -> None:
+    (tmp_path / "shadow").write_text(FOREIGN_YAML)
+    (tmp_path / "config.yaml").write_text(FOREIGN_YAML)
+    (tmp_path / "project/envs").mkdir(parents=True)
+    (tmp_path / "project/envs/a.yaml").symlink_to(tmp_path / "shadow")
+    (tmp_path / "project/envs/b.yaml").symlink_to(tmp_path / "config.yaml")
+    done = CliRunner().invoke(main, ["check", "--project", str(tmp_path / "project")])
+    assert done.stdout.count("outside of the project") == 2
+    assert "correct-horse" not in done.output
+
+
+@pytest.mark.parametrize("name", ["/proc/self/environ", "/dev/zero", "/etc/passwd", "../../../../etc/passwd"])
+def test_what_is_no_yaml_outside_of_the_project_is_not_read(file: Path, name: str) -> None:
+    file.write_bytes(f"extends: {name}\n".encode() + SOUND)
+    (problem,) = refused(file)
+    assert problem.startswith("case.yaml:1:1: extends: ")
+    assert problem.endswith(" stands outside of the project, and is no .yaml file; it is not read")
+
+
+def test_a_sound_file_outside_of_the_project_can_be_extended(tmp_path: Path) -> None:
+    (tmp_path / "base.yaml").write_text("debug: true\n")
+    (tmp_path / "envs").mkdir()
+    (tmp_path / "envs/x").mkdir()
+    own = tmp_path / "envs/x/case.yaml"
+    own.write_bytes(f"extends: {tmp_path}/base.yaml\n".encode() + SOUND)
+    assert read(own).debug
