@@ -10,7 +10,7 @@ import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from pathlib import Path
 from urllib.error import HTTPError
 from urllib.parse import quote, urlencode, urlsplit
@@ -113,7 +113,7 @@ class Bucket:
             except (OSError, HTTPException, ValueError) as error:
                 if not left:
                     host = urlsplit(self.url).hostname  # alone: names and passwords stand beside it
-                    why = error if isinstance(error, OSError) else type(error).__name__
+                    why = type(error).__name__ if isinstance(error, InvalidURL | ValueError) else error
                     raise CacheError(f"{method} {self}/{name} at {host}: {why}") from error
             time.sleep(TRIES - left)
         raise AssertionError

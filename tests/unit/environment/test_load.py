@@ -1,5 +1,6 @@
 """What is said of a file that cannot be an environment. Wrong values: tests/cases/errors."""
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 
 from vllmjobs.cli import main
 from vllmjobs.cli.common import Selection
+from vllmjobs.environment.load import MAX_BYTES
 from vllmjobs.environment.model import Environment
 from vllmjobs.environment.problems import InvalidEnvironmentError
 from vllmjobs.environment.schema import json_schema
@@ -128,8 +130,9 @@ def test_a_file_that_cannot_be_extended_is_named(file: Path, name: str) -> None:
     assert any(problem.startswith("case.yaml:1:1: extends: ") for problem in refused(file))
 
 
-def test_a_file_without_an_end_is_refused(file: Path) -> None:
-    (file.parent / "zero.yaml").symlink_to("/dev/zero")
+def test_a_file_that_is_too_large_is_refused(file: Path) -> None:
+    (file.parent / "zero.yaml").touch()
+    os.truncate(file.parent / "zero.yaml", MAX_BYTES + 1)
     assert refused(file.parent / "zero.yaml") == ["zero.yaml: cannot be read: it is larger than 32 MiB"]
     file.write_bytes(b"extends: zero.yaml\n" + SOUND)
     assert refused(file) == ["case.yaml:1:1: extends: zero.yaml cannot be read: it is larger than 32 MiB"]

@@ -259,7 +259,7 @@ def of_nomad(text: str) -> Any:
         "Instances": [{"ID": text, "Healthy": False, "HealthDescription": text}],
     }  # fmt: skip
     node = {
-        "ID": "0" * 36, "Name": text, "Status": "ready", "SchedulingEligibility": text,
+        "ID": "0" * 36, "Name": text, "Datacenter": text, "Status": "ready", "SchedulingEligibility": text,
         "NodeResources": {"Devices": [device]}, "Meta": {"vllmjobs_gpu_fenced": text},
     }  # fmt: skip
     frame = json.dumps({"Data": base64.b64encode(f"{text}\n{text}\n".encode()).decode()})
