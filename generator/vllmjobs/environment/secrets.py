@@ -33,7 +33,7 @@ _NAME = r"(?P<key>[A-Za-z_][\w.-]*)"
 # `HF_TOKEN=…`, `--api-key=…`, `?token=…`, `Password=…;`.
 _ASSIGNED = rf"(?<![\w.-])(?:--?(?:(?:e|env|set|build-arg)=)?)?{_NAME}\\*[\"']?=(?![=~]){_VALUE}"
 # {"api_key": "…"}, as it stands and escaped in another JSON.
-_JSON = r"\\*[\"'](?P<key>[\w .-]{1,80})\\*[\"'][ \t]*:[ \t]*\\*[\"'](?P<value>[^\n\"']+?)(?=\\*[\"'])"
+_JSON = r"[\"'](?P<key>[\w .-]{1,80})\\*[\"'][ \t]*:[ \t]*\\*[\"'](?P<value>[^\n\"']+?)(?=\\*[\"'])"
 _HEADER = (
     r"(?i)(?<![\w.-])(?P<key>(?:proxy-)?authorization|(?:set-)?cookie|(?:[a-z]+-)+(?:auth|key|secret|sig|token))"
     r"\\*[\"']?:[ \t]*\\*[\"']?"
@@ -44,7 +44,7 @@ _QUERY = r"(?<=[?&;])(?P<key>[\w.%-]+)=(?P<value>[^?&;#\s\"'<>\\]+)"
 _OPTION = rf"(?<![\w-])--?{_NAME}\\*[\"']?(?P<between>[ \t]+|[ \t]*,[ \t]*)(?!\\*[\"']?-){_VALUE}"
 _USER = r"(?<!\S)(?:-u|--user|--proxy-user)[\"']?[ \t=,]+[\"']?[\w.-]+:(?P<value>(?!\d+(?:\s|$))[^\s\"']+)"
 _USERINFO = (
-    r"(?<![A-Za-z0-9])[A-Za-z][A-Za-z0-9+.-]*://"
+    r"(?<=[A-Za-z0-9])://"
     r"(?P<value>(?:[^\s/?#\"'<>\\]|[\"'](?![,:\]}\s]))+)@(?!sha\d)"
 )
 _BEARER = (
@@ -149,7 +149,9 @@ def _spans(text: str, by_name: Callable[[str], Iterator[Span]], depth: int = _DE
     """Yield the places of the secrets of a text, which may overlap; `by_name` finds those with a name."""
     # Escapes of JSON are no part of a word; what stands for them keeps the places.
     text = (
-        re.sub(r"\\+[nrt]", lambda escape: " " * (len(escape[0]) - 1) + "\n", text) if "\\" in text else text
+        re.sub(r"(?<!\\)\\+[nrt]", lambda escape: " " * (len(escape[0]) - 1) + "\n", text)
+        if "\\" in text
+        else text
     )
     shapes = patterns()
     for needle in [needle for needle in shapes if needle in text]:

@@ -126,5 +126,5 @@ def _set(result: DotEnv, name: str, raw: str, mark: Mark, pattern: re.Pattern[st
     if first := result.variables.pop(name, None):
         message = f"{shown(name)} is set again (first on line {first.mark.line}); this one counts"
         result.notes.append(Note(mark, message))
-    named_so = holds_secret(name, value) or looks_secret(value)
+    named_so = holds_secret(name, value or name) or looks_secret(value)
     result.variables[name] = Variable(value, mark, named_so or any(other.secret for other in referred))

@@ -22,12 +22,12 @@ def commands(block: str) -> Iterator[tuple[str, str]]:
 
 
 def run(command: str, folder: Path, env: Mapping[str, str]) -> str:
-    """Run a command as a shell does; return what it printed."""
+    """Run a command as a shell does, and type a word where it asks for one; return what it printed."""
     done = subprocess.run(
         ["bash", "-c", command],
         cwd=folder,
         env=env,
-        stdin=subprocess.DEVNULL,
+        input="typed\n",
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,

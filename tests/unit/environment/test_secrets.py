@@ -281,5 +281,19 @@ def test_json_stays_json_without_its_secrets() -> None:
     }  # fmt: skip
 
 
+HOSTILE = ["a=", "--token ", '"a":', "a-", "://", "Bearer ", "%41", "eyJa.", "\\", "A", "<a>", "key: |\n  a\n",
+           "sk-",           "-----BEGIN PRIVATE " + "KEY-----", "-u a:", "- \n", "@", "authorization ", "key=\"", "${", "a.",
+           "http://a:b@", "'key", "pass", "hooks/"]  # fmt: skip
+
+
+@pytest.mark.parametrize("piece", HOSTILE)
+def test_a_hostile_text_takes_no_time(piece: str) -> None:
+    """Time that grows with the square of a text's length would take minutes here."""
+    text = (
+        piece * (40_000 // len(piece)) + " T3BlbkFJ JQQJ99 NRAL /hooks/ .webhook.office :A key= token: ://@"
+    )
+    hidden(text, "(hidden)")
+
+
 def test_a_secret_is_found_alone() -> None:
     assert found("a HF_TOKEN=x1 b --api-key sesame c") == ["x1", "sesame"]
