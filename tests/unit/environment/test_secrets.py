@@ -281,9 +281,11 @@ def test_json_stays_json_without_its_secrets() -> None:
     }  # fmt: skip
 
 
-HOSTILE = ["a=", "--token ", '"a":', "a-", "://", "Bearer ", "%41", "eyJa.", "\\", "A", "<a>", "key: |\n  a\n",
-           "sk-",           "-----BEGIN PRIVATE " + "KEY-----", "-u a:", "- \n", "@", "authorization ", "key=\"", "${", "a.",
-           "http://a:b@", "'key", "pass", "hooks/"]  # fmt: skip
+HOSTILE = [
+    "a=", "--token ", '"a":', "a-", "://", "Bearer ", "%41", "eyJa.", "\\", "A", "<a>", "key: |\n  a\n",
+    "sk-", "-----BEGIN PRIVATE " + "KEY-----", "-u a:", "- \n", "@", "authorization ", 'key="', "${", "a.",
+    "http://a:b@", "'key", "pass", "hooks/",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("piece", HOSTILE)
