@@ -192,7 +192,7 @@ def _holds_secrets(environment: object) -> bool:
             texts.add(value)
         elif isinstance(value, dict):
             texts.update(value)
-            named.update((key, item) for key, item in value.items() if isinstance(item, str))
+            named.update((key, item) for key, items in value.items() for item in _strings(items))
             left.extend(value.values())
         elif isinstance(value, list):
             lists.add(tuple(item for item in value if isinstance(item, str)))
@@ -212,7 +212,7 @@ def _secrets(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
     elif isinstance(value, dict):
         for key, item in value.items():
             here = (*path, key)
-            if looks_secret(key) or (isinstance(item, str) and _is_named(here, item)):
+            if looks_secret(key) or any(_is_named(here, text) for text in _strings(item)):
                 yield here
             else:
                 yield from _secrets(item, here)
@@ -226,7 +226,14 @@ def _secrets(value: object, path: KeyPath = ()) -> Iterator[KeyPath]:
 
 def _is_named(path: KeyPath, value: str) -> bool:
     """Tell whether a value is a secret by its key; variables have a rule of their own, as have arguments."""
-    inside = path[-2] if len(path) > 1 else None
-    is_argument = inside == "args" and argument_name(str(path[-1])) in SECRET_ARGUMENTS
-    has_its_rule = inside in ("env", "secrets") or is_argument
-    return not has_its_rule and holds_secret(str(path[-1]), value)
+    match path:
+        case ("models", _, "env", _):
+            return False
+        case ("models", _, "args", str() as name) if argument_name(name) in SECRET_ARGUMENTS:
+            return False
+    return holds_secret(str(path[-1]), value)
+
+
+def _strings(value: object) -> list[str]:
+    """Return a string, or those of a list, as one list."""
+    return [one for one in (value if isinstance(value, list) else [value]) if isinstance(one, str)]

@@ -31,6 +31,8 @@ def check(text: str, folder: Path, form: str = "text") -> Result:
         MODEL % f"args: {{model-loader-extra-config: {{aws_secret_access_key: {WORD}}}}}",
         MODEL % f"args: {{model-loader-extra-config: '{{\"aws_secret_access_key\": \"{WORD}\"}}'}}",
         MODEL % f"args: {{kv-transfer-config: {{kv_connector: x, extra: {{password: {WORD}}}}}}}",
+        MODEL % f"args: {{kv-transfer-config: {{kv_connector: x, env: {{API_TOKEN: {WORD}}}}}}}",
+        MODEL % f"args: {{kv-transfer-config: {{kv_connector: x, passwords: [a, {WORD}]}}}}",
         MODEL % f"args: {{kv-transfer-config.extra.password: {WORD}}}",
         MODEL % f"args: {{otlp-traces-endpoint: 'https://x/?api_key={WORD}'}}",
         MODEL % f"entrypoint: [/usr/bin/env, HF_TOKEN={WORD}, vllm, serve]",
