@@ -157,8 +157,10 @@ def test_a_server_that_says_nothing_is_not_waited_for_for_ever(listener: socket.
     )
 
 
-@pytest.mark.parametrize("body", ["<html>", '{"nodes": []}'])
-def test_a_server_that_is_no_nomad_is_told(body: str) -> None:
+@pytest.mark.parametrize(
+    ("body", "why"), [("<html>", "it is no JSON"), ('{"nodes": []}', "Expected `array`, got `object`")]
+)
+def test_a_server_that_is_no_nomad_is_told(body: str, why: str) -> None:
     class Other(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             self.send_response(200)
@@ -169,7 +171,8 @@ def test_a_server_that_is_no_nomad_is_told(body: str) -> None:
 
     with listening(Other) as address:
         said = refusal(NOMAD_ADDR=address)
-    assert said.endswith("answers, but not as Nomad's HTTP API does; is NOMAD_ADDR right?")
+    assert f"answers, but not as Nomad's HTTP API does (nodes: {why}" in said
+    assert said.endswith("; is NOMAD_ADDR right?")
 
 
 @pytest.mark.parametrize(

@@ -247,33 +247,6 @@ def test_before_a_promotion_a_rollback_is_an_abort(life: Life) -> None:
     life.settles_at(life.length)
 
 
-def test_outside_of_a_maintenance_window_a_reason_is_needed_and_what_has_begun_is_gone_on_with(
-    life: Life,
-) -> None:
-    release, new = life.release, life.other
-    never = '{windows: [{schedule: "0 0 29 2 *", duration: 1s}], time_zone: Europe/Berlin}'
-    closed = ("--set", f"maintenance={never}")
-    refused = deploy(release, *closed, max_model_len=new)
-    assert refused.code == 4, refused.said()
-    assert "--now REASON" in refused.stderr
-
-    now = ("--now", "a fix that cannot wait", "--detach")
-    detach = command(release, "deploy", "--job", "vllm", *closed, *now, max_model_len=new)
-    begun = subprocess.run(detach, env=release.sandbox.env, check=True, stdout=subprocess.PIPE, text=True)
-    id = release.sandbox.deployment(release.job)["ID"]
-    assert begun.stdout == f"{id}\n", "and nothing else, for a script"
-
-    another = deploy(release, max_model_len=512)
-    assert another.code == 4, "another change does not push a release aside"
-    assert "vllmjobs abort dev" in another.stderr
-
-    ended = deploy(release, *closed, max_model_len=new)
-    assert ended.code == 0, ended.said()
-    assert ended.kinds()[0] == "resumed"
-    assert running(release) == {life.version: 1}
-    life.settles_at(new)
-
-
 def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(life: Life) -> None:
     """The way back is typed as printed: an abort, which stops the canaries."""
     release = life.release
@@ -305,6 +278,34 @@ def test_ctrl_c_leaves_the_deployment_and_says_how_to_go_on(life: Life) -> None:
     again = run(release, "abort")
     assert again.code == 1, again.said()
     assert "no canaries that wait for a promotion" in again.stderr
+
+
+def test_outside_of_a_maintenance_window_a_reason_is_needed_and_what_has_begun_is_gone_on_with(
+    life: Life,
+) -> None:
+    """The last of this life: its windows stay in force for each later change that names none."""
+    release, new = life.release, life.other
+    never = '{windows: [{schedule: "0 0 29 2 *", duration: 1s}], time_zone: Europe/Berlin}'
+    closed = ("--set", f"maintenance={never}")
+    refused = deploy(release, *closed, max_model_len=new)
+    assert refused.code == 4, refused.said()
+    assert "--now REASON" in refused.stderr
+
+    now = ("--now", "a fix that cannot wait", "--detach")
+    detach = command(release, "deploy", "--job", "vllm", *closed, *now, max_model_len=new)
+    begun = subprocess.run(detach, env=release.sandbox.env, check=True, stdout=subprocess.PIPE, text=True)
+    id = release.sandbox.deployment(release.job)["ID"]
+    assert begun.stdout == f"{id}\n", "and nothing else, for a script"
+
+    another = deploy(release, *closed, *now[:2], max_model_len=512)
+    assert another.code == 4, "another change does not push a release aside"
+    assert "vllmjobs abort dev" in another.stderr
+
+    ended = deploy(release, *closed, max_model_len=new)
+    assert ended.code == 0, ended.said()
+    assert ended.kinds()[0] == "resumed"
+    assert running(release) == {life.version: 1}
+    life.settles_at(new)
 
 
 def test_abort_leaves_the_last_healthy_instance_unless_it_is_forced(release: NewRelease) -> None:
