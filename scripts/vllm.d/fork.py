@@ -3,8 +3,9 @@
 vLLM reads that variable everywhere, but its CPU platform sets it to `spawn`, whatever it was. A forked engine
 core has what its parent has loaded: a start takes 26 seconds of a core, and not 41.
 
-Of a CPU with AMX, a process has to ask for the tiles first (Linux, Documentation/arch/x86/xstate.rst), and its
-children inherit what it got: the forked engine core would end at its first request, with an illegal instruction.
+Of a CPU with AMX, a process has to ask for the tiles first (Linux, Documentation/arch/x86/xstate.rst), and
+its children inherit what it got: else the forked engine core ends at its first request, with an illegal
+instruction.
 """
 
 import sys

@@ -531,7 +531,6 @@ CHANGES = [
     "args={enable-prefix-caching: true, max-num-seqs: 4}",
     "served_name=other",
     "env.GREETING=hello",
-    "env.HF_TOKEN_OF_A_FRIEND=geheim",
     "secrets={HF_TOKEN: nomad/jobs#other}",
     "resources.cpu=400",
     "resources.memory_max=1 GiB",

@@ -9,7 +9,7 @@ import re
 from typing import NamedTuple
 
 from vllmjobs.environment.problems import Mark, Problem
-from vllmjobs.environment.secret_names import holds_secret
+from vllmjobs.environment.secret_names import is_secret_name
 from vllmjobs.environment.secrets import looks_secret
 
 MAX_SHOWN_NAME = 40
@@ -126,5 +126,5 @@ def _set(result: DotEnv, name: str, raw: str, mark: Mark, pattern: re.Pattern[st
     if first := result.variables.pop(name, None):
         message = f"{shown(name)} is set again (first on line {first.mark.line}); this one counts"
         result.notes.append(Note(mark, message))
-    named_so = holds_secret(name, value or name) or looks_secret(value)
+    named_so = is_secret_name(name) or looks_secret(value)  # a placeholder's place is a secret's, too
     result.variables[name] = Variable(value, mark, named_so or any(other.secret for other in referred))

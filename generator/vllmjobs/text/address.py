@@ -8,6 +8,7 @@ _HOST_ALONE = re.compile(
     r"localhost(:\d+)?|[\w-]+(\.[\w-]+)*:\d+|[\w-]+(\.[\w-]+)+|\[[0-9A-Fa-f:.]+\](:\d+)?", re.ASCII
 )
 _PLACE = re.compile(r"([\w.~-]+|\[[0-9A-Fa-f:.]+\])(:\d+)?", re.ASCII)
+_SOCKET = re.compile(r"unix:/(?!/)[^@?#\s]*")
 NOT_SHOWN = "…"
 
 
@@ -18,6 +19,8 @@ def shown_address(address: str, path: bool = True) -> str:
     or `#`, is left out. Without `path`, that is left out too: of a webhook, it is the password.
     """
     scheme, colon, rest = address.strip().partition("://")
+    if _SOCKET.fullmatch(address):  # as Nomad takes it, without the slashes
+        return address
     if not colon:
         return address if _HOST_ALONE.fullmatch(address) else NOT_SHOWN
     scheme = scheme.lower()

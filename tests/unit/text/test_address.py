@@ -51,6 +51,7 @@ def test_no_error_of_a_server_shows_one(address: str) -> None:
         ("https://prometheus.example.com/select/0?x=1", "https://prometheus.example.com/select/0"),
         ("http://[::1]:8500", "http://[::1]:8500"),
         ("unix:///var/run/nomad.sock", "unix:///var/run/nomad.sock"),
+        ("unix:/var/run/nomad.sock", "unix:/var/run/nomad.sock"),
         ("127.0.0.1:4646", "127.0.0.1:4646"),
         ("nomad.example.com", "nomad.example.com"),
         ("ftp://nomad.example.com", "ftp://nomad.example.com"),
