@@ -185,18 +185,26 @@ def _holds_secrets(environment: object) -> bool:
     texts: set[str] = set()
     named: set[tuple[str, str]] = set()
     lists: set[tuple[str, ...]] = set()
-    left = [environment]
+    left: list[object] = [
+        environment
+    ]  # maps and lists; each is looked at once, and most of what they hold is no text
     while left:
         value = left.pop()
-        if isinstance(value, str):
-            texts.add(value)
-        elif isinstance(value, dict):
+        if isinstance(value, dict):
             texts.update(value)
-            named.update((key, item) for key, items in value.items() for item in _strings(items))
-            left.extend(value.values())
+            for key, item in value.items():
+                if isinstance(item, str):
+                    named.add((key, item))
+                elif isinstance(item, list):
+                    named.update((key, text) for text in item if isinstance(text, str))
+                    left.append(item)
+                elif isinstance(item, dict):
+                    left.append(item)
         elif isinstance(value, list):
             lists.add(tuple(item for item in value if isinstance(item, str)))
-            left.extend(value)
+            left.extend(item for item in value if isinstance(item, dict | list))
+    texts.update(item for _, item in named)
+    texts.update(word for words in lists for word in words)
     return (
         any(map(looks_secret, texts))
         or any(holds_secret(key, item) for key, item in named)

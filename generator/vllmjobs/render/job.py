@@ -17,7 +17,8 @@ from vllmjobs.render.hcl import align
 from vllmjobs.render.model_cache import cache_context, cached_models
 from vllmjobs.render.monitoring import prometheus_context
 
-_PLAIN = {str, int, float, bool, type(None), list, tuple, dict}
+_DATA = {str, int, float, bool, type(None), list, tuple, dict}
+_MISSING = object()
 
 
 class Templates(NamedTuple):
@@ -102,11 +103,13 @@ class _Sandbox(ImmutableSandboxedEnvironment):
     Jinja compares each value with nine types and four abstract classes, half of the time of a large job.
     """
 
-    def is_safe_attribute(self, obj: Any, attr: str, value: Any) -> bool:
-        """Tell whether a template may read an attribute; see `jinja2.sandbox.SandboxedEnvironment`."""
-        if type(value) in _PLAIN or isinstance(value, msgspec.Struct):
-            return not attr.startswith("_")
-        return super().is_safe_attribute(obj, attr, value)
+    def getattr(self, obj: Any, attribute: str) -> Any:
+        """Return what a template reads of an object; see `jinja2.sandbox.SandboxedEnvironment`."""
+        if not attribute.startswith("_"):
+            value = getattr(obj, attribute, _MISSING)
+            if type(value) in _DATA or isinstance(value, msgspec.Struct):
+                return value
+        return super().getattr(obj, attribute)
 
 
 @lru_cache(maxsize=2)  # a diff renders many environments, each on two sides
