@@ -4,21 +4,21 @@ A repetition of repetitions that multiply above 1,000 is left to Nomad.
 """
 
 import re
+from functools import cache
 
 MOST_REPEATS = 1000
 _NAMES = "alnum|alpha|ascii|blank|cntrl|digit|graph|lower|print|punct|space|upper|word|xdigit"
-_ESCAPED = re.compile(
+_ESCAPED = (
     r"\\(?:(?P<octal>0[0-7]{0,2}|[1-7][0-7]{1,2})|x(?P<two>[0-9A-Fa-f]{2})|x\{(?P<hex>[0-9A-Fa-f]+)\}"
-    r"|(?P<letter>[afnrtv])|(?P<itself>[^A-Za-z0-9\x80-\U0010ffff]))",
-    re.DOTALL,
+    r"|(?P<letter>[afnrtv])|(?P<itself>[^A-Za-z0-9\x80-\U0010ffff]))"
 )
-_MANY = re.compile(r"\\(?:[dDsSwW]|[pP](?:\{\^?[\w -]+\}|[CLMNPSZ]))")  # a class of characters
-_NAMED = re.compile(rf"\[:\^?(?:{_NAMES}):\]")
-_EDGE = re.compile(r"\\[AbBz]")
-_QUOTED = re.compile(r"\\Q(.*?)(?:\\E|\Z)", re.DOTALL)
-_REPEAT = re.compile(r"[*+?]\??|\{(0|[1-9][0-9]*)(,(0|[1-9][0-9]*)?)?\}\??")
-_GROUP = re.compile(r"\((?:\?P?<[A-Za-z0-9_]+>|\?[imsU]*(?:-[imsU]+)?:)?(?!\?)")
-_FLAGS = re.compile(r"\(\?[imsU]*(?:-[imsU]+)?\)")
+_MANY = r"\\(?:[dDsSwW]|[pP](?:\{\^?[\w -]+\}|[CLMNPSZ]))"  # a class of characters
+_NAMED = rf"\[:\^?(?:{_NAMES}):\]"
+_EDGE = r"\\[AbBz]"
+_QUOTED = r"\\Q(.*?)(?:\\E|\Z)"
+_REPEAT = r"[*+?]\??|\{(0|[1-9][0-9]*)(,(0|[1-9][0-9]*)?)?\}\??"
+_GROUP = r"\((?:\?P?<[A-Za-z0-9_]+>|\?[imsU]*(?:-[imsU]+)?:)?(?!\?)"
+_FLAGS = r"\(\?[imsU]*(?:-[imsU]+)?\)"
 _LETTERS = {"a": "\a", "f": "\f", "n": "\n", "r": "\r", "t": "\t", "v": "\v"}
 
 
@@ -41,15 +41,15 @@ def _read(expression: str) -> None:
     repeated = 0  # the end of the last repetition, which no other may follow
     while at < len(expression):
         character = expression[at]
-        if repeat := _REPEAT.match(expression, at):
+        if repeat := _match(_REPEAT, expression, at):
             if not has_operand or (at and at == repeated):
                 raise _UnreadableError(f"{repeat[0]!r} repeats nothing, or a repetition")
             _bounded(repeat)
             at = repeated = repeat.end()
-        elif flags := _FLAGS.match(expression, at):
+        elif flags := _match(_FLAGS, expression, at):
             at = flags.end()
         elif character == "(":
-            opened = _GROUP.match(expression, at)
+            opened = _match(_GROUP, expression, at)
             if not opened:
                 raise _UnreadableError(
                     f"{expression[at : at + 4]!r} is not in RE2, which has no lookarounds; write it without"
@@ -61,12 +61,22 @@ def _read(expression: str) -> None:
                 break
         elif character == "|":
             at, has_operand = at + 1, False
-        elif quoted := _QUOTED.match(expression, at):
+        elif quoted := _match(_QUOTED, expression, at):
             at, has_operand = quoted.end(), has_operand or bool(quoted[1])
         else:
             at, has_operand = _atom(expression, at), True
     if depth:
         raise _UnreadableError("its parentheses do not match")
+
+
+def _match(pattern: str, expression: str, at: int) -> re.Match[str] | None:
+    return _compiled(pattern).match(expression, at)
+
+
+@cache
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Compile a pattern when it is first needed: few environments have an expression."""
+    return re.compile(pattern, re.DOTALL)
 
 
 def _bounded(repeat: re.Match[str]) -> None:
@@ -80,7 +90,7 @@ def _atom(expression: str, at: int) -> int:
     """Return the end of the character, or the class of characters, at `at`."""
     if expression[at] == "[":
         return _class(expression, at)
-    found = _EDGE.match(expression, at) or _MANY.match(expression, at)
+    found = _match(_EDGE, expression, at) or _match(_MANY, expression, at)
     return found.end() if found else _character(expression, at)[1]
 
 
@@ -88,7 +98,7 @@ def _character(expression: str, at: int) -> tuple[str, int]:
     """Return the character at `at`, which may be escaped, and where it ends."""
     if expression[at] != "\\":
         return expression[at], at + 1
-    found = _ESCAPED.match(expression, at)
+    found = _match(_ESCAPED, expression, at)
     if not found:
         written = expression[at : at + 2]
         what = f"{written!r} is no escape of RE2" if written != "\\" else "a single \\ stands at its end"
@@ -105,7 +115,7 @@ def _class(expression: str, start: int) -> int:
     while at == first or not expression.startswith("]", at):
         if at >= len(expression):
             raise _UnreadableError("a [ is not closed")
-        if many := _NAMED.match(expression, at) or _MANY.match(expression, at):
+        if many := _match(_NAMED, expression, at) or _match(_MANY, expression, at):
             at = many.end()
             continue
         if expression.startswith("[:", at) and ":]" in expression[at + 2 :]:
