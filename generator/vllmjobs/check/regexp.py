@@ -4,7 +4,6 @@ A repetition of repetitions that multiply above 1,000 is left to Nomad.
 """
 
 import re
-from functools import cache
 
 MOST_REPEATS = 1000
 _NAMES = "alnum|alpha|ascii|blank|cntrl|digit|graph|lower|print|punct|space|upper|word|xdigit"
@@ -70,13 +69,8 @@ def _read(expression: str) -> None:
 
 
 def _match(pattern: str, expression: str, at: int) -> re.Match[str] | None:
-    return _compiled(pattern).match(expression, at)
-
-
-@cache
-def _compiled(pattern: str) -> re.Pattern[str]:
-    """Compile a pattern when it is first needed: few environments have an expression."""
-    return re.compile(pattern, re.DOTALL)
+    """Match at a place; `re` compiles and keeps a pattern when it is first needed, which is seldom."""
+    return re.compile(pattern, re.DOTALL).match(expression, at)
 
 
 def _bounded(repeat: re.Match[str]) -> None:

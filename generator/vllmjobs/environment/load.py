@@ -70,7 +70,7 @@ def load_file(path: Path, settings: Sequence[str] = (), files: Files = contents)
     return Loaded(environment, _with_defaults(tree), texts, problems, frozenset(foreign))
 
 
-def _unquoted(problems: list[Problem], foreign: "Foreign") -> list[Problem]:
+def _unquoted(problems: list[Problem], foreign: Foreign) -> list[Problem]:
     """Return the problems without a word of the files outside of the project, which may be anybody's."""
     return [
         Problem(*foreign[one.mark.source], f"{one.mark.source} {_FOREIGN}")

@@ -15,13 +15,13 @@ from vllmjobs.environment.secrets import without_secrets
 from vllmjobs.rollout.model import FAILED, GateRules, Record
 from vllmjobs.text.english import listed as shortened
 from vllmjobs.text.value import Value
+from vllmjobs.text.visible import is_hidden
 
 NOW = "--now REASON deploys it anyway"
 _LONGEST_WORDS = 500  # characters: a record shares the 64 KiB of its Nomad Variable with nineteen others
-# Marks that show nothing and are no format characters: Default_Ignorable_Code_Point of
-# https://unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt, less category C; and Braille's blank.
-_BLANK = {0x034F, 0x115F, 0x1160, 0x17B4, 0x17B5, 0x2800, 0x3164, 0xFFA0, *range(0x180B, 0x1810),
-          *range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0)}  # fmt: skip
+# Marks that show nothing and are not hidden elsewhere: the rest of Default_Ignorable_Code_Point of
+# https://unicode.org/Public/UCD/latest/ucd/DerivedCoreProperties.txt.
+_MARKS = {0x034F, 0x17B4, 0x17B5, *range(0x180B, 0x1810), *range(0xE0100, 0xE01F0)}
 
 
 class RefusedError(UserError):
@@ -215,9 +215,7 @@ def folded(name: str) -> str:
     before, after = "", name
     while before != after:  # what was taken out may have kept two characters from becoming one
         before, after = after, unicodedata.normalize("NFKC", after).casefold()
-        after = "".join(
-            char for char in after if unicodedata.category(char)[0] not in "CZ" and ord(char) not in _BLANK
-        )
+        after = "".join(char for char in after if not (char == " " or is_hidden(char) or ord(char) in _MARKS))
     return after
 
 

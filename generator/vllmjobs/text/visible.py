@@ -13,7 +13,7 @@ def visible(text: str) -> str:
     if text.isascii() and text.isprintable():
         return text
     return "".join(
-        character.encode("unicode_escape").decode("ascii") if _is_hidden(character) else character
+        character.encode("unicode_escape").decode("ascii") if is_hidden(character) else character
         for character in text
     )
 
@@ -33,12 +33,13 @@ def visible_json(text: str) -> str:
     return "\n".join(
         line
         if line.isascii() and line.isprintable()
-        else "".join(_utf16(character) if _is_hidden(character) else character for character in line)
+        else "".join(_utf16(character) if is_hidden(character) else character for character in line)
         for line in text.split("\n")
     )
 
 
-def _is_hidden(character: str) -> bool:
+def is_hidden(character: str) -> bool:
+    """Tell whether nobody sees a character that is not the space, or a terminal obeys it."""
     # https://docs.python.org/3/library/stdtypes.html#str.isprintable: C and Z, but for the space.
     return not character.isprintable() or character in _BLANK or "\ufe00" <= character <= "\ufe0f"
 
