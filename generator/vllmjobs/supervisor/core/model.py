@@ -174,6 +174,7 @@ Phase = Literal[
     "ended",
     "given_up",
 ]
+UP: tuple[Phase, ...] = ("starting", "ready", "sleeping")  # it runs, and nobody has told it to stop
 RUNNING: tuple[Phase, ...] = ("starting", "ready", "sleeping", "leaving", "terminating", "killing")
 OVER: tuple[Phase, ...] = ("ended", "given_up")
 

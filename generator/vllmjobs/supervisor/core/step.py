@@ -184,7 +184,7 @@ class _Turn:
 
     def _probed(self, result: model.Probed) -> None:
         name, one = result.child, self._at(result.child)
-        if one.phase not in ("starting", "ready", "sleeping", "leaving"):
+        if one.phase not in (*model.UP, "leaving"):
             return
         is_new = one.phase in ("starting", "sleeping") and result.serves
         # One that was woken and does not answer makes no progress, whatever it counts.
@@ -234,7 +234,7 @@ class _Turn:
         self.state = replace(self.state, code=code)
         self._log("stopping", None, code=code)
         for child in self.spec.children:
-            if child.is_front and self._at(child.name).phase in ("starting", "ready"):
+            if child.is_front and self._at(child.name).phase in model.UP:
                 self._set(child.name, then="end")  # once the others are over
             else:
                 self._end(child.name, "it was stopped", until)
@@ -272,7 +272,7 @@ class _Turn:
         others = [one for name, one in self.state.children.items() if name not in fronts]
         if all(one.phase in model.OVER for one in others):
             for name in fronts:
-                if self._at(name).phase in ("starting", "ready"):
+                if self._at(name).phase in model.UP:
                     self._set(name, is_planned=True, why="it was stopped")
                     self._terminate(name)
 

@@ -6,7 +6,7 @@ import random
 from dataclasses import dataclass, field, replace
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from vllmjobs.supervisor.core.engines import Engine, settled
@@ -635,6 +635,9 @@ class World:
                 case LogEvent("instance_ready", _, str(name)):
                     self.ready_at[name] = self.now
                     self.was_ready.add(name)
+                case LogEvent("instance_awake", _, str(name)):  # it may have slept before it was ready
+                    self.ready_at.setdefault(name, self.now)
+                    self.was_ready.add(name)
                 case LogEvent("instance_cannot_be_killed", _, str(name)):
                     self.stuck.add(name)
                 case Terminate(name) | Kill(name):
@@ -711,6 +714,8 @@ class World:
     st.booleans(),
     st.integers(0, 120),
 )
+@example(3, 1, 1, False, True, 6)  # a front that seems to sleep is a front all the same
+@example(2751451800, 1, 3, True, False, 68)  # one that slept before it was ready has been ready since
 def test_whatever_happens(
     seed: int, children: int, min_alive: int, is_stubborn: bool, has_front: bool, stop_at: int
 ) -> None:
